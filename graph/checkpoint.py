@@ -1,0 +1,115 @@
+"""One interface to every kind of checkpoint: names → tensors that are read lazily, rows at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketphi.graph.int4 import Int4
+
+CHUNK_BYTES = 1 << 20
+"""How much of a tensor is read at once: small enough to stay in a core's second-level cache."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and stored element type of one tensor (`bf16`, `fp16`, `fp32`, or a GGUF type such as `Q4_0`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Elements in a row: 1 for a vector."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+
+class Checkpoint(ABC):
+    """A model on disk (or generated), never held in memory.
+
+    label:     how the user named it
+    config:    the model's shape
+    tensors:   every tensor of `config.tensors()`, with its stored type
+    """
+
+    label: str
+    config: ModelConfig
+    tensors: Mapping[str, TensorInfo]
+
+    @abstractmethod
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a tensor as float32 [stop - start, …]. Safe to call from several threads."""
+
+    def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
+        """The same rows as the file's own 4-bit blocks of 32, or None where it is stored otherwise."""
+        return None
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""
+        return {}
+
+    def identity(self) -> str:
+        """What tells this checkpoint from another without reading its tensors: for cache keys."""
+        return self.label
+
+    def chunks(self, name: str, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        """Row ranges of about CHUNK_BYTES (as bf16), in order, each a multiple of `multiple` rows but the last."""
+        info = self.tensors[name]
+        step = max(1, CHUNK_BYTES // (2 * info.columns) // multiple) * multiple
+        return ((start, min(start + step, info.rows)) for start in range(0, info.rows, step))
+
+
+def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
+    """Pick the tensors that the config asks for, in its order.
+
+    Raises InputError naming the first one that is missing or has another shape.
+    """
+    picked = {}
+    for name, shape in config.tensors().items():
+        info = tensors.get(name)
+        if info is None:
+            raise InputError(f"{where}: tensor {name!r} is missing (the config asks for {list(shape)})")
+        if info.shape != shape:
+            raise InputError(f"{where}: {name!r} has shape {list(info.shape)}, the config asks for {list(shape)}")
+        picked[name] = info
+    return picked
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open MODEL: a Hugging Face folder, a `.gguf` file, `sample`, or `random:NAME`.
+
+    Raises InputError when there is no such model or it is damaged.
+    """
+    from pocketphi.graph.gguf_file import GgufFile, sample_path
+    from pocketphi.graph.hf_folder import HfFolder
+    from pocketphi.graph.random_weights import RandomWeights
+
+    text = str(model)
+    if text.startswith("random:"):
+        return RandomWeights(text)
+    if text == "sample":
+        return GgufFile(sample_path(), label="sample")
+    path = Path(model)
+    if path.is_dir():
+        return HfFolder(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return GgufFile(path)
+    if path.exists():
+        raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file")
+    raise InputError(
+        f"{text}: no such model; expected a Hugging Face folder, a .gguf file, 'sample', "
+        "or 'random:phi-3-mini-4k' and other published shapes"
+    )

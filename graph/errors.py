@@ -1,0 +1,23 @@
+"""The error families. Each maps to one exit code of the command line."""
+
+
+class PocketphiError(Exception):
+    """Base of every error that pocketphi raises on purpose."""
+
+    exit_code = 3
+
+
+class InputError(PocketphiError):
+    """Bad input: what was expected, what came, where, what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class CheckFailed(PocketphiError):
+    """A verification or a budget was not met. Exit code 1."""
+
+    exit_code = 1
+
+
+class CompilerBug(PocketphiError):
+    """An invariant of ours is broken: nothing the user did wrong. Exit code 3."""

@@ -1,0 +1,137 @@
+"""A Hugging Face folder: `config.json`, tokenizer files, and one or several safetensors shards.
+
+The header of a shard is read here and its rows with `pread`, because safetensors' own reader maps the file: the mapped
+pages of a 7.6 GB checkpoint would then count as resident memory of the compile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketphi.graph.checkpoint import Checkpoint, TensorInfo, check_tensors
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+
+_DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where one tensor lies."""
+
+    file: Path
+    offset: int
+    info: TensorInfo
+    dtype: torch.dtype
+
+
+class HfFolder(Checkpoint):
+    """Reads `Phi3ForCausalLM` folders in bf16, fp16 or fp32; tied and untied embeddings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.label = str(folder)
+        self._folder = folder
+        self.config = ModelConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+        self._stored = {name: s for name, s in self._find_tensors().items()}
+        self.tensors = check_tensors(self.config, {n: s.info for n, s in self._stored.items()}, str(folder))
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        stored = self._stored[name]
+        row = stored.info.columns * stored.dtype.itemsize
+        want = (stop - start) * row
+        buffer = bytearray(want)
+        got = os.preadv(self._descriptor(stored.file), [buffer], stored.offset + start * row)
+        if got != want:
+            raise InputError(f"{stored.file}: ended while reading {name!r}: the file changed during the compile")
+        shape = (stop - start, *stored.info.shape[1:])
+        return torch.frombuffer(buffer, dtype=stored.dtype).view(shape).float()
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        paths = (self._folder / name for name in TOKENIZER_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def identity(self) -> str:
+        files = sorted({s.file for s in self._stored.values()})
+        return json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            return self._files[path]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    def _find_tensors(self) -> dict[str, _Stored]:
+        index = self._folder / "model.safetensors.index.json"
+        single = self._folder / "model.safetensors"
+        if index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise InputError(f"{index}: has no 'weight_map'")
+            shards = {name: _read_header(self._folder / name) for name in sorted(set(weight_map.values()))}
+            for tensor, shard in weight_map.items():
+                if tensor not in shards[shard]:
+                    raise InputError(f"{index}: puts {tensor!r} into {shard}, which does not hold it")
+            return {tensor: shards[shard][tensor] for tensor, shard in weight_map.items()}
+        if single.is_file():
+            return _read_header(single)
+        raise InputError(f"{self._folder}: no model.safetensors and no model.safetensors.index.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a Hugging Face folder holds one") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _read_header(path: Path) -> dict[str, _Stored]:
+    """Parse a safetensors header: u64 length, JSON, then the data (https://github.com/huggingface/safetensors#format)."""
+    if not path.is_file():
+        raise InputError(f"{path}: this shard is missing; download the checkpoint again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise InputError(f"{path}: truncated: {size} bytes, its header alone takes {8 + length}")
+        try:
+            header = json.loads(file.read(length))
+            entries = {n: (str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items() if n != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{path}: not a safetensors file: its header is not valid") from None
+    stored = {}
+    for name, (dtype, shape, begin, end) in entries.items():
+        if 8 + length + end > size:
+            raise InputError(f"{path}: truncated: {size} bytes, but {name!r} ends at {8 + length + end}; download it again")
+        if dtype not in _DTYPES:
+            raise InputError(f"{path}: {name!r} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
+        label, torch_dtype = _DTYPES[dtype]
+        if end - begin != torch.Size(shape).numel() * torch_dtype.itemsize:
+            raise InputError(f"{path}: {name!r} takes {end - begin} bytes, its shape {list(shape)} says otherwise")
+        stored[name] = _Stored(path, 8 + length + begin, TensorInfo(shape, label), torch_dtype)
+    return stored

@@ -1,0 +1,80 @@
+"""The one canonical int4 form, shared by all targets.
+
+Example (block 4 for reading; real blocks are 16 and up), one row of K = 4 values:
+
+    >>> w = torch.tensor([[-8.0, 7.0, 0.0, 1.0]])
+    >>> Int4.pack(torch.tensor([[0, 15, 8, 9]]), torch.tensor([[1.0]])).q
+    tensor([[240, 152]], dtype=torch.uint8)
+
+The first byte holds q[0] = 0 in its low and q[1] = 15 in its high nibble: 15 · 16 + 0 = 240; w = (q - 8) · 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+SYMMETRIC_ZERO = 8
+"""The zero point where none is stored: the middle of 0 … 15."""
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Rows of a matrix in blocks along K: w = (q - zero) · scale.
+
+    q:      uint8 [N, K/2], two values a byte, the first in the low nibble
+    scale:  float32 [N, K/block]; may be negative
+    zero:   uint8 [N, ceil(K/block/2)], packed the same way, or None for symmetric (zero point 8)
+    """
+
+    q: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None = None
+
+    @property
+    def block(self) -> int:
+        return self.q.shape[1] * 2 // self.scale.shape[1]
+
+    @staticmethod
+    def pack(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> Int4:
+        """From unpacked integers 0 … 15: values [N, K], zero [N, K/block] or None."""
+        return Int4(pack_nibbles(values), scale, None if zero is None else pack_nibbles(zero))
+
+    def values(self) -> torch.Tensor:
+        """Unpacked integers: uint8 [N, K]."""
+        return unpack_nibbles(self.q, self.q.shape[1] * 2)
+
+    def zeros(self) -> torch.Tensor | None:
+        """Unpacked zero points: uint8 [N, K/block], or None."""
+        return None if self.zero is None else unpack_nibbles(self.zero, self.scale.shape[1])
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [N, K]."""
+        n, blocks = self.scale.shape
+        zeros = self.zeros()
+        zero = torch.tensor(float(SYMMETRIC_ZERO)) if zeros is None else zeros.float()[..., None]
+        centred = self.values().view(n, blocks, -1).float() - zero
+        return (centred * self.scale[..., None]).view(n, -1)
+
+    @staticmethod
+    def concat(parts: list[Int4]) -> Int4:
+        """Stack rows."""
+        zeros = [p.zero for p in parts if p.zero is not None]
+        if len(zeros) not in (0, len(parts)):
+            raise ValueError("cannot stack symmetric and asymmetric rows")
+        return Int4(torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), torch.cat(zeros) if zeros else None)
+
+
+def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
+    """Integers 0 … 15 [N, M] → uint8 [N, ceil(M/2)], the first of each pair in the low nibble."""
+    values = values.to(torch.uint8)
+    if values.shape[1] % 2:
+        values = torch.nn.functional.pad(values, (0, 1))
+    return values[:, 0::2] | (values[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """uint8 [N, ceil(count/2)] → uint8 [N, count]."""
+    both = torch.stack((packed & 0x0F, packed >> 4), dim=-1)
+    return both.view(packed.shape[0], -1)[:, :count]
