@@ -1,0 +1,178 @@
+"""The `edge::` operator vocabulary: few operators with exact semantics, each with a torch reference and a shape function.
+
+A target lowers these; whatever it emits must compute what the reference here computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pocketphi.graph.int4 import Int4
+
+
+@torch.library.custom_op("edge::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight · x / sqrt(mean(x²) + eps) over the last axis (arXiv:1910.07467, eq. 4). x: float32 [B, S, K]."""
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+
+@rms_norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edge::add_rms_norm", mutates_args=())
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + y), x + y): the residual add and the norm that reads it. x, y: float32 [B, S, K]."""
+    total = x + y
+    return rms_norm(total, weight, eps), total
+
+
+@add_rms_norm.register_fake
+def _(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.custom_op("edge::gated_silu", mutates_args=())
+def gated_silu(gate_up: Tensor) -> Tensor:
+    """up · silu(gate) for gate_up = [gate | up] (SwiGLU, arXiv:2002.05202, eq. 6). float32 [B, S, 2I] → [B, S, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return up * functional.silu(gate)
+
+
+@gated_silu.register_fake
+def _(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+@torch.library.custom_op("edge::attention", mutates_args=())
+def attention(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    position_ids: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int,
+    long_after: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal self-attention with rotary embedding and an appended K/V cache.
+
+    qkv:            float32 [B, S, (H + 2·KV)·D], heads of q, then k, then v
+    k_cache, v_cache: float32 [B, KV, P, D], keys already rotated
+    position_ids:   int64 [B, S], consecutive in a row; position_ids[b, 0] tokens of row b are in the cache
+    cos, sin:       float32 [M, R/2], a row for each position; the first R of D dimensions are rotated, halves paired
+    window:         a query at position p sees keys at positions p - window < j ≤ p; 0 for no window
+    long_after:     LongRoPE: the first `long_after` table rows are the short ones; when a position of the batch reaches
+                    `long_after`, position p reads row p + long_after. 0 for one table
+
+    Returns (out float32 [B, S, H·D], keys [B, KV, P + S, D], values [B, KV, P + S, D]). New keys are written at
+    position_ids[b, 0]. Shorter rows of a batch are padded on the right: their padding is never seen, being in the future
+    of every real query, and later tokens overwrite it.
+    """
+    batch, length, _ = qkv.shape
+    dim = k_cache.shape[-1]
+    q, k, v = qkv.view(batch, length, -1, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+    rows = position_ids
+    if long_after and int(position_ids.max()) >= long_after:
+        rows = rows + long_after
+    q, k = _rotate(q, cos[rows], sin[rows]), _rotate(k, cos[rows], sin[rows])
+    keys, values = _append(k_cache, k, position_ids), _append(v_cache, v, position_ids)
+
+    key_position = torch.arange(keys.shape[2])
+    query_position = position_ids[:, :1] + torch.arange(length)
+    visible = key_position <= query_position[..., None]
+    if window:
+        visible &= key_position > query_position[..., None] - window
+    groups = heads // kv_heads
+    out = functional.scaled_dot_product_attention(
+        q, _repeat(keys, groups), _repeat(values, groups), attn_mask=visible[:, None], scale=scale
+    )
+    return out.transpose(1, 2).reshape(batch, length, -1), keys, values
+
+
+@attention.register_fake
+def _(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    position_ids: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int,
+    long_after: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, kv, past, dim = k_cache.shape
+    length = qkv.shape[1]
+    total = (batch, kv, past + length, dim)
+    return qkv.new_empty(batch, length, heads * dim), k_cache.new_empty(total), v_cache.new_empty(total)
+
+
+@torch.library.custom_op("edge::last_token", mutates_args=())
+def last_token(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """The last real token of each row: float32 [B, S, K] → [B, 1, K].
+
+    attention_mask: int64 [B, T] of past and new tokens (right-padded); position_ids: int64 [B, S]. Row b holds
+    sum(mask[b]) - position_ids[b, 0] real new tokens.
+    """
+    last = (attention_mask.sum(1) - 1 - position_ids[:, 0]).clamp(0, x.shape[1] - 1)
+    return x[torch.arange(x.shape[0]), last][:, None].clone()
+
+
+@last_token.register_fake
+def _(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], 1, x.shape[2])
+
+
+@torch.library.custom_op("edge::matmul_nbits", mutates_args=())
+def matmul_nbits(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """x · Wᵀ with W in the canonical int4 form (`Int4`). x: float32 [B, S, K] → [B, S, N]."""
+    return functional.linear(x, Int4(q, scale, zero).dequantize())
+
+
+@matmul_nbits.register_fake
+def _(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], q.shape[0])
+
+
+@torch.library.custom_op("edge::embedding_nbits", mutates_args=())
+def embedding_nbits(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Rows of an int4 table: int64 [B, S] → float32 [B, S, K]."""
+    flat = ids.reshape(-1)
+    rows = Int4(q[flat], scale[flat], None if zero is None else zero[flat]).dequantize()
+    return rows.view(*ids.shape, -1)
+
+
+@embedding_nbits.register_fake
+def _(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    return scale.new_empty(*ids.shape, q.shape[1] * 2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (arXiv:2104.09864) of the first R dimensions; x [B, H, S, D], cos and sin [B, S, R/2]."""
+    half = cos.shape[-1]
+    cos, sin = torch.cat((cos, cos), -1)[:, None], torch.cat((sin, sin), -1)[:, None]
+    turned, kept = x[..., : 2 * half], x[..., 2 * half :]
+    crossed = torch.cat((-turned[..., half:], turned[..., :half]), -1)
+    return torch.cat((turned * cos + crossed * sin, kept), -1)
+
+
+def _append(cache: Tensor, new: Tensor, position_ids: Tensor) -> Tensor:
+    """Grow the cache [B, KV, P, D] by S rows and write the new ones at each row's own position."""
+    grown = torch.cat((cache, torch.zeros_like(new)), dim=2)
+    at = position_ids[:, :1] + torch.arange(new.shape[2])
+    index = at[:, None, :, None].expand_as(new)
+    return grown.scatter(2, index, new)
+
+
+def _repeat(x: Tensor, groups: int) -> Tensor:
+    batch, kv, length, dim = x.shape
+    return x if groups == 1 else x[:, :, None].expand(batch, kv, groups, length, dim).reshape(batch, -1, length, dim)

@@ -1,0 +1,230 @@
+"""`Program`: one flat FX graph and its lazy weights, runnable in torch after every pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operators
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.recipe import Recipe, materialize
+
+Observer = Callable[[fx.Node, tuple[Any, ...]], None]
+"""Called before a node runs, with its evaluated arguments."""
+
+
+class Weights:
+    """Gives the evaluator its weights: all kept, for a model that fits, or made anew at each use."""
+
+    def __init__(self, recipes: Mapping[str, Recipe], keep: bool) -> None:
+        self._recipes = recipes
+        self._keep = keep
+        self._made: dict[str, dict[str, torch.Tensor]] = {}
+
+    def get(self, target: str) -> torch.Tensor:
+        name, part = split_target(target)
+        made = self._made.get(name)
+        if made is None:
+            made = materialize(self._recipes[name])
+            # q, scale and zero of a weight are asked for one after the other: the last weight is always kept
+            self._made = {**self._made, name: made} if self._keep else {name: made}
+        return made[part]
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """A weight node's target → recipe name and part: `a.weight:scale` → (`a.weight`, `scale`)."""
+    name, _, part = target.partition(":")
+    return name, part
+
+
+@dataclass
+class Program:
+    """A traced model.
+
+    graph:    placeholders are the inputs by their public names (`input_ids` int64 [B, S], `attention_mask` int64 [B, T],
+              `position_ids` int64 [B, S], `past_key_values.N.key|value` float32 [B, KV, P, D]); `get_attr` nodes are
+              weights; the output is a dictionary (`logits` float32 [B, S, V], `present.N.key|value` [B, KV, P + S, D])
+    config:   the model's shape
+    weights:  name → recipe, for every weight that the graph reads
+    """
+
+    graph: fx.Graph
+    config: ModelConfig
+    weights: dict[str, Recipe]
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    @property
+    def outputs(self) -> dict[str, fx.Node]:
+        (result,) = self.graph.output_node().args
+        return dict(result)  # type: ignore[arg-type]
+
+    def operators(self) -> Counter[str]:
+        """How often each operator occurs, under its short name."""
+        return Counter(op_name(node) for node in self.graph.nodes if node.op == "call_function")
+
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], weights: Weights | None = None, observe: Observer | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Evaluate the graph. Unused inputs may be missing; a value is dropped after its last use."""
+        outputs = self.outputs
+        values = evaluate(outputs.values(), inputs, weights or Weights(self.weights, keep=False), observe)
+        return {name: values[node] for name, node in outputs.items()}
+
+    def call(self, target: Callable[..., Any], args: tuple[Any, ...], before: fx.Node) -> fx.Node:
+        """Insert a call before a node, with its shapes inferred."""
+        with self.graph.inserting_before(before):
+            node = self.graph.call_function(target, args)
+        node.meta["val"] = _infer(node)
+        return node
+
+    def weight(self, name: str, recipe: Recipe, before: fx.Node) -> dict[str, fx.Node]:
+        """Nodes that read each part of a weight, which is added to the program if it is new."""
+        self.weights[name] = recipe
+        nodes = {}
+        mode = self.inputs[0].meta["val"].fake_mode
+        for part, spec in recipe.parts.items():
+            with self.graph.inserting_before(before):
+                node = self.graph.get_attr(f"{name}:{part}" if part else name)
+            with mode:
+                node.meta["val"] = torch.empty(spec.shape, dtype=spec.dtype)
+            nodes[part] = node
+        return nodes
+
+    def remove_dead(self) -> int:
+        """Delete what no output needs; returns how many nodes went. Inputs stay: they are the interface."""
+        before = len(self.graph.nodes)
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        used = {split_target(str(node.target))[0] for node in self.graph.nodes if node.op == "get_attr"}
+        self.weights = {name: recipe for name, recipe in self.weights.items() if name in used}
+        return before - len(self.graph.nodes)
+
+    def check(self) -> None:
+        """Raise CompilerBug unless the graph is well-formed and every weight it reads has a recipe."""
+        self.graph.lint()
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                name, part = split_target(str(node.target))
+                if name not in self.weights or part not in self.weights[name].parts:
+                    raise CompilerBug(f"{node.name} reads {node.target!r}, which has no recipe")
+            elif node.op != "output" and "val" not in node.meta:
+                raise CompilerBug(f"{node.name} ({op_name(node)}) has no inferred shape")
+
+    def dump(self) -> str:
+        """The graph as text: one line a node with its shape, then the weights."""
+        lines = []
+        for node in self.graph.nodes:
+            if node.op == "output":
+                lines += [f"return {name} = %{value.name}" for name, value in self.outputs.items()]
+            else:
+                arguments = ", ".join([*map(_show, node.args), *(f"{k}={_show(v)}" for k, v in node.kwargs.items())])
+                lines.append(f"%{node.name}: {_shape(node.meta.get('val'))} = {op_name(node)}({arguments})")
+        lines += ["", *(f"weight {name}: {recipe.describe()}" for name, recipe in self.weights.items())]
+        return "\n".join(lines) + "\n"
+
+
+def evaluate(
+    wanted: Iterable[fx.Node],
+    inputs: Mapping[str, torch.Tensor],
+    weights: Weights,
+    observe: Observer | None = None,
+) -> dict[fx.Node, Any]:
+    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`."""
+    wanted = list(wanted)
+    order = _ancestors(wanted)
+    uses = Counter(arg for node in order for arg in node.all_input_nodes)
+    uses.update(wanted)
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in order:
+            if node.op == "placeholder":
+                values[node] = inputs[str(node.target)]
+            elif node.op == "get_attr":
+                values[node] = weights.get(str(node.target))
+            else:
+                args = fx.map_arg(node.args, values.__getitem__)
+                if observe:
+                    observe(node, args)
+                values[node] = node.target(*args, **fx.map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
+            for arg in node.all_input_nodes:
+                uses[arg] -= 1
+                if not uses[arg]:
+                    del values[arg]
+    return {node: values[node] for node in wanted}
+
+
+def free_inputs(node: fx.Node) -> set[str]:
+    """The names of the program inputs that a value depends on."""
+    return {str(n.target) for n in _ancestors([node]) if n.op == "placeholder"}
+
+
+def op_name(node: fx.Node) -> str:
+    """Short name of what a node does: `aten.mul.Tensor` → `mul`, `edge.attention.default` → `edge.attention`."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "weight"
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, name = target._schema.name.split("::")
+        return name if namespace == "aten" else f"{namespace}.{name}"
+    return getattr(target, "__name__", str(target))
+
+
+def shape_of(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    """The inferred shape of a node's tensor."""
+    return tuple(node.meta["val"].shape)
+
+
+def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are equal for every value of the dynamic sizes."""
+    return len(a) == len(b) and all(_expr(x) == _expr(y) for x, y in zip(a, b))
+
+
+def _expr(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def _ancestors(wanted: list[fx.Node]) -> list[fx.Node]:
+    needed: set[fx.Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    return [node for node in wanted[0].graph.nodes if node in needed] if wanted else []
+
+
+def _infer(node: fx.Node) -> Any:
+    vals = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    fake = next((n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)), None)
+    args, kwargs = vals  # type: ignore[misc]
+    if fake is None:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    with fake:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _show(arg: Any) -> str:
+    if isinstance(arg, fx.Node):
+        return str(arg.target) if arg.op == "get_attr" else f"%{arg.name}"
+    if isinstance(arg, (list, tuple)):
+        return f"[{', '.join(map(_show, arg))}]"
+    return repr(arg)
+
+
+def _shape(val: Any) -> str:
+    if isinstance(val, torch.Tensor):
+        return f"{str(val.dtype).removeprefix('torch.')}[{', '.join(str(_expr(s)) for s in val.shape)}]"
+    if isinstance(val, (tuple, list)):
+        return f"({', '.join(map(_shape, val))})"
+    return type(val).__name__ if val is not None else "?"

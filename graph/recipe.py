@@ -1,0 +1,112 @@
+"""Weights as recipes: where the rows come from and what is done to them. Nothing is computed until rows are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.int4 import Int4
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One tensor that a recipe yields. All parts of a recipe have the same number of rows."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Recipe(Protocol):
+    """A weight that is made when it is asked for.
+
+    parts: what it yields: `""` for a plain tensor; `q`, `scale` and perhaps `zero` for a quantized one.
+    """
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]: ...
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Row ranges that cover the weight in order, each small enough to compute in a core's cache."""
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """All parts of rows [start, stop). Safe to call from several threads."""
+
+    def describe(self) -> str:
+        """One readable line for dumps: source and steps."""
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """A checkpoint tensor as float32, unchanged."""
+
+    checkpoint: Checkpoint = field(repr=False)
+    tensor: str
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return {"": PartSpec(self.checkpoint.tensors[self.tensor].shape, torch.float32)}
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return self.checkpoint.chunks(self.tensor)
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return {"": self.checkpoint.read(self.tensor, start, stop)}
+
+    def describe(self) -> str:
+        return f"{self.tensor} [{self.checkpoint.tensors[self.tensor].dtype}] → float32"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor known at compile time, such as a rotary table."""
+
+    value: torch.Tensor = field(repr=False)
+    origin: str
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return {"": PartSpec(tuple(self.value.shape), self.value.dtype)}
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, self.value.shape[0])] if self.value.ndim else [(0, 1)])
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return {"": self.value[start:stop] if self.value.ndim else self.value}
+
+    def describe(self) -> str:
+        return f"constant from {self.origin}"
+
+
+def materialize(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The whole weight, all parts: for running in torch; a target streams chunks instead."""
+    pieces = [recipe.read(start, stop) for start, stop in recipe.chunks()]
+    return {part: torch.cat([p[part] for p in pieces]) if pieces[0][part].ndim else pieces[0][part] for part in recipe.parts}
+
+
+def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool) -> dict[str, PartSpec]:
+    """The parts of an int4 weight [N, K]; see `Int4`."""
+    rows, columns = shape
+    blocks = columns // block
+    parts = {
+        "q": PartSpec((rows, columns // 2), torch.uint8),
+        "scale": PartSpec((rows, blocks), torch.float32),
+    }
+    if not symmetric:
+        parts["zero"] = PartSpec((rows, -(-blocks // 2)), torch.uint8)
+    return parts
+
+
+def as_parts(weight: Int4) -> dict[str, torch.Tensor]:
+    """An `Int4` as the parts of a recipe."""
+    parts = {"q": weight.q, "scale": weight.scale}
+    if weight.zero is not None:
+        parts["zero"] = weight.zero
+    return parts

@@ -1,0 +1,233 @@
+"""Before: packed projection → slices → heads → rotary embedding → concatenation with the cache → repeated K/V heads →
+`scaled_dot_product_attention(…, mask)` → heads merged.  After: `edge.attention(qkv, k_cache, v_cache, position_ids, cos, sin, …)`.
+
+The rotary tables and the mask are not matched but run: the traced subgraph that makes them is evaluated on chosen
+inputs, and the result becomes the table, or is compared with what `edge.attention` would see. So default and long rotary
+embeddings, partial ones, and sliding windows need no pattern of their own, and anything else is refused with its reason.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, same_sizes, shape_of
+from pocketphi.graph.recipe import Constant
+from pocketphi.passes.base import Pass, PassReport
+from pocketphi.passes.pattern import Bound, OneOf, Pattern, Var, op
+
+aten = torch.ops.aten
+_VIEWS = (aten.view.default, aten.reshape.default)
+_TO_END = Var("_end", lambda v: isinstance(v, int) and v > 0)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Rotary tables [M, R/2]; long_after > 0 where the rows of the short ones come first."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    long_after: int
+
+
+class Refused(ValueError):
+    """Why an attention cannot be expressed as `edge.attention`."""
+
+
+class FuseAttention(Pass):
+    """Fuses every scaled dot-product attention that is causal self-attention over a K/V cache."""
+
+    name = "fuse-attention"
+
+    def __init__(self, context: int | None = None) -> None:
+        """context: how many positions the rotary tables cover; the model's own maximum if None."""
+        self.context = context
+
+    def rewrite(self, program: Program, report: PassReport) -> None:
+        pattern = _pattern()
+        tables: dict[tuple[fx.Node, fx.Node], _Tables] = {}
+        windows: dict[fx.Node, int] = {}
+        inputs = {str(node.target): node for node in program.inputs}
+        for node in list(program.graph.nodes):
+            if node.target is not aten.scaled_dot_product_attention.default:
+                continue
+            merged = _merged(node)
+            found = pattern.match(node)
+            if not found or merged is None:
+                report.refuse(node.name, "the operators around it are not a packed projection, heads, rotary and cache")
+                continue
+            try:
+                rope, mask = (found["cos"], found["sin"]), _mask_of(node)
+                if rope not in tables:
+                    tables[rope] = _rotary_tables(program, *rope, self.context or program.config.max_position)
+                if mask not in windows:
+                    windows[mask] = _window(program, mask)
+                self._fuse(program, node, merged, found, tables[rope], windows[mask], inputs["position_ids"])
+                report.applied["attention"] += 1
+            except Refused as reason:
+                report.refuse(node.name, str(reason))
+
+    @staticmethod
+    def _fuse(
+        program: Program, sdpa: fx.Node, merged: fx.Node, found: Bound, tables: _Tables, window: int, positions: fx.Node
+    ) -> None:
+        qkv = found["qkv"]
+        heads, kv_heads, dim = _head_counts(found)
+        scale = sdpa.kwargs.get("scale", dim**-0.5)
+        after = qkv.next
+        cos, sin = (
+            program.weight(f"rope.{kind}", Constant(table, f"traced rotary {kind}"), before=after)[""]
+            for kind, table in (("cos", tables.cos), ("sin", tables.sin))
+        )
+        arguments = (qkv, found["past_k"], found["past_v"], positions, cos, sin)
+        arguments += (heads, kv_heads, scale, window, tables.long_after)
+        # right behind the projection: the caches that go out have earlier readers than the attention itself
+        fused = program.call(torch.ops.edge.attention.default, arguments, before=after)
+        for index, old in enumerate((merged, found["keys"], found["values"])):
+            old.replace_all_uses_with(program.call(operator.getitem, (fused, index), before=after))
+
+
+def _pattern() -> Pattern:
+    qkv = Var("qkv")
+    cos = op(aten.unsqueeze.default, Var("cos"), 1)
+    sin = op(aten.unsqueeze.default, Var("sin"), 1)
+    q = _rotary(_heads(qkv, "q"), cos, sin)
+    k = _rotary(_heads(qkv, "k"), cos, sin)
+    keys = op(aten.cat.default, [Var("past_k", _is_input), k], 2, name="keys")
+    values = op(aten.cat.default, [Var("past_v", _is_input), _heads(qkv, "v")], 2, name="values")
+    return op(aten.scaled_dot_product_attention.default, q, _shared(keys), _shared(values))
+
+
+def _heads(qkv: Pattern, name: str) -> Pattern:
+    """[B, S, …] → [B, heads, S, D]; binds the slice's bounds and the heads' node."""
+    part = op(aten.slice.Tensor, qkv, 2, Var(f"{name}_start"), Var(f"{name}_stop"))
+    return op(aten.transpose.int, op(_VIEWS, part), 1, 2, name=name)
+
+
+def _rotary(x: Pattern, cos: Pattern, sin: Pattern) -> Pattern:
+    """x · cos + rotate_half(x) · sin, over all dimensions of a head or the first R."""
+
+    def turned(part: Pattern) -> Pattern:
+        upper = op(aten.neg.default, op(aten.slice.Tensor, part, 3, Var("half"), _TO_END))
+        crossed = op(aten.cat.default, [upper, op(aten.slice.Tensor, part, 3, 0, Var("half"))], -1)
+        straight = op(aten.mul.Tensor, part, cos, commutes=True)
+        return op(aten.add.Tensor, straight, op(aten.mul.Tensor, crossed, sin, commutes=True), commutes=True)
+
+    partial = turned(op(aten.slice.Tensor, x, 3, 0, Var("rotary_dim")))
+    rest = op(aten.slice.Tensor, x, 3, Var("rotary_dim"), _TO_END)
+    return OneOf(turned(x), op(aten.cat.default, [partial, rest], -1))
+
+
+def _shared(cache: Pattern) -> Pattern:
+    """The cache itself, or each of its heads repeated for a group of query heads."""
+    return OneOf(cache, op(_VIEWS, op(aten.expand.default, op(aten.unsqueeze.default, cache, 2))))
+
+
+def _is_input(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "placeholder"
+
+
+def _merged(sdpa: fx.Node) -> fx.Node | None:
+    """The node that merges the heads of the output again: transpose, then reshape."""
+    for target in ((aten.transpose.int,), _VIEWS):
+        users = list(sdpa.users)
+        if len(users) != 1 or users[0].target not in target:
+            return None
+        sdpa = users[0]
+    return sdpa
+
+
+def _mask_of(sdpa: fx.Node) -> fx.Node:
+    mask = sdpa.args[3] if len(sdpa.args) > 3 else sdpa.kwargs.get("attn_mask")
+    if not isinstance(mask, fx.Node):
+        raise Refused("it has no mask")
+    if len(sdpa.args) > 4 or any(sdpa.kwargs.get(key) for key in ("dropout_p", "is_causal", "enable_gqa")):
+        raise Refused("it has dropout, or a mask beside its own causal one")
+    return mask
+
+
+def _head_counts(found: Bound) -> tuple[int, int, int]:
+    """(heads, kv_heads, head_dim), after checking that q, k and v tile the packed projection."""
+    heads, dim = (int(size) for size in (shape_of(found["q"])[1], shape_of(found["q"])[3]))
+    kv_heads = int(shape_of(found["k"])[1])
+    bounds = [0, heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim]
+    width = int(shape_of(found["qkv"])[2])
+    came = [found["q_start"], found["q_stop"], found["k_start"], found["k_stop"], found["v_start"]]
+    if came != [bounds[0], bounds[1], bounds[1], bounds[2], bounds[2]] or bounds[3] != width:
+        raise Refused(f"q, k and v do not tile the {width} columns of the projection in this order")
+    if not same_sizes(shape_of(found["k"]), shape_of(found["v"])):
+        raise Refused("keys and values have different heads")
+    return heads, kv_heads, dim
+
+
+def _rotary_tables(program: Program, cos: fx.Node, sin: fx.Node, positions: int) -> _Tables:
+    """Run the traced rotary subgraph on every position."""
+    other = (free_inputs(cos) | free_inputs(sin)) - {"position_ids"}
+    if other:
+        raise Refused(f"the rotary embedding depends on {sorted(other)}, not on position_ids alone")
+    weights = Weights(program.weights, keep=True)
+
+    def table(length: int) -> list[torch.Tensor]:
+        rows = evaluate([cos, sin], {"position_ids": torch.arange(length)[None]}, weights)
+        found = [rows[node][0] for node in (cos, sin)]
+        half = found[0].shape[1] // 2
+        if any(not torch.equal(t[:, :half], t[:, half:]) for t in found):
+            raise Refused("the two halves of the rotary table differ")
+        return [t[:, :half].contiguous() for t in found]
+
+    full = table(positions)
+    long_rope = program.config.long_rope
+    original = long_rope.original_max_position if long_rope else 0
+    if original and positions > original:
+        short = table(original)
+        return _Tables(*(torch.cat(pair) for pair in zip(short, full)), long_after=original)
+    if not torch.equal(table(1)[0], full[0][:1]):
+        raise Refused("the rotary embedding of a position depends on the other positions")
+    return _Tables(*full, long_after=0)
+
+
+def _window(program: Program, mask: fx.Node) -> int:
+    """Run the traced mask and compare it with causal ∧ window ∧ padding; returns the window, 0 for none."""
+    longest = program.config.max_position
+    row = _run_mask(program, mask, length=1, past=longest)[0, 0, 0]
+    seen = int(row.sum())
+    window = 0 if seen == longest + 1 else seen
+    probes = [(1, longest), (5, 7), (9, 0)]
+    if window:
+        probes += [(4, max(window - 2, 0)), (3, window + 1)] + ([(window + 3, 0)] if window < 4096 else [])
+    for length, past in probes:
+        padding = torch.ones(1, past + length, dtype=torch.int64)
+        padding[0, (past + length) // 3] = 0
+        came = _run_mask(program, mask, length, past, padding)
+        if not torch.equal(came, _expected_mask(length, past, window, padding)):
+            raise Refused(f"its mask for {length} tokens after {past} is not causal with a window of {window or 'any size'}")
+    return window
+
+
+def _expected_mask(length: int, past: int, window: int, padding: torch.Tensor) -> torch.Tensor:
+    query, key = past + torch.arange(length)[:, None], torch.arange(past + length)[None]
+    visible = (key <= query) & padding[:, None, None].bool()
+    return visible & (key > query - window) if window else visible
+
+
+def _run_mask(
+    program: Program, mask: fx.Node, length: int, past: int, padding: torch.Tensor | None = None
+) -> torch.Tensor:
+    config = program.config
+    inputs: Mapping[str, torch.Tensor] = {
+        "input_ids": torch.zeros(1, length, dtype=torch.int64),
+        "attention_mask": torch.ones(1, past + length, dtype=torch.int64) if padding is None else padding,
+        "position_ids": torch.arange(past, past + length)[None],
+    }
+    # only the size of a cache matters: zeros that take no memory
+    cache = torch.zeros(1).expand(1, config.kv_heads, past, config.head_dim)
+    caches = {str(node.target): cache for node in program.inputs if str(node.target).startswith("past_key_values.")}
+    result = evaluate([mask], {**inputs, **caches}, Weights(program.weights, keep=True))[mask]
+    if result.dtype is not torch.bool:
+        raise Refused(f"its mask is {result.dtype}, expected bool")
+    return result

@@ -1,0 +1,36 @@
+"""Before: `weight · (x · rsqrt(mean(x², -1) + eps))`.  After: `edge.rms_norm(x, weight, eps)`."""
+
+from __future__ import annotations
+
+import torch
+
+from pocketphi.graph.program import Program
+from pocketphi.passes.base import Pass, PassReport
+from pocketphi.passes.pattern import Op, Var, op
+
+aten = torch.ops.aten
+
+
+def _pattern() -> Op:
+    x = Var("x")
+    mean = op(aten.mean.dim, op(aten.pow.Tensor_Scalar, x, 2), [-1], True)
+    inverse = op(aten.rsqrt.default, op(aten.add.Tensor, mean, Var("eps", lambda v: isinstance(v, float))))
+    is_weight = Var("weight", lambda v: getattr(v, "op", None) == "get_attr")
+    return op(aten.mul.Tensor, is_weight, op(aten.mul.Tensor, x, inverse, commutes=True), commutes=True)
+
+
+class FuseRmsNorm(Pass):
+    """Finds root-mean-square norms as transformers spells them."""
+
+    name = "fuse-rms-norm"
+
+    def rewrite(self, program: Program, report: PassReport) -> None:
+        pattern = _pattern()
+        for node in list(program.graph.nodes):
+            found = pattern.match(node)
+            if found:
+                fused = program.call(
+                    torch.ops.edge.rms_norm.default, (found["x"], found["weight"], found["eps"]), before=node
+                )
+                node.replace_all_uses_with(fused)
+                report.applied["rms_norm"] += 1

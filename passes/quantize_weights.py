@@ -1,0 +1,113 @@
+"""Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`.
+
+Only the graph and the recipes change: nothing is read or computed here. A weight that both the embedding and the head
+read (tied) stays one weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.int4 import Int4
+from pocketphi.graph.program import Program, shape_of
+from pocketphi.graph.recipe import FloatWeight, PartSpec, as_parts, int4_parts
+from pocketphi.passes.base import Pass, PassReport
+from pocketphi.passes.quantizers import Quantizer
+
+aten = torch.ops.aten
+BLOCKS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A float weight [N, K], quantized row by row when it is read.
+
+    importance: float32 [K], how much an error in each column matters, or None for all alike
+    """
+
+    source: FloatWeight
+    quantizer: Quantizer
+    importance: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        rows, columns = self.source.parts[""].shape
+        return int4_parts((rows, columns), self.quantizer.block, self.quantizer.symmetric)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return self.source.checkpoint.chunks(self.source.tensor)
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return as_parts(self.quantize(start, stop))
+
+    def quantize(self, start: int, stop: int) -> Int4:
+        """Rows [start, stop) in the canonical form. Raises InputError where they are not finite."""
+        return self.quantizer.quantize_rows(self.source, start, stop, self.importance)
+
+    def describe(self) -> str:
+        weighted = "" if self.importance is None else ", weighted by activations"
+        return f"{self.source.describe()} → {self.quantizer.describe()}{weighted}"
+
+
+class QuantizeWeights(Pass):
+    """int4 for every linear layer, the head and the embedding."""
+
+    name = "quantize-weights"
+
+    def __init__(self, quantizer: Quantizer, importance: Mapping[str, torch.Tensor] | None = None) -> None:
+        """importance: weight name → float32 [K], from calibration."""
+        self.quantizer = quantizer
+        self.importance = importance or {}
+
+    def rewrite(self, program: Program, report: PassReport) -> None:
+        for node in list(program.graph.nodes):
+            if node.target is aten.linear.default:
+                self._linear(program, node, report)
+            elif node.target is aten.embedding.default:
+                self._embedding(program, node, report)
+
+    def _linear(self, program: Program, node: fx.Node, report: PassReport) -> None:
+        if len(node.args) > 2:
+            report.refuse(node.name, "it has a bias")
+            return
+        parts = self._quantized(program, node, node.args[1], report)
+        if parts:
+            made = program.call(torch.ops.edge.matmul_nbits.default, (node.args[0], *parts), before=node)
+            node.replace_all_uses_with(made)
+            report.applied["matmul_nbits"] += 1
+
+    def _embedding(self, program: Program, node: fx.Node, report: PassReport) -> None:
+        parts = self._quantized(program, node, node.args[0], report)
+        if parts:
+            made = program.call(torch.ops.edge.embedding_nbits.default, (node.args[1], *parts), before=node)
+            node.replace_all_uses_with(made)
+            report.applied["embedding_nbits"] += 1
+
+    def _quantized(self, program: Program, node: fx.Node, weight: Any, report: PassReport) -> list[fx.Node | None] | None:
+        """Nodes of q, scale and zero; None where the weight cannot be quantized."""
+        name = str(weight.target)
+        recipe = program.weights[name] if weight.op == "get_attr" else None
+        if isinstance(recipe, Int4Weight):  # tied, and already done for its other reader
+            recipe = recipe.source
+        if not isinstance(recipe, FloatWeight):
+            report.refuse(node.name, f"{name} is not a weight of the checkpoint")
+            return None
+        columns = int(shape_of(weight)[1])
+        check_block(name, columns, self.quantizer.block)
+        made = Int4Weight(recipe, self.quantizer, self.importance.get(name))
+        nodes = program.weight(name, made, before=node)
+        return [nodes["q"], nodes["scale"], nodes.get("zero")]
+
+
+def check_block(name: str, columns: int, block: int) -> None:
+    """Raise InputError unless `block` divides K, offering the blocks that do."""
+    if columns % block:
+        fitting = [str(b) for b in BLOCKS if columns % b == 0]
+        choice = f"choose --block {' or '.join(fitting)}" if fitting else "no block size fits"
+        raise InputError(f"{name}: K={columns} is not a multiple of block {block}; {choice}")

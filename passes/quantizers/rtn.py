@@ -1,0 +1,37 @@
+"""Round to nearest: the scale comes from each block's extreme values alone."""
+
+from __future__ import annotations
+
+import torch
+
+from pocketphi.graph.int4 import Int4
+from pocketphi.passes.quantizers.base import Quantizer
+
+_TINY = 1e-30  # below this a block counts as zero: its reciprocal would overflow
+
+
+class RoundToNearest(Quantizer):
+    """Symmetric: the value of largest magnitude maps to -8, so scale = value / -8, of either sign (as ONNX Runtime's own
+    quantizer and ggml's Q4_0 do): one more level than scale = max|w| / 7 gives. The opposite extreme clips by at most one
+    step. Asymmetric: 0 … 15 spans min … max with zero included."""
+
+    name = "rtn"
+
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Int4:
+        blocks = w.view(w.shape[0], -1, self.block)
+        low, high = torch.aminmax(blocks, dim=-1, keepdim=True)
+        if self.symmetric:
+            scale = torch.where(high > -low, high, low) / -8
+            q = blocks.mul(_reciprocal(scale)).round_().add_(8).clamp_(0, 15)
+            return Int4.pack(q.view(w.shape), scale[..., 0])
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = (high - low) / 15
+        inverse = _reciprocal(scale)
+        zero = (-low * inverse).round_().clamp_(0, 15)
+        q = blocks.mul(inverse).round_().add_(zero).clamp_(0, 15)
+        return Int4.pack(q.view(w.shape), scale[..., 0], zero[..., 0])
+
+
+def _reciprocal(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale, and 0 for a block of zeros."""
+    return torch.where(scale.abs() > _TINY, scale.reciprocal(), 0.0)
