@@ -51,7 +51,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a tensor as float32 [stop - start, …]. Safe to call from several threads."""
+        """Rows [start, stop) of a tensor [stop - start, …] in its stored float type, or float32 where it is packed.
+
+        Safe to call from several threads.
+        """
 
     def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
         """The same rows as the file's own 4-bit blocks of 32, or None where it is stored otherwise."""

@@ -61,7 +61,7 @@ class HfFolder(Checkpoint):
         if got != want:
             raise InputError(f"{stored.file}: ended while reading {name!r}: the file changed during the compile")
         shape = (stop - start, *stored.info.shape[1:])
-        return torch.frombuffer(buffer, dtype=stored.dtype).view(shape).float()
+        return torch.frombuffer(buffer, dtype=stored.dtype).view(shape)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         paths = (self._folder / name for name in TOKENIZER_FILES)

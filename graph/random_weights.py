@@ -107,11 +107,11 @@ class RandomWeights(Checkpoint):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         info = self.tensors[name]
         if len(info.shape) == 1:
-            return (1 + 0.1 * self._normal(name, 0, info.rows))[start:stop].bfloat16().float()
+            return (1 + 0.1 * self._normal(name, 0, info.rows))[start:stop].bfloat16()
         first = start // _ROWS
         groups = [self._normal(name, group, _ROWS, info.columns) for group in range(first, -(-stop // _ROWS))]
         rows = torch.cat(groups)[start - first * _ROWS : stop - first * _ROWS]
-        return (rows * 0.02).bfloat16().float()
+        return (rows * 0.02).bfloat16()
 
     def _normal(self, name: str, group: int, *shape: int) -> torch.Tensor:
         seed = zlib.crc32(f"{self._seed}/{name}/{group}".encode())

@@ -58,7 +58,7 @@ class FloatWeight:
         return self.checkpoint.chunks(self.tensor)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {"": self.checkpoint.read(self.tensor, start, stop)}
+        return {"": self.checkpoint.read(self.tensor, start, stop).float()}
 
     def describe(self) -> str:
         return f"{self.tensor} [{self.checkpoint.tensors[self.tensor].dtype}] → float32"

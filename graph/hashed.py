@@ -1,0 +1,41 @@
+"""A checkpoint that takes the SHA-256 of what is read, on the way: the source is read once, and known by its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import torch
+
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.int4 import Int4
+
+
+class HashedCheckpoint(Checkpoint):
+    """Wraps a checkpoint. A tensor's digest is complete once its rows have been read in order, first to last."""
+
+    def __init__(self, inner: Checkpoint) -> None:
+        self._inner = inner
+        self.label, self.config, self.tensors = inner.label, inner.config, inner.tensors
+        self.tokenizer_files, self.identity = inner.tokenizer_files, inner.identity  # type: ignore[method-assign]
+        self._next = dict.fromkeys(inner.tensors, 0)
+        self._hashes = {name: hashlib.sha256() for name in inner.tensors}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        rows = self._inner.read(name, start, stop)
+        with self._lock:
+            in_order = self._next[name] == start
+            if in_order:
+                self._next[name] = stop
+        if in_order:
+            self._hashes[name].update(rows.contiguous().view(torch.uint8).numpy())
+        return rows
+
+    def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
+        return self._inner.read_int4(name, start, stop)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of each tensor that has been read whole, as stored (dequantized where packed)."""
+        read = (name for name, info in self.tensors.items() if self._next[name] == info.rows)
+        return {name: self._hashes[name].hexdigest() for name in read}

@@ -1,0 +1,10 @@
+"""ONNX Runtime Mobile: `model.onnx` + `model.onnx.data`, for onnxruntime and onnxruntime-genai on iOS, Android and desktops.
+
+lower.py    Program → ONNX graph: one small rule for each operator
+package.py  files: weights streamed to planned offsets, genai_config.json, the single-file .ort
+lint.py     what ONNX Runtime would run on a slow path
+host.py     runs the saved files here: plain onnxruntime, and onnxruntime-genai
+
+int4 matrices are `com.microsoft.MatMulNBits`, whose layout is the canonical one; attention is `GroupQueryAttention` with
+rotary embedding and a cache that past and present share.
+"""

@@ -1,0 +1,310 @@
+"""Program → ONNX: one rule for each operator. Weights are placed by name only; `package.py` streams their bytes.
+
+Longer than a rule file should be only because every operator of the vocabulary has its rule here, side by side.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import fx
+
+from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.program import Program, op_name, shape_of, split_target
+from pocketphi.graph.recipe import PartSpec
+
+OPSET = 21
+IR_VERSION = 10
+MS = "com.microsoft"
+INT8_ACTIVATIONS = 4
+"""MatMulNBits accuracy level: 0 computes in float32, 4 with activations rounded to int8 in blocks (three times faster)."""
+
+_TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torch.int64: TensorProto.INT64}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An initializer that is a part of a weight. Its ONNX shape may differ from the canonical one, its bytes do not.
+
+    target: recipe name and part, as `split_target` reads it; two initializers may share one (a tied embedding and head)
+    """
+
+    name: str
+    target: str
+    shape: tuple[int, ...]
+    spec: PartSpec
+
+
+@dataclass
+class Lowered:
+    """The pieces of an ONNX graph. The bytes of `weights` are not here: they lie in the data file."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    weights: list[Placed] = field(default_factory=list)
+
+    def to_model(self, initializers: Sequence[onnx.TensorProto], producer_version: str) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self.nodes, "pocketphi", self.inputs, self.outputs, [*self.constants, *initializers]
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MS, 1)]
+        return helper.make_model(
+            graph,
+            opset_imports=opsets,
+            ir_version=IR_VERSION,
+            producer_name="pocketphi",
+            producer_version=producer_version,
+        )
+
+
+def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS) -> Lowered:
+    """Lower a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
+    emitter = _Emitter(program, accuracy_level)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            rule = _RULES.get(op_name(node))
+            if rule is None:
+                raise CompilerBug(f"no ONNX rule for {op_name(node)} ({node.name})")
+            rule(emitter, node)
+    emitter.finish()
+    return emitter.lowered
+
+
+class _Emitter:
+    """Names values and collects nodes. A value of the graph has one ONNX name, or one for each item of a tuple."""
+
+    def __init__(self, program: Program, accuracy_level: int) -> None:
+        self.program = program
+        self.accuracy_level = accuracy_level
+        self.lowered = Lowered()
+        self.names: dict[fx.Node, Any] = {}
+        self._shared: dict[str, str] = {}
+        self._outputs = {node: name for name, node in program.outputs.items()}
+
+    def name(self, node: Any) -> str:
+        """The ONNX name of a value; a weight is placed at its first use."""
+        if node.op == "placeholder":
+            return str(node.target)
+        if node.op == "get_attr":
+            return self.weight(node)
+        return str(self.names[node])
+
+    def weight(self, node: fx.Node, shape: Sequence[int] | None = None) -> str:
+        """Place a weight at its first use, if asked under another shape of as many elements."""
+        target = str(node.target)
+        recipe, part = split_target(target)
+        spec = self.program.weights[recipe].parts[part]
+        wanted = tuple(spec.shape if shape is None else shape)
+        same = [placed for placed in self.lowered.weights if placed.target == target]
+        for placed in same:
+            if placed.shape == wanted:
+                return placed.name
+        name = target.replace(":", ".") + (f".{len(wanted)}d" if same else "")
+        self.lowered.weights.append(Placed(name, target, wanted, spec))
+        return name
+
+    def emit(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> str:
+        """Add a node named for its first output; returns that output."""
+        node = helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], domain=domain, **attributes)
+        self.lowered.nodes.append(node)
+        return outputs[0]
+
+    def result(self, node: fx.Node) -> str:
+        """Name a value: a program output by its public name."""
+        self.names[node] = self._outputs.get(node, node.name)
+        return str(self.names[node])
+
+    def constant(self, name: str, value: Any, dtype: Any = np.int64) -> str:
+        if name not in self._shared:
+            self._shared[name] = name
+            self.lowered.constants.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def shared(self, name: str, make: Callable[[], str]) -> str:
+        """A value that many nodes use, emitted once."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    def finish(self) -> None:
+        used = {name for node in self.lowered.nodes for name in node.input}
+        config = self.program.config
+        sizes: dict[str, list[Any]] = {
+            "input_ids": ["batch", "sequence"],
+            "attention_mask": ["batch", "total"],
+            "position_ids": ["batch", "sequence"],
+        }
+        cache = ["batch", config.kv_heads, None, config.head_dim]
+        for node in self.program.inputs:
+            name = str(node.target)
+            if name in used:
+                dtype = _TYPES[node.meta["val"].dtype]
+                shape = sizes.get(name) or [size or "past" for size in cache]
+                self.lowered.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        for name, node in self.program.outputs.items():
+            length = shape_of(node)[1]
+            tokens = length if isinstance(length, int) else "sequence"
+            shape = ["batch", tokens, config.vocab_size] if name == "logits" else [size or "total" for size in cache]
+            self.lowered.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    # values that the attention and the last token need, made from the attention mask
+
+    def total_minus_one(self) -> str:
+        """int32 [B]: real tokens of each row, past and new, minus one."""
+
+        def make() -> str:
+            total = self.emit("ReduceSum", ["attention_mask", self.constant("axis_1", [1])], ["tokens"], keepdims=0)
+            less = self.emit("Sub", [total, self.constant("one", [1])], ["tokens_minus_1"])
+            return self.emit("Cast", [less], ["seqlens_k"], to=TensorProto.INT32)
+
+        return self.shared("seqlens_k", make)
+
+    def mask_columns(self) -> str:
+        """int64 [1]: columns of the attention mask."""
+        shape = ["attention_mask"], ["mask_columns"]
+        return self.shared("mask_columns", lambda: self.emit("Shape", *shape, start=1, end=2))
+
+    def total_length(self) -> str:
+        """int32 scalar: columns of the attention mask."""
+
+        def make() -> str:
+            scalar = self.emit("Squeeze", [self.mask_columns()], ["mask_columns_0"])
+            return self.emit("Cast", [scalar], ["total_sequence_length"], to=TensorProto.INT32)
+
+        return self.shared("total_sequence_length", make)
+
+    def rotary_rows(self, long_after: int) -> str:
+        """int64 [B, S]: rows of a LongRoPE table, the long ones once any position reaches `long_after`."""
+
+        def make() -> str:
+            largest = self.emit("ReduceMax", ["position_ids"], ["largest_position"], keepdims=0)
+            limit = self.constant("long_after", long_after)
+            is_long = self.emit("GreaterOrEqual", [largest, limit], ["is_long"])
+            flag = self.emit("Cast", [is_long], ["is_long_int"], to=TensorProto.INT64)
+            offset = self.emit("Mul", [flag, limit], ["long_offset"])
+            return self.emit("Add", ["position_ids", offset], ["rotary_rows"])
+
+        return self.shared("rotary_rows", make)
+
+
+def _getitem(e: _Emitter, node: fx.Node) -> None:
+    """Items of a tuple got their names when the tuple was emitted."""
+
+
+def _tuple_names(e: _Emitter, node: fx.Node, count: int) -> list[str]:
+    """Names of the items of a tuple-valued node; an item nobody reads has the empty name, which ONNX leaves out."""
+    names = [""] * count
+    for user in node.users:
+        names[user.args[1]] = e.result(user)  # type: ignore[call-overload]
+    return names
+
+
+def _rms_norm(e: _Emitter, node: fx.Node) -> None:
+    x, weight, eps = node.args
+    e.emit(
+        "SimplifiedLayerNormalization", [e.name(x), e.name(weight)], [e.result(node)], axis=-1, epsilon=eps, stash_type=1
+    )
+
+
+def _add_rms_norm(e: _Emitter, node: fx.Node) -> None:
+    x, y, weight, eps = node.args
+    normed, total = _tuple_names(e, node, 2)
+    outputs = [normed or f"{node.name}_unused", "", "", total]
+    inputs = [e.name(x), e.name(y), e.name(weight)]
+    e.emit("SkipSimplifiedLayerNormalization", inputs, outputs if total else outputs[:1], domain=MS, epsilon=eps)
+
+
+def _attention(e: _Emitter, node: fx.Node) -> None:
+    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
+    inputs = [e.name(qkv), "", "", e.name(k_cache), e.name(v_cache), e.total_minus_one(), e.total_length()]
+    inputs += [e.name(cos), e.name(sin)]
+    if long_after:
+        inputs.append(e.rotary_rows(int(long_after)))  # type: ignore[arg-type]
+    outputs = _tuple_names(e, node, 3)
+    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1}
+    if window:
+        attributes["local_window_size"] = window
+    e.emit("GroupQueryAttention", inputs, outputs, domain=MS, **attributes)
+
+
+def _gated_silu(e: _Emitter, node: fx.Node) -> None:
+    name = node.name
+    gate, up = f"{name}_gate", f"{name}_up"
+    e.emit("Split", [e.name(node.args[0])], [gate, up], axis=-1, num_outputs=2)
+    silu = e.emit("QuickGelu", [gate], [f"{name}_silu"], domain=MS, alpha=1.0)  # x · sigmoid(1.0 · x)
+    e.emit("Mul", [up, silu], [e.result(node)])
+
+
+def _last_token(e: _Emitter, node: fx.Node) -> None:
+    """Row b's last real token: seqlens_k - (T - S), at least 0 (past tokens of shorter rows are padding to the right)."""
+    x, name = e.name(node.args[0]), node.name
+    length = e.emit("Shape", ["input_ids"], [f"{name}_length"], start=1, end=2)
+    past = e.emit("Sub", [e.mask_columns(), length], [f"{name}_past"])
+    total = e.emit("Cast", [e.total_minus_one()], [f"{name}_total"], to=TensorProto.INT64)
+    raw = e.emit("Sub", [total, past], [f"{name}_raw"])
+    index = e.emit("Max", [raw, e.constant("zero", [0])], [f"{name}_index"])
+    column = e.emit("Unsqueeze", [index, e.constant("axis_1", [1])], [f"{name}_column"])
+    row = e.emit("GatherND", [x, column], [f"{name}_row"], batch_dims=1)
+    e.emit("Unsqueeze", [row, e.constant("axis_1", [1])], [e.result(node)])
+
+
+def _matmul_nbits(e: _Emitter, node: fx.Node) -> None:
+    x, q, scale, zero = node.args
+    rows, half = (int(s) for s in shape_of(q))  # type: ignore[arg-type]
+    columns, blocks = 2 * half, int(shape_of(scale)[1])  # type: ignore[arg-type]
+    block = columns // blocks
+    inputs = [e.name(x), e.weight(q, (rows, blocks, block // 2)), e.name(scale)]  # type: ignore[arg-type]
+    if zero is not None:
+        inputs.append(e.name(zero))
+    attributes = {"K": columns, "N": rows, "bits": 4, "block_size": block, "accuracy_level": e.accuracy_level}
+    e.emit("MatMulNBits", inputs, [e.result(node)], domain=MS, **attributes)
+
+
+def _embedding_nbits(e: _Emitter, node: fx.Node) -> None:
+    ids, q, scale, zero = node.args
+    inputs = [e.name(q), e.name(ids), e.name(scale)]
+    if zero is not None:
+        inputs.append(e.name(zero))
+    block = 2 * int(shape_of(q)[1]) // int(shape_of(scale)[1])  # type: ignore[arg-type]
+    attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    e.emit("GatherBlockQuantized", inputs, [e.result(node)], domain=MS, **attributes)
+
+
+def _linear(e: _Emitter, node: fx.Node) -> None:
+    x, weight = (e.name(arg) for arg in node.args[:2])
+    turned = e.shared(f"{weight}_T", lambda: e.emit("Transpose", [weight], [f"{weight}_T"], perm=[1, 0]))
+    e.emit("MatMul", [x, turned], [e.result(node)])
+
+
+def _embedding(e: _Emitter, node: fx.Node) -> None:
+    e.emit("Gather", [e.name(node.args[0]), e.name(node.args[1])], [e.result(node)], axis=0)
+
+
+def _add(e: _Emitter, node: fx.Node) -> None:
+    e.emit("Add", [e.name(node.args[0]), e.name(node.args[1])], [e.result(node)])
+
+
+_RULES: dict[str, Callable[[_Emitter, fx.Node], None]] = {
+    operator.getitem.__name__: _getitem,
+    "edge.rms_norm": _rms_norm,
+    "edge.add_rms_norm": _add_rms_norm,
+    "edge.attention": _attention,
+    "edge.gated_silu": _gated_silu,
+    "edge.last_token": _last_token,
+    "edge.matmul_nbits": _matmul_nbits,
+    "edge.embedding_nbits": _embedding_nbits,
+    "linear": _linear,
+    "embedding": _embedding,
+    "add": _add,
+}
