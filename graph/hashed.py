@@ -35,7 +35,14 @@ class HashedCheckpoint(Checkpoint):
     def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
         return self._inner.read_int4(name, start, stop)
 
-    def digests(self) -> dict[str, str]:
-        """SHA-256 (hex) of each tensor that has been read whole, as stored (dequantized where packed)."""
-        read = (name for name, info in self.tensors.items() if self._next[name] == info.rows)
-        return {name: self._hashes[name].hexdigest() for name in read}
+    def digest(self, name: str) -> str:
+        """SHA-256 (hex) of a tensor's bytes as stored, or as float32 where it is packed; reads what was not read yet."""
+        for start, stop in self.chunks(name):
+            if start >= self._next[name]:
+                self.read(name, start, stop)
+        return self._hashes[name].hexdigest()
+
+    def digest_all(self) -> str:
+        """One SHA-256 for the whole checkpoint: of its tensors' names and digests in order."""
+        lines = "".join(f"{name} {self.digest(name)}\n" for name in self.tensors)
+        return hashlib.sha256(lines.encode()).hexdigest()

@@ -79,6 +79,17 @@ class Program:
         values = evaluate(outputs.values(), inputs, weights or Weights(self.weights, keep=False), observe)
         return {name: values[node] for name, node in outputs.items()}
 
+    def prefill_inputs(self, tokens: torch.Tensor, past: int = 0) -> dict[str, torch.Tensor]:
+        """Inputs for tokens int64 [B, S] after `past` earlier ones, with empty caches (which past > 0 must replace)."""
+        batch, length = tokens.shape
+        empty = torch.zeros(batch, self.config.kv_heads, 0, self.config.head_dim)
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones(batch, past + length, dtype=torch.int64),
+            "position_ids": torch.arange(past, past + length).expand(batch, -1),
+            **{str(node.target): empty for node in self.inputs if str(node.target).startswith("past_key_values.")},
+        }
+
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], before: fx.Node) -> fx.Node:
         """Insert a call before a node, with its shapes inferred."""
         with self.graph.inserting_before(before):

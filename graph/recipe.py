@@ -66,7 +66,7 @@ class FloatWeight:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor known at compile time, such as a rotary table."""
+    """A tensor of at least one dimension known at compile time, such as a rotary table."""
 
     value: torch.Tensor = field(repr=False)
     origin: str
@@ -76,10 +76,10 @@ class Constant:
         return {"": PartSpec(tuple(self.value.shape), self.value.dtype)}
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        return iter([(0, self.value.shape[0])] if self.value.ndim else [(0, 1)])
+        return iter([(0, self.value.shape[0])])
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {"": self.value[start:stop] if self.value.ndim else self.value}
+        return {"": self.value[start:stop]}
 
     def describe(self) -> str:
         return f"constant from {self.origin}"
@@ -87,8 +87,11 @@ class Constant:
 
 def materialize(recipe: Recipe) -> dict[str, torch.Tensor]:
     """The whole weight, all parts: for running in torch; a target streams chunks instead."""
-    pieces = [recipe.read(start, stop) for start, stop in recipe.chunks()]
-    return {part: torch.cat([p[part] for p in pieces]) if pieces[0][part].ndim else pieces[0][part] for part in recipe.parts}
+    made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in recipe.parts.items()}
+    for start, stop in recipe.chunks():
+        for part, rows in recipe.read(start, stop).items():
+            made[part][start:stop] = rows
+    return made
 
 
 def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool) -> dict[str, PartSpec]:

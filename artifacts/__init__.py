@@ -1,0 +1,1 @@
+"""The bundle: what a compile leaves on disk, complete and checked, or not at all."""

@@ -1,0 +1,95 @@
+"""Stream weights to a file: each recipe is computed chunk by chunk and written where it was planned to lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pocketphi.graph.recipe import Recipe
+
+WORKERS = 2
+_LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
+"""Large tensors start on 16 KiB, the largest page of a phone, so that they can be mapped alone."""
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes just written; from any thread."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each part of each weight lies. offsets: (recipe, part) → bytes from the start; size: of the whole file."""
+
+    offsets: dict[tuple[str, str], int]
+    size: int
+
+
+def plan_layout(weights: Mapping[str, Recipe]) -> Layout:
+    """Parts in order, one after the other, aligned."""
+    offsets, end = {}, 0
+    for name, recipe in weights.items():
+        for part, spec in recipe.parts.items():
+            align = _LARGE_ALIGN if spec.bytes >= _LARGE else _SMALL_ALIGN
+            end = -(-end // align) * align
+            offsets[name, part] = end
+            end += spec.bytes
+    return Layout(offsets, end)
+
+
+def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, progress: Progress) -> dict[str, str]:
+    """Compute and write every weight; returns the SHA-256 of each one's canonical bytes (`digest`).
+
+    Two threads with a weight each; torch itself stays on one thread, because its own on small chunks cost more than they
+    give. Peak memory is a few chunks.
+    """
+    with path.open("wb") as file:
+        descriptor = file.fileno()
+        os.posix_fallocate(descriptor, 0, max(layout.size, 1))  # fails now, not in the middle, when the disk is full
+        os.truncate(descriptor, layout.size)
+        largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(WORKERS) as pool:
+                jobs = {
+                    name: pool.submit(_write_weight, descriptor, name, weights[name], layout, progress)
+                    for name in largest_first
+                }
+                try:
+                    wait(jobs.values(), return_when=FIRST_EXCEPTION)
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                failed = [job.exception() for job in jobs.values() if not job.cancelled() and job.exception()]
+                if failed:
+                    raise failed[0]  # type: ignore[misc]
+                return {name: jobs[name].result() for name in weights}
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, progress: Progress) -> str:
+    hashes = {part: hashlib.sha256() for part in recipe.parts}
+    ends = {part: layout.offsets[name, part] for part in recipe.parts}
+    torch.set_num_threads(1)  # a setting of each thread
+    for start, stop in recipe.chunks():
+        for part, tensor in recipe.read(start, stop).items():
+            data = memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+            hashes[part].update(data)
+            ends[part] += os.pwrite(descriptor, data, ends[part])
+            progress(len(data))
+    return combine(hashes)
+
+
+def digest(parts: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a weight in its canonical form: of the digests of its parts, by name."""
+    return combine({name: hashlib.sha256(t.contiguous().view(torch.uint8).numpy()) for name, t in parts.items()})
+
+
+def combine(hashes: Mapping[str, hashlib._Hash]) -> str:
+    lines = "".join(f"{part} {hashes[part].hexdigest()}\n" for part in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()

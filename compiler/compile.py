@@ -1,0 +1,139 @@
+"""The way of the data from checkpoint to bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketphi.artifacts.bundle import Bundle, new_bundle, write_manifest
+from pocketphi.compiler import __version__
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
+from pocketphi.compiler.plan import check_budgets
+from pocketphi.compiler.targets import make_target
+from pocketphi.compiler.text import read_text, tokens_of, windows
+from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.verify import verify_folder, wants_verification
+from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.program import Program
+from pocketphi.graph.trace import trace
+from pocketphi.passes.base import PassReport
+from pocketphi.passes.calibrate import WINDOW, column_importance, default_text
+from pocketphi.passes.int4_cache import cache_weights, default_folder
+from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.targets.base import Packaged
+
+
+def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
+    """Compile a checkpoint to a bundle. Raises InputError for bad input, CheckFailed where a budget or a check fails."""
+    ui = ui or Ui()
+    source = HashedCheckpoint(open_checkpoint(options.model))
+    targets = [make_target(name, options) for name in options.targets]
+    quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
+    program, reports = build_program(source, options, ui)
+
+    importance = calibrate(program, source, options, ui) if quantizer.weighted else {}
+    passes = quantization(quantizer, importance, options.all_logits)
+    reports += run_passes(program, passes, options.dump_graphs, first=len(reports) + 1)
+    refuse_leftovers(reports, options.strict)
+    needed = check_budgets(program, targets, options)
+
+    with new_bundle(options.out, options.force, needed) as folder:
+        if quantizer.weighted:
+            store_weights(program, source, options, ui)
+        packaged = {}
+        for target in targets:
+            with ui.task(f"write {target.name}", target.planned_bytes(program), "bytes") as advance:
+                packaged[target.name] = target.package(program, folder, advance)
+        write_model_files(folder, source)
+        manifest = describe(source, options, reports, program, packaged)
+        if wants_verification(options.verify, needed, ui):
+            manifest["verification"] = verify_folder(folder, manifest, ui).recorded()
+        write_manifest(folder, manifest)
+    return Bundle.open(options.out, check=False)
+
+
+def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[Program, list[PassReport]]:
+    """Trace and fuse: the float program that everything else is measured against."""
+    ui.say(f"tracing {source.label}: {source.config.layers} layers, {source.config.parameters / 1e6:,.0f} M parameters")
+    program = trace(source)
+    dump_graph(program, options.dump_graphs, 0, "traced")
+    return program, run_passes(program, fusions(options.context), options.dump_graphs, first=1)
+
+
+def calibrate(
+    program: Program, source: Checkpoint, options: CompileOptions, ui: Ui
+) -> Mapping[str, torch.Tensor]:
+    """Activation statistics on the calibration text."""
+    text = default_text() if options.calibration is None else read_text(options.calibration, "the calibration text")
+    tokens = tokens_of(text, source.tokenizer_files(), source.config, options.calibration_tokens)
+    if not tokens:
+        raise InputError(f"{options.calibration}: the calibration text holds no tokens")
+    linears = program.operators()["linear"]
+    with ui.task("calibrate", linears, "layers") as advance:
+        return column_importance(program, windows(tokens, WINDOW, len(tokens)), lambda: advance(1))
+
+
+def store_weights(program: Program, source: HashedCheckpoint, options: CompileOptions, ui: Ui) -> None:
+    """Quantize into the cache on disk, or find the weights there."""
+    with ui.task("quantize", len(program.weights), "weights") as advance:
+        found, computed = cache_weights(program, source, options.cache or default_folder(), lambda *_: advance(1))
+    ui.say(f"int4 weights: {computed} computed, {found} found in the cache")
+
+
+def refuse_leftovers(reports: list[PassReport], strict: bool) -> None:
+    """Under --strict, a place that a pass left alone is an error."""
+    refused = [(report.name, *entry) for report in reports for entry in report.refused]
+    if strict and refused:
+        name, place, reason = refused[0]
+        raise InputError(f"--strict: {name} left {len(refused)} places alone, first {place}: {reason}")
+
+
+def write_model_files(folder: Path, source: Checkpoint) -> None:
+    """config.json and the tokenizer."""
+    (folder / "config.json").write_text(json.dumps(source.config.to_hf(), indent=1) + "\n", "utf-8")
+    for name, content in source.tokenizer_files().items():
+        (folder / name).write_bytes(content)
+
+
+def describe(
+    source: HashedCheckpoint,
+    options: CompileOptions,
+    reports: list[PassReport],
+    program: Program,
+    packaged: Mapping[str, Packaged],
+) -> dict[str, Any]:
+    """The manifest, but for the files and the verification."""
+    config = source.config
+    return {
+        "pocketphi": __version__,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
+        "source": {"model": Path(source.label).name, "sha256": source.digest_all()},
+        "recipe": options.recorded(),
+        "model": {
+            "parameters": config.parameters,
+            "layers": config.layers,
+            "context": options.context or config.max_position,
+            "sliding_window": config.sliding_window,
+            "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
+            "kv_cache_bytes_per_token": config.kv_cache_bytes(1),
+        },
+        "passes": [
+            {"name": r.name, "applied": dict(sorted(r.applied.items())), "refused": r.refused, "removed": r.removed}
+            for r in reports
+        ],
+        "operators": dict(sorted(program.operators().items())),
+        "targets": {
+            name: {"operators": dict(sorted(p.operators.items())), "notes": p.notes, **p.details}
+            for name, p in packaged.items()
+        },
+        "weights": next(iter(packaged.values())).weights,
+        "verification": None,
+    }

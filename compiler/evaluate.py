@@ -1,0 +1,106 @@
+"""Perplexity of a model or a bundle on a text, and its distance from a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from pocketphi.artifacts.bundle import MANIFEST, Bundle
+from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.measure import Distance, Likelihood
+from pocketphi.compiler.pipeline import fusions, run_passes
+from pocketphi.compiler.text import tokens_of, windows
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.checkpoint import open_checkpoint
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.hf_folder import TOKENIZER_FILES
+from pocketphi.graph.program import Program
+from pocketphi.graph.trace import trace
+from pocketphi.passes.calibrate import default_text
+from pocketphi.targets.base import Runner
+
+_KEEP_BELOW = 1 << 31
+"""Parameters in bytes of float32 up to which a reference is held in memory; a larger one is read again for each window."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """perplexity over `tokens` predicted tokens; kl (nats a token), top1 and reference_perplexity against a reference."""
+
+    model: str
+    tokens: int
+    window: int
+    perplexity: float
+    reference: str | None = None
+    reference_perplexity: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+
+
+def evaluate_model(
+    model: str, text: str | None, tokens: int, window: int, reference: str | None, ui: Ui
+) -> Evaluation:
+    """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
+
+    text: Python's language reference if None.
+    """
+    runner, files, config = open_runner(model, window)
+    rows = windows(tokens_of(text or default_text(), files, config, tokens), window, tokens)
+    other = open_runner(reference, window)[0] if reference else None
+    ours, theirs, apart = Likelihood(), Likelihood(), Distance()
+    with ui.task("evaluate", rows.numel(), "tokens") as advance:
+        for row in rows:
+            runner.reset()
+            logits = runner.step(row[None])[0]
+            ours.add(logits, row)
+            if other:
+                other.reset()
+                expected = other.step(row[None])[0]
+                theirs.add(expected, row)
+                apart.add(expected, logits)
+            advance(row.numel())
+    if not other:
+        return Evaluation(model, ours.tokens, window, ours.perplexity)
+    return Evaluation(
+        model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1
+    )
+
+
+def open_runner(model: str, window: int) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
+    """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
+    folder = Path(model)
+    if (folder / MANIFEST).is_file():
+        from pocketphi.compiler.rebuild import read_config
+
+        bundle = Bundle.open(folder)
+        files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+        return open_host(folder, bundle.manifest).runner(window, every_position=True), files, read_config(folder)
+    source = open_checkpoint(model)
+    program = trace(source)
+    run_passes(program, fusions(None))
+    keep = 4 * source.config.parameters < _KEEP_BELOW
+    return ProgramRunner(program, keep), source.tokenizer_files(), source.config
+
+
+def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, tokens: int = 2048) -> dict[str, float]:
+    """KL and agreement of a quantized program with the float reference, on a text that it was not calibrated on."""
+    float_runner, files, config = open_runner(reference, 512)
+    if config.tensors() != program.config.tensors():
+        from pocketphi.graph.errors import InputError
+
+        raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
+    text = default_text()
+    rows = windows(tokens_of(text[len(text) // 2 :], dict(files), config, tokens), 512, tokens)
+    runner, apart = ProgramRunner(program, keep=True), Distance()
+    with ui.task("compare with reference", rows.shape[0]) as advance:
+        for row in rows:
+            runner.reset()
+            float_runner.reset()
+            apart.add(float_runner.step(row[None])[0], runner.step(row[None])[0])
+            advance(1)
+    return {"kl": apart.kl, "top1": apart.top1, "tokens": float(apart.positions)}
+
+

@@ -1,0 +1,82 @@
+"""What a user can ask of a compile, as one frozen value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketphi.graph.errors import InputError
+from pocketphi.passes.quantize_weights import BLOCKS
+
+TARGETS = ("ort-mobile",)
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Arguments of `compile_model`; the command line has the same.
+
+    model:        checkpoint, as `open_checkpoint` reads it
+    out:          folder of the bundle
+    recipe:       `search`, `rtn` or `keep`; block, symmetric: its parameters
+    context:      positions that the rotary tables cover; the model's maximum if None
+    calibration:  a UTF-8 text; Python's own language reference if None
+    all_logits:   logits of every position instead of the last
+    accuracy_level: 4 computes with int8 activations, 0 in float32
+    ort_file:     also write the single-file model.ort
+    verify:       `auto` where the model fits into half of the free memory, `always`, `never`
+    max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
+    """
+
+    model: str
+    out: Path
+    targets: tuple[str, ...] = ("ort-mobile",)
+    recipe: str = "search"
+    block: int = 32
+    symmetric: bool = True
+    context: int | None = None
+    calibration: Path | None = None
+    calibration_tokens: int = 2048
+    all_logits: bool = False
+    accuracy_level: int = 4
+    ort_file: bool = False
+    verify: str = "auto"
+    max_bytes: int | None = None
+    max_memory: int | None = None
+    strict: bool = False
+    force: bool = False
+    dump_graphs: Path | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.block not in BLOCKS:
+            raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}")
+        if self.calibration_tokens < 1:
+            raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
+        if self.context is not None and self.context < 1:
+            raise InputError(f"--context {self.context}: expected a positive number of tokens")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+
+    def recorded(self) -> dict[str, object]:
+        """The options that decide a bundle's bytes, for its manifest."""
+        return {
+            "name": self.recipe,
+            "block": self.block,
+            "symmetric": self.symmetric,
+            "context": self.context,
+            "all_logits": self.all_logits,
+            "accuracy_level": self.accuracy_level,
+            "calibration": None if self.recipe != "search" else "default" if self.calibration is None else "file",
+            "calibration_tokens": self.calibration_tokens if self.recipe == "search" else None,
+        }
+
+
+def parse_size(text: str) -> int:
+    """`1.5GB`, `750MiB`, `2000000` → bytes. Raises InputError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if not found:
+        raise InputError(f"{text!r} is not a size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix.replace("K", "k") or " "))

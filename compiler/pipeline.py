@@ -1,0 +1,60 @@
+"""The passes, in order. An order that matters has its reason on the line."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pocketphi.graph.program import Program
+from pocketphi.passes.base import Pass, PassReport
+from pocketphi.passes.canonicalize import Canonicalize
+from pocketphi.passes.fuse_attention import FuseAttention
+from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
+from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
+from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
+from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.quantize_weights import QuantizeWeights
+from pocketphi.passes.quantizers import Quantizer
+
+log = logging.getLogger(__name__)
+
+
+def fusions(context: int | None) -> list[Pass]:
+    """float → float: fewer, larger operators that compute the same bits."""
+    return [
+        Canonicalize(),  # first: every pattern below is written against one spelling
+        FuseRmsNorm(),
+        FuseAttention(context),
+        FuseResidualNorm(),  # after the norms, which it extends
+        FuseGatedMlp(),
+    ]
+
+
+def quantization(quantizer: Quantizer, importance: Mapping[str, torch.Tensor], all_logits: bool) -> list[Pass]:
+    """float → int4."""
+    last: list[Pass] = [] if all_logits else [LastLogits()]
+    return [
+        QuantizeWeights(quantizer, importance),
+        *last,  # last: calibration and the reference want every position
+    ]
+
+
+def run_passes(program: Program, passes: Sequence[Pass], dump: Path | None = None, first: int = 0) -> list[PassReport]:
+    """Run passes in order; with `dump`, write the graph after each one to `dump/NN-name.txt`."""
+    reports = []
+    for number, one in enumerate(passes, first):
+        start = time.perf_counter()
+        reports.append(one(program))
+        log.info("%s: %s in %.2f s", one.name, dict(reports[-1].applied), time.perf_counter() - start)
+        dump_graph(program, dump, number, one.name)
+    return reports
+
+
+def dump_graph(program: Program, folder: Path | None, number: int, name: str) -> None:
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02d}-{name}.txt").write_text(program.dump(), "utf-8")

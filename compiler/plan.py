@@ -1,0 +1,98 @@
+"""What a compile would do, without doing it: sizes, memory, what is fused and quantized."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pocketphi.artifacts.stream import WORKERS
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.pipeline import fusions, quantization, run_passes
+from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.program import Program
+from pocketphi.graph.trace import trace
+from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.targets.base import Target
+
+_CHUNK_COPIES = 14
+"""Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes.
+
+    artifact: files of all targets; compile_memory: peak of the compile itself; run_memory: weights mapped and
+    prepacked, as onnxruntime holds them, without the cache; kv_cache: keys and values at the full context
+    """
+
+    model: str
+    parameters: int
+    layers: int
+    artifact: int
+    compile_memory: int
+    run_memory: int
+    kv_cache: int
+    context: int
+    applied: dict[str, dict[str, int]] = field(default_factory=dict)
+    refused: list[list[str]] = field(default_factory=list)
+    operators: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
+    """Trace and rewrite the graph, read no weight."""
+    source = open_checkpoint(options.model)
+    quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
+    program = trace(source)
+    passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits)]
+    reports = run_passes(program, passes, options.dump_graphs)
+    artifact = sum(target.planned_bytes(program) for target in targets)
+    context = min(options.context or source.config.max_position, source.config.max_position)
+    return Plan(
+        model=source.label,
+        parameters=source.config.parameters,
+        layers=source.config.layers,
+        artifact=artifact,
+        compile_memory=compile_memory(source.config, options),
+        run_memory=2 * artifact,
+        kv_cache=source.config.kv_cache_bytes(context),
+        context=context,
+        applied={r.name: dict(r.applied) for r in reports},
+        refused=[[r.name, *entry] for r in reports for entry in r.refused],
+        operators=dict(program.operators()),
+        notes=[note for target in targets for note in target.planned_notes(program)],
+    )
+
+
+def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
+    """Peak bytes of a compile from here on: what is resident now, and the chunks (or, for calibration, one matrix with the
+    activations that meet it)."""
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
+    if options.recipe != "search":
+        return now + streaming
+    widest = max(2 * config.intermediate_size, config.qkv_size)
+    activations = 4 * options.calibration_tokens * (2 * widest + 4 * config.hidden_size)
+    largest = 4 * max(rows * (columns[0] if columns else 1) for rows, *columns in config.tensors().values())
+    return now + max(streaming, largest + activations)
+
+
+def check_budgets(program: Program, targets: Sequence[Target], options: CompileOptions) -> int:
+    """Bytes that the bundle needs on disk. Raises CheckFailed where it, or the compile's memory, is over its budget."""
+    needed = sum(target.planned_bytes(program) for target in targets)
+    if options.max_bytes is not None and needed > options.max_bytes:
+        over = needed - options.max_bytes
+        raise CheckFailed(f"the bundle would take {needed:,} bytes, {over:,} over --max-bytes; choose a larger --block")
+    memory = compile_memory(program.config, options)
+    if options.max_memory is not None and memory > options.max_memory:
+        over = memory - options.max_memory
+        raise CheckFailed(f"compiling would take {memory:,} bytes of memory, {over:,} over --max-memory; try --recipe rtn")
+    return needed

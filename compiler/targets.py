@@ -1,0 +1,24 @@
+"""The targets, by name. What a target needs is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from pocketphi.compiler import __version__
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.errors import InputError
+from pocketphi.targets.base import Target
+
+
+def make_target(name: str, options: CompileOptions) -> Target:
+    """Raises InputError naming the extra to install when a target's packages are missing."""
+    try:
+        if name == "ort-mobile":
+            from pocketphi.targets.ort_mobile.package import OrtMobile
+
+            return OrtMobile(options.accuracy_level, options.ort_file, options.strict, options.context, __version__)
+    except ModuleNotFoundError as error:
+        raise missing_extra(name, error) from None
+    raise InputError(f"--target {name}: no such target")
+
+
+def missing_extra(what: str, error: ModuleNotFoundError) -> InputError:
+    return InputError(f"{what} needs the package {error.name!r}; install it with: pip install 'pocketphi[ort]'")

@@ -1,0 +1,53 @@
+"""Texts as tokens: for calibration, verification and measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.tokenizer import Tokenizer
+
+PROBE = (
+    "The capital of France is Paris, a city on the river Seine. A compiler reads a program in one language and writes "
+    "the same program in another; it must not change what the program means. In 2024 a phone could hold a language model "
+    "of 3.8 billion parameters, if each of them took four bits. Water boils at 100 °C at sea level, and at 71 °C on the "
+    "summit of Mount Everest. def add(a, b): return a + b"
+)
+"""What verification feeds a model that has a tokenizer."""
+
+
+def read_text(path: Path, what: str) -> str:
+    """A UTF-8 file that is not empty. Raises InputError."""
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {what} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {what} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"{path}: {what} is empty")
+    return text
+
+
+def windows(tokens: list[int], length: int, limit: int) -> torch.Tensor:
+    """The first `limit` tokens as int64 [B, length]; a text shorter than a window is one shorter window."""
+    tokens = tokens[:limit]
+    length = min(length, len(tokens))
+    count = len(tokens) // length
+    return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
+
+
+def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
+    """Uniform random tokens, for a model without a tokenizer."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (count,), generator=generator).tolist()
+
+
+def tokens_of(text: str, files: dict[str, bytes], config: ModelConfig, count: int) -> list[int]:
+    """At most `count` tokens of a text; random ones for a model without a tokenizer."""
+    if not files:
+        return random_tokens(config, count)
+    return Tokenizer.from_files(files).encode(text)[:count]

@@ -1,0 +1,228 @@
+"""Is the saved artifact the quantized program? And how far is that from the original?
+
+Lowering error: the saved files, run by their own runtime, against the quantized program in torch. Above rounding it is a bug.
+Quantization error (with a reference): the quantized program against the float model. It is a choice.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketphi.artifacts.stream import digest
+from pocketphi.compiler.evaluate import quantization_error
+from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.measure import distance
+from pocketphi.compiler.rebuild import Read, read_config, rebuild
+from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.hf_folder import TOKENIZER_FILES
+from pocketphi.graph.program import Program
+from pocketphi.graph.recipe import Constant, materialize
+from pocketphi.targets.base import Host, Runner
+
+log = logging.getLogger(__name__)
+
+PREFILL, DECODE = 65, 64
+_MEMORY_FACTOR = 5
+"""Memory that verification takes, in sizes of the artifact: the runtime's copies, and the program's weights."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim: `measured` must not exceed `bound` (counts of what is wrong, or KL in nats a token)."""
+
+    name: str
+    measured: float
+    bound: float
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.measured <= self.bound  # false for NaN as well
+
+    def recorded(self) -> dict[str, Any]:
+        value = float(f"{self.measured:.2g}")
+        return {"name": self.name, "measured": value, "bound": self.bound, "ok": self.ok, "detail": self.detail}
+
+
+@dataclass
+class Verification:
+    """All checks of a bundle; reference: quantization error, where a reference model was given."""
+
+    checks: list[Check] = field(default_factory=list)
+    reference: dict[str, float] | None = None
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def recorded(self) -> dict[str, Any]:
+        return {"ok": self.ok, "checks": [c.recorded() for c in self.checks], "quantization_error": self.reference}
+
+
+def verify_folder(folder: Path, manifest: Mapping[str, Any], ui: Ui, reference: str | None = None) -> Verification:
+    """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file."""
+    host = open_host(folder, dict(manifest))
+    saved = host.weights()
+    result = Verification()
+    steps: list[Callable[[], Iterable[Check]]] = []
+    program: list[Program] = []
+
+    def structure() -> Iterable[Check]:
+        program.append(rebuild(folder, manifest["recipe"], saved))
+        yield _weights_check(saved, manifest["weights"], program[0])
+
+    def numerics() -> Iterable[Check]:
+        tokens = _probe_tokens(folder, read_config(folder))
+        yield from _numerics(host, program[0], tokens, manifest["recipe"]["all_logits"])
+
+    steps = [structure, numerics, lambda: _boundaries(host, program[0]), lambda: _second_runtime(host, folder)]
+    with ui.task("verify", len(steps)) as advance:
+        for step in steps:
+            result.checks += list(step())
+            advance(1)
+            if not result.checks[0].ok:  # other numbers would only repeat that the weights are wrong
+                return result
+    if reference:
+        result.reference = quantization_error(program[0], reference, folder, ui)
+    return result
+
+
+def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:
+    """Whether to verify: `always`, `never`, or `auto` where it fits into half of the free memory."""
+    if mode != "auto":
+        return mode == "always"
+    needed, free = _MEMORY_FACTOR * artifact_bytes, _free_memory()
+    if needed <= free // 2:
+        return True
+    ui.say(f"not verified: that takes {needed / 1e9:.1f} GB of memory; run 'pocketphi verify' on a larger machine")
+    return False
+
+
+def _weights_check(saved: Mapping[str, Read], expected: Mapping[str, str], program: Program) -> Check:
+    """Every saved weight, decoded, equals the program's to the bit: by digest, taken before it was written."""
+    wrong = []
+    for name, read in saved.items():
+        came = digest(read())
+        recipe = program.weights[name]
+        own = digest(materialize(recipe)) if isinstance(recipe, Constant) else expected.get(name)
+        if came != expected.get(name) or came != own:
+            wrong.append(name)
+    missing = sorted(set(expected) - set(saved))
+    detail = f"{len(saved)} weights" if not (wrong or missing) else f"first {(wrong + missing)[0]}"
+    return Check("weights equal, bit for bit", len(wrong) + len(missing), 0, detail)
+
+
+def _numerics(host: Host, program: Program, prompt: torch.Tensor, all_logits: bool) -> Iterable[Check]:
+    """Prefill and step-by-step decode with the cache, exact and as saved; greedy choice."""
+    total = PREFILL + DECODE
+    saved = host.runner(total)
+    chosen, greedy_logits = generate(saved, prompt, DECODE)
+    sequence = torch.cat([prompt, chosen], dim=1)
+    yardstick = ProgramRunner(program, keep=_keeps(program))
+    expected = yardstick.step(sequence)[0]
+
+    exact = host.runner(total, exact=True, every_position=True)
+    prefill = exact.step(prompt)[0]
+    yield _kl("prefill, exact", expected[:PREFILL], prefill, host.exact_bound)
+    decode = torch.cat([exact.step(sequence[:, i : i + 1])[0] for i in range(PREFILL, total)])
+    yield _kl("decode, exact", expected[PREFILL:], decode, host.exact_bound)
+    whole = host.runner(total, every_position=True).step(sequence)[0]
+    yield _kl("prefill, as saved", expected, whole, host.saved_bound)
+    yield _kl("decode, as saved", expected[PREFILL - 1 : -1], greedy_logits, host.saved_bound)
+    # KL ≈ ½ Var(Δlogit) for small differences, so that the bound allows logits to differ by σ = sqrt(2·bound): 4 σ is a tie
+    tie = 4 * math.sqrt(2 * host.saved_bound)
+    rows = expected[PREFILL - 1 : -1]
+    gaps = rows.max(-1).values - rows.gather(1, chosen[0, :, None])[:, 0]
+    same = int((gaps == 0).sum())
+    yield Check("greedy tokens that differ", int((gaps > tie).sum()), 0, f"{same}/{DECODE} equal, ties within {tie:.2g}")
+
+
+def _boundaries(host: Host, program: Program) -> Iterable[Check]:
+    """Past the sliding window, and on both sides of the LongRoPE switch: exact prefill, and decode across the window."""
+    config = program.config
+    window = config.sliding_window
+    if window and window + 9 <= config.max_position:
+        yield from _window(host, program, window)
+    if config.long_rope and config.long_rope.original_max_position < config.max_position:
+        for length in (config.long_rope.original_max_position, config.long_rope.original_max_position + 1):
+            tokens = torch.tensor([random_tokens(config, length)])
+            expected = ProgramRunner(program, keep=False).step(tokens)[0, -1:]
+            came = host.runner(length, exact=True).step(tokens)[0, -1:]
+            yield _kl(f"LongRoPE at {length} tokens", expected, came, host.exact_bound)
+
+
+def _window(host: Host, program: Program, window: int) -> Iterable[Check]:
+    tokens = torch.tensor([random_tokens(program.config, window + 9)])
+    expected = ProgramRunner(program, keep=False).step(tokens)[0]
+    runner = host.runner(window + 9, exact=True, every_position=True)
+    start = window - 3
+    yield _kl(f"prefill past the window of {window}", expected, runner.step(tokens)[0], host.exact_bound)
+    runner.reset()
+    runner.step(tokens[:, :start])
+    decode = torch.cat([runner.step(tokens[:, i : i + 1])[0] for i in range(start, window + 9)])
+    yield _kl(f"decode past the window of {window}", expected[start:], decode, host.exact_bound)
+    saved, second = host.runner(window + 9), host.second_runner(window + 10)
+    if second:
+        check = _kl("second runtime, past the window", saved.step(tokens)[0], second.step(tokens)[0], host.exact_bound)
+        yield check
+
+
+def _second_runtime(host: Host, folder: Path) -> Iterable[Check]:
+    """onnxruntime-genai on the folder as it is, against plain onnxruntime: prefill and decode."""
+    second = host.second_runner(PREFILL + 9)
+    if second is None:
+        return
+    tokens = torch.cat([_probe_tokens(folder, read_config(folder)), torch.tensor([random_tokens(read_config(folder), 8)])], 1)
+    first = host.runner(PREFILL + 9)
+    pieces = [tokens[:, :PREFILL], *(tokens[:, i : i + 1] for i in range(PREFILL, tokens.shape[1]))]
+    pairs = [(first.step(piece)[0, -1:], second.step(piece)[0, -1:]) for piece in pieces]
+    expected, came = (torch.cat(side) for side in zip(*pairs))
+    yield _kl("second runtime, prefill and decode", expected, came, host.exact_bound)
+
+
+def generate(runner: Runner, prompt: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy: (tokens int64 [1, count], the logits that chose them float32 [count, V])."""
+    tokens, logits = prompt, []
+    chosen: list[torch.Tensor] = []
+    for _ in range(count):
+        logits.append(runner.step(tokens)[0, -1])
+        tokens = logits[-1].argmax().view(1, 1)
+        chosen.append(tokens)
+    return torch.cat(chosen, dim=1), torch.stack(logits)
+
+
+def _kl(name: str, expected: torch.Tensor, came: torch.Tensor, bound: float) -> Check:
+    found = distance(expected, came)
+    detail = f"{found.positions} positions, top-1 {found.top1:.3f}, max |Δlogit| {found.largest:.2g}"
+    return Check(f"KL {name}", found.kl, bound, detail)
+
+
+def _probe_tokens(folder: Path, config: ModelConfig) -> torch.Tensor:
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    tokens = tokens_of(PROBE, files, config, PREFILL)
+    return torch.tensor([tokens + random_tokens(config, PREFILL - len(tokens))])
+
+
+def _keeps(program: Program) -> bool:
+    size = sum(spec.bytes for recipe in program.weights.values() for spec in recipe.parts.values())
+    return size < _free_memory() // 4
+
+
+def _free_memory() -> int:
+    """Bytes that programs may still take; half of the memory where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,31 @@
+"""Run a `Program` token by token in torch, as a runtime would: the yardstick for every artifact."""
+
+from __future__ import annotations
+
+import torch
+
+from pocketphi.graph.program import Program, Weights
+
+
+class ProgramRunner:
+    """Keeps the K/V cache between calls. `keep` holds the weights in memory: faster, for models that fit."""
+
+    def __init__(self, program: Program, keep: bool = True) -> None:
+        self._program = program
+        self._weights = Weights(program.weights, keep)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._caches: dict[str, torch.Tensor] = {}
+        self._past = 0
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens int64 [B, S]; returns float32 logits [B, S, V], or [B, 1, V] where the program keeps the last."""
+        inputs = self._program.prefill_inputs(tokens, self._past)
+        outputs = self._program.run({**inputs, **self._caches}, self._weights)
+        self._past += tokens.shape[1]
+        self._caches = {
+            name.replace("present", "past_key_values"): value for name, value in outputs.items() if name != "logits"
+        }
+        return outputs["logits"]

@@ -1,0 +1,83 @@
+"""What a target is: it plans, packages a quantized program into a folder, and gives a runner for the saved files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.program import Program
+
+
+@dataclass
+class Packaged:
+    """What a target wrote.
+
+    operators: target operator → count
+    weights:   name → SHA-256 of its canonical bytes, taken before they were written
+    notes:     what a user should know: a file left out and why, a slow path
+    """
+
+    operators: Counter[str]
+    weights: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """A model with its K/V cache, run token by token: the quantized program in torch, or saved files in their runtime."""
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens int64 [B, S] to the cache; returns float32 logits [B, S, V], or [B, 1, V] for the last only."""
+
+
+class Host(ABC):
+    """Runs a target's saved files on this machine."""
+
+    exact_bound = 1e-6
+    """KL divergence (nats a token) to the quantized program that rounding of float32 explains."""
+
+    @property
+    @abstractmethod
+    def saved_bound(self) -> float:
+        """The same for the files as they are saved, with the arithmetic that a device uses."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+        """The saved weights, read back in canonical form: name → a function that reads its parts."""
+
+    @abstractmethod
+    def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:
+        """exact: compute in float32 whatever the files say; every_position: logits of all tokens, not the last."""
+
+    @abstractmethod
+    def second_runner(self, max_tokens: int) -> Runner | None:
+        """Another runtime that loads the same files, if there is one and it is installed."""
+
+
+class Target(ABC):
+    """A runtime to compile for. `name` is what the command line calls it; `extra` the package extra that it needs."""
+
+    name: str
+    extra: str
+
+    @abstractmethod
+    def planned_bytes(self, program: Program) -> int:
+        """Size of the files that `package` would write, within 1 %."""
+
+    def planned_notes(self, program: Program) -> list[str]:
+        """What a user should know before a file is written."""
+        return []
+
+    @abstractmethod
+    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
+        """Write the target's files into `folder`."""

@@ -1,0 +1,202 @@
+"""Run the saved files on this host: plain onnxruntime, and onnxruntime-genai as a second opinion."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.targets.base import Host
+from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
+
+
+class OrtHost(Host):
+    """A bundle's ONNX Runtime files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def saved_bound(self) -> float:
+        return 1e-2 if INT8_ACTIVATIONS in self._levels() else self.exact_bound
+
+    def weights(self) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+        return read_weights(self.folder)
+
+    def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> OrtRunner:
+        changes = [accuracy_level(0)] if exact else []
+        changes += [all_logits] if every_position else []
+        return OrtRunner(self.folder, max_tokens, threads, changes)
+
+    def second_runner(self, max_tokens: int) -> GenaiRunner | None:
+        if importlib.util.find_spec("onnxruntime_genai") is None:
+            return None
+        return GenaiRunner(self.folder, max_tokens)
+
+    def _levels(self) -> set[int]:
+        nodes = onnx.load(str(self.folder / GRAPH_FILE), load_external_data=False).graph.node
+        return {a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"}
+
+
+class OrtRunner:
+    """A `Runner` over model.onnx and its data, with a K/V cache that past and present share."""
+
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        threads: int = 0,
+        changes: Sequence[Callable[[onnx.ModelProto], None]] = (),
+    ) -> None:
+        """max_tokens: size of the cache; changes: edits of the graph in memory, over the same data file."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        source: Any = str(folder / GRAPH_FILE)
+        if changes:
+            model = onnx.load(source, load_external_data=False)
+            for change in changes:
+                change(model)
+            source = model.SerializeToString()
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._inputs = {value.name for value in self.session.get_inputs()}
+        self._shapes = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_key_values.")}
+        config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text("utf-8")))
+        self._long_after = config.long_rope.original_max_position if config.long_rope else None
+        self.max_tokens = max_tokens
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._past = 0
+        self._caches: dict[str, Any] = {}
+        self._seen: list[torch.Tensor] = []
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens int64 [B, S]. Where LongRoPE changes its factors, everything before is computed again."""
+        total = self._past + tokens.shape[1]
+        if total > self.max_tokens:
+            raise ValueError(f"{total} tokens do not fit the cache of {self.max_tokens}")
+        if self._long_after and 0 < self._past <= self._long_after < total:
+            everything = torch.cat([*self._seen, tokens], dim=1)
+            self.reset()
+            return self.step(everything)[:, -tokens.shape[1] :]
+        self._seen.append(tokens)
+        return self._run(tokens, total)
+
+    def _run(self, tokens: torch.Tensor, total: int) -> torch.Tensor:
+        batch, length = tokens.shape
+        if not self._caches:
+            for name, (_, heads, _, dim) in self._shapes.items():
+                self._caches[name] = self._value(np.zeros((batch, heads, self.max_tokens, dim), np.float32))
+        feeds = {
+            "input_ids": tokens.numpy(),
+            "attention_mask": np.ones((batch, total), np.int64),
+            "position_ids": np.broadcast_to(np.arange(self._past, total), (batch, length)).copy(),
+        }
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            if name in self._inputs:
+                binding.bind_cpu_input(name, value)
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        binding.bind_output("logits")
+        self.session.run_with_iobinding(binding)
+        self._past = total
+        return torch.from_numpy(binding.get_outputs()[-1].numpy())
+
+
+def all_logits(model: onnx.ModelProto) -> None:
+    """Let the head read every position instead of the last: for measuring, over the same weights."""
+    nodes = {output: node for node in model.graph.node for output in node.output}
+    head = nodes["logits"]
+    node = nodes.get(head.input[0])
+    while node is not None and node.op_type in ("Unsqueeze", "GatherND"):
+        head.input[0] = node.input[0]
+        node = nodes.get(head.input[0])
+    for dim, name in zip(model.graph.output[0].type.tensor_type.shape.dim[1:2], ["sequence"]):
+        dim.ClearField("dim_value")
+        dim.dim_param = name
+
+
+def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:
+    """An edit that sets the accuracy level of every MatMulNBits."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = level
+
+    return edit
+
+
+def read_weights(folder: Path) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+    """The saved weights, read back from disk in canonical form: name → a function that reads its parts."""
+    model = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
+    found: dict[str, dict[str, onnx.TensorProto]] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        stem, _, suffix = tensor.name.rpartition(".")
+        if suffix in ("2d", "3d"):  # the same bytes under another shape
+            continue
+        name, part = (stem, suffix) if suffix in ("q", "scale", "zero") else (tensor.name, "")
+        found.setdefault(name, {})[part] = tensor
+    return {name: _reader(folder / DATA_FILE, parts) for name, parts in found.items()}
+
+
+def _reader(path: Path, parts: dict[str, onnx.TensorProto]) -> Callable[[], dict[str, torch.Tensor]]:
+    def read() -> dict[str, torch.Tensor]:
+        tensors = {}
+        for part, tensor in parts.items():
+            entry = {e.key: e.value for e in tensor.external_data}
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            count = int(entry["length"]) // dtype.itemsize
+            flat = np.fromfile(path, dtype, count, offset=int(entry["offset"]))
+            rows = tensor.dims[0] if len(tensor.dims) else 1
+            tensors[part] = torch.from_numpy(flat).reshape(rows, -1) if part else torch.from_numpy(flat).reshape(list(tensor.dims))
+        return tensors
+
+    return read
+
+
+class GenaiRunner:
+    """A `Runner` over the whole folder in onnxruntime-genai, as an app would load it. Logits of the last token only."""
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        import onnxruntime_genai as genai
+
+        self._genai = genai
+        self.model = genai.Model(str(folder))
+        self.max_tokens = max_tokens
+        self.reset()
+
+    def reset(self) -> None:
+        parameters = self._genai.GeneratorParams(self.model)
+        parameters.set_search_options(max_length=self.max_tokens)
+        self._generator = self._genai.Generator(self.model, parameters)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self._generator.append_tokens(tokens.numpy().astype(np.int32))
+        logits = torch.from_numpy(np.array(self._generator.get_logits()))
+        return logits[:, -1:].float()
+
+
+
+
+
+

@@ -1,0 +1,217 @@
+"""The files of an ONNX Runtime bundle.
+
+model.onnx                  the graph, under a megabyte
+model.onnx.data             every weight at a planned offset; large ones page-aligned, so that they can be mapped
+genai_config.json           for onnxruntime-genai, the runtime that iOS and Android apps use
+required_operators.config   for a reduced build of ONNX Runtime
+model.ort                   on request: one file for minimal builds, where it fits under 2 GiB
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.program import Program, split_target
+from pocketphi.graph.recipe import Recipe
+from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.ort_mobile.lint import lint
+from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS, Lowered, Placed, lower
+
+GRAPH_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+ORT_FILE = "model.ort"
+ORT_LIMIT = 2**31
+"""A flatbuffer's size: ONNX Runtime writes no .ort beyond it, and leaves an empty file when asked to."""
+
+_GENAI_REWINDS_AT = 4097
+"""Where onnxruntime-genai 0.18 recomputes the cache of a model of type phi3, because LongRoPE changes its factors."""
+
+
+class OrtMobile(Target):
+    """`--target ort-mobile`."""
+
+    name = "ort-mobile"
+    extra = "ort"
+
+    def __init__(
+        self,
+        accuracy_level: int = INT8_ACTIVATIONS,
+        ort_file: bool = False,
+        strict: bool = False,
+        context: int | None = None,
+        version: str = "0",
+    ) -> None:
+        """accuracy_level: of MatMulNBits; ort_file: also write the single file; strict: a slow path is an error."""
+        self.accuracy_level = accuracy_level
+        self.ort_file = ort_file
+        self.strict = strict
+        self.context = context
+        self.version = version
+
+    def planned_bytes(self, program: Program) -> int:
+        size = plan_layout(_ordered(program)).size
+        return 2 * size + _tied_bytes(program) if self.ort_file else size
+
+    def planned_notes(self, program: Program) -> list[str]:
+        return [*lint(lower(program, self.accuracy_level)), *self._single_file_notes(program)]
+
+    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
+        lowered = lower(program, self.accuracy_level)
+        weights = _ordered(program)
+        layout = plan_layout(weights)
+        notes = [*lint(lowered), *self._single_file_notes(program)]
+        if self.strict and lint(lowered):
+            raise InputError(f"ort-mobile: {notes[0]}; without --strict this is only reported")
+        digests = write_weights(folder / DATA_FILE, weights, layout, progress)
+        model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
+        (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / "genai_config.json").write_text(_to_json(genai_config(program, lowered, self.context)))
+        (folder / "required_operators.config").write_text(_required_operators(lowered.nodes))
+        if self.ort_file:
+            write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
+        operators = Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in lowered.nodes)
+        return Packaged(operators, digests, notes, {"accuracy_level": self.accuracy_level})
+
+    def _single_file_notes(self, program: Program) -> list[str]:
+        """A clear statement where the single file does not fit; an error where it was asked for."""
+        single = plan_layout(_ordered(program)).size + _tied_bytes(program)
+        if single < ORT_LIMIT:
+            return [] if self.ort_file else [f"a single-file model.ort of {single / 1e9:.2f} GB would fit: add --ort-file"]
+        if self.ort_file:
+            raise InputError(f"--ort-file: {_too_large(single)}")
+        return [_too_large(single)]
+
+
+def write_ort_file(graph: Path, target: Path) -> None:
+    """Convert a saved graph and its data to the ORT format, optimised as any device would (no hardware-bound layouts)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def genai_config(program: Program, lowered: Lowered, context: int | None) -> dict[str, Any]:
+    """`genai_config.json`. The window is in the graph, not here: the runtime would cut the cache to it and then fail."""
+    config = program.config
+    length = min(context or config.max_position, config.max_position)
+    declared = {value.name for value in lowered.inputs}
+    inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in declared}
+    eos: int | list[int] = list(config.eos) if len(config.eos) != 1 else config.eos[0]
+    return {
+        "model": {
+            "type": _model_type(config, length),
+            "bos_token_id": config.bos if config.bos is not None else config.eos[0],
+            "eos_token_id": eos,
+            "pad_token_id": config.pad if config.pad is not None else config.eos[0],
+            "vocab_size": config.vocab_size,
+            "context_length": length,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": GRAPH_FILE,
+                "head_size": config.head_dim,
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.heads,
+                "num_key_value_heads": config.kv_heads,
+                "num_hidden_layers": config.layers,
+                "inputs": {
+                    **inputs,
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": length,
+            "min_length": 0,
+            "num_beams": 1,
+            "past_present_share_buffer": True,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+        },
+    }
+
+
+def _model_type(config: ModelConfig, length: int) -> str:
+    """`phi3` makes the runtime recompute the cache at 4,097 tokens. LongRoPE needs that; others beyond would only be slow,
+    and take the otherwise equal type `llama`."""
+    return "llama" if config.long_rope is None and length >= _GENAI_REWINDS_AT else "phi3"
+
+
+def _ordered(program: Program) -> dict[str, Recipe]:
+    """Weights in the order in which the graph reads them."""
+    targets = (split_target(str(n.target))[0] for n in program.graph.nodes if n.op == "get_attr")
+    return {name: program.weights[name] for name in dict.fromkeys(targets)}
+
+
+def _external(placed: Placed, layout: Layout) -> TensorProto:
+    name, part = split_target(placed.target)
+    tensor = TensorProto(
+        name=placed.name,
+        dims=placed.shape,
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(_numpy_dtype(placed)),
+        data_location=TensorProto.EXTERNAL,
+    )
+    entries = {"location": DATA_FILE, "offset": layout.offsets[name, part], "length": placed.spec.bytes}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _numpy_dtype(placed: Placed) -> Any:
+    import numpy as np
+
+    return np.dtype(str(placed.spec.dtype).removeprefix("torch."))
+
+
+def _tied_bytes(program: Program) -> int:
+    """What the single file holds twice: there, initializers of two shapes cannot share their bytes."""
+    if not program.config.tied_embeddings:
+        return 0
+    return program.weights["model.embed_tokens.weight"].parts["q"].bytes if _is_int4(program) else 0
+
+
+def _is_int4(program: Program) -> bool:
+    return "q" in program.weights["model.embed_tokens.weight"].parts
+
+
+def _too_large(single: int) -> str:
+    return (
+        f"no single-file model.ort: it would take {single / 1e9:.2f} GB and the format ends at {ORT_LIMIT / 1e9:.2f} GB; "
+        "model.onnx with model.onnx.data has no such limit, or choose --block 128"
+    )
+
+
+def _required_operators(nodes: Sequence[onnx.NodeProto]) -> str:
+    """One line a domain, as ONNX Runtime's `--include_ops_by_config` reads it: domain;opset;operators."""
+    by_domain: dict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        by_domain[node.domain].add(node.op_type)
+    versions = {"": ("ai.onnx", 21), "com.microsoft": ("com.microsoft", 1)}
+    lines = [f"{versions[d][0]};{versions[d][1]};{','.join(sorted(ops))}" for d, ops in sorted(by_domain.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _to_json(data: Any) -> str:
+    return json.dumps(data, indent=1) + "\n"
