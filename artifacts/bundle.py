@@ -1,17 +1,13 @@
 """A bundle is a folder with a `manifest.json` that names every other file with its size and SHA-256.
 
-Written to a temporary folder beside it and renamed at the end: a bundle that exists is complete.
+Made through `new_folder`: a bundle that exists is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,37 +62,14 @@ class Bundle:
                 raise InputError(f"{path}: content differs from its SHA-256 in the manifest; copy or compile it again")
 
 
-@contextlib.contextmanager
-def new_bundle(path: Path, force: bool, needed_bytes: int) -> Iterator[Path]:
-    """A temporary folder that becomes the bundle at `path` when the block ends without an error.
-
-    Raises InputError when `path` exists (unless `force`), cannot be written, or has less free space than needed.
-    """
-    if path.exists() and not force:
+def check_replaceable(path: Path, force: bool) -> None:
+    """Raise InputError where something stands at `path` that may not be replaced: anything, or with `force` no bundle."""
+    if not path.exists():
+        return
+    if not force:
         raise InputError(f"{path}: exists; choose another -o or pass --force to replace it")
-    if path.exists() and not (path / MANIFEST).is_file() and any(path.iterdir() if path.is_dir() else [path]):
+    if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
         raise InputError(f"{path}: exists and is not a bundle; --force replaces bundles only")
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # left by a compile that was killed
-        partial.mkdir()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}; choose another -o") from None
-    try:
-        free = shutil.disk_usage(partial).free
-        if free < needed_bytes:
-            raise InputError(f"{path}: needs {needed_bytes:,} bytes, the disk has {free:,} free; choose another -o")
-        yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
-            raise InputError(f"{path}: cannot be written: {error.strerror}; choose another -o") from None
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:

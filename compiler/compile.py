@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from pocketphi.artifacts.bundle import Bundle, new_bundle, write_manifest
+from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
+from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler import __version__
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
@@ -34,6 +35,7 @@ from pocketphi.targets.base import Packaged
 def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     """Compile a checkpoint to a bundle. Raises InputError for bad input, CheckFailed where a budget or a check fails."""
     ui = ui or Ui()
+    check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
     targets = [make_target(name, options) for name in options.targets]
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
@@ -45,7 +47,7 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     refuse_leftovers(reports, options.strict)
     needed = check_budgets(program, targets, options)
 
-    with new_bundle(options.out, options.force, needed) as folder:
+    with new_folder(options.out, needed) as folder:
         if quantizer.weighted:
             store_weights(program, source, options, ui)
         packaged = {}

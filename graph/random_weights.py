@@ -90,7 +90,7 @@ PUBLISHED = {
 
 
 class RandomWeights(Checkpoint):
-    """`random:NAME` or `random:NAME@SEED`. Norm weights are near one, matrices N(0, 0.02²) as before training."""
+    """`random:NAME` or `random:NAME@SEED`. Norm weights are near one, matrices N(0, 1/K): activations keep their size."""
 
     def __init__(self, spec: str, config: ModelConfig | None = None) -> None:
         """spec: the model's name; config: a shape of one's own instead of a published one."""
@@ -111,7 +111,7 @@ class RandomWeights(Checkpoint):
         first = start // _ROWS
         groups = [self._normal(name, group, _ROWS, info.columns) for group in range(first, -(-stop // _ROWS))]
         rows = torch.cat(groups)[start - first * _ROWS : stop - first * _ROWS]
-        return (rows * 0.02).bfloat16()
+        return (rows * info.columns**-0.5).bfloat16()
 
     def _normal(self, name: str, group: int, *shape: int) -> torch.Tensor:
         seed = zlib.crc32(f"{self._seed}/{name}/{group}".encode())

@@ -1,0 +1,279 @@
+"""The command line: parse, call one function, show what it returns.
+
+Exit codes: 0 done, 1 verification or budget not met, 2 bad input, 3 our bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler import __version__
+from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
+from pocketphi.compiler.ui import RichUi, Ui
+from pocketphi.graph.errors import InputError, PocketphiError
+
+MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    arguments = parser().parse_args(argv)
+    level = logging.INFO if arguments.verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    _quiet_libraries(arguments.verbose)
+    try:
+        return int(arguments.run(arguments))
+    except PocketphiError as error:
+        print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pocketphi: stopped; nothing was left half-written", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        print(f"pocketphi: this is a bug of ours: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return 3
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
+    common.add_argument("-v", "--verbose", action="store_true", help="log what each pass did")
+    top = argparse.ArgumentParser(prog="pocketphi", description="Compile Phi-3 models for phones, provably right.")
+    top.add_argument("--version", action="version", version=f"pocketphi {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[common], help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    _compile_arguments(command("compile", _compile, "compile a model to a verified bundle"))
+
+    verify = command("verify", _verify, "check a bundle's files and numbers; exit 1 where a check fails")
+    verify.add_argument("bundle", type=Path)
+    verify.add_argument("--reference", metavar="MODEL", help="also measure the quantization error against this model")
+
+    evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
+    evaluate.add_argument("model", metavar="BUNDLE|MODEL")
+    evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: Python's language reference)")
+    evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
+    evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
+    evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
+
+    chat = command("chat", _chat, "talk to a bundle")
+    chat.add_argument("bundle", type=Path)
+    chat.add_argument("--prompt", help="one message, one reply (default: a conversation; leave it with Ctrl-D)")
+    chat.add_argument("--system", help="the system message")
+    chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
+    chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+
+    bench = command("bench", _bench, "tokens a second of a bundle on this machine")
+    bench.add_argument("bundle", type=Path)
+    bench.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts to measure (default 1 2)")
+    bench.add_argument("--prompt-tokens", type=int, default=512, help="length of the prefill (default %(default)s)")
+    bench.add_argument("--generate", type=int, default=64, help="decode steps (default %(default)s)")
+    bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
+
+    inspect = command("inspect", _inspect, "what a bundle or a model holds")
+    inspect.add_argument("model", metavar="BUNDLE|MODEL")
+
+    make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
+    make.add_argument("model", help=MODEL_HELP)
+    make.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
+    make.add_argument("--fold-norms", action="store_true", help="fold the norm weights into the projections behind them")
+    make.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16", help="default %(default)s")
+    return top
+
+
+def _compile_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help=MODEL_HELP)
+    p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: the model's name)")
+    p.add_argument("--target", action="append", choices=TARGETS, help="default ort-mobile; may be repeated")
+    p.add_argument("--recipe", default="search", help="search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks")
+    p.add_argument("--block", type=int, default=32, help="weights that share a scale: 16 to 256 (default %(default)s)")
+    p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
+    p.add_argument("--context", type=int, help="longest sequence (default: the model's)")
+    p.add_argument("--calibration", type=Path, metavar="FILE", help="UTF-8 text for --recipe search (default: Python's language reference)")
+    p.add_argument("--calibration-tokens", type=int, default=2048, metavar="N", help="default %(default)s")
+    p.add_argument("--all-logits", action="store_true", help="logits of every position instead of the last")
+    p.add_argument("--accuracy-level", type=int, choices=[0, 4], default=4, help="4: int8 activations (default); 0: float32")
+    p.add_argument("--ort-file", action="store_true", help="also the single-file model.ort (under 2 GiB)")
+    p.add_argument("--verify", choices=["auto", "always", "never"], default="auto", help="run the saved files against the program (auto: where memory allows)")
+    p.add_argument("--max-bytes", type=parse_size, metavar="SIZE", help="fail if the bundle would be larger")
+    p.add_argument("--max-memory", type=parse_size, metavar="SIZE", help="fail if compiling would take more memory")
+    p.add_argument("--cache", type=Path, metavar="DIR", help="where searched weights are kept (default: $POCKETPHI_CACHE or ~/.cache/pocketphi)")
+    p.add_argument("--dump-graphs", type=Path, metavar="DIR", help="write the graph after each pass")
+    p.add_argument("--strict", action="store_true", help="an operator left unfused, in float, or on a slow path is an error")
+    p.add_argument("--force", action="store_true", help="replace the bundle at --out")
+    p.add_argument("--dry-run", action="store_true", help="only the plan: sizes, memory, what is fused and quantized")
+
+
+def _options(a: argparse.Namespace) -> CompileOptions:
+    out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
+    return CompileOptions(
+        model=a.model,
+        out=out,
+        targets=tuple(dict.fromkeys(a.target or ["ort-mobile"])),
+        recipe=a.recipe,
+        block=a.block,
+        symmetric=not a.asymmetric,
+        context=a.context,
+        calibration=a.calibration,
+        calibration_tokens=a.calibration_tokens,
+        all_logits=a.all_logits,
+        accuracy_level=a.accuracy_level,
+        ort_file=a.ort_file,
+        verify=a.verify,
+        max_bytes=a.max_bytes,
+        max_memory=a.max_memory,
+        strict=a.strict,
+        force=a.force,
+        dump_graphs=a.dump_graphs,
+        cache=a.cache,
+    )
+
+
+def _compile(a: argparse.Namespace) -> int:
+    from pocketphi.compiler import show
+
+    options = _options(a)
+    if a.dry_run:
+        from pocketphi.compiler.plan import plan
+        from pocketphi.compiler.targets import make_target
+
+        made = plan(options, [make_target(name, options) for name in options.targets])
+        _print(a, made.as_json(), lambda: show.plan(made))
+        return 0
+    from pocketphi.compiler.compile import compile_model
+
+    bundle = compile_model(options, _ui(a))
+    summary = {"bundle": str(bundle.path), **bundle.manifest}
+    _print(a, summary, lambda: show.bundle(bundle))
+    verification = bundle.manifest["verification"]
+    return 1 if verification and not verification["ok"] else 0
+
+
+def _verify(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.compiler import show
+    from pocketphi.compiler.verify import verify_folder
+
+    bundle = Bundle.open(a.bundle)
+    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference)
+    _print(a, result.recorded(), lambda: show.verification(result.recorded()))
+    return 0 if result.ok else 1
+
+
+def _eval(a: argparse.Namespace) -> int:
+    from pocketphi.compiler import show
+    from pocketphi.compiler.evaluate import evaluate_model
+    from pocketphi.compiler.text import read_text
+
+    text = read_text(a.text, "the text") if a.text else None
+    if a.tokens < 2 or a.window < 2:
+        raise InputError("--tokens and --window: expected at least 2")
+    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a))
+    _print(a, vars(result), lambda: show.evaluation(result))
+    return 0
+
+
+def _chat(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.chat import Chat
+
+    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads)
+    if a.prompt is not None:
+        reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
+        _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))
+        return 0
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            _write("\n")
+            return 0
+        if line.strip():
+            reply = chat.say(line, a.temperature, show=_write)
+            _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n")
+
+
+def _bench(a: argparse.Namespace) -> int:
+    from pocketphi.compiler import show
+    from pocketphi.compiler.bench import bench
+
+    if min(a.prompt_tokens, a.generate, a.rounds, *a.threads) < 1:
+        raise InputError("--prompt-tokens, --generate, --rounds and --threads: expected positive numbers")
+    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a))
+    _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
+    return 0
+
+
+def _inspect(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.bundle import MANIFEST, Bundle
+    from pocketphi.compiler import show
+    from pocketphi.graph.checkpoint import open_checkpoint
+
+    if (Path(a.model) / MANIFEST).is_file():
+        bundle = Bundle.open(Path(a.model), check=False)
+        _print(a, bundle.manifest, lambda: show.bundle(bundle))
+        return 0
+    source = open_checkpoint(a.model)
+    tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
+    _print(a, {"config": source.config.to_hf(), "tensors": tensors}, lambda: show.checkpoint(source))
+    return 0
+
+
+def _make_checkpoint(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.folder import new_folder
+    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.fold_norms import FoldedNorms
+    from pocketphi.graph.write_checkpoint import DTYPES, write_checkpoint
+
+    source = open_checkpoint(a.model)
+    source = FoldedNorms(source) if a.fold_norms else source
+    total = source.config.parameters * DTYPES[a.dtype][0].itemsize
+    if a.out.exists():
+        raise InputError(f"{a.out}: exists; choose another -o")
+    with new_folder(a.out, needed_bytes=total) as folder, _ui(a).task("write", total, "bytes") as advance:
+        write_checkpoint(source, folder, a.dtype, advance)
+    _print(a, {"checkpoint": str(a.out), "bytes": total}, lambda: _write(f"{a.out}: {total / 1e6:,.0f} MB\n"))
+    return 0
+
+
+def _print(a: argparse.Namespace, data: Any, human: Any) -> None:
+    if a.json:
+        _write(json.dumps(data, indent=1, default=str) + "\n")
+    else:
+        human()
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _ui(a: argparse.Namespace) -> Ui:
+    return Ui() if a.json else RichUi()
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Advice of the libraries about themselves, which a user of ours can do nothing about."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not verbose:
+        import warnings
+
+        warnings.filterwarnings("ignore", module=r"torch\..*|contextlib|transformers\..*")

@@ -1,0 +1,123 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.bench import Speed
+from pocketphi.compiler.evaluate import Evaluation
+from pocketphi.compiler.plan import Plan
+from pocketphi.graph.checkpoint import Checkpoint
+
+
+def bundle(made: Bundle) -> None:
+    """What a bundle holds."""
+    manifest = made.manifest
+    model, recipe = manifest["model"], manifest["recipe"]
+    symmetry = "symmetric" if recipe["symmetric"] else "asymmetric"
+    table = _table(f"{made.path}: {manifest['source']['model']}, {model['parameters'] / 1e6:,.0f} M parameters")
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    table.add_row("recipe", f"int4 {recipe['name']}, block {recipe['block']}, {symmetry}")
+    table.add_row("size", f"{_size(total)} in {len(manifest['files'])} files")
+    table.add_row("context", f"{model['context']:,} tokens, {_size(model['kv_cache_bytes_per_token'])} of K/V cache each")
+    table.add_row("operators", ", ".join(f"{n} {name}" for name, n in sorted(manifest["operators"].items())))
+    for entry in manifest["passes"]:
+        for place, reason in entry["refused"]:
+            table.add_row("left alone", f"{entry['name']}: {place}: {reason}")
+    for name, target in manifest["targets"].items():
+        for note in target["notes"]:
+            table.add_row(name, note)
+    _console().print(table)
+    if manifest["verification"]:
+        verification(manifest["verification"])
+    else:
+        _console().print("not verified: run 'pocketphi verify'")
+
+
+def verification(recorded: dict[str, Any]) -> None:
+    """The checks, one a line."""
+    table = Table(title="verification", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for column in ("", "check", "measured", "bound", "detail"):
+        table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
+    for check in recorded["checks"]:
+        mark = "[green]ok[/]" if check["ok"] else "[red]FAILED[/]"
+        table.add_row(mark, check["name"], f"{check['measured']:.2g}", f"{check['bound']:.0e}" if check["bound"] else "0", check["detail"])
+    _console().print(table)
+    error = recorded["quantization_error"]
+    if error:
+        _console().print(
+            f"quantization error: KL {error['kl']:.4f} nats/token, top-1 {error['top1']:.3f} over {error['tokens']:.0f} tokens"
+        )
+    _console().print("[green]verified[/]" if recorded["ok"] else "[red]NOT verified[/]")
+
+
+def plan(made: Plan) -> None:
+    """What a compile would do."""
+    table = _table(f"plan for {made.model}: {made.parameters / 1e6:,.0f} M parameters, {made.layers} layers")
+    table.add_row("files", _size(made.artifact))
+    table.add_row("memory to compile", f"about {_size(made.compile_memory)}")
+    table.add_row("memory to run", f"about {_size(made.run_memory)} and {_size(made.kv_cache)} of K/V cache at {made.context:,} tokens")
+    for name, applied in made.applied.items():
+        table.add_row(name, ", ".join(f"{n} {rule}" for rule, n in applied.items()) or "nothing")
+    for name, place, reason in made.refused:
+        table.add_row("left alone", f"{name}: {place}: {reason}")
+    for note in made.notes:
+        table.add_row("note", note)
+    _console().print(table)
+
+
+def evaluation(result: Evaluation) -> None:
+    """Perplexity and distance."""
+    table = _table(f"{result.model} over {result.tokens:,} tokens in windows of {result.window}")
+    table.add_row("perplexity", f"{result.perplexity:.3f}")
+    if result.kl is not None:
+        table.add_row(f"of {result.reference}", f"{result.reference_perplexity:.3f}")
+        table.add_row("KL to it", f"{result.kl:.4g} nats/token")
+        table.add_row("same top-1", f"{result.top1:.4f}")
+    _console().print(table)
+
+
+def speeds(measured: list[Speed]) -> None:
+    """Tokens a second."""
+    first = measured[0]
+    table = Table(title="medians", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    columns = ("threads", f"prefill {first.prompt}, tokens/s", f"decode {first.generated}, tokens/s", "load, s", "peak memory")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for s in measured:
+        table.add_row(str(s.threads), f"{s.prefill:.1f}", f"{s.decode:.1f}", f"{s.load:.2f}", _size(s.memory))
+    _console().print(table)
+
+
+def checkpoint(source: Checkpoint) -> None:
+    """A model's shape and stored types."""
+    config = source.config
+    table = _table(f"{source.label}: {config.parameters / 1e6:,.0f} M parameters")
+    table.add_row("shape", f"{config.layers} layers, hidden {config.hidden_size}, MLP {config.intermediate_size}, vocabulary {config.vocab_size:,}")
+    table.add_row("attention", f"{config.heads} heads, {config.kv_heads} for keys and values, {config.head_dim} wide, {config.rotary_dim} rotated")
+    table.add_row("positions", f"{config.max_position:,}, window {config.sliding_window or 'none'}, {'LongRoPE' if config.long_rope else 'default rotary'}")
+    kinds = sorted({info.dtype for info in source.tensors.values()})
+    table.add_row("tensors", f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}")
+    _console().print(table)
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count} bytes"
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if Console().is_terminal else 150)

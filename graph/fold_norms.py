@@ -1,0 +1,37 @@
+"""A checkpoint with the norm weights folded into the projections behind them: the same model, other numbers.
+
+W · (g ⊙ x) = (W · diag(g)) · x: the columns of the packed projections (and of an untied head) are scaled by the norm's
+weight, which becomes one. Weights that lay on a 4-bit grid are off it afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
+
+_AFTER = {"self_attn.qkv_proj.weight": "input_layernorm.weight", "mlp.gate_up_proj.weight": "post_attention_layernorm.weight"}
+
+
+class FoldedNorms(Checkpoint):
+    """Wraps a checkpoint. The norm before a tied head stays: the embedding would have to be scaled with it."""
+
+    def __init__(self, inner: Checkpoint) -> None:
+        self._inner = inner
+        self.label, self.config = inner.label, inner.config
+        self.tensors = {name: TensorInfo(info.shape, "fp32") for name, info in inner.tensors.items()}
+        self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
+        self._norm_of = {name: norm for name in inner.tensors if (norm := self._norm(name))}
+        self._gain = {norm: inner.read(norm, 0, inner.tensors[norm].rows).float() for norm in self._norm_of.values()}
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        if name in self._gain:
+            return torch.ones(stop - start)
+        rows = self._inner.read(name, start, stop).float()
+        return rows * self._gain[self._norm_of[name]] if name in self._norm_of else rows
+
+    @staticmethod
+    def _norm(name: str) -> str | None:
+        if name == "lm_head.weight":
+            return "model.norm.weight"
+        return next((name.replace(tail, norm) for tail, norm in _AFTER.items() if name.endswith(tail)), None)
