@@ -98,7 +98,7 @@ class GgufHeader:
             vocab_size=self.tensors["token_embd.weight"].shape[0],
             hidden_size=hidden,
             intermediate_size=self._need("feed_forward_length"),
-            layers=self._need("block_count"),
+            layers=self._layers(),
             heads=heads,
             kv_heads=self._need("attention.head_count_kv", heads),
             head_dim=head_dim,
@@ -122,6 +122,12 @@ class GgufHeader:
         if not isinstance(value, int):
             raise InputError(f"{self.path}: {self.architecture}.{key} is {value!r}, expected a whole number")
         return value
+
+    def _layers(self) -> int:
+        layers = self._need("block_count")
+        if layers > len(self.tensors):
+            raise InputError(f"{self.path}: {layers} layers, but only {len(self.tensors)} tensors; download it again")
+        return layers
 
     def _number(self, key: str, default: float) -> float:
         value = self._own(key, default)
