@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.recipe import Recipe
 
 WORKERS = 2
@@ -78,7 +79,7 @@ def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, pr
     torch.set_num_threads(1)  # a setting of each thread
     for start, stop in recipe.chunks():
         for part, tensor in recipe.read(start, stop).items():
-            data = memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+            data = tensor_bytes(tensor)
             hashes[part].update(data)
             ends[part] += os.pwrite(descriptor, data, ends[part])
             progress(len(data))
@@ -87,7 +88,7 @@ def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, pr
 
 def digest(parts: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of a weight in its canonical form: of the digests of its parts, by name."""
-    return combine({name: hashlib.sha256(t.contiguous().view(torch.uint8).numpy()) for name, t in parts.items()})
+    return combine({name: hashlib.sha256(tensor_bytes(t)) for name, t in parts.items()})
 
 
 def combine(hashes: Mapping[str, hashlib._Hash]) -> str:

@@ -48,7 +48,9 @@ class Chat:
         self._messages.append({"role": "user", "content": text})
         tokens = self.tokenizer.encode_chat(self._messages)
         if len(tokens) >= self._limit:
-            raise InputError(f"the conversation has {len(tokens)} tokens, the cache holds {self._limit}; raise --max-tokens")
+            raise InputError(
+                f"the conversation has {len(tokens)} tokens, the cache holds {self._limit}; raise --max-tokens"
+            )
         reply, stream = Reply(), self.tokenizer.stream()
         begin = time.perf_counter()
         for token in self._generate(tokens, temperature):

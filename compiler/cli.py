@@ -94,7 +94,9 @@ def parser() -> argparse.ArgumentParser:
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
     make.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
-    make.add_argument("--fold-norms", action="store_true", help="fold the norm weights into the projections behind them")
+    make.add_argument(
+        "--fold-norms", action="store_true", help="fold the norm weights into the projections behind them"
+    )
     make.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16", help="default %(default)s")
     return top
 
@@ -103,21 +105,44 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help=MODEL_HELP)
     p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: the model's name)")
     p.add_argument("--target", action="append", choices=TARGETS, help="default ort-mobile; may be repeated")
-    p.add_argument("--recipe", default="search", help="search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks")
+    p.add_argument(
+        "--recipe",
+        default="search",
+        help="search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
+    )
     p.add_argument("--block", type=int, default=32, help="weights that share a scale: 16 to 256 (default %(default)s)")
     p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
     p.add_argument("--context", type=int, help="longest sequence (default: the model's)")
-    p.add_argument("--calibration", type=Path, metavar="FILE", help="UTF-8 text for --recipe search (default: Python's language reference)")
+    p.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text for --recipe search (default: Python's language reference)",
+    )
     p.add_argument("--calibration-tokens", type=int, default=2048, metavar="N", help="default %(default)s")
     p.add_argument("--all-logits", action="store_true", help="logits of every position instead of the last")
-    p.add_argument("--accuracy-level", type=int, choices=[0, 4], default=4, help="4: int8 activations (default); 0: float32")
+    p.add_argument(
+        "--accuracy-level", type=int, choices=[0, 4], default=4, help="4: int8 activations (default); 0: float32"
+    )
     p.add_argument("--ort-file", action="store_true", help="also the single-file model.ort (under 2 GiB)")
-    p.add_argument("--verify", choices=["auto", "always", "never"], default="auto", help="run the saved files against the program (auto: where memory allows)")
+    p.add_argument(
+        "--verify",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="run the saved files against the program (auto: where memory allows)",
+    )
     p.add_argument("--max-bytes", type=parse_size, metavar="SIZE", help="fail if the bundle would be larger")
     p.add_argument("--max-memory", type=parse_size, metavar="SIZE", help="fail if compiling would take more memory")
-    p.add_argument("--cache", type=Path, metavar="DIR", help="where searched weights are kept (default: $POCKETPHI_CACHE or ~/.cache/pocketphi)")
+    p.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where searched weights are kept (default: $POCKETPHI_CACHE or ~/.cache/pocketphi)",
+    )
     p.add_argument("--dump-graphs", type=Path, metavar="DIR", help="write the graph after each pass")
-    p.add_argument("--strict", action="store_true", help="an operator left unfused, in float, or on a slow path is an error")
+    p.add_argument(
+        "--strict", action="store_true", help="an operator left unfused, in float, or on a slow path is an error"
+    )
     p.add_argument("--force", action="store_true", help="replace the bundle at --out")
     p.add_argument("--dry-run", action="store_true", help="only the plan: sizes, memory, what is fused and quantized")
 

@@ -70,9 +70,7 @@ def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[
     return program, run_passes(program, fusions(options.context), options.dump_graphs, first=1)
 
 
-def calibrate(
-    program: Program, source: Checkpoint, options: CompileOptions, ui: Ui
-) -> Mapping[str, torch.Tensor]:
+def calibrate(program: Program, source: Checkpoint, options: CompileOptions, ui: Ui) -> Mapping[str, torch.Tensor]:
     """Activation statistics on the calibration text."""
     text = default_text() if options.calibration is None else read_text(options.calibration, "the calibration text")
     tokens = tokens_of(text, source.tokenizer_files(), source.config, options.calibration_tokens)
@@ -116,7 +114,9 @@ def describe(
     config = source.config
     return {
         "pocketphi": __version__,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
+        },
         "source": {"model": Path(source.label).name, "sha256": source.digest_all()},
         "recipe": options.recorded(),
         "model": {

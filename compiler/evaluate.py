@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from pocketphi.artifacts.bundle import MANIFEST, Bundle
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
@@ -40,9 +39,7 @@ class Evaluation:
     top1: float | None = None
 
 
-def evaluate_model(
-    model: str, text: str | None, tokens: int, window: int, reference: str | None, ui: Ui
-) -> Evaluation:
+def evaluate_model(model: str, text: str | None, tokens: int, window: int, reference: str | None, ui: Ui) -> Evaluation:
     """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
 
     text: Python's language reference if None.
@@ -64,9 +61,7 @@ def evaluate_model(
             advance(row.numel())
     if not other:
         return Evaluation(model, ours.tokens, window, ours.perplexity)
-    return Evaluation(
-        model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1
-    )
+    return Evaluation(model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1)
 
 
 def open_runner(model: str, window: int) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
@@ -102,5 +97,3 @@ def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, t
             apart.add(float_runner.step(row[None])[0], runner.step(row[None])[0])
             advance(1)
     return {"kl": apart.kl, "top1": apart.top1, "tokens": float(apart.positions)}
-
-

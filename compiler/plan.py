@@ -94,5 +94,7 @@ def check_budgets(program: Program, targets: Sequence[Target], options: CompileO
     memory = compile_memory(program.config, options)
     if options.max_memory is not None and memory > options.max_memory:
         over = memory - options.max_memory
-        raise CheckFailed(f"compiling would take {memory:,} bytes of memory, {over:,} over --max-memory; try --recipe rtn")
+        raise CheckFailed(
+            f"compiling would take {memory:,} bytes of memory, {over:,} over --max-memory; try --recipe rtn"
+        )
     return needed

@@ -23,7 +23,9 @@ def bundle(made: Bundle) -> None:
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     table.add_row("recipe", f"int4 {recipe['name']}, block {recipe['block']}, {symmetry}")
     table.add_row("size", f"{_size(total)} in {len(manifest['files'])} files")
-    table.add_row("context", f"{model['context']:,} tokens, {_size(model['kv_cache_bytes_per_token'])} of K/V cache each")
+    table.add_row(
+        "context", f"{model['context']:,} tokens, {_size(model['kv_cache_bytes_per_token'])} of K/V cache each"
+    )
     table.add_row("operators", ", ".join(f"{n} {name}" for name, n in sorted(manifest["operators"].items())))
     for entry in manifest["passes"]:
         for place, reason in entry["refused"]:
@@ -45,7 +47,13 @@ def verification(recorded: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
     for check in recorded["checks"]:
         mark = "[green]ok[/]" if check["ok"] else "[red]FAILED[/]"
-        table.add_row(mark, check["name"], f"{check['measured']:.2g}", f"{check['bound']:.0e}" if check["bound"] else "0", check["detail"])
+        table.add_row(
+            mark,
+            check["name"],
+            f"{check['measured']:.2g}",
+            f"{check['bound']:.0e}" if check["bound"] else "0",
+            check["detail"],
+        )
     _console().print(table)
     error = recorded["quantization_error"]
     if error:
@@ -60,7 +68,10 @@ def plan(made: Plan) -> None:
     table = _table(f"plan for {made.model}: {made.parameters / 1e6:,.0f} M parameters, {made.layers} layers")
     table.add_row("files", _size(made.artifact))
     table.add_row("memory to compile", f"about {_size(made.compile_memory)}")
-    table.add_row("memory to run", f"about {_size(made.run_memory)} and {_size(made.kv_cache)} of K/V cache at {made.context:,} tokens")
+    table.add_row(
+        "memory to run",
+        f"about {_size(made.run_memory)} and {_size(made.kv_cache)} of K/V cache at {made.context:,} tokens",
+    )
     for name, applied in made.applied.items():
         table.add_row(name, ", ".join(f"{n} {rule}" for rule, n in applied.items()) or "nothing")
     for name, place, reason in made.refused:
@@ -85,7 +96,13 @@ def speeds(measured: list[Speed]) -> None:
     """Tokens a second."""
     first = measured[0]
     table = Table(title="medians", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    columns = ("threads", f"prefill {first.prompt}, tokens/s", f"decode {first.generated}, tokens/s", "load, s", "peak memory")
+    columns = (
+        "threads",
+        f"prefill {first.prompt}, tokens/s",
+        f"decode {first.generated}, tokens/s",
+        "load, s",
+        "peak memory",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     for s in measured:
@@ -97,11 +114,23 @@ def checkpoint(source: Checkpoint) -> None:
     """A model's shape and stored types."""
     config = source.config
     table = _table(f"{source.label}: {config.parameters / 1e6:,.0f} M parameters")
-    table.add_row("shape", f"{config.layers} layers, hidden {config.hidden_size}, MLP {config.intermediate_size}, vocabulary {config.vocab_size:,}")
-    table.add_row("attention", f"{config.heads} heads, {config.kv_heads} for keys and values, {config.head_dim} wide, {config.rotary_dim} rotated")
-    table.add_row("positions", f"{config.max_position:,}, window {config.sliding_window or 'none'}, {'LongRoPE' if config.long_rope else 'default rotary'}")
+    table.add_row(
+        "shape",
+        f"{config.layers} layers, hidden {config.hidden_size}, MLP {config.intermediate_size}, {config.vocab_size:,} tokens",
+    )
+    table.add_row(
+        "attention",
+        f"{config.heads} heads, {config.kv_heads} for keys and values, {config.head_dim} wide, {config.rotary_dim} rotated",
+    )
+    table.add_row(
+        "positions",
+        f"{config.max_position:,}, window {config.sliding_window or 'none'}, rotary {'LongRoPE' if config.long_rope else 'default'}",
+    )
     kinds = sorted({info.dtype for info in source.tensors.values()})
-    table.add_row("tensors", f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}")
+    table.add_row(
+        "tensors",
+        f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}",
+    )
     _console().print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
     return torch.randint(config.vocab_size, (count,), generator=generator).tolist()
 
 
-def tokens_of(text: str, files: dict[str, bytes], config: ModelConfig, count: int) -> list[int]:
+def tokens_of(text: str, files: Mapping[str, bytes], config: ModelConfig, count: int) -> list[int]:
     """At most `count` tokens of a text; random ones for a model without a tokenizer."""
     if not files:
         return random_tokens(config, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 Advance = Callable[[int], None]
@@ -32,11 +33,16 @@ class RichUi(Ui):
     def task(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-        size = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total}")
-        columns = (TextColumn("{task.description:<22}"), BarColumn(), size, TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda amount: progress.advance(task, amount)
+        begin = time.perf_counter()
+        if self.console.is_terminal:
+            size = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total}")
+            columns = (TextColumn("{task.description:<22}"), BarColumn(), size, TimeRemainingColumn())
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(title, total=total)
+                yield lambda amount: progress.advance(task, amount)
+        else:
+            yield lambda amount: None
+        self.say(f"{title}: {time.perf_counter() - begin:.1f} s")
 
     def say(self, text: str) -> None:
         self.console.print(text, style="dim", soft_wrap=True)

@@ -145,7 +145,9 @@ def _numerics(host: Host, program: Program, prompt: torch.Tensor, all_logits: bo
     rows = expected[PREFILL - 1 : -1]
     gaps = rows.max(-1).values - rows.gather(1, chosen[0, :, None])[:, 0]
     same = int((gaps == 0).sum())
-    yield Check("greedy tokens that differ", int((gaps > tie).sum()), 0, f"{same}/{DECODE} equal, ties within {tie:.2g}")
+    yield Check(
+        "greedy tokens that differ", int((gaps > tie).sum()), 0, f"{same}/{DECODE} equal, ties within {tie:.2g}"
+    )
 
 
 def _boundaries(host: Host, program: Program) -> Iterable[Check]:
@@ -183,7 +185,9 @@ def _second_runtime(host: Host, folder: Path) -> Iterable[Check]:
     second = host.second_runner(PREFILL + 9)
     if second is None:
         return
-    tokens = torch.cat([_probe_tokens(folder, read_config(folder)), torch.tensor([random_tokens(read_config(folder), 8)])], 1)
+    tokens = torch.cat(
+        [_probe_tokens(folder, read_config(folder)), torch.tensor([random_tokens(read_config(folder), 8)])], 1
+    )
     first = host.runner(PREFILL + 9)
     pieces = [tokens[:, :PREFILL], *(tokens[:, i : i + 1] for i in range(PREFILL, tokens.shape[1]))]
     pairs = [(first.step(piece)[0, -1:], second.step(piece)[0, -1:]) for piece in pieces]

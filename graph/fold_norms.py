@@ -10,7 +10,10 @@ import torch
 
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 
-_AFTER = {"self_attn.qkv_proj.weight": "input_layernorm.weight", "mlp.gate_up_proj.weight": "post_attention_layernorm.weight"}
+_AFTER = {
+    "self_attn.qkv_proj.weight": "input_layernorm.weight",
+    "mlp.gate_up_proj.weight": "post_attention_layernorm.weight",
+}
 
 
 class FoldedNorms(Checkpoint):

@@ -8,7 +8,7 @@ import threading
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.int4 import Int4, tensor_bytes
 
 
 class HashedCheckpoint(Checkpoint):
@@ -29,7 +29,7 @@ class HashedCheckpoint(Checkpoint):
             if in_order:
                 self._next[name] = stop
         if in_order:
-            self._hashes[name].update(rows.contiguous().view(torch.uint8).numpy())
+            self._hashes[name].update(tensor_bytes(rows))
         return rows
 
     def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:

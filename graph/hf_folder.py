@@ -47,7 +47,7 @@ class HfFolder(Checkpoint):
         self.label = str(folder)
         self._folder = folder
         self.config = ModelConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
-        self._stored = {name: s for name, s in self._find_tensors().items()}
+        self._stored = self._find_tensors()
         self.tensors = check_tensors(self.config, {n: s.info for n, s in self._stored.items()}, str(folder))
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -121,13 +121,19 @@ def _read_header(path: Path) -> dict[str, _Stored]:
             raise InputError(f"{path}: truncated: {size} bytes, its header alone takes {8 + length}")
         try:
             header = json.loads(file.read(length))
-            entries = {n: (str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items() if n != "__metadata__"}
+            entries = {
+                n: (str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"])
+                for n, e in header.items()
+                if n != "__metadata__"
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: not a safetensors file: its header is not valid") from None
     stored = {}
     for name, (dtype, shape, begin, end) in entries.items():
         if 8 + length + end > size:
-            raise InputError(f"{path}: truncated: {size} bytes, but {name!r} ends at {8 + length + end}; download it again")
+            raise InputError(
+                f"{path}: truncated: {size} bytes, but {name!r} ends at {8 + length + end}; download it again"
+            )
         if dtype not in _DTYPES:
             raise InputError(f"{path}: {name!r} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
         label, torch_dtype = _DTYPES[dtype]

@@ -12,6 +12,7 @@ The first byte holds q[0] = 0 in its low and q[1] = 15 in its high nibble: 15 ·
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -63,7 +64,9 @@ class Int4:
         zeros = [p.zero for p in parts if p.zero is not None]
         if len(zeros) not in (0, len(parts)):
             raise ValueError("cannot stack symmetric and asymmetric rows")
-        return Int4(torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), torch.cat(zeros) if zeros else None)
+        return Int4(
+            torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), torch.cat(zeros) if zeros else None
+        )
 
 
 def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
@@ -78,3 +81,9 @@ def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
     """uint8 [N, ceil(count/2)] → uint8 [N, count]."""
     both = torch.stack((packed & 0x0F, packed >> 4), dim=-1)
     return both.view(packed.shape[0], -1)[:, :count]
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, without a copy where it is contiguous."""
+    array: Any = tensor.contiguous().view(torch.uint8).numpy()
+    return memoryview(array).cast("B")

@@ -216,13 +216,16 @@ def _ancestors(wanted: list[fx.Node]) -> list[fx.Node]:
 
 
 def _infer(node: fx.Node) -> Any:
-    vals = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    fake = next((n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)), None)
-    args, kwargs = vals  # type: ignore[misc]
-    if fake is None:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    with fake:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    """What the call gives for the inferred values of its arguments: shapes and dtypes, no data."""
+    args: Any = fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    run: Any = node.target
+    tensors = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+    if not tensors:
+        return run(*args, **kwargs)
+    fake: Any = tensors[0]
+    with fake.fake_mode:
+        return run(*args, **kwargs)
 
 
 def _show(arg: Any) -> str:

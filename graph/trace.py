@@ -77,7 +77,11 @@ class _Flat(torch.nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[torch.Tensor]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         torch._check(attention_mask.shape[1] == past[0].shape[2] + input_ids.shape[1])
         cache = _FlatCache(list(past))
@@ -180,5 +184,3 @@ def _functionalize_buffers(graph: fx.Graph) -> None:
 def _layer_weights(program: Program, checkpoint: Checkpoint) -> dict[str, Recipe]:
     names = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"} - set(program.weights)
     return {name: FloatWeight(checkpoint, name) for name in sorted(names, key=list(checkpoint.tensors).index)}
-
-

@@ -44,13 +44,24 @@ def repeat_layer(program: Program, last: int, depth: int) -> None:
                     if arg.op == "placeholder":
                         last_input = copies[arg]
             with graph.inserting_after(anchor):
-                anchor = copies[node] = graph.node_copy(node, lambda n: copies.get(n, n))
+                anchor = graph.node_copy(node, _Copied(copies))
+            copies[node] = anchor
         for kind in ("key", "value"):
             outputs[f"present.{layer}.{kind}"] = copies[outputs[f"present.{last}.{kind}"]]
         stream = copies[hidden_out]
     for reader in readers:
         reader.replace_input_with(hidden_out, stream)
     graph.output_node().args = (outputs,)
+
+
+class _Copied:
+    """Maps a node to its copy, and others to themselves."""
+
+    def __init__(self, copies: dict[fx.Node, fx.Node]) -> None:
+        self._copies = copies
+
+    def __call__(self, node: fx.Node) -> fx.Node:
+        return self._copies.get(node, node)
 
 
 def _layer_nodes(graph: fx.Graph, layer: int) -> list[fx.Node]:
@@ -69,7 +80,7 @@ def _check_same(first: list[fx.Node], second: list[fx.Node]) -> None:
     place = [{node: i for i, node in enumerate(nodes)} for nodes in (first, second)]
 
     def shape_of_call(node: fx.Node, inside: dict[fx.Node, int]) -> Any:
-        return fx.map_arg((node.args, node.kwargs), lambda n: f"#{inside[n]}" if n in inside else "outside")  # type: ignore[return-value]
+        return fx.map_arg((node.args, node.kwargs), lambda n: f"#{inside[n]}" if n in inside else "outside")
 
     for a, b in zip(first, second, strict=False):
         if a.target is not b.target or str(shape_of_call(a, place[0])) != str(shape_of_call(b, place[1])):
@@ -83,7 +94,9 @@ def _stream(template: list[fx.Node], layer: int, graph: fx.Graph) -> fx.Node:
     earlier = set(_layer_nodes(graph, layer - 1))
     found = {arg for node in template for arg in node.all_input_nodes if arg in earlier}
     if len(found) != 1:
-        raise CompilerBug(f"layer {layer} reads {sorted(n.name for n in found)} of the layer before, expected one value")
+        raise CompilerBug(
+            f"layer {layer} reads {sorted(n.name for n in found)} of the layer before, expected one value"
+        )
     return found.pop()
 
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.int4 import tensor_bytes
 
 SHARD_BYTES = 4_000_000_000
 DTYPES = {"bf16": (torch.bfloat16, "BF16"), "fp16": (torch.float16, "F16"), "fp32": (torch.float32, "F32")}
@@ -69,8 +70,8 @@ def _write_shard(
     file.write(len(text).to_bytes(8, "little") + text)
     for name in tensors:
         for start, stop in source.chunks(name):
-            rows = source.read(name, start, stop).to(torch_dtype).contiguous()
-            progress(file.write(memoryview(rows.view(torch.uint8).numpy()).cast("B")))
+            rows = source.read(name, start, stop).to(torch_dtype)
+            progress(file.write(tensor_bytes(rows)))
 
 
 def _bytes(source: Checkpoint, name: str, itemsize: int) -> int:

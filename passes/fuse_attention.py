@@ -1,5 +1,6 @@
 """Before: packed projection → slices → heads → rotary embedding → concatenation with the cache → repeated K/V heads →
-`scaled_dot_product_attention(…, mask)` → heads merged.  After: `edge.attention(qkv, k_cache, v_cache, position_ids, cos, sin, …)`.
+`scaled_dot_product_attention(…, mask)` → heads merged.
+After: `edge.attention(qkv, k_cache, v_cache, position_ids, cos, sin, …)`.
 
 The rotary tables and the mask are not matched but run: the traced subgraph that makes them is evaluated on chosen
 inputs, and the result becomes the table, or is compared with what `edge.attention` would see. So default and long rotary
@@ -84,8 +85,8 @@ class FuseAttention(Pass):
             program.weight(f"rope.{kind}", Constant(table, f"traced rotary {kind}"), before=after)[""]
             for kind, table in (("cos", tables.cos), ("sin", tables.sin))
         )
-        arguments = (qkv, found["past_k"], found["past_v"], positions, cos, sin)
-        arguments += (heads, kv_heads, scale, window, tables.long_after)
+        tensors = (qkv, found["past_k"], found["past_v"], positions, cos, sin)
+        arguments = (*tensors, heads, kv_heads, scale, window, tables.long_after)
         # right behind the projection: the caches that go out have earlier readers than the attention itself
         fused = program.call(torch.ops.edge.attention.default, arguments, before=after)
         for index, old in enumerate((merged, found["keys"], found["values"])):
@@ -184,11 +185,11 @@ def _rotary_tables(program: Program, cos: fx.Node, sin: fx.Node, positions: int)
     long_rope = program.config.long_rope
     original = long_rope.original_max_position if long_rope else 0
     if original and positions > original:
-        short = table(original)
-        return _Tables(*(torch.cat(pair) for pair in zip(short, full)), long_after=original)
+        cos_rows, sin_rows = (torch.cat(pair) for pair in zip(table(original), full))
+        return _Tables(cos_rows, sin_rows, original)
     if not torch.equal(table(1)[0], full[0][:1]):
         raise Refused("the rotary embedding of a position depends on the other positions")
-    return _Tables(*full, long_after=0)
+    return _Tables(full[0], full[1], 0)
 
 
 def _window(program: Program, mask: fx.Node) -> int:
@@ -205,7 +206,9 @@ def _window(program: Program, mask: fx.Node) -> int:
         padding[0, (past + length) // 3] = 0
         came = _run_mask(program, mask, length, past, padding)
         if not torch.equal(came, _expected_mask(length, past, window, padding)):
-            raise Refused(f"its mask for {length} tokens after {past} is not causal with a window of {window or 'any size'}")
+            raise Refused(
+                f"its mask for {length} tokens after {past} is not causal with a window of {window or 'any size'}"
+            )
     return window
 
 

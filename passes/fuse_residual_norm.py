@@ -1,4 +1,6 @@
-"""Before: `s = add(x, y); n = edge.rms_norm(s, w, eps)`, s also read later.  After: `n, s = edge.add_rms_norm(x, y, w, eps)`."""
+"""Before: `s = add(x, y); n = edge.rms_norm(s, w, eps)`, s also read later.
+After: `n, s = edge.add_rms_norm(x, y, w, eps)`.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ class QuantizeWeights(Pass):
             node.replace_all_uses_with(made)
             report.applied["embedding_nbits"] += 1
 
-    def _quantized(self, program: Program, node: fx.Node, weight: Any, report: PassReport) -> list[fx.Node | None] | None:
+    def _quantized(
+        self, program: Program, node: fx.Node, weight: Any, report: PassReport
+    ) -> list[fx.Node | None] | None:
         """Nodes of q, scale and zero; None where the weight cannot be quantized."""
         name = str(weight.target)
         recipe = program.weights[name] if weight.op == "get_attr" else None

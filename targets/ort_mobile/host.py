@@ -168,7 +168,9 @@ def _reader(path: Path, parts: dict[str, onnx.TensorProto]) -> Callable[[], dict
             count = int(entry["length"]) // dtype.itemsize
             flat = np.fromfile(path, dtype, count, offset=int(entry["offset"]))
             rows = tensor.dims[0] if len(tensor.dims) else 1
-            tensors[part] = torch.from_numpy(flat).reshape(rows, -1) if part else torch.from_numpy(flat).reshape(list(tensor.dims))
+            tensors[part] = (
+                torch.from_numpy(flat).reshape(rows, -1) if part else torch.from_numpy(flat).reshape(list(tensor.dims))
+            )
         return tensors
 
     return read
@@ -194,9 +196,3 @@ class GenaiRunner:
         self._generator.append_tokens(tokens.numpy().astype(np.int32))
         logits = torch.from_numpy(np.array(self._generator.get_logits()))
         return logits[:, -1:].float()
-
-
-
-
-
-

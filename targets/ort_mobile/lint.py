@@ -37,7 +37,9 @@ def _slow(node: NodeProto, float_weights: set[str]) -> list[str]:
         if attributes["bits"] not in (4, 8) or block not in FAST_BLOCKS:
             reasons.append(f"MatMulNBits has no kernel for {attributes['bits']} bits in blocks of {block}")
         elif block in SLOW_BLOCKS and attributes.get("accuracy_level") == 4:
-            reasons.append(f"MatMulNBits has no int8 kernel for blocks of {block}; blocks of 32 run 3 to 4 times faster")
+            reasons.append(
+                f"MatMulNBits has no int8 kernel for blocks of {block}; blocks of 32 run 3 to 4 times faster"
+            )
         if attributes.get("accuracy_level", 0) != 4:
             reasons.append("MatMulNBits at this accuracy level computes in float32; level 4 is about 3 times faster")
     elif node.op_type == "Cast" and attributes.get("to") in (TensorProto.FLOAT16, TensorProto.BFLOAT16):

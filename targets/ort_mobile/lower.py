@@ -53,9 +53,7 @@ class Lowered:
     weights: list[Placed] = field(default_factory=list)
 
     def to_model(self, initializers: Sequence[onnx.TensorProto], producer_version: str) -> onnx.ModelProto:
-        graph = helper.make_graph(
-            self.nodes, "pocketphi", self.inputs, self.outputs, [*self.constants, *initializers]
-        )
+        graph = helper.make_graph(self.nodes, "pocketphi", self.inputs, self.outputs, [*self.constants, *initializers])
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MS, 1)]
         return helper.make_model(
             graph,
@@ -206,14 +204,20 @@ def _tuple_names(e: _Emitter, node: fx.Node, count: int) -> list[str]:
     """Names of the items of a tuple-valued node; an item nobody reads has the empty name, which ONNX leaves out."""
     names = [""] * count
     for user in node.users:
-        names[user.args[1]] = e.result(user)  # type: ignore[call-overload]
+        index: Any = user.args[1]
+        names[index] = e.result(user)
     return names
 
 
 def _rms_norm(e: _Emitter, node: fx.Node) -> None:
     x, weight, eps = node.args
     e.emit(
-        "SimplifiedLayerNormalization", [e.name(x), e.name(weight)], [e.result(node)], axis=-1, epsilon=eps, stash_type=1
+        "SimplifiedLayerNormalization",
+        [e.name(x), e.name(weight)],
+        [e.result(node)],
+        axis=-1,
+        epsilon=eps,
+        stash_type=1,
     )
 
 

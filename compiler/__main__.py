@@ -1,0 +1,7 @@
+"""`python -m pocketphi.compiler` is the console script `pocketphi`."""
+
+import sys
+
+from pocketphi.compiler.cli import main
+
+sys.exit(main())
