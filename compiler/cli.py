@@ -119,7 +119,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="UTF-8 text for --recipe search (default: Python's language reference)",
     )
-    p.add_argument("--calibration-tokens", type=int, default=2048, metavar="N", help="default %(default)s")
+    p.add_argument("--calibration-tokens", type=int, default=4096, metavar="N", help="default %(default)s")
     p.add_argument("--all-logits", action="store_true", help="logits of every position instead of the last")
     p.add_argument(
         "--accuracy-level", type=int, choices=[0, 4], default=4, help="4: int8 activations (default); 0: float32"

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler import __version__
@@ -24,11 +22,12 @@ from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
+from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
-from pocketphi.passes.calibrate import WINDOW, column_importance, default_text
-from pocketphi.passes.int4_cache import cache_weights, default_folder
-from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
+from pocketphi.passes.int4_cache import Int4Cache, default_folder
+from pocketphi.passes.quantizers import Quantizer, make_quantizer
 from pocketphi.targets.base import Packaged
 
 
@@ -41,15 +40,13 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
     program, reports = build_program(source, options, ui)
 
-    importance = calibrate(program, source, options, ui) if quantizer.weighted else {}
-    passes = quantization(quantizer, importance, options.all_logits)
+    stored = calibrate(program, source, quantizer, options, ui) if quantizer.weighted else {}
+    passes = quantization(quantizer, stored, options.all_logits)
     reports += run_passes(program, passes, options.dump_graphs, first=len(reports) + 1)
     refuse_leftovers(reports, options.strict)
     needed = check_budgets(program, targets, options)
 
     with new_folder(options.out, needed) as folder:
-        if quantizer.weighted:
-            store_weights(program, source, options, ui)
         packaged = {}
         for target in targets:
             with ui.task(f"write {target.name}", target.planned_bytes(program), "bytes") as advance:
@@ -70,22 +67,20 @@ def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[
     return program, run_passes(program, fusions(options.context), options.dump_graphs, first=1)
 
 
-def calibrate(program: Program, source: Checkpoint, options: CompileOptions, ui: Ui) -> Mapping[str, torch.Tensor]:
-    """Activation statistics on the calibration text."""
+def calibrate(
+    program: Program, source: HashedCheckpoint, quantizer: Quantizer, options: CompileOptions, ui: Ui
+) -> Mapping[str, Recipe]:
+    """Quantize every layer on the calibration text, into the cache on disk or from it."""
     text = default_text() if options.calibration is None else read_text(options.calibration, "the calibration text")
     tokens = tokens_of(text, source.tokenizer_files(), source.config, options.calibration_tokens)
     if not tokens:
         raise InputError(f"{options.calibration}: the calibration text holds no tokens")
-    linears = program.operators()["linear"]
-    with ui.task("calibrate", linears, "layers") as advance:
-        return column_importance(program, windows(tokens, WINDOW, len(tokens)), lambda: advance(1))
-
-
-def store_weights(program: Program, source: HashedCheckpoint, options: CompileOptions, ui: Ui) -> None:
-    """Quantize into the cache on disk, or find the weights there."""
-    with ui.task("quantize", len(program.weights), "weights") as advance:
-        found, computed = cache_weights(program, source, options.cache or default_folder(), lambda *_: advance(1))
-    ui.say(f"int4 weights: {computed} computed, {found} found in the cache")
+    cache = Int4Cache(options.cache or default_folder(), source)
+    with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
+        rows = windows(tokens, WINDOW, len(tokens))
+        stored = quantize_calibrated(program, rows, quantizer, cache, lambda: advance(1))
+    ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
+    return stored
 
 
 def refuse_leftovers(reports: list[PassReport], strict: bool) -> None:

@@ -18,7 +18,7 @@ from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
-from pocketphi.passes.calibrate import default_text
+from pocketphi.passes.calibrate import held_out_text
 from pocketphi.targets.base import Runner
 
 _KEEP_BELOW = 1 << 31
@@ -45,7 +45,7 @@ def evaluate_model(model: str, text: str | None, tokens: int, window: int, refer
     text: Python's language reference if None.
     """
     runner, files, config = open_runner(model, window)
-    rows = windows(tokens_of(text or default_text(), files, config, tokens), window, tokens)
+    rows = windows(tokens_of(text or held_out_text(), files, config, tokens), window, tokens)
     other = open_runner(reference, window)[0] if reference else None
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()
     with ui.task("evaluate", rows.numel(), "tokens") as advance:
@@ -87,8 +87,7 @@ def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, t
         from pocketphi.graph.errors import InputError
 
         raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
-    text = default_text()
-    rows = windows(tokens_of(text[len(text) // 2 :], dict(files), config, tokens), 512, tokens)
+    rows = windows(tokens_of(held_out_text(), files, config, tokens), 512, tokens)
     runner, apart = ProgramRunner(program, keep=True), Distance()
     with ui.task("compare with reference", rows.shape[0]) as advance:
         for row in rows:

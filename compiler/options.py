@@ -36,7 +36,7 @@ class CompileOptions:
     symmetric: bool = True
     context: int | None = None
     calibration: Path | None = None
-    calibration_tokens: int = 2048
+    calibration_tokens: int = 4096
     all_logits: bool = False
     accuracy_level: int = 4
     ort_file: bool = False

@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from pocketphi.graph.program import Program
+from pocketphi.graph.recipe import Recipe
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.canonicalize import Canonicalize
 from pocketphi.passes.fuse_attention import FuseAttention
@@ -34,11 +33,11 @@ def fusions(context: int | None) -> list[Pass]:
     ]
 
 
-def quantization(quantizer: Quantizer, importance: Mapping[str, torch.Tensor], all_logits: bool) -> list[Pass]:
-    """float → int4."""
+def quantization(quantizer: Quantizer, stored: Mapping[str, Recipe], all_logits: bool) -> list[Pass]:
+    """float → int4. stored: weights that calibration has quantized already."""
     last: list[Pass] = [] if all_logits else [LastLogits()]
     return [
-        QuantizeWeights(quantizer, importance),
+        QuantizeWeights(quantizer, stored),
         *last,  # last: calibration and the reference want every position
     ]
 

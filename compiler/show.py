@@ -122,10 +122,8 @@ def checkpoint(source: Checkpoint) -> None:
         "attention",
         f"{config.heads} heads, {config.kv_heads} for keys and values, {config.head_dim} wide, {config.rotary_dim} rotated",
     )
-    table.add_row(
-        "positions",
-        f"{config.max_position:,}, window {config.sliding_window or 'none'}, rotary {'LongRoPE' if config.long_rope else 'default'}",
-    )
+    rotary, window = "LongRoPE" if config.long_rope else "default rotary", config.sliding_window or "none"
+    table.add_row("positions", f"{config.max_position:,}, window {window}, {rotary}")
     kinds = sorted({info.dtype for info in source.tensors.values()})
     table.add_row(
         "tensors",

@@ -15,8 +15,8 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.recipe import Recipe, materialize
 
-Observer = Callable[[fx.Node, tuple[Any, ...]], None]
-"""Called before a node runs, with its evaluated arguments."""
+Observer = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
+"""Called before a node runs with its evaluated arguments; returns those to run it with."""
 
 
 class Weights:
@@ -163,7 +163,7 @@ def evaluate(
             else:
                 args = fx.map_arg(node.args, values.__getitem__)
                 if observe:
-                    observe(node, args)
+                    args = observe(node, args)
                 values[node] = node.target(*args, **fx.map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
             for arg in node.all_input_nodes:
                 uses[arg] -= 1

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,11 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import PartSpec, materialize
+from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.recipe import PartSpec
 from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantizers import Feedback
 
 WORKERS = 2
+MAX_VALUES = 1 << 23
+"""Float values that a worker holds at once."""
 
 
 def default_folder() -> Path:
@@ -54,50 +56,55 @@ class StoredInt4:
         return self.made_by
 
 
-def cache_weights(
-    program: Program, source: HashedCheckpoint, folder: Path, progress: Callable[[str, bool], None]
-) -> tuple[int, int]:
-    """Replace every `Int4Weight` by its file in the cache, computing those that are not there.
+class Int4Cache:
+    """Weights by the content that made them."""
 
-    progress: called with a weight's name and whether it was found. Returns (found, computed).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = {name: recipe for name, recipe in program.weights.items() if isinstance(recipe, Int4Weight)}
+    def __init__(self, folder: Path, source: HashedCheckpoint) -> None:
+        """source: the checkpoint of all weights; its digests go into the keys."""
+        self.folder, self.source = folder, source
+        self.found = self.computed = 0
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def work(name: str) -> tuple[StoredInt4, bool]:
+    def quantized(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> StoredInt4:
+        """The weight quantized with the statistics of its inputs (float32 [K, K]): from the cache, or computed now."""
+        path = self.folder / f"{self._key(weight, second_moment)}.safetensors"
+        stored = StoredInt4(path, dict(weight.parts), weight.describe())
+        if _is_whole(stored):
+            self.found += 1
+            return stored
+        if second_moment is not None:
+            weight = replace(weight, feedback=Feedback.of(second_moment))
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            save_file(_compute(weight), partial)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self.computed += 1
+        return stored
+
+    def _key(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> str:
+        parts = [self.source.digest(weight.source.tensor), weight.quantizer.describe(), str(weight.quantizer.version)]
+        key = hashlib.sha256("\n".join(parts).encode())
+        if second_moment is not None:
+            key.update(tensor_bytes(second_moment))
+        return key.hexdigest()
+
+
+def _compute(weight: Int4Weight) -> dict[str, torch.Tensor]:
+    """All parts, by two threads with half of the rows each: torch's own threads cost more than they give here."""
+    made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in weight.parts.items()}
+    rows, columns = weight.source.parts[""].shape
+    step = min(-(-rows // WORKERS), max(64, MAX_VALUES // columns))
+
+    def work(start: int) -> None:
         torch.set_num_threads(1)
-        stored, found = _stored(jobs[name], source, folder)
-        progress(name, found)
-        return stored, found
+        for part, tensor in weight.read(start, min(start + step, rows)).items():
+            made[part][start : start + step] = tensor
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        results = dict(zip(jobs, pool.map(work, jobs)))
-    program.weights.update({name: stored for name, (stored, _) in results.items()})
-    found = sum(1 for _, hit in results.values() if hit)
-    return found, len(results) - found
-
-
-def _stored(weight: Int4Weight, source: HashedCheckpoint, folder: Path) -> tuple[StoredInt4, bool]:
-    path = folder / f"{_key(weight, source)}.safetensors"
-    stored = StoredInt4(path, dict(weight.parts), weight.describe())
-    if _is_whole(stored):
-        return stored, True
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as file:
-        partial = Path(file.name)
-    try:
-        save_file(materialize(weight), partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return stored, False
-
-
-def _key(weight: Int4Weight, source: HashedCheckpoint) -> str:
-    parts = [source.digest(weight.source.tensor), weight.quantizer.describe(), str(weight.quantizer.version)]
-    key = hashlib.sha256("\n".join(parts).encode())
-    if weight.importance is not None:
-        key.update(weight.importance.contiguous().numpy().tobytes())
-    return key.hexdigest()
+        list(pool.map(work, range(0, rows, step)))
+    return made
 
 
 def _is_whole(stored: StoredInt4) -> bool:

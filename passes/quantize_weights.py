@@ -16,9 +16,9 @@ from torch import fx
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.program import Program, shape_of
-from pocketphi.graph.recipe import FloatWeight, PartSpec, as_parts, int4_parts
+from pocketphi.graph.recipe import FloatWeight, PartSpec, Recipe, as_parts, int4_parts
 from pocketphi.passes.base import Pass, PassReport
-from pocketphi.passes.quantizers import Quantizer
+from pocketphi.passes.quantizers import Feedback, Quantizer
 
 aten = torch.ops.aten
 BLOCKS = (16, 32, 64, 128, 256)
@@ -26,14 +26,11 @@ BLOCKS = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Int4Weight:
-    """A float weight [N, K], quantized row by row when it is read.
-
-    importance: float32 [K], how much an error in each column matters, or None for all alike
-    """
+    """A float weight [N, K], quantized row by row when it is read."""
 
     source: FloatWeight
     quantizer: Quantizer
-    importance: torch.Tensor | None = field(default=None, repr=False)
+    feedback: Feedback | None = field(default=None, repr=False)
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
@@ -48,11 +45,10 @@ class Int4Weight:
 
     def quantize(self, start: int, stop: int) -> Int4:
         """Rows [start, stop) in the canonical form. Raises InputError where they are not finite."""
-        return self.quantizer.quantize_rows(self.source, start, stop, self.importance)
+        return self.quantizer.quantize_rows(self.source, start, stop, self.feedback)
 
     def describe(self) -> str:
-        weighted = "" if self.importance is None else ", weighted by activations"
-        return f"{self.source.describe()} → {self.quantizer.describe()}{weighted}"
+        return f"{self.source.describe()} → {self.quantizer.describe()}"
 
 
 class QuantizeWeights(Pass):
@@ -60,10 +56,10 @@ class QuantizeWeights(Pass):
 
     name = "quantize-weights"
 
-    def __init__(self, quantizer: Quantizer, importance: Mapping[str, torch.Tensor] | None = None) -> None:
-        """importance: weight name → float32 [K], from calibration."""
+    def __init__(self, quantizer: Quantizer, stored: Mapping[str, Recipe] | None = None) -> None:
+        """stored: weights that calibration has quantized already, by name."""
         self.quantizer = quantizer
-        self.importance = importance or {}
+        self.stored = stored or {}
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         for node in list(program.graph.nodes):
@@ -95,14 +91,16 @@ class QuantizeWeights(Pass):
         """Nodes of q, scale and zero; None where the weight cannot be quantized."""
         name = str(weight.target)
         recipe = program.weights[name] if weight.op == "get_attr" else None
-        if isinstance(recipe, Int4Weight):  # tied, and already done for its other reader
-            recipe = recipe.source
-        if not isinstance(recipe, FloatWeight):
+        if recipe is None or "q" in recipe.parts:  # tied, and already done for its other reader
+            made = recipe
+        elif isinstance(recipe, FloatWeight):
+            check_block(name, int(shape_of(weight)[1]), self.quantizer.block)
+            made = self.stored.get(name) or Int4Weight(recipe, self.quantizer)
+        else:
+            made = None
+        if made is None:
             report.refuse(node.name, f"{name} is not a weight of the checkpoint")
             return None
-        columns = int(shape_of(weight)[1])
-        check_block(name, columns, self.quantizer.block)
-        made = Int4Weight(recipe, self.quantizer, self.importance.get(name))
         nodes = program.weight(name, made, before=node)
         return [nodes["q"], nodes["scale"], nodes.get("zero")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantizers.base import Quantizer
+from pocketphi.passes.quantizers.base import Feedback, Quantizer
 from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 from pocketphi.passes.quantizers.search import ScaleSearch
@@ -22,4 +22,4 @@ def make_quantizer(recipe: str, block: int, symmetric: bool) -> Quantizer:
     return RECIPES[recipe](block, symmetric)
 
 
-__all__ = ["RECIPES", "Keep", "Quantizer", "RoundToNearest", "ScaleSearch", "make_quantizer"]
+__all__ = ["RECIPES", "Feedback", "Keep", "Quantizer", "RoundToNearest", "ScaleSearch", "make_quantizer"]

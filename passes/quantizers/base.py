@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.recipe import FloatWeight
+
+_DAMPING = 0.1
+"""Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How the error of a column can be made up for by those behind it, from the second moment H of a layer's inputs.
+
+    upper: float32 [K, K] with upperᵀ · upper = (H + damping)⁻¹
+    """
+
+    upper: torch.Tensor
+
+    @staticmethod
+    def of(second_moment: torch.Tensor) -> Feedback:
+        """second_moment: H, float32 [K, K]."""
+        damped = second_moment.double() if second_moment.shape[0] <= 2048 else second_moment.clone()
+        diagonal = damped.diagonal()
+        diagonal += _DAMPING * diagonal.mean() + 1e-12
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        del damped
+        return Feedback(torch.linalg.cholesky(inverse, upper=True).float())
 
 
 class Quantizer(ABC):
@@ -29,13 +53,13 @@ class Quantizer(ABC):
         self.symmetric = symmetric
 
     @abstractmethod
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Int4:
-        """Round w: float32 [N, K], K a multiple of the block; importance: float32 [K] ≥ 0 or None."""
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
+        """Round w: float32 [N, K], K a multiple of the block. feedback: of the layer's inputs, where they were measured."""
 
-    def quantize_rows(self, source: FloatWeight, start: int, stop: int, importance: torch.Tensor | None) -> Int4:
+    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Int4:
         """Read and round rows [start, stop) of a weight. Raises InputError naming it where a value is not finite."""
         w = source.read(start, stop)[""]
-        made = self.quantize(w, importance)
+        made = self.quantize(w, feedback)
         if not torch.isfinite(made.scale).all() or not torch.isfinite(w.sum()):
             row = start + int((~torch.isfinite(w)).any(1).int().argmax())
             raise InputError(f"{source.tensor}: row {row} holds a value that is not finite (NaN or infinity)")

@@ -6,7 +6,7 @@ import torch
 
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.recipe import FloatWeight
-from pocketphi.passes.quantizers.base import Quantizer
+from pocketphi.passes.quantizers.base import Feedback, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 
 
@@ -15,9 +15,9 @@ class Keep(Quantizer):
 
     name = "keep"
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Int4:
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         return RoundToNearest(self.block, self.symmetric).quantize(w)
 
-    def quantize_rows(self, source: FloatWeight, start: int, stop: int, importance: torch.Tensor | None) -> Int4:
+    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Int4:
         kept = source.checkpoint.read_int4(source.tensor, start, stop)
-        return super().quantize_rows(source, start, stop, importance) if kept is None else kept
+        return super().quantize_rows(source, start, stop, feedback) if kept is None else kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pocketphi.graph.int4 import Int4
-from pocketphi.passes.quantizers.base import Quantizer
+from pocketphi.passes.quantizers.base import Feedback, Quantizer
 
 _TINY = 1e-30  # below this a block counts as zero: its reciprocal would overflow
 
@@ -17,21 +17,21 @@ class RoundToNearest(Quantizer):
 
     name = "rtn"
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Int4:
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         blocks = w.view(w.shape[0], -1, self.block)
         low, high = torch.aminmax(blocks, dim=-1, keepdim=True)
         if self.symmetric:
             scale = torch.where(high > -low, high, low) / -8
-            q = blocks.mul(_reciprocal(scale)).round_().add_(8).clamp_(0, 15)
+            q = blocks.mul(reciprocal(scale)).round_().add_(8).clamp_(0, 15)
             return Int4.pack(q.view(w.shape), scale[..., 0])
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = (high - low) / 15
-        inverse = _reciprocal(scale)
+        inverse = reciprocal(scale)
         zero = (-low * inverse).round_().clamp_(0, 15)
         q = blocks.mul(inverse).round_().add_(zero).clamp_(0, 15)
         return Int4.pack(q.view(w.shape), scale[..., 0], zero[..., 0])
 
 
-def _reciprocal(scale: torch.Tensor) -> torch.Tensor:
+def reciprocal(scale: torch.Tensor) -> torch.Tensor:
     """1 / scale, and 0 for a block of zeros."""
     return torch.where(scale.abs() > _TINY, scale.reciprocal(), 0.0)
