@@ -77,7 +77,7 @@ def calibrate(
         raise InputError(f"{options.calibration}: the calibration text holds no tokens")
     cache = Int4Cache(options.cache or default_folder(), source)
     with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
-        rows = windows(tokens, WINDOW, len(tokens))
+        rows = windows(tokens, min(WINDOW, options.context or source.config.max_position))
         stored = quantize_calibrated(program, rows, quantizer, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored

@@ -10,11 +10,13 @@ from pocketphi.artifacts.bundle import MANIFEST, Bundle
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.pipeline import fusions, run_passes
+from pocketphi.compiler.rebuild import read_config
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
@@ -45,7 +47,9 @@ def evaluate_model(model: str, text: str | None, tokens: int, window: int, refer
     text: Python's language reference if None.
     """
     runner, files, config = open_runner(model, window)
-    rows = windows(tokens_of(text or held_out_text(), files, config, tokens), window, tokens)
+    if window > config.max_position:
+        raise InputError(f"--window {window}: {model} has {config.max_position} positions")
+    rows = windows(tokens_of(text or held_out_text(), files, config, tokens), window)
     other = open_runner(reference, window)[0] if reference else None
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()
     with ui.task("evaluate", rows.numel(), "tokens") as advance:
@@ -68,8 +72,6 @@ def open_runner(model: str, window: int) -> tuple[Runner, Mapping[str, bytes], M
     """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
-        from pocketphi.compiler.rebuild import read_config
-
         bundle = Bundle.open(folder)
         files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
         return open_host(folder, bundle.manifest).runner(window, every_position=True), files, read_config(folder)
@@ -84,10 +86,8 @@ def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, t
     """KL and agreement of a quantized program with the float reference, on a text that it was not calibrated on."""
     float_runner, files, config = open_runner(reference, 512)
     if config.tensors() != program.config.tensors():
-        from pocketphi.graph.errors import InputError
-
         raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
-    rows = windows(tokens_of(held_out_text(), files, config, tokens), 512, tokens)
+    rows = windows(tokens_of(held_out_text(), files, config, tokens), min(512, config.max_position))
     runner, apart = ProgramRunner(program, keep=True), Distance()
     with ui.task("compare with reference", rows.shape[0]) as advance:
         for row in rows:

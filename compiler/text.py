@@ -33,9 +33,8 @@ def read_text(path: Path, what: str) -> str:
     return text
 
 
-def windows(tokens: list[int], length: int, limit: int) -> torch.Tensor:
-    """The first `limit` tokens as int64 [B, length]; a text shorter than a window is one shorter window."""
-    tokens = tokens[:limit]
+def windows(tokens: list[int], length: int) -> torch.Tensor:
+    """Tokens as int64 [B, length]; a text shorter than a window is one shorter window, the rest of a longer one is left."""
     length = min(length, len(tokens))
     count = len(tokens) // length
     return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)

@@ -157,11 +157,20 @@ def _boundaries(host: Host, program: Program) -> Iterable[Check]:
     if window and window + 9 <= config.max_position:
         yield from _window(host, program, window)
     if config.long_rope and config.long_rope.original_max_position < config.max_position:
-        for length in (config.long_rope.original_max_position, config.long_rope.original_max_position + 1):
-            tokens = torch.tensor([random_tokens(config, length)])
-            expected = ProgramRunner(program, keep=False).step(tokens)[0, -1:]
-            came = host.runner(length, exact=True).step(tokens)[0, -1:]
-            yield _kl(f"LongRoPE at {length} tokens", expected, came, host.exact_bound)
+        yield from _long_rope(host, program, config.long_rope.original_max_position)
+
+
+def _long_rope(host: Host, program: Program, switch: int) -> Iterable[Check]:
+    """At the last length with short factors and the first with long ones: prefill, and decode from one to the other."""
+    tokens = torch.tensor([random_tokens(program.config, switch + 1)])
+    stepping = host.runner(switch + 1, exact=True)
+    stepping.step(tokens[:, : switch - 1])
+    for length in (switch, switch + 1):
+        expected = ProgramRunner(program, keep=False).step(tokens[:, :length])[0, -1:]
+        prefill = host.runner(length, exact=True).step(tokens[:, :length])[0, -1:]
+        decode = stepping.step(tokens[:, length - 1 : length])[0, -1:]
+        both = torch.cat([prefill, decode])
+        yield _kl(f"LongRoPE at {length} tokens", expected.expand_as(both), both, host.exact_bound)
 
 
 def _window(host: Host, program: Program, window: int) -> Iterable[Check]:

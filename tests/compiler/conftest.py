@@ -1,0 +1,38 @@
+"""Bundles that the driver's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.gguf_file import sample_path
+from pocketphi.graph.gguf_file import GgufFile
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """random:tiny, round to nearest: grouped heads, a window of 48, untied embeddings, no tokenizer."""
+    out = tmp_path_factory.mktemp("tiny") / "bundle"
+    compile_model(CompileOptions("random:tiny", out, recipe="rtn", verify="never"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def sample_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory, sample_cache: Path) -> Path:
+    """The sample with the default recipe, verified while it was made."""
+    out = tmp_path_factory.mktemp("sample") / "bundle"
+    compile_model(CompileOptions("sample", out, verify="always", cache=sample_cache))
+    return out
+
+
+@pytest.fixture(scope="session")
+def sample_tokenizer_files() -> dict[str, bytes]:
+    return GgufFile(sample_path()).tokenizer_files()

@@ -1,0 +1,150 @@
+"""Verification passes what is right and catches what was broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.verify import Check, Verification, verify_folder
+from pocketphi.graph import random_weights
+from pocketphi.graph.config import LongRope
+from pocketphi.graph.random_weights import PUBLISHED
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return Bundle.open(folder, check=False).manifest
+
+
+def failed(result: Verification) -> list[str]:
+    return [check.name for check in result.checks if not check.ok]
+
+
+def test_a_good_bundle_passes_every_check(tiny_bundle: Path) -> None:
+    result = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui())
+    assert failed(result) == []
+    names = " ".join(check.name for check in result.checks)
+    for part in ("bit for bit", "prefill, exact", "decode, as saved", "greedy", "decode past the window of 48"):
+        assert part in names
+    assert "second runtime, past the window" in names  # onnxruntime-genai sees the same window
+
+
+def test_the_reference_measures_quantization_apart(tiny_bundle: Path) -> None:
+    result = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui(), reference="random:tiny")
+    assert result.reference is not None
+    assert 1e-5 < result.reference["kl"] < 1
+    exact = next(check for check in result.checks if check.name == "KL prefill, exact")
+    assert exact.measured < result.reference["kl"] / 1000  # the lowering adds nothing to it
+
+
+def _edit_graph(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
+    edit(model)
+    (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
+
+
+def flip_one_scale(folder: Path) -> None:
+    model = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == "model.layers.1.self_attn.o_proj.weight.scale")
+    offset = int(next(e.value for e in tensor.external_data if e.key == "offset"))
+    with (folder / DATA_FILE).open("r+b") as file:
+        file.seek(offset)
+        value = np.frombuffer(file.read(4), np.float32)
+        file.seek(offset)
+        file.write((-value).tobytes())
+
+
+def flip_rotary_sign(folder: Path) -> None:
+    """One layer turns the other way."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        node = [n for n in model.graph.node if n.op_type == "GroupQueryAttention"][1]
+        turned = onnx.helper.make_node("Neg", [node.input[8]], ["turned"])
+        node.input[8] = "turned"
+        model.graph.node.insert(0, turned)
+
+    _edit_graph(folder, edit)
+
+
+def shift_window(by: int) -> Callable[[Path], None]:
+    """One layer's mask bound is off by one."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        node = [n for n in model.graph.node if n.op_type == "GroupQueryAttention"][1]
+        next(a for a in node.attribute if a.name == "local_window_size").i += by
+
+    return lambda folder: _edit_graph(folder, edit)
+
+
+def swap_gate_and_up(folder: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        split = next(n for n in model.graph.node if n.op_type == "Split")
+        split.output[0], split.output[1] = split.output[1], split.output[0]
+
+    _edit_graph(folder, edit)
+
+
+def read_the_wrong_token(folder: Path) -> None:
+    """Logits of the first token instead of the last."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        next(n for n in model.graph.node if n.op_type == "Max").op_type = "Min"
+
+    _edit_graph(folder, edit)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (flip_one_scale, "weights equal, bit for bit"),
+        (flip_rotary_sign, "KL prefill, exact"),
+        (shift_window(+1), "KL prefill past the window of 48"),
+        (shift_window(-1), "KL decode past the window of 48"),
+        (swap_gate_and_up, "KL decode, exact"),
+        (read_the_wrong_token, "KL decode, as saved"),
+    ],
+)
+def test_a_broken_lowering_is_caught(
+    tiny_bundle: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_bundle, broken)
+    damage(broken)
+    result = verify_folder(broken, manifest_of(tiny_bundle), Ui())
+    assert not result.ok
+    assert expected in failed(result)
+
+
+def test_long_rope_is_verified_on_both_sides_of_its_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rope = LongRope(tuple([1.0] * 8), tuple(1.0 + i for i in range(8)), 140)
+    monkeypatch.setitem(
+        random_weights.PUBLISHED, "tiny-long", replace(PUBLISHED["tiny"], sliding_window=None, long_rope=rope)
+    )
+    bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
+    checks = {check["name"]: check for check in bundle.manifest["verification"]["checks"]}
+    assert checks["KL LongRoPE at 140 tokens"]["ok"]
+    assert checks["KL LongRoPE at 141 tokens"]["ok"]
+    assert bundle.manifest["verification"]["ok"]
+
+
+def test_a_check_with_nan_fails() -> None:
+    assert not Check("KL", float("nan"), 1.0).ok
+
+
+def test_recorded_numbers_are_json(tiny_bundle: Path) -> None:
+    recorded = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui()).recorded()
+    assert json.loads(json.dumps(recorded))["ok"] is True
