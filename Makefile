@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INTEROP := .venv-interop/.installed
 
 .PHONY: help demo test test-fast lint interop clean
 
@@ -34,6 +35,18 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# optimum's ONNX part needs transformers 4: an environment of its own
+$(INTEROP): tests/interop/requirements.txt
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	.venv-interop/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+interop: $(INSTALLED) $(INTEROP)
+	$(BIN)/python tests/interop/prepare.py build/interop
+	.venv-interop/bin/python tests/interop/check.py build/interop/bundles/*
 
 clean:
 	rm -rf .venv .venv-interop demo build *.egg-info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import torch
 
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.recipe import Recipe
+from pocketphi.graph.threads import workers
 
-WORKERS = 2
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
 """Large tensors start on 16 KiB, the largest page of a phone, so that they can be mapped alone."""
 
@@ -45,38 +45,26 @@ def plan_layout(weights: Mapping[str, Recipe]) -> Layout:
 def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, progress: Progress) -> dict[str, str]:
     """Compute and write every weight; returns the SHA-256 of each one's canonical bytes (`digest`).
 
-    Two threads with a weight each; torch itself stays on one thread, because its own on small chunks cost more than they
-    give. Peak memory is a few chunks.
+    Two threads with a weight each. Peak memory is a few chunks.
     """
     with path.open("wb") as file:
         descriptor = file.fileno()
         os.posix_fallocate(descriptor, 0, max(layout.size, 1))  # fails now, not in the middle, when the disk is full
         os.truncate(descriptor, layout.size)
         largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(WORKERS) as pool:
-                jobs = {
-                    name: pool.submit(_write_weight, descriptor, name, weights[name], layout, progress)
-                    for name in largest_first
-                }
-                try:
-                    wait(jobs.values(), return_when=FIRST_EXCEPTION)
-                finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                failed = [job.exception() for job in jobs.values() if not job.cancelled() and job.exception()]
-                if failed:
-                    raise failed[0]  # type: ignore[misc]
-                return {name: jobs[name].result() for name in weights}
-        finally:
-            torch.set_num_threads(threads)
+        with workers() as pool:
+            jobs = {
+                name: pool.submit(_write_weight, descriptor, name, weights[name], layout, progress)
+                for name in largest_first
+            }
+            for job in as_completed(jobs.values()):
+                job.result()  # the first error ends the pool
+            return {name: jobs[name].result() for name in weights}
 
 
 def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, progress: Progress) -> str:
     hashes = {part: hashlib.sha256() for part in recipe.parts}
     ends = {part: layout.offsets[name, part] for part in recipe.parts}
-    torch.set_num_threads(1)  # a setting of each thread
     for start, stop in recipe.chunks():
         for part, tensor in recipe.read(start, stop).items():
             data = tensor_bytes(tensor)

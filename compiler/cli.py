@@ -25,11 +25,11 @@ MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
-    arguments = parser().parse_args(argv)
-    level = logging.INFO if arguments.verbose else logging.ERROR
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-    _quiet_libraries(arguments.verbose)
     try:
+        arguments = parser().parse_args(argv)
+        level = logging.INFO if arguments.verbose else logging.ERROR
+        logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+        _quiet_libraries(arguments.verbose)
         return int(arguments.run(arguments))
     except PocketphiError as error:
         print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201

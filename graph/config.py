@@ -134,7 +134,9 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` that transformers 4 and 5 both read."""
         scaling: dict[str, Any] | None = None
-        data: dict[str, Any] = {}
+        # as published configs have it without LongRoPE too: where it is missing transformers fills in 4096, and other
+        # tools take a model of another length for a LongRoPE one
+        data: dict[str, Any] = {"original_max_position_embeddings": self.max_position}
         if self.long_rope:
             data["original_max_position_embeddings"] = self.long_rope.original_max_position
             scaling = {

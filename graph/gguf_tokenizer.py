@@ -54,6 +54,8 @@ def tokenizer_files_from_gguf(fields: Mapping[str, Any], where: str) -> dict[str
         "add_bos_token": _adds_bos(fields),
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
+        # the class's default has token_type_ids, which `generate(**tokenizer(text))` refuses for a causal model
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=False).encode(),

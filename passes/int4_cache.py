@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from safetensors.torch import save_file
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.recipe import PartSpec
+from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.passes.quantize_weights import Int4Weight
 from pocketphi.passes.quantizers import Feedback
 
-WORKERS = 2
 MAX_VALUES = 1 << 23
 """Float values that a worker holds at once."""
 
@@ -98,11 +97,10 @@ def _compute(weight: Int4Weight) -> dict[str, torch.Tensor]:
     step = min(-(-rows // WORKERS), max(64, MAX_VALUES // columns))
 
     def work(start: int) -> None:
-        torch.set_num_threads(1)
         for part, tensor in weight.read(start, min(start + step, rows)).items():
             made[part][start : start + step] = tensor
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with workers() as pool:
         list(pool.map(work, range(0, rows, step)))
     return made
 

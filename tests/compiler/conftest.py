@@ -8,8 +8,7 @@ import pytest
 
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.graph.gguf_file import sample_path
-from pocketphi.graph.gguf_file import GgufFile
+from pocketphi.graph.gguf_file import GgufFile, sample_path
 
 
 @pytest.fixture(scope="session")

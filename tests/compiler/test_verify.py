@@ -127,9 +127,7 @@ def test_a_broken_lowering_is_caught(
     assert expected in failed(result)
 
 
-def test_long_rope_is_verified_on_both_sides_of_its_switch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rope = LongRope(tuple([1.0] * 8), tuple(1.0 + i for i in range(8)), 140)
     monkeypatch.setitem(
         random_weights.PUBLISHED, "tiny-long", replace(PUBLISHED["tiny"], sliding_window=None, long_rope=rope)

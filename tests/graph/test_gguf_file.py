@@ -323,6 +323,7 @@ def test_config_without_the_optional_keys(tmp_path: Path) -> None:
     fields: dict[str, object] = {"attention.sliding_window": 0, "rope.dimension_count": None, "rope.freq_base": None}
     config = GgufFile(write(tmp_path / "m.gguf", "llama", random_tensors("llama"), fields=fields)).config
     assert (config.sliding_window, config.long_rope, config.rotary_dim) == (None, None, DIM)
+    assert config.to_hf()["original_max_position_embeddings"] == config.max_position  # as published configs have it
     assert (config.rope_theta, config.bos, config.eos, config.pad) == (10000.0, None, (), None)
 
 

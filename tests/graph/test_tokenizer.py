@@ -228,6 +228,7 @@ def test_a_stream_of_any_ids_gives_text() -> None:
 def test_a_hugging_face_folder(tmp_path: Path) -> None:
     """Special tokens as objects, several templates, a start token that only tokenizer.json speaks of."""
     files = tokenizer_files_from_gguf(phi3_fields(add_bos_token=True), "m.gguf")
+    assert json.loads(files["tokenizer_config.json"])["model_input_names"] == ["input_ids", "attention_mask"]
     config = {
         "bos_token": {"content": "<s>", "lstrip": False},
         "eos_token": "</s>",

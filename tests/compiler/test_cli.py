@@ -1,0 +1,328 @@
+"""The command line: what it prints, and one clear line with exit code 2 for bad input, with nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pocketphi.compiler.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    folder = tmp_path / "tiny"
+    assert run(capsys, "make-checkpoint", "random:tiny", "-o", str(folder))[0] == 0
+    return folder
+
+
+def compile_fails(capsys: pytest.CaptureFixture[str], model: str, out: Path, *options: str, code: int = 2) -> str:
+    """Compile, expect failure, and check that nothing was left; returns the one line of the message."""
+    before = set(out.parent.iterdir()) if out.parent.exists() else set()
+    came, stdout, stderr = run(capsys, "compile", model, "-o", str(out), *options, "--json")
+    assert came == code
+    assert stdout == ""
+    lines = stderr.strip().splitlines()
+    assert len(lines) == 1
+    after = set(out.parent.iterdir()) if out.parent.exists() else set()
+    assert after == before
+    return lines[0]
+
+
+def test_compile_prints_the_manifest_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    code, stdout, _ = run(capsys, "compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--json")
+    assert code == 0
+    manifest = json.loads(stdout)
+    assert manifest["operators"]["edge.attention"] == 3
+    assert manifest["verification"]["ok"]
+    assert (out / "model.onnx.data").stat().st_size == manifest["files"]["model.onnx.data"]["bytes"]
+
+
+def test_two_compiles_give_the_same_bytes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, cache in (("a", "cache-a"), ("b", "cache-b")):  # the second one computes again
+        arguments = ("-o", str(tmp_path / name), "--cache", str(tmp_path / cache), "--ort-file", "--verify", "always")
+        assert run(capsys, "compile", "random:tiny", *arguments)[0] == 0
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert "model.ort" in names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    code, stdout, _ = run(capsys, "compile", "random:phi-3-mini-4k", "-o", str(out), "--dry-run", "--json")
+    plan = json.loads(stdout)
+    assert code == 0
+    assert not out.exists()
+    assert plan["applied"]["fuse-attention"] == {"attention": 32}
+    assert plan["applied"]["quantize-weights"] == {"embedding_nbits": 1, "matmul_nbits": 129}
+    assert 2.38e9 < plan["artifact"] < 2.40e9
+    assert "model.ort" in plan["notes"][0]
+
+
+@pytest.mark.parametrize("name", ["phi-3-mini-128k", "phi-3-medium-4k", "phi-3.5-mini", "phi-4-mini"])
+def test_every_published_shape_can_be_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, stdout, _ = run(capsys, "compile", f"random:{name}", "--dry-run", "--json", "--strict")
+    plan = json.loads(stdout)
+    assert code == 0
+    assert plan["refused"] == []
+    assert plan["operators"]["edge.attention"] == plan["layers"]
+
+
+def test_dump_graphs_writes_one_file_a_pass(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dumps = tmp_path / "dumps"
+    arguments = ("-o", str(tmp_path / "b"), "--recipe", "rtn", "--verify", "never", "--dump-graphs", str(dumps))
+    assert run(capsys, "compile", "random:tiny", *arguments)[0] == 0
+    assert [p.name for p in sorted(dumps.iterdir())] == [
+        "00-traced.txt",
+        "01-canonicalize.txt",
+        "02-fuse-rms-norm.txt",
+        "03-fuse-attention.txt",
+        "04-fuse-residual-norm.txt",
+        "05-fuse-gated-mlp.txt",
+        "06-quantize-weights.txt",
+        "07-last-logits.txt",
+    ]
+    assert "edge.attention" in (dumps / "03-fuse-attention.txt").read_text()
+    assert "int4 rtn block 32" in (dumps / "07-last-logits.txt").read_text()
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name in ("compile", "verify", "eval", "chat", "bench", "inspect", "make-checkpoint"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("nowhere", (), "nowhere: no such model; expected a Hugging Face folder"),
+        ("random:phi-9", (), "unknown shape 'phi-9'; expected one of phi-3-mini-4k"),
+        ("random:tiny", ("--recipe", "magic"), "--recipe magic: expected one of search, rtn, keep"),
+        ("random:tiny", ("--block", "48"), "--block 48: expected one of 16, 32, 64, 128, 256"),
+        ("random:tiny", ("--block", "128"), "K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"),
+        ("random:tiny", ("--context", "0"), "--context 0: expected a positive number"),
+        (
+            "random:tiny",
+            ("--recipe", "rtn", "--accuracy-level", "0", "--strict"),
+            "slow path: MatMulNBits at this accuracy",
+        ),
+    ],
+)
+def test_bad_requests(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: str, options: tuple[str, ...], message: str
+) -> None:
+    cache = ("--cache", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    assert message in compile_fails(capsys, model, tmp_path / "out", *options, *cache)
+
+
+def test_an_existing_bundle_needs_force(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--verify", "never")
+    assert run(capsys, *arguments)[0] == 0
+    kept = (out / "manifest.json").read_bytes()
+    assert "exists; choose another -o or pass --force" in compile_fails(capsys, "random:tiny", out)
+    assert (out / "manifest.json").read_bytes() == kept
+    assert run(capsys, *arguments, "--force")[0] == 0
+
+
+def test_force_replaces_bundles_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    assert "is not a bundle; --force replaces bundles only" in compile_fails(capsys, "random:tiny", out, "--force")
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_output_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, stderr = run(capsys, "compile", "random:tiny", "-o", str(tmp_path / "file" / "out"), "--recipe", "rtn")
+    assert code == 2
+    assert "cannot be written: Not a directory; choose another -o" in stderr
+
+
+def test_a_file_limit_in_the_middle_of_writing(tmp_path: Path) -> None:
+    """The disk is full: simulated by a limit on the size of files, which fails the same calls."""
+    command = [sys.executable, "-m", "pocketphi.compiler", "compile", "random:tiny", "--recipe", "rtn", "-o", "out"]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "out: cannot be written: File too large; choose another -o" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_enough_space(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("pocketphi.artifacts.folder.shutil.disk_usage", lambda path: usage)
+    message = compile_fails(capsys, "random:tiny", tmp_path / "out", "--recipe", "rtn")
+    assert "the disk has 1,000 free; choose another -o" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "calibration text is empty"),
+        (b" \n", "calibration text is empty"),
+        (b"caf\xe9", "not UTF-8 text (byte 3)"),
+    ],
+)
+def test_bad_calibration_text(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, message: str) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(content)
+    assert message in compile_fails(capsys, "random:tiny", tmp_path / "out", "--calibration", str(text))
+
+
+def test_a_missing_calibration_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = compile_fails(capsys, "random:tiny", tmp_path / "out", "--calibration", "nowhere.txt")
+    assert "nowhere.txt: the calibration text cannot be read: No such file" in message
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "search"])
+def test_a_weight_that_is_not_finite_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path, recipe: str
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = load_file(tiny_folder / "model.safetensors")
+    tensors[name][7, 3] = float("nan")
+    save_file(tensors, tiny_folder / "model.safetensors")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    message = compile_fails(capsys, str(tiny_folder), tmp_path / "out", "--recipe", recipe, "--cache", str(cache))
+    assert f"{name}: row 7 holds a value that is not finite" in message
+    assert not list(cache.glob("*.partial"))
+
+
+def test_a_truncated_shard(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path) -> None:
+    shard = tiny_folder / "model.safetensors"
+    os.truncate(shard, shard.stat().st_size - 10)
+    assert "model.safetensors: truncated" in compile_fails(capsys, str(tiny_folder), tmp_path / "out")
+
+
+def test_budgets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rtn = ("--recipe", "rtn")
+    message = compile_fails(capsys, "random:tiny", tmp_path / "out", *rtn, "--max-bytes", "10kB", code=1)
+    assert "over --max-bytes; choose a larger --block" in message
+    message = compile_fails(capsys, "random:tiny", tmp_path / "out", *rtn, "--max-memory", "1MB", code=1)
+    assert "over --max-memory" in message
+
+
+def test_a_size_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, stderr = run(capsys, "compile", "random:tiny", "--max-bytes", "much")
+    assert code == 2
+    assert "'much' is not a size; expected bytes, or a number with kB, MB, GB" in stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_compile_leaves_no_bundle(tmp_path: Path, how: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pocketphi.compiler",
+        "compile",
+        "random:phi-3-mini-4k",
+        "--recipe",
+        "rtn",
+        "-o",
+        "out",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / ".out.partial" / "model.onnx.data"
+    deadline = time.monotonic() + 90
+    while not partial.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (tmp_path / "out").exists()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped; nothing was left half-written" in stderr
+        assert list(tmp_path.iterdir()) == []
+    else:  # what a kill leaves is removed by the next compile
+        again = [*command[:4], "random:tiny", *command[5:], "--verify", "never"]
+        subprocess.run(again, cwd=tmp_path, check=True, capture_output=True)
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_commands_refuse_what_is_no_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for command in ("verify", "chat", "bench"):
+        code, _, stderr = run(capsys, command, str(tmp_path))
+        assert code == 2
+        assert "not a bundle: it has no manifest.json" in stderr
+
+
+def test_verify_and_chat_refuse_a_changed_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_bundle: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    data = copy / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[1234] ^= 1
+    data.write_bytes(content)
+    for arguments in (("verify", str(copy)), ("chat", str(copy), "--prompt", "x"), ("bench", str(copy))):
+        code, _, stderr = run(capsys, *arguments)
+        assert code == 2
+        assert "model.onnx.data: content differs from its SHA-256" in stderr
+
+
+def test_chat_needs_a_tokenizer(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    code, _, stderr = run(capsys, "chat", str(tiny_bundle), "--prompt", "hello")
+    assert code == 2
+    assert "tokenizer" in stderr
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    assert json.loads(run(capsys, "inspect", str(tiny_bundle), "--json")[1])["model"]["layers"] == 3
+    assert "random:tiny: 0 M parameters" in run(capsys, "inspect", "random:tiny")[1]
+    assert "int4 rtn, block 32, symmetric" in run(capsys, "inspect", str(tiny_bundle))[1]
+
+
+def test_eval_of_a_bundle_against_its_model(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    arguments = ("--tokens", "256", "--window", "64", "--json")
+    own = json.loads(run(capsys, "eval", "random:tiny", "--reference", "random:tiny", *arguments)[1])
+    assert own["kl"] == 0
+    assert own["top1"] == 1
+    came = json.loads(run(capsys, "eval", str(tiny_bundle), "--reference", "random:tiny", *arguments)[1])
+    assert 0 < came["kl"] < 0.5
+    assert came["reference_perplexity"] == own["perplexity"]
+
+
+def test_eval_refuses_a_window_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, stderr = run(capsys, "eval", "random:tiny", "--window", "512")
+    assert code == 2
+    assert "--window 512: random:tiny has 256 positions" in stderr
+
+
+def test_bench(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    arguments = ("--threads", "1", "--prompt-tokens", "32", "--generate", "8", "--rounds", "2", "--json")
+    (speed,) = json.loads(run(capsys, "bench", str(tiny_bundle), *arguments)[1])
+    assert speed["prefill"] > 0
+    assert speed["decode"] > 0
