@@ -44,4 +44,5 @@ def new_folder(path: Path, needed_bytes: int) -> Iterator[Path]:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written: {error.strerror}; choose another -o")
+    reason = f"{path.parent} is not a folder" if path.parent.is_file() else error.strerror
+    return InputError(f"{path}: cannot be written: {reason}; choose another -o")

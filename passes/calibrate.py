@@ -7,6 +7,7 @@ inputs that they will meet, errors included. One layer's statistics and one weig
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.int4 import Int4, tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.graph.recipe import FloatWeight, Recipe, materialize
-from pocketphi.passes.int4_cache import Int4Cache
+from pocketphi.passes.int4_cache import Int4Cache, StoredInt4
 from pocketphi.passes.quantize_weights import Int4Weight, check_block
 from pocketphi.passes.quantizers import Quantizer
+
+aten = torch.ops.aten
 
 WINDOW = 512
 """Tokens in one calibration sequence."""
@@ -52,32 +55,57 @@ def quantize_calibrated(
     program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight. Returns name → stored weight.
     Raises InputError where a weight is not finite or the block does not divide its columns.
     """
-    stored: dict[str, Recipe] = {}
+    weights = _quantizable(program, quantizer)
+    key = _run_key(cache, tokens, quantizer)
+    recalled = cache.recall(key, weights)
+    if recalled is not None:
+        return dict(recalled)
+    stored: dict[str, StoredInt4] = {}
 
-    def quantize(weight: fx.Node, x: torch.Tensor | None) -> Recipe | None:
+    def quantize(weight: fx.Node, x: torch.Tensor | None) -> StoredInt4 | None:
         name = str(weight.target)
-        source = program.weights.get(name)
-        if isinstance(source, FloatWeight) and name not in stored:
-            check_block(name, source.parts[""].shape[1], quantizer.block)
-            moment = None if x is None else _second_moment(x)
-            stored[name] = cache.quantized(Int4Weight(source, quantizer), moment)
+        if name in weights and name not in stored:
+            stored[name] = cache.quantized(weights[name], None if x is None else _second_moment(x))
             progress()
         return stored.get(name)
 
     def observe(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if node.target is not torch.ops.aten.linear.default or len(args) > 2:
+        if node.target is not aten.linear.default:
             return args
         made = quantize(node.args[1], args[0])  # type: ignore[arg-type]
-        return args if made is None else (args[0], Int4(**materialize(made)).dequantize())
+        return args if made is None else (args[0], Int4(**materialize(made)).dequantize(), *args[2:])
 
     head: Any = program.outputs["logits"]
-    weights = Weights(program.weights, keep=False)
-    hidden = evaluate([head.args[0]], program.prefill_inputs(tokens), weights, observe)[head.args[0]]
+    inputs = program.prefill_inputs(tokens)
+    hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe)[head.args[0]]
     quantize(head.args[1], hidden)
     for node in program.graph.nodes:
-        if node.target is torch.ops.aten.embedding.default:  # a tied one is done: the head's inputs tell more
+        if node.target is aten.embedding.default:  # a tied one is done: the head's inputs tell more
             quantize(node.args[0], None)
-    return stored
+    cache.remember(key, stored)
+    return dict(stored)
+
+
+def _quantizable(program: Program, quantizer: Quantizer) -> dict[str, Int4Weight]:
+    """Weights of linear layers without a bias and of embeddings: name → how they will be quantized."""
+    found = {}
+    for node in program.graph.nodes:
+        if node.target is aten.linear.default and len(node.args) == 2:
+            name = str(node.args[1].target)
+        elif node.target is aten.embedding.default:
+            name = str(node.args[0].target)
+        else:
+            continue
+        source = program.weights.get(name)
+        if isinstance(source, FloatWeight):
+            check_block(name, source.parts[""].shape[1], quantizer.block)
+            found[name] = Int4Weight(source, quantizer)
+    return found
+
+
+def _run_key(cache: Int4Cache, tokens: torch.Tensor, quantizer: Quantizer) -> str:
+    parts = [cache.source.digest_all(), quantizer.describe(), str(quantizer.version), str(tuple(tokens.shape))]
+    return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 
 def _second_moment(x: torch.Tensor) -> torch.Tensor:

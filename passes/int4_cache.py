@@ -2,12 +2,14 @@
 by a compile that was stopped and started again.
 
 A file's name is the SHA-256 of the source's bytes, the algorithm with every parameter, and the activation statistics. Files
-are safetensors with the canonical parts. Cheap recipes are not cached: rounding to nearest runs as fast as the disk.
+are safetensors with the canonical parts. A run (all weights, one text) has a file of its own, which names theirs. Cheap
+recipes are not cached: rounding to nearest runs as fast as the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -81,6 +83,24 @@ class Int4Cache:
             partial.unlink(missing_ok=True)
         self.computed += 1
         return stored
+
+    def recall(self, key: str, weights: Mapping[str, Int4Weight]) -> dict[str, StoredInt4] | None:
+        """All weights of an earlier run with the same key, or None if any is missing."""
+        try:
+            paths = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
+            stored = {n: StoredInt4(self.folder / paths[n], dict(w.parts), w.describe()) for n, w in weights.items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not all(map(_is_whole, stored.values())):
+            return None
+        self.found += len(stored)
+        return stored
+
+    def remember(self, key: str, stored: Mapping[str, StoredInt4]) -> None:
+        """Keep which files a run has given, so that the same run need not measure its inputs again."""
+        partial = self.folder / f"{key}.{os.getpid()}.partial"
+        partial.write_text(json.dumps({name: weight.path.name for name, weight in stored.items()}), "utf-8")
+        partial.rename(self.folder / f"{key}.json")
 
     def _key(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> str:
         parts = [self.source.digest(weight.source.tensor), weight.quantizer.describe(), str(weight.quantizer.version)]

@@ -1,0 +1,74 @@
+"""The real sample model, for truth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.chat import Chat
+from pocketphi.compiler.cli import main
+from pocketphi.compiler.evaluate import evaluate_model
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.sample
+
+
+def test_it_is_verified(sample_bundle: Path) -> None:
+    recorded = Bundle.open(sample_bundle).manifest["verification"]
+    assert recorded["ok"]
+    checks = {check["name"]: check for check in recorded["checks"]}
+    assert checks["KL decode, exact"]["measured"] <= 1e-6
+    assert checks["KL decode, as saved"]["measured"] <= 1e-2
+    assert checks["KL second runtime, prefill and decode"]["measured"] <= 1e-6
+    assert checks["weights equal, bit for bit"]["detail"] == "184 weights"
+
+
+def test_it_knows_the_capital_of_france(sample_bundle: Path) -> None:
+    chat = Chat(sample_bundle)
+    reply = chat.say("What is the capital of France?")
+    assert "Paris" in reply.text
+    assert reply.tokens > 3
+    again = chat.say("And what is the capital of Germany?")  # the second turn reuses the cache of the first
+    assert "Berlin" in again.text
+
+
+def test_onnxruntime_genai_says_the_same(sample_bundle: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    prompt = Tokenizer.load(sample_bundle).encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    model = genai.Model(str(sample_bundle))
+    tokenizer = genai.Tokenizer(model)
+    template = tokenizer.apply_chat_template(
+        json.dumps([{"role": "user", "content": "What is the capital of France?"}]), add_generation_prompt=True
+    )
+    assert list(tokenizer.encode(template)) == prompt
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + 40)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    text = tokenizer.decode(generator.get_sequence(0)[len(prompt) :])
+    ours = Chat(sample_bundle, max_tokens=len(prompt) + 40).say("What is the capital of France?").text
+    assert text.removesuffix("<|im_end|>").strip() == ours.strip()
+
+
+def test_quality_and_size(sample_bundle: Path) -> None:
+    result = evaluate_model(str(sample_bundle), None, 1024, 512, "sample", Ui())
+    assert result.kl is not None
+    assert result.kl < 0.5  # round to nearest is above 0.5 on prose; a broken quantizer is far beyond
+    assert result.perplexity < 1.6 * (result.reference_perplexity or 0)
+    size = sum(entry["bytes"] for entry in Bundle.open(sample_bundle).manifest["files"].values())
+    assert size < 90e6
+
+
+def test_a_second_compile_finds_its_weights_in_the_cache(
+    sample_bundle: Path, sample_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-o", str(tmp_path / "again"), "--cache", str(sample_cache), "--verify", "never"]
+    assert main(["compile", "sample", *arguments]) == 0
+    assert "0 computed, 121 found in the cache" in capsys.readouterr().err
+    assert (tmp_path / "again/model.onnx.data").read_bytes() == (sample_bundle / "model.onnx.data").read_bytes()

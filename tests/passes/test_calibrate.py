@@ -1,0 +1,100 @@
+"""Calibration: layer by layer, into the cache, and out of it again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketphi.compiler.pipeline import fusions, quantization, run_passes
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.program import Program
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.recipe import Recipe, materialize
+from pocketphi.graph.trace import trace
+from pocketphi.passes.calibrate import default_text, held_out_text, quantize_calibrated
+from pocketphi.passes.int4_cache import Int4Cache
+from pocketphi.passes.quantizers import RoundToNearest, ScaleSearch
+
+TOKENS = torch.arange(128).view(2, 64) % 251
+
+
+def float_program() -> tuple[Program, HashedCheckpoint]:
+    source = HashedCheckpoint(RandomWeights("random:tiny"))
+    program = trace(source)
+    run_passes(program, fusions(None))
+    return program, source
+
+
+def calibrated(folder: Path, tokens: torch.Tensor = TOKENS) -> tuple[Program, dict[str, Recipe], Int4Cache]:
+    program, source = float_program()
+    cache = Int4Cache(folder, source)
+    return program, quantize_calibrated(program, tokens, ScaleSearch(32), cache), cache
+
+
+def logits(program: Program) -> torch.Tensor:
+    return program.run(program.prefill_inputs(TOKENS))["logits"]
+
+
+def test_every_linear_weight_and_the_embedding_are_stored(tmp_path: Path) -> None:
+    program, stored, cache = calibrated(tmp_path)
+    assert len(stored) == 4 * 3 + 2  # four a layer, the head, the untied embedding
+    assert (cache.computed, cache.found) == (14, 0)
+    (report, _) = run_passes(program, quantization(ScaleSearch(32), stored, all_logits=False))
+    assert report.applied == {"matmul_nbits": 13, "embedding_nbits": 1}
+    assert all(program.weights[name] is weight for name, weight in stored.items())
+
+
+def test_it_is_closer_to_the_float_program_than_rounding_to_nearest(tmp_path: Path) -> None:
+    reference = logits(float_program()[0])
+    program, stored, _ = calibrated(tmp_path)
+    run_passes(program, quantization(ScaleSearch(32), stored, all_logits=True))
+    nearest, _ = float_program()
+    run_passes(nearest, quantization(RoundToNearest(32), {}, all_logits=True))
+    assert (logits(program) - reference).square().mean() < (logits(nearest) - reference).square().mean()
+
+
+def test_a_second_run_finds_everything_without_running_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first, _ = calibrated(tmp_path)
+    monkeypatch.setattr("pocketphi.passes.calibrate.evaluate", None)  # would fail if it were called
+    _, second, cache = calibrated(tmp_path)
+    assert (cache.computed, cache.found) == (0, 14)
+    for name, weight in first.items():
+        again = materialize(second[name])
+        assert all(torch.equal(tensor, again[part]) for part, tensor in materialize(weight).items())
+
+
+def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
+    calibrated(tmp_path)
+    (run,) = tmp_path.glob("*.json")
+    run.unlink()
+    victims = sorted(tmp_path.glob("*.safetensors"))[:2]
+    victims[0].unlink()
+    os.truncate(victims[1], 100)  # damaged counts as missing
+    _, _, cache = calibrated(tmp_path)
+    assert (cache.computed, cache.found) == (2, 12)
+
+
+def test_another_text_gives_other_weights(tmp_path: Path) -> None:
+    _, first, _ = calibrated(tmp_path)
+    _, second, cache = calibrated(tmp_path, TOKENS.flip(1))
+    assert cache.computed == 13  # all but the embedding, which has no inputs to measure
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(materialize(first[name])["q"], materialize(second[name])["q"])
+
+
+def test_a_block_that_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
+    program, source = float_program()
+    with pytest.raises(InputError, match="K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"):
+        quantize_calibrated(program, TOKENS, ScaleSearch(128), Int4Cache(tmp_path, source))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_texts_do_not_overlap() -> None:
+    assert len(default_text()) > 100_000
+    assert held_out_text()[:500] not in default_text()[:60_000]

@@ -1,0 +1,81 @@
+"""The scale search: never worse than rounding to nearest, and better for the inputs it was told about."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pocketphi.passes.quantizers import Feedback, RoundToNearest, ScaleSearch
+
+
+def matrix(rows: int = 48, columns: int = 128, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(rows, columns, generator=generator)
+    w[3, 40] = 9.0  # an outlier
+    w[5, 32:64] = 0.0  # a block of zeros
+    return w
+
+
+def inputs(columns: int = 128, seed: int = 1) -> torch.Tensor:
+    """Correlated inputs of unequal size, as activations are."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator) * torch.logspace(-1, 1, columns)
+    return torch.randn(1024, columns, generator=generator) @ mix
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_without_statistics_no_block_is_worse_than_rounding_to_nearest(block: int, symmetric: bool) -> None:
+    w = matrix()
+    errors = []
+    for quantizer in (ScaleSearch(block, symmetric), RoundToNearest(block, symmetric)):
+        made = quantizer.quantize(w)
+        assert made.block == block
+        errors.append((made.dequantize() - w).square().view(w.shape[0], -1, block).sum(-1))
+    # the candidates contain a scale within 5 % of rounding to nearest's, refined: rounding noise apart it is at least as good
+    assert (errors[0] <= errors[1] * 1.02 + 1e-12).all()
+    assert errors[0].sum() < 0.95 * errors[1].sum()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_feedback_lowers_the_error_of_the_outputs(symmetric: bool) -> None:
+    w, x = matrix(), inputs()
+    feedback = Feedback.of(x.T @ x / x.shape[0])
+    fresh = inputs(seed=1)[torch.randperm(1024, generator=torch.Generator().manual_seed(5))]
+
+    def error(made: torch.Tensor) -> float:
+        return float((fresh @ (made - w).T).square().mean())
+
+    plain = error(ScaleSearch(32, symmetric).quantize(w).dequantize())
+    made = error(ScaleSearch(32, symmetric).quantize(w, feedback).dequantize())
+    assert made < plain
+
+
+def test_rows_are_independent() -> None:
+    """Any row range gives the same bytes: a target may ask for chunks of any size."""
+    w, x = matrix(), inputs()
+    feedback = Feedback.of(x.T @ x / x.shape[0])
+    whole = ScaleSearch(32).quantize(w, feedback)
+    part = ScaleSearch(32).quantize(w[10:20], feedback)
+    assert torch.equal(part.q, whole.q[10:20])
+    torch.testing.assert_close(part.scale, whole.scale[10:20], rtol=1e-6, atol=0)
+
+
+def test_feedback_factor_is_what_its_docstring_says() -> None:
+    x = inputs(32)
+    moment = x.T @ x / x.shape[0]
+    upper = Feedback.of(moment).upper.double()
+    assert torch.equal(upper, upper.triu())
+    damped = moment.double() + torch.eye(32) * 0.1 * moment.double().diagonal().mean()
+    identity = upper.T @ upper @ damped
+    # upper is rounded to float32: the product is as far from 1 as the condition of H times that rounding
+    bound = 100 * torch.linalg.cond(damped) * 2**-24
+    assert (identity - torch.eye(32)).abs().max() < bound
+
+
+def test_zeros_stay_zeros_and_dead_inputs_do_no_harm() -> None:
+    w, x = matrix(), inputs()
+    x[:, 70] = 0.0  # a column that no input reaches
+    made = ScaleSearch(32).quantize(torch.zeros_like(w), Feedback.of(x.T @ x))
+    assert torch.equal(made.dequantize(), torch.zeros_like(w))
+    assert torch.isfinite(ScaleSearch(32).quantize(w, Feedback.of(x.T @ x)).scale).all()
