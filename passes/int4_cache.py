@@ -1,8 +1,9 @@
 """A content-addressed cache on disk for weights whose quantization is expensive: computed once, shared by all targets and
 by a compile that was stopped and started again.
 
-A file's name is the SHA-256 of the source's bytes, the algorithm with every parameter, and the activation statistics. Files
-are safetensors with the canonical parts. Cheap recipes are not cached: rounding to nearest runs as fast as the disk.
+A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the activation
+statistics. Files are safetensors with the canonical parts. Cheap recipes are not cached: rounding to nearest runs as fast
+as the disk.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def _stored(weight: Int4Weight, source: HashedCheckpoint, folder: Path) -> tuple
 
 
 def _key(weight: Int4Weight, source: HashedCheckpoint) -> str:
-    parts = [source.digest(weight.source.tensor), weight.quantizer.describe(), str(weight.quantizer.version)]
+    info = source.tensors[weight.source.tensor]
+    stored = f"{info.dtype} {list(info.shape)}"  # the same bytes under another type or shape are another weight
+    parts = [source.digest(weight.source.tensor), stored, weight.quantizer.describe(), str(weight.quantizer.version)]
     key = hashlib.sha256("\n".join(parts).encode())
     if weight.importance is not None:
         key.update(weight.importance.contiguous().numpy().tobytes())

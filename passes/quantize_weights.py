@@ -98,11 +98,27 @@ class QuantizeWeights(Pass):
         if not isinstance(recipe, FloatWeight):
             report.refuse(node.name, f"{name} is not a weight of the checkpoint")
             return None
+        if not _only_projections(program, name):
+            report.refuse(node.name, f"another operator reads {name} too")
+            return None
         columns = int(shape_of(weight)[1])
         check_block(name, columns, self.quantizer.block)
         made = Int4Weight(recipe, self.quantizer, self.importance.get(name))
         nodes = program.weight(name, made, before=node)
         return [nodes["q"], nodes["scale"], nodes.get("zero")]
+
+
+def _only_projections(program: Program, name: str) -> bool:
+    """Whether all readers of a weight can read it as int4: linear layers without a bias and embeddings."""
+    weights = [node for node in program.graph.nodes if node.op == "get_attr" and node.target == name]
+    return all(_is_projection(user, node) for node in weights for user in node.users)
+
+
+def _is_projection(node: fx.Node, weight: fx.Node) -> bool:
+    places = [i for i, arg in enumerate(node.args) if arg is weight]
+    if node.target is aten.linear.default:
+        return places == [1] and len(node.args) == 2
+    return node.target is aten.embedding.default and places == [0]
 
 
 def check_block(name: str, columns: int, block: int) -> None:
