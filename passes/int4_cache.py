@@ -1,9 +1,9 @@
 """A content-addressed cache on disk for weights whose quantization is expensive: computed once, shared by all targets and
 by a compile that was stopped and started again.
 
-A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the activation
-statistics. Files are safetensors with the canonical parts. Cheap recipes are not cached: rounding to nearest runs as fast
-as the disk.
+A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the
+activation statistics. Files are safetensors with the canonical parts. Cheap recipes are not cached: rounding to nearest
+runs as fast as the disk.
 """
 
 from __future__ import annotations

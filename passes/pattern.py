@@ -44,8 +44,8 @@ class Var(Pattern):
 class Op(Pattern):
     """A call of one of some targets with matching arguments.
 
-    Trailing arguments that the pattern leaves out match anything, unless it is `exact`. A call with keywords matches only
-    where they are expected: a factor or another type among them would change the meaning.
+    Trailing arguments that the pattern leaves out match anything, unless it is `exact`. A call with keywords matches
+    only where they are expected: a factor or another type among them would change the meaning.
     """
 
     def __init__(

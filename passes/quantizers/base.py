@@ -37,7 +37,8 @@ class Quantizer(ABC):
         w = source.read(start, stop)[""]
         made = self.quantize(w, importance)
         if not torch.isfinite(made.scale).all() or not torch.isfinite(w.sum()):  # a sum may also be too large
-            for values, fault in ((w, "holds a value that is not finite (NaN or infinity)"), (made.scale, "spans too much")):
+            infinite = "holds a value that is not finite (NaN or infinity)"
+            for values, fault in ((w, infinite), (made.scale, "spans too much for float32")):
                 odd = (~torch.isfinite(values)).any(1)
                 if odd.any():
                     raise InputError(f"{source.tensor}: row {start + int(odd.int().argmax())} {fault}")
