@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ class ModelConfig:
     def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Read a Hugging Face `config.json` of a `Phi3ForCausalLM`.
 
-        Raises InputError for another architecture, a rope type that Phi-3 does not have, or a missing key.
+        Raises InputError for another architecture, a rope type that Phi-3 does not have, or a key that is missing or of
+        another type.
         """
         architectures = data.get("architectures") or [ARCHITECTURE]
         if architectures[0] != ARCHITECTURE or data.get("model_type", "phi3") != "phi3":
@@ -98,37 +100,54 @@ class ModelConfig:
         if data.get("hidden_act", "silu") != "silu":
             raise InputError(f"{where}: hidden_act {data['hidden_act']!r}, expected 'silu'")
 
-        def need(key: str) -> int:
-            if not isinstance(data.get(key), int):
-                raise InputError(f"{where}: {key} is {data.get(key)!r}, expected a whole number")
-            return int(data[key])
+        def whole(key: str, default: int | None = None, least: int = 1) -> int:
+            value = data.get(key, default)
+            value = default if value is None else value
+            if not isinstance(value, int) or value < least:
+                kind = "a positive whole number" if least else "a whole number"
+                raise InputError(f"{where}: {key} is {value!r}, expected {kind}")
+            return int(value)
 
-        hidden, heads = need("hidden_size"), need("num_attention_heads")
-        if heads < 1:
-            raise InputError(f"{where}: num_attention_heads = {heads}, expected a positive number")
-        head_dim = data.get("head_dim") or hidden // heads
+        def optional(key: str, least: int = 0) -> int | None:
+            return None if data.get(key) is None else whole(key, least=least)
+
         # transformers 5 keeps everything about rotary embedding in rope_parameters, 4 in rope_scaling and rope_theta
-        rope = dict(data.get("rope_parameters") or data.get("rope_scaling") or {})
-        partial = float(rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0)))
+        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise InputError(f"{where}: rope_scaling is {rope!r}, expected an object")
+
+        def real(key: str, default: float) -> float:
+            value = rope.get(key, data.get(key))
+            value = default if value is None else value
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise InputError(f"{where}: {key} is {value!r}, expected a positive number")
+            return float(value)
+
+        heads = whole("num_attention_heads")
+        head_dim = whole("head_dim", whole("hidden_size") // heads)
+        rotary_dim = int(head_dim * real("partial_rotary_factor", 1.0))
         eos = data.get("eos_token_id")
+        eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(isinstance(token, int) for token in eos):
+            raise InputError(f"{where}: eos_token_id is {data['eos_token_id']!r}, expected token numbers")
         return ModelConfig(
-            vocab_size=need("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=need("intermediate_size"),
-            layers=need("num_hidden_layers"),
+            vocab_size=whole("vocab_size"),
+            hidden_size=whole("hidden_size"),
+            intermediate_size=whole("intermediate_size"),
+            layers=whole("num_hidden_layers"),
             heads=heads,
-            kv_heads=data.get("num_key_value_heads") or heads,
+            kv_heads=whole("num_key_value_heads", heads),
             head_dim=head_dim,
-            max_position=need("max_position_embeddings"),
-            rms_norm_eps=float(data.get("rms_norm_eps", 1e-5)),
-            rope_theta=float(rope.get("rope_theta", data.get("rope_theta", 10000.0))),
-            rotary_dim=int(head_dim * partial),
-            long_rope=_long_rope(rope, data, int(head_dim * partial), where),
-            sliding_window=data.get("sliding_window"),
+            max_position=whole("max_position_embeddings"),
+            rms_norm_eps=real("rms_norm_eps", 1e-5),
+            rope_theta=real("rope_theta", 10000.0),
+            rotary_dim=rotary_dim,
+            long_rope=_long_rope(rope, data, rotary_dim, where),
+            sliding_window=optional("sliding_window", least=1),
             tied_embeddings=bool(data.get("tie_word_embeddings", False)),
-            bos=data.get("bos_token_id"),
-            eos=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-            pad=data.get("pad_token_id"),
+            bos=optional("bos_token_id"),
+            eos=tuple(eos),
+            pad=optional("pad_token_id"),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -144,6 +163,9 @@ class ModelConfig:
                 "short_factor": list(self.long_rope.short),
                 "long_factor": list(self.long_rope.long),
             }
+        partial = self.rotary_dim / self.head_dim
+        if int(self.head_dim * partial) < self.rotary_dim:  # the reader rounds down
+            partial = math.nextafter(partial, 1.0)
         if self.head_dim * self.heads != self.hidden_size:
             data["head_dim"] = self.head_dim
         return {
@@ -159,7 +181,7 @@ class ModelConfig:
             "max_position_embeddings": self.max_position,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
-            "partial_rotary_factor": self.rotary_dim / self.head_dim,
+            "partial_rotary_factor": partial,
             "rope_scaling": scaling,
             "sliding_window": self.sliding_window,
             "tie_word_embeddings": self.tied_embeddings,

@@ -37,9 +37,9 @@ class HashedCheckpoint(Checkpoint):
 
     def digest(self, name: str) -> str:
         """SHA-256 (hex) of a tensor's bytes as stored, or as float32 where it is packed; reads what was not read yet."""
-        for start, stop in self.chunks(name):
-            if start >= self._next[name]:
-                self.read(name, start, stop)
+        for _, stop in self.chunks(name):
+            if stop > self._next[name]:
+                self.read(name, self._next[name], stop)
         return self._hashes[name].hexdigest()
 
     def digest_all(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,19 +83,24 @@ class HfFolder(Checkpoint):
             os.close(descriptor)
 
     def _find_tensors(self) -> dict[str, _Stored]:
+        wanted = self.config.tensors()
         index = self._folder / "model.safetensors.index.json"
         single = self._folder / "model.safetensors"
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise InputError(f"{index}: has no 'weight_map'")
-            shards = {name: _read_header(self._folder / name) for name in sorted(set(weight_map.values()))}
-            for tensor, shard in weight_map.items():
-                if tensor not in shards[shard]:
-                    raise InputError(f"{index}: puts {tensor!r} into {shard}, which does not hold it")
-            return {tensor: shards[shard][tensor] for tensor, shard in weight_map.items()}
+            files = {tensor: file for tensor, file in weight_map.items() if tensor in wanted}
+            for tensor, file in files.items():
+                if not isinstance(file, str):
+                    raise InputError(f"{index}: puts {tensor!r} into {file!r}, expected the name of a file")
+            shards = {file: _read_header(self._folder / file, wanted) for file in sorted(set(files.values()))}
+            for tensor, file in files.items():
+                if tensor not in shards[file]:
+                    raise InputError(f"{index}: puts {tensor!r} into {file}, which does not hold it")
+            return {tensor: shards[file][tensor] for tensor, file in files.items()}
         if single.is_file():
-            return _read_header(single)
+            return _read_header(single, wanted)
         raise InputError(f"{self._folder}: no model.safetensors and no model.safetensors.index.json")
 
 
@@ -110,8 +116,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_header(path: Path) -> dict[str, _Stored]:
-    """Parse a safetensors header: u64 length, JSON, then the data (https://github.com/huggingface/safetensors#format)."""
+def _read_header(path: Path, wanted: Container[str]) -> dict[str, _Stored]:
+    """Parse a safetensors header: u64 length, JSON, then the data (https://github.com/huggingface/safetensors#format).
+
+    Tensors that nobody wants may be of any type.
+    """
     if not path.is_file():
         raise InputError(f"{path}: this shard is missing; download the checkpoint again")
     size = path.stat().st_size
@@ -121,11 +130,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
             raise InputError(f"{path}: truncated: {size} bytes, its header alone takes {8 + length}")
         try:
             header = json.loads(file.read(length))
-            entries = {
-                n: (str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"])
-                for n, e in header.items()
-                if n != "__metadata__"
-            }
+            entries = {name: _parse_entry(entry) for name, entry in header.items() if name in wanted}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: not a safetensors file: its header is not valid") from None
     stored = {}
@@ -141,3 +146,11 @@ def _read_header(path: Path) -> dict[str, _Stored]:
             raise InputError(f"{path}: {name!r} takes {end - begin} bytes, its shape {list(shape)} says otherwise")
         stored[name] = _Stored(path, 8 + length + begin, TensorInfo(shape, label), torch_dtype)
     return stored
+
+
+def _parse_entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin and end of one tensor. Raises ValueError, KeyError or TypeError for anything else."""
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError("expected whole numbers")
+    return str(entry["dtype"]), shape, begin, end

@@ -8,6 +8,7 @@ inputs that they will meet, errors included. One layer's statistics and one weig
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -104,7 +105,8 @@ def _quantizable(program: Program, quantizer: Quantizer) -> dict[str, Int4Weight
 
 
 def _run_key(cache: Int4Cache, tokens: torch.Tensor, quantizer: Quantizer) -> str:
-    parts = [cache.source.digest_all(), quantizer.describe(), str(quantizer.version), str(tuple(tokens.shape))]
+    config = json.dumps(cache.source.config.to_hf())
+    parts = [cache.source.digest_all(), config, quantizer.describe(), str(quantizer.version), str(tuple(tokens.shape))]
     return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 

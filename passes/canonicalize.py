@@ -74,6 +74,8 @@ def _reshape(node: fx.Node) -> Any:
 
 
 def _neutral(node: fx.Node) -> Any:
+    if node.target not in (aten.mul.Tensor, aten.add.Tensor) or not _same_type(node.args[0], node):
+        return None
     if node.target is aten.mul.Tensor and _is_number(node.args[1], 1):
         return node.args[0]
     if node.target is aten.add.Tensor and _is_number(node.args[1], 0):
@@ -106,8 +108,19 @@ def _is_number(value: Any, number: int) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == number
 
 
+def _same_type(source: Any, node: fx.Node) -> bool:
+    """Not so for int64 · 1.0, which is float32, or for a size plus 0."""
+    before, after = source.meta["val"], node.meta["val"]
+    tensors = isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)
+    return tensors and before.dtype == after.dtype
+
+
 def _is_chunk(value: Any) -> bool:
-    return isinstance(value, fx.Node) and op_name(value) in ("chunk", "split")
+    """A split along an axis of known size."""
+    if not isinstance(value, fx.Node) or op_name(value) not in ("chunk", "split") or value.kwargs:
+        return False
+    axis: Any = value.args[2] if len(value.args) > 2 else 0
+    return all(isinstance(piece.shape[axis], int) for piece in value.meta["val"])
 
 
 def _as_slice(program: Program, item: fx.Node) -> fx.Node:

@@ -20,7 +20,7 @@ from torch import fx
 from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, same_sizes, shape_of
 from pocketphi.graph.recipe import Constant
 from pocketphi.passes.base import Pass, PassReport
-from pocketphi.passes.pattern import Bound, OneOf, Pattern, Var, op
+from pocketphi.passes.pattern import Bound, OneOf, Pattern, Var, op, part
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.reshape.default)
@@ -79,7 +79,9 @@ class FuseAttention(Pass):
     ) -> None:
         qkv = found["qkv"]
         heads, kv_heads, dim = _head_counts(found)
-        scale = sdpa.kwargs.get("scale", dim**-0.5)
+        if found["half"] != tables.cos.shape[1]:
+            raise Refused(f"rotary pairs are {found['half']} apart, the tables have {tables.cos.shape[1]} columns")
+        scale = sdpa.kwargs.get("scale") or dim**-0.5
         after = qkv.next
         cos, sin = (
             program.weight(f"rope.{kind}", Constant(table, f"traced rotary {kind}"), before=after)[""]
@@ -101,26 +103,26 @@ def _pattern() -> Pattern:
     k = _rotary(_heads(qkv, "k"), cos, sin)
     keys = op(aten.cat.default, [Var("past_k", _is_input), k], 2, name="keys")
     values = op(aten.cat.default, [Var("past_v", _is_input), _heads(qkv, "v")], 2, name="values")
-    return op(aten.scaled_dot_product_attention.default, q, _shared(keys), _shared(values))
+    return op(aten.scaled_dot_product_attention.default, q, _shared(keys), _shared(values), keywords=True)
 
 
 def _heads(qkv: Pattern, name: str) -> Pattern:
     """[B, S, …] → [B, heads, S, D]; binds the slice's bounds and the heads' node."""
-    part = op(aten.slice.Tensor, qkv, 2, Var(f"{name}_start"), Var(f"{name}_stop"))
-    return op(aten.transpose.int, op(_VIEWS, part), 1, 2, name=name)
+    columns = part(qkv, 2, Var(f"{name}_start"), Var(f"{name}_stop"))
+    return op(aten.transpose.int, op(_VIEWS, columns), 1, 2, name=name)
 
 
 def _rotary(x: Pattern, cos: Pattern, sin: Pattern) -> Pattern:
     """x · cos + rotate_half(x) · sin, over all dimensions of a head or the first R."""
 
-    def turned(part: Pattern) -> Pattern:
-        upper = op(aten.neg.default, op(aten.slice.Tensor, part, 3, Var("half"), _TO_END))
-        crossed = op(aten.cat.default, [upper, op(aten.slice.Tensor, part, 3, 0, Var("half"))], -1)
-        straight = op(aten.mul.Tensor, part, cos, commutes=True)
+    def turned(y: Pattern) -> Pattern:
+        upper = op(aten.neg.default, part(y, 3, Var("half"), _TO_END))
+        crossed = op(aten.cat.default, [upper, part(y, 3, 0, Var("half"))], -1)
+        straight = op(aten.mul.Tensor, y, cos, commutes=True)
         return op(aten.add.Tensor, straight, op(aten.mul.Tensor, crossed, sin, commutes=True), commutes=True)
 
-    partial = turned(op(aten.slice.Tensor, x, 3, 0, Var("rotary_dim")))
-    rest = op(aten.slice.Tensor, x, 3, Var("rotary_dim"), _TO_END)
+    partial = turned(part(x, 3, 0, Var("rotary_dim")))
+    rest = part(x, 3, Var("rotary_dim"), _TO_END)
     return OneOf(turned(x), op(aten.cat.default, [partial, rest], -1))
 
 
@@ -135,12 +137,12 @@ def _is_input(value: Any) -> bool:
 
 def _merged(sdpa: fx.Node) -> fx.Node | None:
     """The node that merges the heads of the output again: transpose, then reshape."""
-    for target in ((aten.transpose.int,), _VIEWS):
+    for pattern in (op(aten.transpose.int, Var("x"), 1, 2), op(_VIEWS, Var("x"))):
         users = list(sdpa.users)
-        if len(users) != 1 or users[0].target not in target:
+        if len(users) != 1 or not pattern.match(users[0]):
             return None
         sdpa = users[0]
-    return sdpa
+    return sdpa if len(shape_of(sdpa)) == 3 else None
 
 
 def _mask_of(sdpa: fx.Node) -> fx.Node:

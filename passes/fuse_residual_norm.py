@@ -19,7 +19,7 @@ class FuseResidualNorm(Pass):
     name = "fuse-residual-norm"
 
     def rewrite(self, program: Program, report: PassReport) -> None:
-        total = op(torch.ops.aten.add.Tensor, Var("x"), Var("y"), name="sum")
+        total = op(torch.ops.aten.add.Tensor, Var("x"), Var("y"), name="sum", keywords=True)
         pattern = op(torch.ops.edge.rms_norm.default, total, Var("weight"), Var("eps"))
         for node in list(program.graph.nodes):
             found = pattern.match(node)
@@ -35,7 +35,8 @@ class FuseResidualNorm(Pass):
             arguments = (found["x"], found["y"], found["weight"], found["eps"])
             # where the add stood, so that its other readers come later
             weight = found["weight"]
-            add.prepend(weight)
+            if add < weight:
+                add.prepend(weight)
             fused = program.call(torch.ops.edge.add_rms_norm.default, arguments, before=add)
             normed = program.call(operator.getitem, (fused, 0), before=add)
             node.replace_all_uses_with(normed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pocketphi.graph.program import Program
+from pocketphi.graph.program import Program, shape_of
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.pattern import Op, Var, op
 
@@ -28,9 +28,11 @@ class FuseRmsNorm(Pass):
         pattern = _pattern()
         for node in list(program.graph.nodes):
             found = pattern.match(node)
-            if found:
-                fused = program.call(
-                    torch.ops.edge.rms_norm.default, (found["x"], found["weight"], found["eps"]), before=node
-                )
-                node.replace_all_uses_with(fused)
-                report.applied["rms_norm"] += 1
+            if not found:
+                continue
+            if shape_of(found["weight"]) != shape_of(found["x"])[-1:]:
+                report.refuse(node.name, f"its weight is {list(shape_of(found['weight']))}, not one value a column")
+                continue
+            arguments = (found["x"], found["weight"], found["eps"])
+            node.replace_all_uses_with(program.call(torch.ops.edge.rms_norm.default, arguments, before=node))
+            report.applied["rms_norm"] += 1

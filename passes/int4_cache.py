@@ -1,9 +1,9 @@
 """A content-addressed cache on disk for weights whose quantization is expensive: computed once, shared by all targets and
 by a compile that was stopped and started again.
 
-A file's name is the SHA-256 of the source's bytes, the algorithm with every parameter, and the activation statistics. Files
-are safetensors with the canonical parts. A run (all weights, one text) has a file of its own, which names theirs. Cheap
-recipes are not cached: rounding to nearest runs as fast as the disk.
+A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the activation
+statistics. Files are safetensors with the canonical parts. A run (all weights, one text) has a file of its own, which names
+theirs. Cheap recipes are not cached: rounding to nearest runs as fast as the disk.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ class Int4Cache:
         partial.rename(self.folder / f"{key}.json")
 
     def _key(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> str:
-        parts = [self.source.digest(weight.source.tensor), weight.quantizer.describe(), str(weight.quantizer.version)]
+        info = self.source.tensors[weight.source.tensor]
+        stored = f"{info.dtype} {list(info.shape)}"  # the same bytes under another type or shape are another weight
+        quantizer = weight.quantizer
+        parts = [self.source.digest(weight.source.tensor), stored, quantizer.describe(), str(quantizer.version)]
         key = hashlib.sha256("\n".join(parts).encode())
         if second_moment is not None:
             key.update(tensor_bytes(second_moment))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 Bound = dict[str, Any]
@@ -41,13 +42,22 @@ class Var(Pattern):
 
 
 class Op(Pattern):
-    """A call of one of some targets with matching arguments; missing trailing arguments of the pattern match anything."""
+    """A call of one of some targets with matching arguments.
 
-    def __init__(self, targets: Sequence[Any], args: Sequence[Any], commutes: bool, name: str | None) -> None:
+    Trailing arguments that the pattern leaves out match anything, unless it is `exact`. A call with keywords matches
+    only where they are expected: a factor or another type among them would change the meaning.
+    """
+
+    def __init__(
+        self, targets: Sequence[Any], args: Sequence[Any], commutes: bool, name: str | None, keywords: bool, exact: bool
+    ) -> None:
         self.targets, self.args, self.commutes, self.name = targets, args, commutes, name
+        self.keywords, self.exact = keywords, exact
 
     def match(self, value: Any, bound: Bound | None = None) -> Bound | None:
         if not isinstance(value, fx.Node) or value.op != "call_function" or value.target not in self.targets:
+            return None
+        if (value.kwargs and not self.keywords) or (self.exact and len(value.args) > len(self.args)):
             return None
         orders = [list(value.args)]
         if self.commutes:
@@ -70,9 +80,21 @@ class OneOf(Pattern):
         return next((r for r in results if r is not None), None)
 
 
-def op(target: Any, *args: Any, commutes: bool = False, name: str | None = None) -> Op:
+def op(
+    target: Any,
+    *args: Any,
+    commutes: bool = False,
+    name: str | None = None,
+    keywords: bool = False,
+    exact: bool = False,
+) -> Op:
     """A call pattern; `target` may be a tuple of alternatives; `name` binds the matched node itself."""
-    return Op(target if isinstance(target, tuple) else (target,), args, commutes, name)
+    return Op(target if isinstance(target, tuple) else (target,), args, commutes, name, keywords, exact)
+
+
+def part(x: Any, axis: Any, start: Any, stop: Any) -> Op:
+    """x[start:stop] along an axis, without a step."""
+    return op(torch.ops.aten.slice.Tensor, x, axis, start, stop, exact=True)
 
 
 def _match_all(patterns: Sequence[Any], values: Sequence[Any], bound: Bound | None) -> Bound | None:

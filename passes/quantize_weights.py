@@ -91,18 +91,30 @@ class QuantizeWeights(Pass):
         """Nodes of q, scale and zero; None where the weight cannot be quantized."""
         name = str(weight.target)
         recipe = program.weights[name] if weight.op == "get_attr" else None
-        if recipe is None or "q" in recipe.parts:  # tied, and already done for its other reader
-            made = recipe
-        elif isinstance(recipe, FloatWeight):
-            check_block(name, int(shape_of(weight)[1]), self.quantizer.block)
-            made = self.stored.get(name) or Int4Weight(recipe, self.quantizer)
-        else:
-            made = None
-        if made is None:
+        if recipe is None or not (isinstance(recipe, FloatWeight) or "q" in recipe.parts):
             report.refuse(node.name, f"{name} is not a weight of the checkpoint")
             return None
-        nodes = program.weight(name, made, before=node)
+        if not _only_projections(program, name):
+            report.refuse(node.name, f"another operator reads {name} too")
+            return None
+        if isinstance(recipe, FloatWeight):  # a tied weight may be int4 already, by its other reader
+            check_block(name, int(shape_of(weight)[1]), self.quantizer.block)
+            recipe = self.stored.get(name) or Int4Weight(recipe, self.quantizer)
+        nodes = program.weight(name, recipe, before=node)
         return [nodes["q"], nodes["scale"], nodes.get("zero")]
+
+
+def _only_projections(program: Program, name: str) -> bool:
+    """Whether all readers of a weight can read it as int4: linear layers without a bias and embeddings."""
+    weights = [node for node in program.graph.nodes if node.op == "get_attr" and node.target == name]
+    return all(_is_projection(user, node) for node in weights for user in node.users)
+
+
+def _is_projection(node: fx.Node, weight: fx.Node) -> bool:
+    places = [i for i, arg in enumerate(node.args) if arg is weight]
+    if node.target is aten.linear.default:
+        return places == [1] and len(node.args) == 2
+    return node.target is aten.embedding.default and places == [0]
 
 
 def check_block(name: str, columns: int, block: int) -> None:

@@ -60,9 +60,12 @@ class Quantizer(ABC):
         """Read and round rows [start, stop) of a weight. Raises InputError naming it where a value is not finite."""
         w = source.read(start, stop)[""]
         made = self.quantize(w, feedback)
-        if not torch.isfinite(made.scale).all() or not torch.isfinite(w.sum()):
-            row = start + int((~torch.isfinite(w)).any(1).int().argmax())
-            raise InputError(f"{source.tensor}: row {row} holds a value that is not finite (NaN or infinity)")
+        if not torch.isfinite(made.scale).all() or not torch.isfinite(w.sum()):  # a sum may also be too large
+            infinite = "holds a value that is not finite (NaN or infinity)"
+            for values, fault in ((w, infinite), (made.scale, "spans too much for float32")):
+                odd = (~torch.isfinite(values)).any(1)
+                if odd.any():
+                    raise InputError(f"{source.tensor}: row {start + int(odd.int().argmax())} {fault}")
         return made
 
     def describe(self) -> str:

@@ -112,13 +112,14 @@ def genai_config(program: Program, lowered: Lowered, context: int | None) -> dic
     length = min(context or config.max_position, config.max_position)
     declared = {value.name for value in lowered.inputs}
     inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in declared}
+    end = config.eos[0] if config.eos else 0
     eos: int | list[int] = list(config.eos) if len(config.eos) != 1 else config.eos[0]
     return {
         "model": {
             "type": _model_type(config, length),
-            "bos_token_id": config.bos if config.bos is not None else config.eos[0],
+            "bos_token_id": config.bos if config.bos is not None else end,
             "eos_token_id": eos,
-            "pad_token_id": config.pad if config.pad is not None else config.eos[0],
+            "pad_token_id": config.pad if config.pad is not None else end,
             "vocab_size": config.vocab_size,
             "context_length": length,
             "decoder": {

@@ -1,0 +1,84 @@
+"""HashedCheckpoint: the digest is of the bytes, however they were read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import torch
+from tiny_phi3 import TINY
+
+from pocketphi.graph.checkpoint import TensorInfo
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.random_weights import RandomWeights
+
+HEAD = "lm_head.weight"
+
+
+class Counted(RandomWeights):
+    """Notes what is read."""
+
+    def __init__(self, spec: str = "random:tiny") -> None:
+        super().__init__(spec, replace(TINY, vocab_size=20_000))
+        self.asked: list[tuple[int, int]] = []
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        self.asked.append((start, stop))
+        return super().read(name, start, stop)
+
+
+def want(name: str) -> str:
+    source = Counted()
+    return hashlib.sha256(
+        source.read(name, 0, source.tensors[name].rows).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
+
+
+def test_digest_of_what_was_never_read() -> None:
+    hashed = HashedCheckpoint(Counted())
+    assert hashed.digest(HEAD) == want(HEAD)
+    assert hashed.digest("model.norm.weight") == want("model.norm.weight")
+
+
+def test_what_was_read_is_not_read_again() -> None:
+    source = Counted()
+    hashed = HashedCheckpoint(source)
+    chunks = list(hashed.chunks(HEAD))
+    assert len(chunks) == 3
+    rows = torch.cat([hashed.read(HEAD, *chunk) for chunk in chunks])
+    assert torch.equal(rows, Counted().read(HEAD, 0, 20_000))
+    assert hashed.digest(HEAD) == hashed.digest(HEAD) == want(HEAD)
+    assert source.asked == chunks
+
+
+def test_rows_out_of_order_or_twice_do_not_count() -> None:
+    source = Counted()
+    hashed = HashedCheckpoint(source)
+    chunks = list(hashed.chunks(HEAD))
+    for chunk in (chunks[1], chunks[0], chunks[0], chunks[2]):
+        hashed.read(HEAD, *chunk)
+    assert hashed.digest(HEAD) == want(HEAD)
+    assert source.asked[4:] == chunks[1:]
+
+
+def test_reads_that_end_elsewhere_than_chunks() -> None:
+    hashed = HashedCheckpoint(Counted())
+    hashed.read(HEAD, 0, 5)
+    assert hashed.digest(HEAD) == want(HEAD)
+
+
+def test_the_whole() -> None:
+    source = RandomWeights("random:tiny")
+    first = HashedCheckpoint(source).digest_all()
+    assert HashedCheckpoint(RandomWeights("random:tiny@0")).digest_all() == first
+    assert HashedCheckpoint(RandomWeights("random:tiny@1")).digest_all() != first
+    fewer = RandomWeights("random:tiny")
+    fewer.tensors = {"renamed" if n == HEAD else n: TensorInfo(i.shape, i.dtype) for n, i in source.tensors.items()}
+    assert HashedCheckpoint(fewer).digest_all() != first
+
+
+def test_passes_the_rest_on() -> None:
+    hashed = HashedCheckpoint(RandomWeights("random:tiny"))
+    assert (hashed.label, hashed.identity(), hashed.config) == ("random:tiny", "random:tiny", TINY)
+    assert hashed.tokenizer_files() == {}
+    assert hashed.read_int4(HEAD, 0, 1) is None

@@ -1,0 +1,52 @@
+"""Recipes: parts that agree with what is read, chunk by chunk and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_phi3 import checkpoint, normal
+
+from pocketphi.graph.int4 import Int4
+from pocketphi.graph.recipe import Constant, FloatWeight, PartSpec, as_parts, int4_parts, materialize
+
+
+def test_float_weight() -> None:
+    source = checkpoint("tiny")
+    recipe = FloatWeight(source, "lm_head.weight")
+    assert recipe.parts == {"": PartSpec((256, 64), torch.float32)}
+    assert torch.equal(materialize(recipe)[""], source.read("lm_head.weight", 0, 256).float())
+    assert torch.equal(recipe.read(3, 7)[""], source.read("lm_head.weight", 3, 7).float())
+    assert recipe.describe() == "lm_head.weight [bf16] → float32"
+    assert recipe.parts[""].bytes == 256 * 64 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_constant(dtype: torch.dtype) -> None:
+    value = (10 * normal(5, 3)).to(dtype)
+    recipe = Constant(value, "a test")
+    assert recipe.parts == {"": PartSpec((5, 3), dtype)}
+    assert torch.equal(materialize(recipe)[""], value)
+    assert torch.equal(recipe.read(1, 3)[""], value[1:3])
+    assert recipe.describe() == "constant from a test"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_int4_parts_are_those_of_int4(symmetric: bool, block: int) -> None:
+    """192 / 64 gives three blocks: a ragged byte of zero points."""
+    scale = torch.ones(4, 192 // block)
+    made = as_parts(Int4.pack(torch.zeros(4, 192), scale, None if symmetric else torch.zeros(scale.shape)))
+    specs = int4_parts((4, 192), block, symmetric)
+    assert {n: (tuple(t.shape), t.dtype) for n, t in made.items()} == {n: (s.shape, s.dtype) for n, s in specs.items()}
+    assert {n: t.nbytes for n, t in made.items()} == {n: s.bytes for n, s in specs.items()}
+
+
+def test_materialize_joins_chunks() -> None:
+    class Odd(Constant):
+        def chunks(self) -> Iterator[tuple[int, int]]:
+            return iter([(0, 2), (2, 3), (3, 5)])
+
+    value = normal(5, 2)
+    assert torch.equal(materialize(Odd(value, "x"))[""], value)

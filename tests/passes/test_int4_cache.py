@@ -1,0 +1,130 @@
+"""The cache of int4 weights: computed once, found again, and never mistaken for another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_phi3 import TINY, checkpoint, fused
+
+from pocketphi.graph.checkpoint import TensorInfo
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.program import Program
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.recipe import FloatWeight, materialize
+from pocketphi.passes.int4_cache import StoredInt4, cache_weights, default_folder
+from pocketphi.passes.quantize_weights import Int4Weight, QuantizeWeights
+from pocketphi.passes.quantizers import RoundToNearest, ScaleSearch
+
+HEAD = "lm_head.weight"
+
+
+def one(
+    folder: Path, source: RandomWeights, quantizer: RoundToNearest | ScaleSearch, importance: torch.Tensor | None = None
+) -> tuple[Program, tuple[int, int]]:
+    """Cache the head alone; returns the program and (found, computed)."""
+    hashed = HashedCheckpoint(source)
+    program = Program(fused().graph, TINY, {HEAD: Int4Weight(FloatWeight(hashed, HEAD), quantizer, importance)})
+    return program, cache_weights(program, hashed, folder, lambda name, found: None)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_stores_and_finds(tmp_path: Path, symmetric: bool) -> None:
+    seen: list[tuple[str, bool]] = []
+    made = []
+    for _ in range(2):
+        source = HashedCheckpoint(checkpoint("tiny"))
+        program = fused()
+        program.weights |= {n: FloatWeight(source, n) for n in TINY.tensors()}
+        QuantizeWeights(RoundToNearest(32, symmetric))(program)
+        want = {n: materialize(r) for n, r in program.weights.items() if isinstance(r, Int4Weight)}
+        described = {n: program.weights[n].describe() for n in want}
+        made.append(cache_weights(program, source, tmp_path / "cache", lambda *found: seen.append(found)))
+        stored = {n: program.weights[n] for n in want}
+        assert {type(r) for r in stored.values()} == {StoredInt4}
+        assert {n: r.describe() for n, r in stored.items()} == described
+        got = {n: materialize(r) for n, r in stored.items()}
+        assert [n for n in want for p in want[n] if not torch.equal(want[n][p], got[n][p])] == []
+        assert [set(w) for w in want.values()] == [set(g) for g in got.values()]
+        assert torch.equal(stored[HEAD].read(7, 9)["q"], want[HEAD]["q"][7:9])
+    assert made == [(0, 14), (14, 0)]
+    assert sorted(seen) == sorted([(n, hit) for n in want for hit in (False, True)])
+    assert list((tmp_path / "cache").glob("*.partial")) == []
+
+
+CHANGES = {
+    "seed": lambda p: one(p, RandomWeights("random:tiny@1"), RoundToNearest(32)),
+    "block": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(16)),
+    "asymmetric": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32, False)),
+    "algorithm": lambda p: one(p, RandomWeights("random:tiny"), ScaleSearch(32)),
+    "importance": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32), torch.ones(64)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_anything_else_is_another_weight(tmp_path: Path, change: str) -> None:
+    one(tmp_path, RandomWeights("random:tiny"), RoundToNearest(32))
+    assert CHANGES[change](tmp_path)[1] == (0, 1)
+    assert CHANGES[change](tmp_path)[1] == (1, 0)
+    assert one(tmp_path, RandomWeights("random:tiny"), RoundToNearest(32))[1] == (1, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_version_or_other_statistics(tmp_path: Path) -> None:
+    class Newer(RoundToNearest):
+        version = RoundToNearest.version + 1
+
+    source = RandomWeights("random:tiny")
+    made = [(RoundToNearest(32), None), (Newer(32), None), (Newer(32), torch.ones(64)), (Newer(32), 2 * torch.ones(64))]
+    assert [one(tmp_path, source, *arguments)[1] for arguments in made] == [(0, 1)] * 4
+
+
+def test_the_same_bytes_under_another_shape_or_type(tmp_path: Path) -> None:
+    class Zeros(RandomWeights):
+        def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+            super().__init__("random:zeros", replace(TINY, vocab_size=shape[0]))
+            self.tensors = {HEAD: TensorInfo(shape, str(dtype))}
+            self.dtype = dtype
+
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            return torch.full((stop - start, self.tensors[name].columns), 0x4000, dtype=torch.int16).view(self.dtype)
+
+    sources = [Zeros((64, 64), torch.bfloat16), Zeros((32, 128), torch.bfloat16), Zeros((64, 64), torch.float16)]
+    made = [one(tmp_path, source, RoundToNearest(32)) for source in sources]
+    assert [counts for _, counts in made] == [(0, 1)] * 3
+    shapes = [tuple(materialize(program.weights[HEAD])["q"].shape) for program, _ in made]
+    assert shapes == [(64, 32), (32, 64), (64, 32)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a safetensors file", None])
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
+    source = RandomWeights("random:tiny")
+    one(tmp_path, source, RoundToNearest(32))
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] if damage is None else damage)
+    assert one(tmp_path, source, RoundToNearest(32))[1] == (0, 1)
+    assert path.read_bytes() == whole
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    class Broken(RandomWeights):
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            return super().read(name, start, stop) * float("nan")
+
+    with pytest.raises(InputError, match=r"lm_head.weight: row 0 holds a value that is not finite"):
+        one(tmp_path, Broken("random:tiny"), RoundToNearest(32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETPHI_CACHE", "/a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert default_folder() == Path("/a")
+    monkeypatch.delenv("POCKETPHI_CACHE")
+    assert default_folder() == Path("/b/pocketphi")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_folder() == Path.home() / ".cache" / "pocketphi"
