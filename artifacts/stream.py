@@ -9,10 +9,8 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pocketphi.graph.int4 import tensor_bytes
-from pocketphi.graph.recipe import Recipe
+from pocketphi.graph.recipe import Recipe, combine
 from pocketphi.graph.threads import workers
 
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
@@ -49,8 +47,8 @@ def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, pro
     """
     with path.open("wb") as file:
         descriptor = file.fileno()
-        os.posix_fallocate(descriptor, 0, max(layout.size, 1))  # fails now, not in the middle, when the disk is full
-        os.truncate(descriptor, layout.size)
+        if layout.size and hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(descriptor, 0, layout.size)  # fails now, not in the middle, when the disk is full
         largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
         with workers() as pool:
             jobs = {
@@ -72,13 +70,3 @@ def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, pr
             ends[part] += os.pwrite(descriptor, data, ends[part])
             progress(len(data))
     return combine(hashes)
-
-
-def digest(parts: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of a weight in its canonical form: of the digests of its parts, by name."""
-    return combine({name: hashlib.sha256(tensor_bytes(t)) for name, t in parts.items()})
-
-
-def combine(hashes: Mapping[str, hashlib._Hash]) -> str:
-    lines = "".join(f"{part} {hashes[part].hexdigest()}\n" for part in sorted(hashes))
-    return hashlib.sha256(lines.encode()).hexdigest()

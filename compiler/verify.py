@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from pocketphi.artifacts.stream import digest
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import distance
@@ -27,7 +26,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, materialize
+from pocketphi.graph.recipe import Constant, digest, materialize
 from pocketphi.targets.base import Host, Runner
 
 log = logging.getLogger(__name__)

@@ -211,6 +211,11 @@ def _long_rope(rope: Mapping[str, Any], data: Mapping[str, Any], rotary_dim: int
     original = rope.get("original_max_position_embeddings") or data.get("original_max_position_embeddings")
     if not isinstance(original, int):
         raise InputError(f"{where}: longrope needs original_max_position_embeddings, got {original!r}")
+    for key in ("attention_factor", "short_mscale", "long_mscale"):
+        if rope.get(key) is not None:
+            raise InputError(
+                f"{where}: rope {key} = {rope[key]!r} is not supported: it changes the size of rotated vectors"
+            )
     factors = {}
     for key in ("short_factor", "long_factor"):
         values = rope.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.int4 import Int4, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,14 @@ def as_parts(weight: Int4) -> dict[str, torch.Tensor]:
     if weight.zero is not None:
         parts["zero"] = weight.zero
     return parts
+
+
+def digest(parts: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a weight in its canonical form: of the digests of its parts, by name."""
+    return combine({name: hashlib.sha256(tensor_bytes(t)) for name, t in parts.items()})
+
+
+def combine(hashes: Mapping[str, hashlib._Hash]) -> str:
+    """The digest of a weight from those of its parts."""
+    lines = "".join(f"{part} {hashes[part].hexdigest()}\n" for part in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
-from pocketphi.graph.recipe import PartSpec
+from pocketphi.graph.recipe import PartSpec, digest
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.passes.quantize_weights import Int4Weight
 from pocketphi.passes.quantizers import Feedback
@@ -77,7 +77,8 @@ class Int4Cache:
             weight = replace(weight, feedback=Feedback.of(second_moment))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            save_file(_compute(weight), partial)
+            parts = _compute(weight)
+            save_file(parts, partial, metadata={"digest": digest(parts)})
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -129,9 +130,10 @@ def _compute(weight: Int4Weight) -> dict[str, torch.Tensor]:
 
 
 def _is_whole(stored: StoredInt4) -> bool:
-    """Whether the file is there with the parts expected; one that is damaged counts as missing."""
+    """Whether the file is there with the bytes that were written; one that is damaged counts as missing."""
     try:
         with safe_open(stored.path, "pt") as file:
-            return all(tuple(file.get_slice(p).get_shape()) == spec.shape for p, spec in stored.parts.items())
+            expected = (file.metadata() or {}).get("digest")
+            return expected == digest({part: file.get_tensor(part) for part in stored.parts})
     except (FileNotFoundError, SafetensorError, OSError):
         return False

@@ -51,8 +51,10 @@ def test_published_packages_are_the_folders() -> None:
 def test_every_stage_is_mapped_and_typed() -> None:
     lines = options()["options"]["package_dir"].strip().splitlines()
     assert dict(line.split(" = ") for line in lines) == {f"pocketphi.{stage}": stage for stage in MAY_IMPORT}
-    data = options()["options.package_data"]
-    assert {name: data[name] for name in data} == {f"pocketphi.{stage}": "py.typed" for stage in MAY_IMPORT}
+    data = {name: files.split(", ") for name, files in options()["options.package_data"].items()}
+    assert {name for name, files in data.items() if "py.typed" in files} == {f"pocketphi.{s}" for s in MAY_IMPORT}
+    shipped = [ROOT / name.removeprefix("pocketphi.") / file for name, files in data.items() for file in files]
+    assert [path for path in shipped if not path.is_file()] == []
     assert [stage for stage in MAY_IMPORT if not (ROOT / stage / "py.typed").is_file()] == []
 
 

@@ -69,7 +69,7 @@ def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_refuses_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    message = re.escape(f"{tmp_path}/file/out: cannot be written: File exists; choose another -o")
+    message = re.escape(f"{tmp_path}/file/out: cannot be written: {tmp_path}/file is not a folder; choose another -o")
     with pytest.raises(InputError, match=message), new_folder(tmp_path / "file" / "out", 0):
         pass
     (tmp_path / ".out.partial").write_bytes(b"")

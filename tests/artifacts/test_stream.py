@@ -13,8 +13,8 @@ import torch
 from tiny_phi3 import normal, quantized
 
 from pocketphi.artifacts.folder import new_folder
-from pocketphi.artifacts.stream import digest, plan_layout, write_weights
-from pocketphi.graph.recipe import Constant, materialize
+from pocketphi.artifacts.stream import plan_layout, write_weights
+from pocketphi.graph.recipe import Constant, digest, materialize
 
 
 @dataclass(frozen=True)

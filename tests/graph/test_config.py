@@ -150,3 +150,10 @@ def test_refuses_a_size_of_nothing() -> None:
 def test_refuses_long_rope(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ModelConfig.from_hf({**LONG, **changes}, "c.json")
+
+
+@pytest.mark.parametrize("key", ["attention_factor", "short_mscale", "long_mscale"])
+def test_refuses_rope_settings_that_it_would_ignore(key: str) -> None:
+    rope = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, key: 1.2}
+    with pytest.raises(InputError, match=rf"rope {key} = 1\.2 is not supported"):
+        ModelConfig.from_hf(TINY.to_hf() | {"rope_scaling": rope, "original_max_position_embeddings": 64})

@@ -30,10 +30,21 @@ def adds() -> Program:
 def test_run() -> None:
     x = normal(2, 3)
     seen = []
-    result = adds().run({"x": x}, observe=lambda node, args: seen.append((op_name(node), len(args))))
+
+    def observe(node, args):
+        seen.append((op_name(node), len(args)))
+        return args
+
+    result = adds().run({"x": x}, observe=observe)
     assert list(result) == ["z"]
     assert torch.equal(result["z"], (x + torch.arange(3.0)) * 2)
     assert seen == [("add", 2), ("add", 2)]
+
+
+def test_an_observer_may_change_the_arguments() -> None:
+    x = normal(2, 3)
+    result = adds().run({"x": x}, observe=lambda node, args: (args[0], torch.zeros_like(args[0])))
+    assert torch.equal(result["z"], x)
 
 
 def test_values_are_dropped_after_their_last_use() -> None:
@@ -50,6 +61,7 @@ def test_values_are_dropped_after_their_last_use() -> None:
     def observe(node, args):
         counts.append(sum(1 for ref in alive if ref() is not None))
         alive.append(weakref.ref(args[0]))
+        return args
 
     program.run({"x": normal(4)}, observe=observe)
     assert counts == [0, 1, 1, 1]  # the input, which the test does not hold, then one value at a time

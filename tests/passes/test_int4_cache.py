@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_phi3 import TINY, checkpoint, fused
+from tiny_phi3 import TINY
 
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight, materialize
-from pocketphi.passes.int4_cache import StoredInt4, cache_weights, default_folder
-from pocketphi.passes.quantize_weights import Int4Weight, QuantizeWeights
-from pocketphi.passes.quantizers import RoundToNearest, ScaleSearch
+from pocketphi.passes.int4_cache import Int4Cache, StoredInt4, default_folder
+from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantizers import Quantizer, RoundToNearest, ScaleSearch
 
 HEAD = "lm_head.weight"
 
 
+Counts = tuple[int, int]
+
+
 def one(
-    folder: Path, source: RandomWeights, quantizer: RoundToNearest | ScaleSearch, importance: torch.Tensor | None = None
-) -> tuple[Program, tuple[int, int]]:
-    """Cache the head alone; returns the program and (found, computed)."""
+    folder: Path, source: RandomWeights, quantizer: Quantizer, moment: torch.Tensor | None = None
+) -> tuple[StoredInt4, Counts]:
+    """Cache the head alone; returns it and (found, computed)."""
     hashed = HashedCheckpoint(source)
-    program = Program(fused().graph, TINY, {HEAD: Int4Weight(FloatWeight(hashed, HEAD), quantizer, importance)})
-    return program, cache_weights(program, hashed, folder, lambda name, found: None)
+    cache = Int4Cache(folder, hashed)
+    stored = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), quantizer), moment)
+    return stored, (cache.found, cache.computed)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_stores_and_finds(tmp_path: Path, symmetric: bool) -> None:
-    seen: list[tuple[str, bool]] = []
-    made = []
-    for _ in range(2):
-        source = HashedCheckpoint(checkpoint("tiny"))
-        program = fused()
-        program.weights |= {n: FloatWeight(source, n) for n in TINY.tensors()}
-        QuantizeWeights(RoundToNearest(32, symmetric))(program)
-        want = {n: materialize(r) for n, r in program.weights.items() if isinstance(r, Int4Weight)}
-        described = {n: program.weights[n].describe() for n in want}
-        made.append(cache_weights(program, source, tmp_path / "cache", lambda *found: seen.append(found)))
-        stored = {n: program.weights[n] for n in want}
-        assert {type(r) for r in stored.values()} == {StoredInt4}
-        assert {n: r.describe() for n, r in stored.items()} == described
-        got = {n: materialize(r) for n, r in stored.items()}
-        assert [n for n in want for p in want[n] if not torch.equal(want[n][p], got[n][p])] == []
-        assert [set(w) for w in want.values()] == [set(g) for g in got.values()]
-        assert torch.equal(stored[HEAD].read(7, 9)["q"], want[HEAD]["q"][7:9])
-    assert made == [(0, 14), (14, 0)]
-    assert sorted(seen) == sorted([(n, hit) for n in want for hit in (False, True)])
-    assert list((tmp_path / "cache").glob("*.partial")) == []
+    source = RandomWeights("random:tiny")
+    weight = Int4Weight(FloatWeight(source, HEAD), RoundToNearest(32, symmetric))
+    want = materialize(weight)
+    for counts in ((0, 1), (1, 0)):
+        stored, came = one(tmp_path, source, RoundToNearest(32, symmetric))
+        assert came == counts
+        assert stored.describe() == weight.describe()
+        got = materialize(stored)
+        assert set(got) == set(want)
+        assert all(torch.equal(want[part], got[part]) for part in want)
+        assert torch.equal(stored.read(7, 9)["q"], want["q"][7:9])
+    assert list(tmp_path.glob("*.partial")) == []
 
 
 CHANGES = {
@@ -60,7 +56,7 @@ CHANGES = {
     "block": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(16)),
     "asymmetric": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32, False)),
     "algorithm": lambda p: one(p, RandomWeights("random:tiny"), ScaleSearch(32)),
-    "importance": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32), torch.ones(64)),
+    "statistics": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32), torch.eye(64)),
 }
 
 
@@ -78,7 +74,7 @@ def test_another_version_or_other_statistics(tmp_path: Path) -> None:
         version = RoundToNearest.version + 1
 
     source = RandomWeights("random:tiny")
-    made = [(RoundToNearest(32), None), (Newer(32), None), (Newer(32), torch.ones(64)), (Newer(32), 2 * torch.ones(64))]
+    made = [(RoundToNearest(32), None), (Newer(32), None), (Newer(32), torch.eye(64)), (Newer(32), 2 * torch.eye(64))]
     assert [one(tmp_path, source, *arguments)[1] for arguments in made] == [(0, 1)] * 4
 
 
@@ -95,17 +91,24 @@ def test_the_same_bytes_under_another_shape_or_type(tmp_path: Path) -> None:
     sources = [Zeros((64, 64), torch.bfloat16), Zeros((32, 128), torch.bfloat16), Zeros((64, 64), torch.float16)]
     made = [one(tmp_path, source, RoundToNearest(32)) for source in sources]
     assert [counts for _, counts in made] == [(0, 1)] * 3
-    shapes = [tuple(materialize(program.weights[HEAD])["q"].shape) for program, _ in made]
+    shapes = [tuple(materialize(stored)["q"].shape) for stored, _ in made]
     assert shapes == [(64, 32), (32, 64), (64, 32)]
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a safetensors file", None])
-def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
+def flip_last_bit(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+DAMAGES = [lambda content: b"", lambda content: b"not a safetensors file", lambda content: content[:-1], flip_last_bit]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     source = RandomWeights("random:tiny")
     one(tmp_path, source, RoundToNearest(32))
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1] if damage is None else damage)
+    path.write_bytes(damage(whole))
     assert one(tmp_path, source, RoundToNearest(32))[1] == (0, 1)
     assert path.read_bytes() == whole
 

@@ -68,13 +68,12 @@ def test_recipe(block: int, symmetric: bool) -> None:
     assert weight.describe() == f"lm_head.weight [bf16] → float32 → int4 rtn block {block} {kind}"
 
 
-def test_importance_reaches_the_recipe_by_name() -> None:
+def test_weights_that_calibration_has_stored_are_taken() -> None:
     program = fused()
-    importance = {HEAD: torch.ones(64)}
-    QuantizeWeights(RoundToNearest(32), importance)(program)
-    weighted = [name for name, recipe in program.weights.items() if getattr(recipe, "importance", None) is not None]
-    assert weighted == [HEAD]
-    assert program.weights[HEAD].describe().endswith(", weighted by activations")
+    stored = Int4Weight(FloatWeight(SOURCE, HEAD), RoundToNearest(32))
+    QuantizeWeights(RoundToNearest(32), {HEAD: stored})(program)
+    assert program.weights[HEAD] is stored
+    assert sum(isinstance(recipe, Int4Weight) for recipe in program.weights.values()) == 14
 
 
 X = {"x": normal(2, 3, 64), "ids": torch.tensor([[1, 2]])}

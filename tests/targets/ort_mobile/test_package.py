@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_phi3 import TINY, VARIANTS, fused, inputs, quantized
 
-from pocketphi.artifacts.stream import digest, plan_layout
+from pocketphi.artifacts.stream import plan_layout
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import materialize
+from pocketphi.graph.recipe import digest, materialize
 from pocketphi.passes.last_logits import LastLogits
 
 onnx = pytest.importorskip("onnx")
