@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pocketphi.graph.int4 import Int4
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19
 """How much of a tensor is read at once: small enough to stay in a core's second-level cache."""
 
 
