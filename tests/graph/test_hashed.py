@@ -44,7 +44,7 @@ def test_what_was_read_is_not_read_again() -> None:
     source = Counted()
     hashed = HashedCheckpoint(source)
     chunks = list(hashed.chunks(HEAD))
-    assert len(chunks) == 3
+    assert len(chunks) > 2
     rows = torch.cat([hashed.read(HEAD, *chunk) for chunk in chunks])
     assert torch.equal(rows, Counted().read(HEAD, 0, 20_000))
     assert hashed.digest(HEAD) == hashed.digest(HEAD) == want(HEAD)
@@ -55,10 +55,10 @@ def test_rows_out_of_order_or_twice_do_not_count() -> None:
     source = Counted()
     hashed = HashedCheckpoint(source)
     chunks = list(hashed.chunks(HEAD))
-    for chunk in (chunks[1], chunks[0], chunks[0], chunks[2]):
+    for chunk in (chunks[1], chunks[0], chunks[0], *chunks[2:]):
         hashed.read(HEAD, *chunk)
     assert hashed.digest(HEAD) == want(HEAD)
-    assert source.asked[4:] == chunks[1:]
+    assert source.asked[len(chunks) + 1 :] == chunks[1:]
 
 
 def test_reads_that_end_elsewhere_than_chunks() -> None:
