@@ -19,14 +19,14 @@ import torch
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import distance
-from pocketphi.compiler.rebuild import Read, read_config, rebuild
+from pocketphi.compiler.rebuild import read_config, rebuild
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, digest, materialize
+from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
 from pocketphi.targets.base import Host, Runner
 
 log = logging.getLogger(__name__)
@@ -108,11 +108,11 @@ def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:
     return False
 
 
-def _weights_check(saved: Mapping[str, Read], expected: Mapping[str, str], program: Program) -> Check:
+def _weights_check(saved: Mapping[str, Recipe], expected: Mapping[str, str], program: Program) -> Check:
     """Every saved weight, decoded, equals the program's to the bit: by digest, taken before it was written."""
     wrong = []
-    for name, read in saved.items():
-        came = digest(read())
+    for name, weight in saved.items():
+        came = digest(materialize(weight))
         recipe = program.weights[name]
         own = digest(materialize(recipe)) if isinstance(recipe, Constant) else expected.get(name)
         if came != expected.get(name) or came != own:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CompilerBug, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +56,13 @@ class Checkpoint(ABC):
         Safe to call from several threads.
         """
 
-    def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
-        """The same rows as the file's own 4-bit blocks of 32, or None where it is stored otherwise."""
+    def int4_kind(self, name: str) -> str | None:
+        """How a tensor is stored if that is as 4-bit blocks of 32: `symmetric`, or with an `offset`; else None."""
         return None
+
+    def read_int4(self, name: str, start: int, stop: int) -> Int4:
+        """Rows [start, stop) of a tensor with an `int4_kind`, exactly as stored."""
+        raise CompilerBug(f"{self.label}: {name!r} is not stored as 4-bit blocks")
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""

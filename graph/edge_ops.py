@@ -133,26 +133,26 @@ def _(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("edge::matmul_nbits", mutates_args=())
-def matmul_nbits(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def matmul_nbits(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
     """x · Wᵀ with W in the canonical int4 form (`Int4`). x: float32 [B, S, K] → [B, S, N]."""
-    return functional.linear(x, Int4(q, scale, zero).dequantize())
+    return functional.linear(x, Int4(q, scale, zero, offset).dequantize())
 
 
 @matmul_nbits.register_fake
-def _(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def _(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], q.shape[0])
 
 
 @torch.library.custom_op("edge::embedding_nbits", mutates_args=())
-def embedding_nbits(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def embedding_nbits(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
     """Rows of an int4 table: int64 [B, S] → float32 [B, S, K]."""
     flat = ids.reshape(-1)
-    rows = Int4(q[flat], scale[flat], None if zero is None else zero[flat]).dequantize()
-    return rows.view(*ids.shape, -1)
+    rows = Int4(*(None if part is None else part[flat] for part in (q, scale, zero, offset)))  # type: ignore[arg-type]
+    return rows.dequantize().view(*ids.shape, -1)
 
 
 @embedding_nbits.register_fake
-def _(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def _(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
     return scale.new_empty(*ids.shape, q.shape[1] * 2)
 
 

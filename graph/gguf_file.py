@@ -29,7 +29,7 @@ from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_header import ROPE_FACTORS, GgufHeader, StoredTensor
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
 
 _BLOCK = 32  # elements in a block of Q4_0 and Q4_1
 _Q4_0, _Q4_1 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1
@@ -37,6 +37,7 @@ _BLOCKS = {
     _Q4_0: np.dtype([("d", "<f2"), ("q", "u1", _BLOCK // 2)]),
     _Q4_1: np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", _BLOCK // 2)]),
 }
+_KINDS = {_Q4_0: "symmetric", _Q4_1: "offset"}
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER = {
     "input_layernorm": ("attn_norm",),
@@ -78,7 +79,6 @@ class GgufFile(Checkpoint):
             name: TensorInfo(shape, "+".join(dict.fromkeys(p.stored.type.name for p in self._parts[name])))
             for name, shape in self.config.tensors().items()
         }
-        self._int4: dict[str, bool] = {}
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -90,16 +90,12 @@ class GgufFile(Checkpoint):
         rows = [gguf.quants.dequantize(self._rows(part, a, b), part.stored.type) for part, a, b in ranges]
         return torch.from_numpy(np.concatenate(rows))
 
-    def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
-        """Rows stored as Q4_0, or as Q4_1 where that is exact; None otherwise, decided for the tensor as a whole.
+    def int4_kind(self, name: str) -> str | None:
+        types = {part.stored.type for part in self._parts[name]}
+        return _KINDS.get(types.pop()) if len(types) == 1 else None
 
-        Q4_0 is w = d·(q - 8): always exact. Q4_1 is w = d·q + m with a float m, so a whole zero point -m/d from 0 to 15
-        has to exist for every block. llama.cpp sets m to the smallest weight of a block, so that hardly ever holds: in
-        the sample for 0.3 % of the blocks and for no tensor. Such a tensor can only be kept by rounding -m/d, which
-        moves each block by up to d/2; that is a new quantization, and not done here.
-        """
-        if not self._is_int4(name):
-            return None
+    def read_int4(self, name: str, start: int, stop: int) -> Int4:
+        """Q4_0 is w = d·(q - 8): symmetric. Q4_1 is w = d·q + m with a float m, here d·(q - 8) + (m + 8·d)."""
         return Int4.concat([_int4(self._rows(p, a, b), p.stored.type) for p, a, b in self._ranges(name, start, stop)])
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -112,16 +108,6 @@ class GgufFile(Checkpoint):
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
-
-    def _is_int4(self, name: str) -> bool:
-        if name not in self._int4:
-            types = {part.stored.type for part in self._parts[name]}
-            self._int4[name] = types == {_Q4_0} or (types == {_Q4_1} and self._has_whole_zeros(name))
-        return self._int4[name]
-
-    def _has_whole_zeros(self, name: str) -> bool:
-        ranges = (found for chunk in self.chunks(name) for found in self._ranges(name, *chunk))
-        return all(_whole_zeros(self._rows(part, a, b).view(_BLOCKS[_Q4_1])) is not None for part, a, b in ranges)
 
     def _ranges(self, name: str, start: int, stop: int) -> Iterator[tuple[_Part, int, int]]:
         """The parts that rows [start, stop) come from, each with its own row range."""
@@ -212,13 +198,6 @@ def _int4(rows: Bytes, kind: GGMLQuantizationType) -> Int4:
     """
     blocks = rows.view(_BLOCKS[kind])
     values = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(rows), -1)
-    zeros = _whole_zeros(blocks) if kind == _Q4_1 else None
-    scale = torch.from_numpy(blocks["d"].astype(np.float32))
-    return Int4.pack(torch.from_numpy(values), scale, None if zeros is None else torch.from_numpy(zeros))
-
-
-def _whole_zeros(blocks: npt.NDArray[np.void]) -> Bytes | None:
-    """Zero points uint8 [N, K/32] with m = -zero·d in every block, or None where there is none from 0 to 15."""
-    d, m = blocks["d"].astype(np.float32), blocks["m"].astype(np.float32)
-    zeros = np.clip(np.rint(-m / np.where(d == 0, 1, d)), 0, 15)
-    return zeros.astype(np.uint8) if np.array_equal(zeros * d, -m) else None
+    d = torch.from_numpy(blocks["d"].astype(np.float32))
+    offset = torch.from_numpy(blocks["m"].astype(np.float32)) + SYMMETRIC_ZERO * d if kind == _Q4_1 else None
+    return Int4(pack_nibbles(torch.from_numpy(values)), d, offset=offset)

@@ -32,7 +32,10 @@ class HashedCheckpoint(Checkpoint):
             self._hashes[name].update(tensor_bytes(rows))
         return rows
 
-    def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
+    def int4_kind(self, name: str) -> str | None:
+        return self._inner.int4_kind(name)
+
+    def read_int4(self, name: str, start: int, stop: int) -> Int4:
         return self._inner.read_int4(name, start, stop)
 
     def digest(self, name: str) -> str:

@@ -22,16 +22,18 @@ SYMMETRIC_ZERO = 8
 
 @dataclass(frozen=True)
 class Int4:
-    """Rows of a matrix in blocks along K: w = (q - zero) · scale.
+    """Rows of a matrix in blocks along K: w = (q - zero) · scale + offset.
 
     q:      uint8 [N, K/2], two values a byte, the first in the low nibble
     scale:  float32 [N, K/block]; may be negative
     zero:   uint8 [N, ceil(K/block/2)], packed the same way, or None for symmetric (zero point 8)
+    offset: float32 [N, K/block], or None for 0: what a file whose blocks have a float minimum needs to be kept as it is
     """
 
     q: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
 
     @property
     def block(self) -> int:
@@ -56,17 +58,20 @@ class Int4:
         zeros = self.zeros()
         zero = torch.tensor(float(SYMMETRIC_ZERO)) if zeros is None else zeros.float()[..., None]
         centred = self.values().view(n, blocks, -1).float() - zero
-        return (centred * self.scale[..., None]).view(n, -1)
+        scaled = centred * self.scale[..., None]
+        return (scaled if self.offset is None else scaled + self.offset[..., None]).view(n, -1)
 
     @staticmethod
-    def concat(parts: list[Int4]) -> Int4:
-        """Stack rows."""
-        zeros = [p.zero for p in parts if p.zero is not None]
-        if len(zeros) not in (0, len(parts)):
-            raise ValueError("cannot stack symmetric and asymmetric rows")
-        return Int4(
-            torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), torch.cat(zeros) if zeros else None
-        )
+    def concat(rows: list[Int4]) -> Int4:
+        """Stack rows. Raises ValueError where some have zero points or offsets and others have none."""
+
+        def stack(part: str) -> torch.Tensor | None:
+            found = [tensor for row in rows if (tensor := getattr(row, part)) is not None]
+            if len(found) not in (0, len(rows)):
+                raise ValueError(f"cannot stack rows with {part} and rows without")
+            return torch.cat(found) if found else None
+
+        return Int4(torch.cat([r.q for r in rows]), torch.cat([r.scale for r in rows]), stack("zero"), stack("offset"))
 
 
 def pack_nibbles(values: torch.Tensor) -> torch.Tensor:

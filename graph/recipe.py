@@ -95,7 +95,7 @@ def materialize(recipe: Recipe) -> dict[str, torch.Tensor]:
     return made
 
 
-def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool) -> dict[str, PartSpec]:
+def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool, offset: bool = False) -> dict[str, PartSpec]:
     """The parts of an int4 weight [N, K]; see `Int4`."""
     rows, columns = shape
     blocks = columns // block
@@ -105,15 +105,14 @@ def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool) -> dict[str,
     }
     if not symmetric:
         parts["zero"] = PartSpec((rows, -(-blocks // 2)), torch.uint8)
+    if offset:
+        parts["offset"] = PartSpec((rows, blocks), torch.float32)
     return parts
 
 
 def as_parts(weight: Int4) -> dict[str, torch.Tensor]:
     """An `Int4` as the parts of a recipe."""
-    parts = {"q": weight.q, "scale": weight.scale}
-    if weight.zero is not None:
-        parts["zero"] = weight.zero
-    return parts
+    return {part: tensor for part, tensor in vars(weight).items() if tensor is not None}
 
 
 def digest(parts: Mapping[str, torch.Tensor]) -> str:

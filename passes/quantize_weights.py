@@ -16,7 +16,7 @@ from torch import fx
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.program import Program, shape_of
-from pocketphi.graph.recipe import FloatWeight, PartSpec, Recipe, as_parts, int4_parts
+from pocketphi.graph.recipe import FloatWeight, PartSpec, Recipe, as_parts
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.quantizers import Feedback, Quantizer
 
@@ -34,8 +34,7 @@ class Int4Weight:
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
-        rows, columns = self.source.parts[""].shape
-        return int4_parts((rows, columns), self.quantizer.block, self.quantizer.symmetric)
+        return self.quantizer.parts(self.source)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         return self.source.checkpoint.chunks(self.source.tensor)
@@ -99,9 +98,12 @@ class QuantizeWeights(Pass):
             return None
         if isinstance(recipe, FloatWeight):  # a tied weight may be int4 already, by its other reader
             check_block(name, int(shape_of(weight)[1]), self.quantizer.block)
+            remark = self.quantizer.remark(recipe)
+            if remark and name not in self.stored:
+                report.refuse(node.name, remark)
             recipe = self.stored.get(name) or Int4Weight(recipe, self.quantizer)
         nodes = program.weight(name, recipe, before=node)
-        return [nodes["q"], nodes["scale"], nodes.get("zero")]
+        return [nodes["q"], nodes["scale"], nodes.get("zero"), nodes.get("offset")]
 
 
 def _only_projections(program: Program, name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import torch
 
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.program import Program
+from pocketphi.graph.recipe import Recipe
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Host(ABC):
         """The same for the files as they are saved, with the arithmetic that a device uses."""
 
     @abstractmethod
-    def weights(self) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
-        """The saved weights, read back in canonical form: name → a function that reads its parts."""
+    def weights(self) -> dict[str, Recipe]:
+        """The saved weights by name: recipes that read them back from disk in canonical form."""
 
     @abstractmethod
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:

@@ -9,7 +9,7 @@ import torch
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4
-from pocketphi.graph.recipe import FloatWeight
+from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
@@ -55,6 +55,15 @@ class Quantizer(ABC):
     @abstractmethod
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         """Round w: float32 [N, K], K a multiple of the block. feedback: of the layer's inputs, where they were measured."""
+
+    def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
+        """What this quantizer makes of a weight."""
+        rows, columns = source.parts[""].shape
+        return int4_parts((rows, columns), self.block, self.symmetric)
+
+    def remark(self, source: FloatWeight) -> str | None:
+        """Why a weight will not get what was asked for, where that is so."""
+        return None
 
     def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Int4:
         """Read and round rows [start, stop) of a weight. Raises InputError naming it where a value is not finite."""

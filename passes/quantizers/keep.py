@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import torch
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4
-from pocketphi.graph.recipe import FloatWeight
+from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 
+FILE_BLOCK = 32
+
 
 class Keep(Quantizer):
-    """Takes over Q4_0 blocks (symmetric) bit for bit; weights stored otherwise are rounded to nearest, and said so."""
+    """Takes over Q4_0 blocks (symmetric) and Q4_1 blocks (with an offset) as they are. Weights that the file stores otherwise
+    are rounded to nearest, and the report says so."""
 
     name = "keep"
+
+    def __init__(self, block: int, symmetric: bool = True) -> None:
+        super().__init__(block, symmetric)
+        if block != FILE_BLOCK:
+            raise InputError(f"--recipe keep: the file's blocks are of {FILE_BLOCK}, not --block {block}")
+
+    def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
+        kind = source.checkpoint.int4_kind(source.tensor)
+        if kind is None:
+            return super().parts(source)
+        rows, columns = source.parts[""].shape
+        return int4_parts((rows, columns), self.block, symmetric=True, offset=kind == "offset")
+
+    def remark(self, source: FloatWeight) -> str | None:
+        if source.checkpoint.int4_kind(source.tensor):
+            return None
+        stored = source.checkpoint.tensors[source.tensor].dtype
+        return f"{source.tensor} is stored as {stored}, not in 4-bit blocks: rounded to nearest"
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         return RoundToNearest(self.block, self.symmetric).quantize(w)
 
     def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Int4:
-        kept = source.checkpoint.read_int4(source.tensor, start, stop)
-        return super().quantize_rows(source, start, stop, feedback) if kept is None else kept
+        if source.checkpoint.int4_kind(source.tensor):
+            return source.checkpoint.read_int4(source.tensor, start, stop)
+        return super().quantize_rows(source, start, stop, feedback)

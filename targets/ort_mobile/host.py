@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import onnx
 import torch
 
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.recipe import PartSpec, Recipe
 from pocketphi.targets.base import Host
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
@@ -28,7 +31,7 @@ class OrtHost(Host):
     def saved_bound(self) -> float:
         return 1e-2 if INT8_ACTIVATIONS in self._levels() else self.exact_bound
 
-    def weights(self) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+    def weights(self) -> dict[str, Recipe]:
         return read_weights(self.folder)
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> OrtRunner:
@@ -144,36 +147,51 @@ def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:
     return edit
 
 
-def read_weights(folder: Path) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
-    """The saved weights, read back from disk in canonical form: name → a function that reads its parts."""
-    model = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
-    found: dict[str, dict[str, onnx.TensorProto]] = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        stem, _, suffix = tensor.name.rpartition(".")
-        if suffix in ("2d", "3d"):  # the same bytes under another shape
-            continue
-        name, part = (stem, suffix) if suffix in ("q", "scale", "zero") else (tensor.name, "")
-        found.setdefault(name, {})[part] = tensor
-    return {name: _reader(folder / DATA_FILE, parts) for name, parts in found.items()}
+@dataclass(frozen=True)
+class SavedWeight:
+    """A weight as it lies in the data file: a `Recipe` that reads its rows back from disk in canonical form."""
 
+    path: Path
+    parts: Mapping[str, PartSpec]
+    offsets: Mapping[str, int]
 
-def _reader(path: Path, parts: dict[str, onnx.TensorProto]) -> Callable[[], dict[str, torch.Tensor]]:
-    def read() -> dict[str, torch.Tensor]:
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        rows = next(iter(self.parts.values())).shape[0]
+        step = max(1, _READ_BYTES * rows // max(1, sum(spec.bytes for spec in self.parts.values())))
+        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         tensors = {}
-        for part, tensor in parts.items():
-            entry = {e.key: e.value for e in tensor.external_data}
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            count = int(entry["length"]) // dtype.itemsize
-            flat = np.fromfile(path, dtype, count, offset=int(entry["offset"]))
-            rows = tensor.dims[0] if len(tensor.dims) else 1
-            tensors[part] = (
-                torch.from_numpy(flat).reshape(rows, -1) if part else torch.from_numpy(flat).reshape(list(tensor.dims))
-            )
+        for part, spec in self.parts.items():
+            row = spec.bytes // spec.shape[0]
+            data = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=self.offsets[part] + start * row)
+            tensors[part] = torch.from_numpy(data).view(spec.dtype).view(stop - start, *spec.shape[1:])
         return tensors
 
-    return read
+    def describe(self) -> str:
+        return f"as saved in {self.path.name}"
+
+
+_READ_BYTES = 1 << 22
+_DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}
+_PARTS = ("q", "scale", "zero", "offset")
+
+
+def read_weights(folder: Path) -> dict[str, Recipe]:
+    """The saved weights by name, read lazily."""
+    model = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
+    parts: dict[str, dict[str, PartSpec]] = {}
+    offsets: dict[str, dict[str, int]] = {}
+    for tensor in model.graph.initializer:
+        stem, _, suffix = tensor.name.rpartition(".")
+        if tensor.data_location != onnx.TensorProto.EXTERNAL or suffix in ("2d", "3d"):  # other shape, same bytes
+            continue
+        name, part = (stem, suffix) if suffix in _PARTS else (tensor.name, "")
+        dims = tuple(tensor.dims) if suffix != "q" else (tensor.dims[0], math.prod(tensor.dims[1:]))
+        parts.setdefault(name, {})[part] = PartSpec(dims, _DTYPES[tensor.data_type])
+        entry = {e.key: e.value for e in tensor.external_data}
+        offsets.setdefault(name, {})[part] = int(entry["offset"])
+    return {name: SavedWeight(folder / DATA_FILE, parts[name], offsets[name]) for name in parts}
 
 
 class GenaiRunner:

@@ -264,7 +264,7 @@ def _last_token(e: _Emitter, node: fx.Node) -> None:
 
 
 def _matmul_nbits(e: _Emitter, node: fx.Node) -> None:
-    x, q, scale, zero = node.args
+    x, q, scale, zero, offset = node.args
     rows, half = (int(s) for s in shape_of(q))  # type: ignore[arg-type]
     columns, blocks = 2 * half, int(shape_of(scale)[1])  # type: ignore[arg-type]
     block = columns // blocks
@@ -272,17 +272,43 @@ def _matmul_nbits(e: _Emitter, node: fx.Node) -> None:
     if zero is not None:
         inputs.append(e.name(zero))
     attributes = {"K": columns, "N": rows, "bits": 4, "block_size": block, "accuracy_level": e.accuracy_level}
-    e.emit("MatMulNBits", inputs, [e.result(node)], domain=MS, **attributes)
+    result = e.result(node)
+    if offset is None:
+        e.emit("MatMulNBits", inputs, [result], domain=MS, **attributes)
+        return
+    scaled = e.emit("MatMulNBits", inputs, [f"{node.name}_scaled"], domain=MS, **attributes)
+    e.emit("Add", [scaled, _times_offset(e, node, e.name(x), block, e.name(offset))], [result])
+
+
+def _times_offset(e: _Emitter, node: fx.Node, x: str, block: int, offset: str) -> str:
+    """x · (offset repeated over its block)ᵀ = (sums of x over blocks) · offsetᵀ: a float product of 1/block of the size.
+
+    Float zero points would say the same in one operator, but make MatMulNBits dequantize the matrix at each call.
+    """
+    shape = e.constant(f"blocks_of_{block}", [0, 0, -1, block])
+    blocks = e.emit("Reshape", [x, shape], [f"{node.name}_blocks"])
+    sums = e.emit("ReduceSum", [blocks, e.constant("axis_last", [-1])], [f"{node.name}_sums"], keepdims=0)
+    turned = e.shared(f"{offset}_T", lambda: e.emit("Transpose", [offset], [f"{offset}_T"], perm=[1, 0]))
+    return e.emit("MatMul", [sums, turned], [f"{node.name}_offsets"])
 
 
 def _embedding_nbits(e: _Emitter, node: fx.Node) -> None:
-    ids, q, scale, zero = node.args
+    ids, q, scale, zero, offset = node.args
     inputs = [e.name(q), e.name(ids), e.name(scale)]
     if zero is not None:
         inputs.append(e.name(zero))
     block = 2 * int(shape_of(q)[1]) // int(shape_of(scale)[1])  # type: ignore[arg-type]
     attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-    e.emit("GatherBlockQuantized", inputs, [e.result(node)], domain=MS, **attributes)
+    result, name = e.result(node), node.name
+    if offset is None:
+        e.emit("GatherBlockQuantized", inputs, [result], domain=MS, **attributes)
+        return
+    scaled = e.emit("GatherBlockQuantized", inputs, [f"{name}_scaled"], domain=MS, **attributes)
+    blocks = e.emit("Reshape", [scaled, e.constant(f"blocks_of_{block}", [0, 0, -1, block])], [f"{name}_blocks"])
+    rows = e.emit("Gather", [e.name(offset), e.name(ids)], [f"{name}_offsets"], axis=0)
+    column = e.emit("Unsqueeze", [rows, e.constant("axis_last", [-1])], [f"{name}_offset_column"])
+    total = e.emit("Add", [blocks, column], [f"{name}_sum"])
+    e.emit("Reshape", [total, e.constant("rows", [0, 0, -1])], [result])
 
 
 def _linear(e: _Emitter, node: fx.Node) -> None:

@@ -10,7 +10,9 @@ import pytest
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
+from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
+from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.tokenizer import Tokenizer
 
@@ -72,3 +74,15 @@ def test_a_second_compile_finds_its_weights_in_the_cache(
     assert main(["compile", "sample", *arguments]) == 0
     assert "0 computed, 121 found in the cache" in capsys.readouterr().err
     assert (tmp_path / "again/model.onnx.data").read_bytes() == (sample_bundle / "model.onnx.data").read_bytes()
+
+
+def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
+    """Q4_1 blocks with their float minimum: nothing but the embedding, stored in 8 bits, is rounded."""
+    options = CompileOptions("sample", tmp_path / "keep", recipe="keep", verify="always")
+    manifest = compile_model(options).manifest
+    assert manifest["verification"]["ok"]
+    (refused,) = {tuple(entry) for report in manifest["passes"] for entry in report["refused"]}
+    assert "embed_tokens.weight is stored as Q8_0, not in 4-bit blocks: rounded to nearest" in refused[1]
+    result = evaluate_model(str(tmp_path / "keep"), None, 512, 512, "sample", Ui())
+    assert result.kl is not None
+    assert result.kl < 0.12  # the embedding's rounding alone

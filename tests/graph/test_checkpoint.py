@@ -19,7 +19,7 @@ def test_opens_random_weights() -> None:
     assert isinstance(opened, RandomWeights)
     assert (opened.label, opened.identity(), opened.config) == ("random:tiny@3", "random:tiny@3", TINY)
     assert opened.tokenizer_files() == {}
-    assert opened.read_int4("lm_head.weight", 0, 1) is None
+    assert opened.int4_kind("lm_head.weight") is None
 
 
 def test_refuses_other_models(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_int4_operators(symmetric: bool) -> None:
     w = int4_matrix(5, 64, symmetric)
     x, ids = normal(2, 3, 64), torch.tensor([[4, 0], [1, 4]])
     want = x.double().numpy() @ w.dequantize().double().numpy().T
-    got = edge.matmul_nbits(x, w.q, w.scale, w.zero)
+    got = edge.matmul_nbits(x, w.q, w.scale, w.zero, w.offset)
     size = (x.abs().double() @ w.dequantize().abs().double().T).max().item()
     assert np.abs(got.numpy() - want).max() <= 64 * EPS * size  # a rounding for each of K terms
-    assert torch.equal(edge.embedding_nbits(ids, w.q, w.scale, w.zero), w.dequantize()[ids])
+    assert torch.equal(edge.embedding_nbits(ids, w.q, w.scale, w.zero, w.offset), w.dequantize()[ids])

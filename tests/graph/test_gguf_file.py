@@ -161,7 +161,9 @@ def test_reads_the_sample() -> None:
     assert (checkpoint.config.bos, checkpoint.config.eos, checkpoint.config.pad) == (1, (2, 0), 2)
     assert differing(checkpoint, expected(sample_path()), ranges=3) == []
     # every Q4_1 tensor of it has float zero points somewhere
-    assert [n for n in checkpoint.tensors if checkpoint.read_int4(n, 0, 1) is not None] == []
+    assert [
+        n for n in checkpoint.tensors if checkpoint.int4_kind(n) != {"Q4_1": "offset"}.get(checkpoint.tensors[n].dtype)
+    ] == []
 
 
 def test_llama_as_phi3_gives_the_same_logits(tmp_path: Path) -> None:
@@ -223,13 +225,14 @@ def test_q4_0_is_kept_exactly(tmp_path: Path, arch: str) -> None:
         value[:1] = 0  # blocks without a scale
     checkpoint = GgufFile(write(tmp_path / "m.gguf", arch, tensors, Type.Q4_0))
     for name, info in checkpoint.tensors.items():
-        int4 = checkpoint.read_int4(name, 5, info.rows - 3)
         if info.dtype == "F32":
-            assert int4 is None
+            assert checkpoint.int4_kind(name) is None
         else:
-            assert int4 is not None
+            assert checkpoint.int4_kind(name) == "symmetric"
+            int4 = checkpoint.read_int4(name, 5, info.rows - 3)
             assert int4.block == 32
             assert int4.zero is None
+            assert int4.offset is None
             assert torch.equal(int4.dequantize(), checkpoint.read(name, 5, info.rows - 3))
 
 
@@ -239,31 +242,17 @@ def q4_1(d: float, m: float) -> tuple[Array, npt.NDArray[np.uint8]]:
     return np.tile(np.float32(d * q + m), (HIDDEN, 1)), np.tile(q.astype(np.uint8), (HIDDEN, 1))
 
 
-@pytest.mark.parametrize(("d", "m", "zero"), [(0.5, -3.5, 7), (0.25, 0.0, 0), (0.125, -1.875, 15)])
-def test_q4_1_with_whole_zero_points_is_kept_exactly(tmp_path: Path, d: float, m: float, zero: int) -> None:
+@pytest.mark.parametrize(("d", "m"), [(0.5, -3.5), (0.25, 0.0), (0.5, -3.25), (0.5, 0.5), (0.5, -8.0), (0.0, 1.0)])
+def test_q4_1_is_kept_exactly(tmp_path: Path, d: float, m: float) -> None:
     weight, q = q4_1(d, m)
     tensors = random_tensors("llama") | {"blk.0.attn_output.weight": weight}
     checkpoint = GgufFile(write(tmp_path / "m.gguf", "llama", tensors, {"blk.0.attn_output.weight": Type.Q4_1}))
-    int4 = checkpoint.read_int4("model.layers.0.self_attn.o_proj.weight", 1, 4)
-    assert int4 is not None
-    assert int4.values().numpy().tolist() == q[1:4].tolist()
-    zeros = int4.zeros()
-    assert zeros is not None
-    assert zeros.tolist() == [[zero, zero]] * 3
-    assert torch.equal(int4.dequantize(), checkpoint.read("model.layers.0.self_attn.o_proj.weight", 1, 4))
-
-
-@pytest.mark.parametrize(
-    ("d", "m"),
-    [(0.5, -3.25), (0.5, 0.5), (0.5, -8.0), (0.0, 1.0)],
-    ids=["between two", "below 0", "above 15", "constant"],
-)
-def test_q4_1_is_not_kept_if_one_block_has_no_whole_zero_point(tmp_path: Path, d: float, m: float) -> None:
-    weight, _ = q4_1(0.5, -3.5)
-    weight[-1] = q4_1(d, m)[0][-1]
-    tensors = random_tensors("llama") | {"blk.0.attn_output.weight": weight}
-    checkpoint = GgufFile(write(tmp_path / "m.gguf", "llama", tensors, {"blk.0.attn_output.weight": Type.Q4_1}))
-    assert checkpoint.read_int4("model.layers.0.self_attn.o_proj.weight", 0, 4) is None
+    name = "model.layers.0.self_attn.o_proj.weight"
+    assert checkpoint.int4_kind(name) == "offset"
+    int4 = checkpoint.read_int4(name, 1, 4)
+    if d:
+        assert int4.values().numpy().tolist() == q[1:4].tolist()
+    assert torch.equal(int4.dequantize(), checkpoint.read(name, 1, 4))
 
 
 def test_a_tensor_of_two_types_names_both_and_is_not_kept(tmp_path: Path) -> None:
@@ -271,7 +260,7 @@ def test_a_tensor_of_two_types_names_both_and_is_not_kept(tmp_path: Path) -> Non
     path = write(tmp_path / "m.gguf", "llama", random_tensors("llama"), kinds)
     checkpoint = GgufFile(path)
     assert checkpoint.tensors["model.layers.0.self_attn.qkv_proj.weight"].dtype == "Q4_0+Q8_0"
-    assert checkpoint.read_int4("model.layers.0.self_attn.qkv_proj.weight", 0, 8) is None
+    assert checkpoint.int4_kind("model.layers.0.self_attn.qkv_proj.weight") is None
     assert differing(checkpoint, expected(path), ranges=2) == []
 
 

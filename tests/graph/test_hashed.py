@@ -81,4 +81,4 @@ def test_passes_the_rest_on() -> None:
     hashed = HashedCheckpoint(RandomWeights("random:tiny"))
     assert (hashed.label, hashed.identity(), hashed.config) == ("random:tiny", "random:tiny", TINY)
     assert hashed.tokenizer_files() == {}
-    assert hashed.read_int4(HEAD, 0, 1) is None
+    assert hashed.int4_kind(HEAD) is None

@@ -157,12 +157,17 @@ def test_keep_takes_over_blocks_of_the_file() -> None:
     kept = Int4.pack(torch.arange(64).view(2, 32) % 16, torch.tensor([[0.5], [2.0]]))
 
     class Stored(RandomWeights):
-        def read_int4(self, name: str, start: int, stop: int) -> Int4 | None:
-            return kept if name == "lm_head.weight" else None
+        def int4_kind(self, name: str) -> str | None:
+            return "symmetric" if name == "lm_head.weight" else None
+
+        def read_int4(self, name: str, start: int, stop: int) -> Int4:
+            return kept
 
     source = Stored("random:tiny")
     assert Keep(32).quantize_rows(FloatWeight(source, "lm_head.weight"), 0, 2, None) is kept
     other = FloatWeight(source, "model.embed_tokens.weight")
+    assert Keep(32).remark(FloatWeight(source, "lm_head.weight")) is None
+    assert "embed_tokens.weight is stored as bf16, not in 4-bit blocks" in str(Keep(32).remark(other))
     want = RoundToNearest(32).quantize_rows(other, 3, 9, None)
     assert torch.equal(Keep(32).quantize_rows(other, 3, 9, None).q, want.q)
 
