@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import distance
+from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.rebuild import read_config, rebuild
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.ui import Ui
@@ -101,7 +101,7 @@ def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:
     """Whether to verify: `always`, `never`, or `auto` where it fits into half of the free memory."""
     if mode != "auto":
         return mode == "always"
-    needed, free = _MEMORY_FACTOR * artifact_bytes, _free_memory()
+    needed, free = _MEMORY_FACTOR * artifact_bytes, free_memory()
     if needed <= free // 2:
         return True
     ui.say(f"not verified: that takes {needed / 1e9:.1f} GB of memory; run 'pocketphi verify' on a larger machine")
@@ -228,13 +228,4 @@ def _probe_tokens(folder: Path, config: ModelConfig) -> torch.Tensor:
 
 def _keeps(program: Program) -> bool:
     size = sum(spec.bytes for recipe in program.weights.values() for spec in recipe.parts.values())
-    return size < _free_memory() // 4
-
-
-def _free_memory() -> int:
-    """Bytes that programs may still take; half of the memory where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return size < free_memory() // 4

@@ -79,7 +79,8 @@ def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
     values = values.to(torch.uint8)
     if values.shape[1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
-    return values[:, 0::2] | (values[:, 1::2] << 4)
+    pairs = values.contiguous().view(torch.int16)  # first + 256 · second, on a little-endian machine
+    return pairs.bitwise_or(pairs >> 4).to(torch.uint8)  # the low byte: first + 16 · second
 
 
 def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:

