@@ -88,7 +88,7 @@ def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, t
     if config.tensors() != program.config.tensors():
         raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
     rows = windows(tokens_of(held_out_text(), files, config, tokens), min(512, config.max_position))
-    runner, apart = ProgramRunner(program, keep=True), Distance()
+    runner, apart = ProgramRunner(program, keep=4 * config.parameters < _KEEP_BELOW), Distance()
     with ui.task("compare with reference", rows.shape[0]) as advance:
         for row in rows:
             runner.reset()
