@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import distance
 from pocketphi.compiler.memory import free_memory
-from pocketphi.compiler.rebuild import read_config, rebuild
+from pocketphi.compiler.rebuild import rebuild
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
@@ -72,28 +72,23 @@ class Verification:
 def verify_folder(folder: Path, manifest: Mapping[str, Any], ui: Ui, reference: str | None = None) -> Verification:
     """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file."""
     host = open_host(folder, dict(manifest))
-    saved = host.weights()
-    result = Verification()
-    steps: list[Callable[[], Iterable[Check]]] = []
-    program: list[Program] = []
-
-    def structure() -> Iterable[Check]:
-        program.append(rebuild(folder, manifest["recipe"], saved))
-        yield _weights_check(saved, manifest["weights"], program[0])
-
-    def numerics() -> Iterable[Check]:
-        tokens = _probe_tokens(folder, read_config(folder))
-        yield from _numerics(host, program[0], tokens, manifest["recipe"]["all_logits"])
-
-    steps = [structure, numerics, lambda: _boundaries(host, program[0]), lambda: _second_runtime(host, folder)]
-    with ui.task("verify", len(steps)) as advance:
-        for step in steps:
-            result.checks += list(step())
+    limit = manifest["model"]["context"]
+    with ui.task("verify", 4) as advance:
+        saved = host.weights()
+        program = rebuild(folder, manifest["recipe"], saved)
+        result = Verification([_weights_check(saved, manifest["weights"], program)])
+        if not result.ok:  # the numbers would only repeat that the weights are wrong
+            return result
+        prompt = _probe_tokens(folder, program.config, min(PREFILL, limit // 2))
+        for checks in (
+            _numerics(host, program, prompt, min(DECODE, limit - prompt.shape[1])),
+            _boundaries(host, program, limit),
+            _second_runtime(host, program.config, prompt, min(8, limit - prompt.shape[1])),
+        ):
             advance(1)
-            if not result.checks[0].ok:  # other numbers would only repeat that the weights are wrong
-                return result
+            result.checks += checks
     if reference:
-        result.reference = quantization_error(program[0], reference, folder, ui)
+        result.reference = quantization_error(program, reference, folder, ui)
     return result
 
 
@@ -122,40 +117,37 @@ def _weights_check(saved: Mapping[str, Recipe], expected: Mapping[str, str], pro
     return Check("weights equal, bit for bit", len(wrong) + len(missing), 0, detail)
 
 
-def _numerics(host: Host, program: Program, prompt: torch.Tensor, all_logits: bool) -> Iterable[Check]:
-    """Prefill and step-by-step decode with the cache, exact and as saved; greedy choice."""
-    total = PREFILL + DECODE
-    saved = host.runner(total)
-    chosen, greedy_logits = generate(saved, prompt, DECODE)
+def _numerics(host: Host, program: Program, prompt: torch.Tensor, steps: int) -> Iterable[Check]:
+    """Prefill and `steps` of decode with the cache, exact and as saved; greedy choice."""
+    start, total = prompt.shape[1], prompt.shape[1] + steps
+    chosen, greedy_logits = generate(host.runner(total), prompt, steps)
     sequence = torch.cat([prompt, chosen], dim=1)
     yardstick = ProgramRunner(program, keep=_keeps(program))
     expected = yardstick.step(sequence)[0]
 
     exact = host.runner(total, exact=True, every_position=True)
     prefill = exact.step(prompt)[0]
-    yield _kl("prefill, exact", expected[:PREFILL], prefill, host.exact_bound)
-    decode = torch.cat([exact.step(sequence[:, i : i + 1])[0] for i in range(PREFILL, total)])
-    yield _kl("decode, exact", expected[PREFILL:], decode, host.exact_bound)
+    yield _kl("prefill, exact", expected[:start], prefill, host.exact_bound)
+    decode = torch.cat([exact.step(sequence[:, i : i + 1])[0] for i in range(start, total)])
+    yield _kl("decode, exact", expected[start:], decode, host.exact_bound)
     whole = host.runner(total, every_position=True).step(sequence)[0]
     yield _kl("prefill, as saved", expected, whole, host.saved_bound)
-    yield _kl("decode, as saved", expected[PREFILL - 1 : -1], greedy_logits, host.saved_bound)
+    yield _kl("decode, as saved", expected[start - 1 : -1], greedy_logits, host.saved_bound)
     # KL ≈ ½ Var(Δlogit) for small differences, so that the bound allows logits to differ by σ = sqrt(2·bound): 4 σ is a tie
     tie = 4 * math.sqrt(2 * host.saved_bound)
-    rows = expected[PREFILL - 1 : -1]
+    rows = expected[start - 1 : -1]
     gaps = rows.max(-1).values - rows.gather(1, chosen[0, :, None])[:, 0]
     same = int((gaps == 0).sum())
-    yield Check(
-        "greedy tokens that differ", int((gaps > tie).sum()), 0, f"{same}/{DECODE} equal, ties within {tie:.2g}"
-    )
+    yield Check("greedy tokens that differ", int((gaps > tie).sum()), 0, f"{same}/{steps} equal, ties within {tie:.2g}")
 
 
-def _boundaries(host: Host, program: Program) -> Iterable[Check]:
+def _boundaries(host: Host, program: Program, limit: int) -> Iterable[Check]:
     """Past the sliding window, and on both sides of the LongRoPE switch: exact prefill, and decode across the window."""
     config = program.config
     window = config.sliding_window
-    if window and window + 9 <= config.max_position:
+    if window and window + 10 <= limit:
         yield from _window(host, program, window)
-    if config.long_rope and config.long_rope.original_max_position < config.max_position:
+    if config.long_rope and config.long_rope.original_max_position < limit:
         yield from _long_rope(host, program, config.long_rope.original_max_position)
 
 
@@ -188,16 +180,14 @@ def _window(host: Host, program: Program, window: int) -> Iterable[Check]:
         yield check
 
 
-def _second_runtime(host: Host, folder: Path) -> Iterable[Check]:
-    """onnxruntime-genai on the folder as it is, against plain onnxruntime: prefill and decode."""
-    second = host.second_runner(PREFILL + 9)
+def _second_runtime(host: Host, config: ModelConfig, prompt: torch.Tensor, steps: int) -> Iterable[Check]:
+    """onnxruntime-genai on the folder as it is, against plain onnxruntime: prefill and `steps` of decode."""
+    total = prompt.shape[1] + steps
+    second = host.second_runner(total)
     if second is None:
         return
-    tokens = torch.cat(
-        [_probe_tokens(folder, read_config(folder)), torch.tensor([random_tokens(read_config(folder), 8)])], 1
-    )
-    first = host.runner(PREFILL + 9)
-    pieces = [tokens[:, :PREFILL], *(tokens[:, i : i + 1] for i in range(PREFILL, tokens.shape[1]))]
+    first = host.runner(total)
+    pieces = [prompt, *torch.tensor([random_tokens(config, steps)]).split(1, dim=1)]
     pairs = [(first.step(piece)[0, -1:], second.step(piece)[0, -1:]) for piece in pieces]
     expected, came = (torch.cat(side) for side in zip(*pairs))
     yield _kl("second runtime, prefill and decode", expected, came, host.exact_bound)
@@ -220,10 +210,11 @@ def _kl(name: str, expected: torch.Tensor, came: torch.Tensor, bound: float) -> 
     return Check(f"KL {name}", found.kl, bound, detail)
 
 
-def _probe_tokens(folder: Path, config: ModelConfig) -> torch.Tensor:
+def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor:
+    """int64 [1, count]: a text for a model with a tokenizer, random tokens for others."""
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    tokens = tokens_of(PROBE, files, config, PREFILL)
-    return torch.tensor([tokens + random_tokens(config, PREFILL - len(tokens))])
+    tokens = tokens_of(PROBE, files, config, count)
+    return torch.tensor([tokens + random_tokens(config, count - len(tokens))])
 
 
 def _keeps(program: Program) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, same_sizes, shape_of
 from pocketphi.graph.recipe import Constant
 from pocketphi.passes.base import Pass, PassReport
@@ -50,6 +51,8 @@ class FuseAttention(Pass):
         self.context = context
 
     def rewrite(self, program: Program, report: PassReport) -> None:
+        if self.context is not None and self.context > program.config.max_position:
+            raise InputError(f"--context {self.context}: the model has {program.config.max_position} positions")
         pattern = _pattern()
         tables: dict[tuple[fx.Node, fx.Node], _Tables] = {}
         windows: dict[fx.Node, int] = {}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -118,6 +119,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("random:tiny", ("--block", "48"), "--block 48: expected one of 16, 32, 64, 128, 256"),
         ("random:tiny", ("--block", "128"), "K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"),
         ("random:tiny", ("--context", "0"), "--context 0: expected a positive number"),
+        ("random:tiny", ("--context", "257"), "--context 257: the model has 256 positions"),
         (
             "random:tiny",
             ("--recipe", "rtn", "--accuracy-level", "0", "--strict"),
@@ -325,3 +327,24 @@ def test_bench(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
     (speed,) = json.loads(run(capsys, "bench", str(tiny_bundle), *arguments)[1])
     assert speed["prefill"] > 0
     assert speed["decode"] > 0
+
+
+def test_a_lowering_that_is_wrong_fails_the_compile(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pocketphi.targets.ort_mobile import lower
+
+    def swapped(emitter: Any, node: Any) -> None:
+        """Adds where it should multiply."""
+        right(emitter, node)
+        emitter.lowered.nodes[-1].op_type = "Add"
+
+    right = lower._RULES["edge.gated_silu"]
+    monkeypatch.setitem(lower._RULES, "edge.gated_silu", swapped)
+    out = tmp_path / "b"
+    code, stdout, _ = run(capsys, "compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--verify", "always")
+    assert code == 1
+    assert "NOT verified" in stdout
+    code, stdout, _ = run(capsys, "verify", str(out), "--json")
+    assert code == 1
+    assert not json.loads(stdout)["ok"]

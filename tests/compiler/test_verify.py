@@ -146,3 +146,12 @@ def test_a_check_with_nan_fails() -> None:
 def test_recorded_numbers_are_json(tiny_bundle: Path) -> None:
     recorded = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui()).recorded()
     assert json.loads(json.dumps(recorded))["ok"] is True
+
+
+@pytest.mark.parametrize("context", [100, 40])
+def test_a_shorter_context_is_verified_within_it(tmp_path: Path, context: int) -> None:
+    options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn", verify="always", context=context)
+    manifest = compile_model(options).manifest
+    assert manifest["verification"]["ok"]
+    names = " ".join(check["name"] for check in manifest["verification"]["checks"])
+    assert ("past the window" in names) == (context == 100)
