@@ -15,6 +15,7 @@ from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.rebuild import read_config
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Ui
+from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import Runner
 
 
@@ -34,6 +35,9 @@ class Speed:
 def bench(path: Path, threads: list[int], prompt: int, generate: int, rounds: int, ui: Ui) -> list[Speed]:
     """Measure a bundle with each number of threads; rounds alternate between them, so that all meet the same machine."""
     bundle = Bundle.open(path)
+    context = bundle.manifest["model"]["context"]
+    if prompt + generate > context:
+        raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")
     host = open_host(path, bundle.manifest)
     tokens = torch.tensor([random_tokens(read_config(path), prompt)])
     runners: dict[int, Runner] = {}

@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _compile_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help=MODEL_HELP)
-    p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: the model's name)")
+    p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: MODEL-bundle)")
     p.add_argument("--target", action="append", choices=TARGETS, help="default ort-mobile; may be repeated")
     p.add_argument(
         "--recipe",
@@ -117,7 +117,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text for --recipe search (default: Python's language reference)",
+        help="UTF-8 text for --recipe search (default: pages of our own and Python's language reference)",
     )
     p.add_argument("--calibration-tokens", type=int, default=4096, metavar="N", help="default %(default)s")
     p.add_argument("--all-logits", action="store_true", help="logits of every position instead of the last")
@@ -177,9 +177,11 @@ def _compile(a: argparse.Namespace) -> int:
 
     options = _options(a)
     if a.dry_run:
+        from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
         from pocketphi.compiler.targets import make_target
 
+        check_replaceable(options.out, options.force)
         made = plan(options, [make_target(name, options) for name in options.targets])
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
@@ -188,8 +190,7 @@ def _compile(a: argparse.Namespace) -> int:
     bundle = compile_model(options, _ui(a))
     summary = {"bundle": str(bundle.path), **bundle.manifest}
     _print(a, summary, lambda: show.bundle(bundle))
-    verification = bundle.manifest["verification"]
-    return 1 if verification and not verification["ok"] else 0
+    return 0
 
 
 def _verify(a: argparse.Namespace) -> int:
@@ -219,6 +220,8 @@ def _eval(a: argparse.Namespace) -> int:
 def _chat(a: argparse.Namespace) -> int:
     from pocketphi.compiler.chat import Chat
 
+    if a.json and a.prompt is None:
+        raise InputError("--json: a conversation has no end to print; give a --prompt")
     chat = Chat(a.bundle, a.max_tokens, a.system, a.threads)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)

@@ -15,7 +15,7 @@ from pocketphi.compiler import __version__
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
-from pocketphi.compiler.plan import check_budgets
+from pocketphi.compiler.plan import check_plan
 from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
 from pocketphi.compiler.ui import Ui
@@ -45,21 +45,22 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
     program, reports = build_program(source, options, ui)
 
-    stored = calibrate(program, source, quantizer, options, ui) if quantizer.weighted else {}
-    passes = quantization(quantizer, stored, options.all_logits)
-    reports += run_passes(program, passes, options.dump_graphs, first=len(reports) + 1)
-    refuse_leftovers(reports, options.strict)
-    needed = check_budgets(program, targets, options)
+    quantized = program.copy()
+    passes = quantization(quantizer, {}, options.all_logits)
+    reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
+    needed = check_plan(quantized, reports, targets, options)  # before the work: what will be refused, is refused now
 
     with new_folder(options.out, needed) as folder:
+        if quantizer.weighted:
+            quantized.weights.update(calibrate(program, source, quantizer, options, ui))
         packaged = {}
         for target in targets:
-            with ui.task(f"write {target.name}", target.planned_bytes(program), "bytes") as advance:
-                packaged[target.name] = target.package(program, folder, advance)
+            with ui.task(f"write {target.name}", target.planned_bytes(quantized), "bytes") as advance:
+                packaged[target.name] = target.package(quantized, folder, advance)
         write_model_files(folder, source)
-        manifest = describe(source, options, reports, program, packaged)
+        manifest = describe(source, options, reports, quantized, packaged)
         if wants_verification(options.verify, needed, ui):
-            manifest["verification"] = verify_folder(folder, manifest, ui).recorded()
+            manifest["verification"] = verify_folder(folder, manifest, ui).require().recorded()
         write_manifest(folder, manifest)
     return Bundle.open(options.out, check=False)
 
@@ -76,8 +77,11 @@ def calibrate(
     program: Program, source: HashedCheckpoint, quantizer: Quantizer, options: CompileOptions, ui: Ui
 ) -> Mapping[str, Recipe]:
     """Quantize every layer on the calibration text, into the cache on disk or from it."""
-    text = default_text() if options.calibration is None else read_text(options.calibration, "the calibration text")
-    tokens = tokens_of(text, source.tokenizer_files(), source.config, options.calibration_tokens)
+    text = None if options.calibration is None else read_text(options.calibration, "the calibration text")
+    files = source.tokenizer_files()
+    if not files:
+        ui.say("the model has no tokenizer: calibrated on random tokens")
+    tokens = tokens_of(text, default_text(), files, source.config, options.calibration_tokens)
     if not tokens:
         raise InputError(f"{options.calibration}: the calibration text holds no tokens")
     cache = Int4Cache(options.cache or default_folder(), source)
@@ -86,14 +90,6 @@ def calibrate(
         stored = quantize_calibrated(program, rows, quantizer, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored
-
-
-def refuse_leftovers(reports: list[PassReport], strict: bool) -> None:
-    """Under --strict, a place that a pass left alone is an error."""
-    refused = [(report.name, *entry) for report in reports for entry in report.refused]
-    if strict and refused:
-        name, place, reason = refused[0]
-        raise InputError(f"--strict: {name} left {len(refused)} places alone, first {place}: {reason}")
 
 
 def write_model_files(folder: Path, source: Checkpoint) -> None:

@@ -47,10 +47,10 @@ def evaluate_model(model: str, text: str | None, tokens: int, window: int, refer
     text: Python's language reference if None.
     """
     runner, files, config = open_runner(model, window)
-    if window > config.max_position:
-        raise InputError(f"--window {window}: {model} has {config.max_position} positions")
-    rows = windows(tokens_of(text or held_out_text(), files, config, tokens), window)
-    other = open_runner(reference, window)[0] if reference else None
+    rows = windows(tokens_of(text, held_out_text(), files, config, tokens), window)
+    other, _, other_config = open_runner(reference, window) if reference else (None, None, config)
+    if other_config.vocab_size != config.vocab_size:
+        raise InputError(f"--reference {reference}: {other_config.vocab_size} tokens, {model} has {config.vocab_size}")
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()
     with ui.task("evaluate", rows.numel(), "tokens") as advance:
         for row in rows:
@@ -73,21 +73,29 @@ def open_runner(model: str, window: int) -> tuple[Runner, Mapping[str, bytes], M
     folder = Path(model)
     if (folder / MANIFEST).is_file():
         bundle = Bundle.open(folder)
+        _check_window(window, bundle.manifest["model"]["context"], model)
         files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
         return open_host(folder, bundle.manifest).runner(window, every_position=True), files, read_config(folder)
     source = open_checkpoint(model)
+    _check_window(window, source.config.max_position, model)
     program = trace(source)
     run_passes(program, fusions(None))
     keep = 4 * source.config.parameters < _KEEP_BELOW
     return ProgramRunner(program, keep), source.tokenizer_files(), source.config
 
 
+def _check_window(window: int, positions: int, model: str) -> None:
+    if window > positions:
+        raise InputError(f"--window {window}: {model} has {positions} positions")
+
+
 def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, tokens: int = 2048) -> dict[str, float]:
     """KL and agreement of a quantized program with the float reference, on a text that it was not calibrated on."""
-    float_runner, files, config = open_runner(reference, 512)
+    window = min(512, program.config.max_position)
+    float_runner, files, config = open_runner(reference, window)
     if config.tensors() != program.config.tensors():
         raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
-    rows = windows(tokens_of(held_out_text(), files, config, tokens), min(512, config.max_position))
+    rows = windows(tokens_of(None, held_out_text(), files, config, tokens), window)
     runner, apart = ProgramRunner(program, keep=4 * config.parameters < _KEEP_BELOW), Distance()
     with ui.task("compare with reference", rows.shape[0]) as advance:
         for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ class CompileOptions:
     out:          folder of the bundle
     recipe:       `search`, `rtn` or `keep`; block, symmetric: its parameters
     context:      positions that the rotary tables cover; the model's maximum if None
-    calibration:  a UTF-8 text; Python's own language reference if None
+    calibration:  a UTF-8 text; pages of our own and Python's language reference if None
     all_logits:   logits of every position instead of the last
     accuracy_level: 4 computes with int8 activations, 0 in float32
     ort_file:     also write the single-file model.ort
@@ -55,9 +56,17 @@ class CompileOptions:
             raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
         if self.context is not None and self.context < 1:
             raise InputError(f"--context {self.context}: expected a positive number of tokens")
+        if self.calibration is not None and self.recipe != "search":
+            raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
         for target in self.targets:
             if target not in TARGETS:
                 raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+
+    def _calibration_text(self) -> str | None:
+        """Which text the weights were calibrated on: `default`, or the SHA-256 of the user's."""
+        if self.recipe != "search":
+            return None
+        return "default" if self.calibration is None else hashlib.sha256(self.calibration.read_bytes()).hexdigest()
 
     def recorded(self) -> dict[str, object]:
         """The options that decide a bundle's bytes, for its manifest."""
@@ -68,7 +77,7 @@ class CompileOptions:
             "context": self.context,
             "all_logits": self.all_logits,
             "accuracy_level": self.accuracy_level,
-            "calibration": None if self.recipe != "search" else "default" if self.calibration is None else "file",
+            "calibration": self._calibration_text(),
             "calibration_tokens": self.calibration_tokens if self.recipe == "search" else None,
         }
 

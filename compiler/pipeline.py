@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
 from pocketphi.passes.base import Pass, PassReport
@@ -55,5 +56,8 @@ def run_passes(program: Program, passes: Sequence[Pass], dump: Path | None = Non
 
 def dump_graph(program: Program, folder: Path | None, number: int, name: str) -> None:
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number:02d}-{name}.txt").write_text(program.dump(), "utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:02d}-{name}.txt").write_text(program.dump(), "utf-8")
+        except OSError as error:
+            raise InputError(f"--dump-graphs {folder}: cannot be written: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
+from pocketphi.passes.base import PassReport
 from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.base import Target
 
@@ -54,7 +56,7 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     program = trace(source)
     passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits)]
     reports = run_passes(program, passes, options.dump_graphs)
-    artifact = sum(target.planned_bytes(program) for target in targets)
+    artifact = check_plan(program, reports, targets, options)
     context = min(options.context or source.config.max_position, source.config.max_position)
     return Plan(
         model=source.label,
@@ -74,19 +76,33 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
 
 def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     """Peak bytes of a compile from here on: what is resident now, and the chunks (or, for calibration, one matrix with the
-    activations that meet it)."""
+    activations that meet it and the statistics of its inputs)."""
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
     if options.recipe != "search":
         return now + streaming
     widest = max(2 * config.intermediate_size, config.qkv_size)
     activations = 4 * options.calibration_tokens * (2 * widest + 4 * config.hidden_size)
-    largest = 4 * max(rows * (columns[0] if columns else 1) for rows, *columns in config.tensors().values())
-    return now + max(streaming, largest + activations)
+    largest = 4 * max(math.prod(shape) for shape in config.tensors().values())
+    columns = max(config.hidden_size, config.intermediate_size, config.heads * config.head_dim)
+    statistics = 4 * 4 * columns**2  # the second moment, its Cholesky factor, the inverse, and the factor of that
+    return now + max(streaming, largest + activations + statistics)
 
 
-def check_budgets(program: Program, targets: Sequence[Target], options: CompileOptions) -> int:
-    """Bytes that the bundle needs on disk. Raises CheckFailed where it, or the compile's memory, is over its budget."""
+def check_plan(
+    program: Program, reports: Sequence[PassReport], targets: Sequence[Target], options: CompileOptions
+) -> int:
+    """Bytes that the bundle needs on disk.
+
+    Raises CheckFailed where it, or the compile's memory, is over its budget, and InputError for what a target cannot write
+    and, under --strict, for what a pass left alone.
+    """
+    refused = [(report.name, *entry) for report in reports for entry in report.refused]
+    if options.strict and refused:
+        name, place, reason = refused[0]
+        raise InputError(f"--strict: {name} left {len(refused)} places alone, first {place}: {reason}")
+    for target in targets:
+        target.planned_notes(program)
     needed = sum(target.planned_bytes(program) for target in targets)
     if options.max_bytes is not None and needed > options.max_bytes:
         over = needed - options.max_bytes

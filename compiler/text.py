@@ -46,8 +46,13 @@ def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
     return torch.randint(config.vocab_size, (count,), generator=generator).tolist()
 
 
-def tokens_of(text: str, files: Mapping[str, bytes], config: ModelConfig, count: int) -> list[int]:
-    """At most `count` tokens of a text; random ones for a model without a tokenizer."""
-    if not files:
-        return random_tokens(config, count)
-    return Tokenizer.from_files(files).encode(text)[:count]
+def tokens_of(text: str | None, default: str, files: Mapping[str, bytes], config: ModelConfig, count: int) -> list[int]:
+    """At most `count` tokens of the user's text, or of the default one; random ones for a model without a tokenizer.
+
+    Raises InputError for a text that a model without a tokenizer cannot read.
+    """
+    if files:
+        return Tokenizer.from_files(files).encode(text or default)[:count]
+    if text is not None:
+        raise InputError("the model has no tokenizer, so that a text means nothing to it")
+    return random_tokens(config, count)

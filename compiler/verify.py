@@ -24,6 +24,7 @@ from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
@@ -65,6 +66,15 @@ class Verification:
     def ok(self) -> bool:
         return all(check.ok for check in self.checks)
 
+    def require(self) -> Verification:
+        """This, if all is well. Raises CheckFailed naming the first check that failed."""
+        for check in self.checks:
+            if not check.ok:
+                raise CheckFailed(
+                    f"verification: {check.name}: {check.measured:.2g} exceeds {check.bound:g} ({check.detail})"
+                )
+        return self
+
     def recorded(self) -> dict[str, Any]:
         return {"ok": self.ok, "checks": [c.recorded() for c in self.checks], "quantization_error": self.reference}
 
@@ -83,7 +93,7 @@ def verify_folder(folder: Path, manifest: Mapping[str, Any], ui: Ui, reference: 
         for checks in (
             _numerics(host, program, prompt, min(DECODE, limit - prompt.shape[1])),
             _boundaries(host, program, limit),
-            _second_runtime(host, program.config, prompt, min(8, limit - prompt.shape[1])),
+            _other_runtimes(host, program.config, prompt, min(8, limit - prompt.shape[1])),
         ):
             advance(1)
             result.checks += checks
@@ -174,23 +184,20 @@ def _window(host: Host, program: Program, window: int) -> Iterable[Check]:
     runner.step(tokens[:, :start])
     decode = torch.cat([runner.step(tokens[:, i : i + 1])[0] for i in range(start, window + 9)])
     yield _kl(f"decode past the window of {window}", expected[start:], decode, host.exact_bound)
-    saved, second = host.runner(window + 9), host.second_runner(window + 10)
-    if second:
-        check = _kl("second runtime, past the window", saved.step(tokens)[0], second.step(tokens)[0], host.exact_bound)
-        yield check
+    expected = host.runner(window + 9).step(tokens)[0, -1:]
+    for name, other in host.other_runners(window + 10).items():
+        yield _kl(f"{name}, past the window", expected, other.step(tokens)[0, -1:], host.exact_bound)
 
 
-def _second_runtime(host: Host, config: ModelConfig, prompt: torch.Tensor, steps: int) -> Iterable[Check]:
-    """onnxruntime-genai on the folder as it is, against plain onnxruntime: prefill and `steps` of decode."""
+def _other_runtimes(host: Host, config: ModelConfig, prompt: torch.Tensor, steps: int) -> Iterable[Check]:
+    """Other runtimes and files of the same bundle, against the first: prefill and `steps` of decode, as saved."""
     total = prompt.shape[1] + steps
-    second = host.second_runner(total)
-    if second is None:
-        return
-    first = host.runner(total)
     pieces = [prompt, *torch.tensor([random_tokens(config, steps)]).split(1, dim=1)]
-    pairs = [(first.step(piece)[0, -1:], second.step(piece)[0, -1:]) for piece in pieces]
-    expected, came = (torch.cat(side) for side in zip(*pairs))
-    yield _kl("second runtime, prefill and decode", expected, came, host.exact_bound)
+    first = host.runner(total)
+    expected = torch.cat([first.step(piece)[0, -1:] for piece in pieces])
+    for name, other in host.other_runners(total).items():
+        came = torch.cat([other.step(piece)[0, -1:] for piece in pieces])
+        yield _kl(f"{name}, prefill and decode", expected, came, host.exact_bound)
 
 
 def generate(runner: Runner, prompt: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,7 +220,7 @@ def _kl(name: str, expected: torch.Tensor, came: torch.Tensor, bound: float) -> 
 def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor:
     """int64 [1, count]: a text for a model with a tokenizer, random tokens for others."""
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    tokens = tokens_of(PROBE, files, config, count)
+    tokens = tokens_of(None, PROBE, files, config, count)
     return torch.tensor([tokens + random_tokens(config, count - len(tokens))])
 
 

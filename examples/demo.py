@@ -38,7 +38,7 @@ def main() -> int:
 
 def _table(seconds: float, memory: int) -> None:
     manifest = Bundle.open(OUT).manifest
-    (speed,) = bench(OUT, [2], prompt=512, generate=64, rounds=3, ui=Ui())
+    speeds = bench(OUT, [1, 2], prompt=512, generate=64, rounds=3, ui=Ui())
     kl = {check["name"]: check["measured"] for check in manifest["verification"]["checks"]}
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     table = Table(title="\nthe sample in numbers", title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -46,8 +46,9 @@ def _table(seconds: float, memory: int) -> None:
     table.add_row("bundle", f"{size / 1e6:.1f} MB in {len(manifest['files'])} files")
     table.add_row("lowering error, exact", f"KL {kl['KL decode, exact']:.1e} nats/token (bound 1e-06)")
     table.add_row("lowering error, int8 activations", f"KL {kl['KL decode, as saved']:.1e} nats/token (bound 1e-02)")
-    table.add_row("prefill, 512 tokens", f"{speed.prefill:.0f} tokens/s on {speed.threads} threads")
-    table.add_row("decode", f"{speed.decode:.0f} tokens/s on {speed.threads} threads")
+    for s in speeds:
+        rate = f"{s.prefill:.0f} tokens/s prefill (512 tokens), {s.decode:.0f} tokens/s decode"
+        table.add_row(f"{s.threads} thread{'s' * (s.threads > 1)}", rate)
     table.add_row("compile and verify", f"{seconds:.0f} s, peak memory {memory / 1e9:.2f} GB")
     Console(width=100).print(table)
 

@@ -72,10 +72,6 @@ class Checkpoint(ABC):
         """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""
         return {}
 
-    def identity(self) -> str:
-        """What tells this checkpoint from another without reading its tensors: for cache keys."""
-        return self.label
-
     def chunks(self, name: str, multiple: int = 1) -> Iterator[tuple[int, int]]:
         """Row ranges of about CHUNK_BYTES (as bf16), in order, each a multiple of `multiple` rows but the last."""
         info = self.tensors[name]

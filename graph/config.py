@@ -222,6 +222,8 @@ def _long_rope(rope: Mapping[str, Any], data: Mapping[str, Any], rotary_dim: int
         if not isinstance(values, list) or len(values) != rotary_dim // 2:
             came = len(values) if isinstance(values, list) else repr(values)
             raise InputError(f"{where}: rope {key} has {came} values, expected {rotary_dim // 2}")
+        if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values):
+            raise InputError(f"{where}: rope {key} holds a value that is not a positive number")
         factors[key] = tuple(float(v) for v in values)
     return LongRope(factors["short_factor"], factors["long_factor"], original)
 

@@ -12,7 +12,6 @@ row r of a head of d rows lies at 2·(r mod d/2) + r div d/2.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,10 +99,6 @@ class GgufFile(Checkpoint):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return tokenizer_files_from_gguf(GgufHeader.read(self._path).fields, str(self._path))
-
-    def identity(self) -> str:
-        status = self._path.stat()
-        return json.dumps([str(self._path.resolve()), status.st_size, status.st_mtime_ns])
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

@@ -17,7 +17,7 @@ class HashedCheckpoint(Checkpoint):
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
         self.label, self.config, self.tensors = inner.label, inner.config, inner.tensors
-        self.tokenizer_files, self.identity = inner.tokenizer_files, inner.identity  # type: ignore[method-assign]
+        self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
         self._next = dict.fromkeys(inner.tensors, 0)
         self._hashes = {name: hashlib.sha256() for name in inner.tensors}
         self._lock = threading.Lock()

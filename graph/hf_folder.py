@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class HfFolder(Checkpoint):
         self.label = str(folder)
         self._folder = folder
         self.config = ModelConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+        self.config = replace(self.config, eos=self._end_tokens())
         self._stored = self._find_tensors()
         self.tensors = check_tensors(self.config, {n: s.info for n, s in self._stored.items()}, str(folder))
         self._files: dict[Path, int] = {}
@@ -69,16 +70,14 @@ class HfFolder(Checkpoint):
             return
         for path in sorted({stored.file for stored in self._stored.values()}):
             size = min(path.stat().st_size, limit)
+            if size <= 0:  # a length of 0 would mean all
+                return
             os.posix_fadvise(self._descriptor(path), 0, size, os.POSIX_FADV_WILLNEED)
             limit -= size
 
     def tokenizer_files(self) -> dict[str, bytes]:
         paths = (self._folder / name for name in TOKENIZER_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
-
-    def identity(self) -> str:
-        files = sorted({s.file for s in self._stored.values()})
-        return json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
 
     def _descriptor(self, path: Path) -> int:
         with self._lock:
@@ -89,6 +88,15 @@ class HfFolder(Checkpoint):
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
+
+    def _end_tokens(self) -> tuple[int, ...]:
+        """Those of config.json and of generation_config.json, where Phi-3's `<|end|>` stands."""
+        path = self._folder / "generation_config.json"
+        more = _read_json(path).get("eos_token_id") if path.is_file() else None
+        more = more if isinstance(more, list) else [] if more is None else [more]
+        if not all(isinstance(token, int) for token in more):
+            raise InputError(f"{path}: eos_token_id is {more!r}, expected token numbers")
+        return tuple(dict.fromkeys([*self.config.eos, *more]))
 
     def _find_tensors(self) -> dict[str, _Stored]:
         wanted = self.config.tensors()

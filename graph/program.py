@@ -67,6 +67,12 @@ class Program:
         (result,) = self.graph.output_node().args
         return dict(result)  # type: ignore[arg-type]
 
+    def copy(self) -> Program:
+        """The same program with a graph of its own; recipes are shared."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        return Program(graph, self.config, dict(self.weights))
+
     def operators(self) -> Counter[str]:
         """How often each operator occurs, under its short name."""
         return Counter(op_name(node) for node in self.graph.nodes if node.op == "call_function")

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4, tensor_bytes
 
 
@@ -46,7 +47,7 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class FloatWeight:
-    """A checkpoint tensor as float32, unchanged."""
+    """A checkpoint tensor as float32, unchanged. Reading raises InputError where a value is not finite."""
 
     checkpoint: Checkpoint = field(repr=False)
     tensor: str
@@ -59,7 +60,13 @@ class FloatWeight:
         return self.checkpoint.chunks(self.tensor)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {"": self.checkpoint.read(self.tensor, start, stop).float()}
+        rows = self.checkpoint.read(self.tensor, start, stop).float()
+        if not torch.isfinite(rows.sum()):  # a sum may also be too large: look again
+            odd = (~torch.isfinite(rows)).view(stop - start, -1).any(1)
+            if odd.any():
+                row = start + int(odd.int().argmax())
+                raise InputError(f"{self.tensor}: row {row} holds a value that is not finite (NaN or infinity)")
+        return {"": rows}
 
     def describe(self) -> str:
         return f"{self.tensor} [{self.checkpoint.tensors[self.tensor].dtype}] → float32"

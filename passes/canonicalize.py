@@ -21,7 +21,6 @@ _COPIES = (aten.alias.default, aten.contiguous.default, aten.clone.default, aten
 _CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default)
 _RESHAPES = (aten.view.default, aten.reshape.default, aten.expand.default)
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default)
-_TO_END = 2**63 - 1
 
 
 class Canonicalize(Pass):

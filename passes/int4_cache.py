@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.recipe import PartSpec, digest
@@ -64,7 +65,10 @@ class Int4Cache:
         """source: the checkpoint of all weights; its digests go into the keys."""
         self.folder, self.source = folder, source
         self.found = self.computed = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: the cache cannot be made: {error.strerror}; choose another --cache") from None
 
     def quantized(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> StoredInt4:
         """The weight quantized with the statistics of its inputs (float32 [K, K]): from the cache, or computed now."""

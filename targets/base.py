@@ -60,22 +60,21 @@ class Host(ABC):
         """exact: compute in float32 whatever the files say; every_position: logits of all tokens, not the last."""
 
     @abstractmethod
-    def second_runner(self, max_tokens: int) -> Runner | None:
-        """Another runtime that loads the same files, if there is one and it is installed."""
+    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
+        """Other ways to run the bundle as it is saved, by name: another runtime that is installed, another file in it."""
 
 
 class Target(ABC):
-    """A runtime to compile for. `name` is what the command line calls it; `extra` the package extra that it needs."""
+    """A runtime to compile for. `name` is what the command line calls it."""
 
     name: str
-    extra: str
 
     @abstractmethod
     def planned_bytes(self, program: Program) -> int:
         """Size of the files that `package` would write, within 1 %."""
 
     def planned_notes(self, program: Program) -> list[str]:
-        """What a user should know before a file is written."""
+        """What a user should know before a file is written. Raises InputError for what cannot be written as asked."""
         return []
 
     @abstractmethod

@@ -23,6 +23,8 @@ class Keep(Quantizer):
         super().__init__(block, symmetric)
         if block != FILE_BLOCK:
             raise InputError(f"--recipe keep: the file's blocks are of {FILE_BLOCK}, not --block {block}")
+        if not symmetric:
+            raise InputError("--recipe keep: the file's blocks are kept as they are; leave out --asymmetric")
 
     def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
         kind = source.checkpoint.int4_kind(source.tensor)

@@ -16,9 +16,9 @@ import torch
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.recipe import PartSpec, Recipe
-from pocketphi.targets.base import Host
+from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
 
 
 class OrtHost(Host):
@@ -39,10 +39,13 @@ class OrtHost(Host):
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
 
-    def second_runner(self, max_tokens: int) -> GenaiRunner | None:
-        if importlib.util.find_spec("onnxruntime_genai") is None:
-            return None
-        return GenaiRunner(self.folder, max_tokens)
+    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
+        others: dict[str, Runner] = {}
+        if importlib.util.find_spec("onnxruntime_genai"):
+            others["onnxruntime-genai"] = GenaiRunner(self.folder, max_tokens)
+        if (self.folder / ORT_FILE).is_file():
+            others[ORT_FILE] = OrtRunner(self.folder, max_tokens, file=ORT_FILE)
+        return others
 
     def _levels(self) -> set[int]:
         nodes = onnx.load(str(self.folder / GRAPH_FILE), load_external_data=False).graph.node
@@ -58,14 +61,15 @@ class OrtRunner:
         max_tokens: int,
         threads: int = 0,
         changes: Sequence[Callable[[onnx.ModelProto], None]] = (),
+        file: str = GRAPH_FILE,
     ) -> None:
-        """max_tokens: size of the cache; changes: edits of the graph in memory, over the same data file."""
+        """max_tokens: size of the cache; file: model.onnx or model.ort; changes: edits in memory of the graph in model.onnx."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        source: Any = str(folder / GRAPH_FILE)
+        source: Any = str(folder / file)
         if changes:
             model = onnx.load(source, load_external_data=False)
             for change in changes:
@@ -130,9 +134,8 @@ def all_logits(model: onnx.ModelProto) -> None:
     while node is not None and node.op_type in ("Unsqueeze", "GatherND"):
         head.input[0] = node.input[0]
         node = nodes.get(head.input[0])
-    for dim, name in zip(model.graph.output[0].type.tensor_type.shape.dim[1:2], ["sequence"]):
-        dim.ClearField("dim_value")
-        dim.dim_param = name
+    tokens = next(value for value in model.graph.output if value.name == "logits").type.tensor_type.shape.dim[1]
+    tokens.dim_param = "sequence"
 
 
 def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:

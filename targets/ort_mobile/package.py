@@ -41,7 +41,6 @@ class OrtMobile(Target):
     """`--target ort-mobile`."""
 
     name = "ort-mobile"
-    extra = "ort"
 
     def __init__(
         self,
@@ -63,15 +62,21 @@ class OrtMobile(Target):
         return 2 * size + _tied_bytes(program) if self.ort_file else size
 
     def planned_notes(self, program: Program) -> list[str]:
-        return [*lint(lower(program, self.accuracy_level)), *self._single_file_notes(program)]
+        slow = lint(lower(program, self.accuracy_level))
+        if self.strict and slow:
+            raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
+        rope = program.config.long_rope
+        odd = rope and rope.original_max_position != _GENAI_REWINDS_AT - 1
+        rewind = (
+            f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"
+        )
+        return [*slow, *([rewind] if odd else []), *self._single_file_notes(program)]
 
     def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
+        notes = self.planned_notes(program)
         lowered = lower(program, self.accuracy_level)
         weights = _ordered(program)
         layout = plan_layout(weights)
-        notes = [*lint(lowered), *self._single_file_notes(program)]
-        if self.strict and lint(lowered):
-            raise InputError(f"ort-mobile: {notes[0]}; without --strict this is only reported")
         digests = write_weights(folder / DATA_FILE, weights, layout, progress)
         model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,16 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    stale = tmp_path / ".out.partial"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    running = tmp_path / ".out.1.partial"  # another compile to the same place keeps its files
+    running.mkdir()
+    stale = tmp_path / f".out.{gone.pid}.partial"
     stale.mkdir()
     (stale / "half").write_bytes(b"0")
     with new_folder(tmp_path / "out", 0) as folder:
         assert list(folder.iterdir()) == []
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.1.partial", "out"]
 
 
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +77,7 @@ def test_refuses_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     message = re.escape(f"{tmp_path}/file/out: cannot be written: {tmp_path}/file is not a folder; choose another -o")
     with pytest.raises(InputError, match=message), new_folder(tmp_path / "file" / "out", 0):
         pass
-    (tmp_path / ".out.partial").write_bytes(b"")
+    (tmp_path / f".out.{os.getpid()}.partial").write_bytes(b"")
     with pytest.raises(InputError, match=r"out: cannot be written: File exists"), new_folder(tmp_path / "out", 0):
         pass
 

@@ -249,7 +249,7 @@ def test_a_stopped_compile_leaves_no_bundle(tmp_path: Path, how: signal.Signals)
         "out",
     ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    partial = tmp_path / ".out.partial" / "model.onnx.data"
+    partial = tmp_path / f".out.{process.pid}.partial" / "model.onnx.data"
     deadline = time.monotonic() + 90
     while not partial.exists():
         assert time.monotonic() < deadline
@@ -342,9 +342,105 @@ def test_a_lowering_that_is_wrong_fails_the_compile(
     right = lower._RULES["edge.gated_silu"]
     monkeypatch.setitem(lower._RULES, "edge.gated_silu", swapped)
     out = tmp_path / "b"
-    code, stdout, _ = run(capsys, "compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--verify", "always")
-    assert code == 1
-    assert "NOT verified" in stdout
+    message = compile_fails(capsys, "random:tiny", out, "--recipe", "rtn", "--verify", "always", code=1)
+    assert "verification: KL prefill, exact" in message
+    assert "exceeds 1e-06" in message
+    assert run(capsys, "compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--verify", "never")[0] == 0
     code, stdout, _ = run(capsys, "verify", str(out), "--json")
     assert code == 1
     assert not json.loads(stdout)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--max-memory", "1MB"), 1, "over --max-memory"),
+        (("--strict", "--accuracy-level", "0"), 2, "slow path"),
+        (("-o", "/proc/none/here"), 2, "cannot be written"),
+        (("--dump-graphs", "/proc/none"), 2, "--dump-graphs /proc/none: cannot be written"),
+    ],
+)
+def test_what_can_be_refused_early_is(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr("pocketphi.compiler.compile.quantize_calibrated", None)  # would fail if it were called
+    out = () if "-o" in options else ("-o", str(tmp_path / "out"))
+    came, _, stderr = run(capsys, "compile", "random:tiny", *out, *options, "--cache", str(tmp_path / "cache"))
+    assert came == code
+    assert message in stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--calibration", "x", "--recipe", "rtn"), "--calibration: --recipe rtn has no use for it"),
+        (("--recipe", "keep", "--asymmetric"), "leave out --asymmetric"),
+        (("--recipe", "keep", "--block", "64"), "the file's blocks are of 32, not --block 64"),
+        (("--cache", "/proc/none"), "/proc/none: the cache cannot be made"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    assert message in compile_fails(capsys, "random:tiny", tmp_path / "out", *options)
+
+
+def test_a_text_means_nothing_without_a_tokenizer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_bundle: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("some words")
+    for arguments in (("eval", str(tiny_bundle), "--text", str(text), "--window", "64"),):
+        code, _, stderr = run(capsys, *arguments)
+        assert code == 2
+        assert "no tokenizer, so that a text means nothing to it" in stderr
+
+
+def test_bench_and_eval_keep_to_the_bundles_context(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    code, _, stderr = run(capsys, "bench", str(tiny_bundle))
+    assert code == 2
+    assert "--prompt-tokens 512 and --generate 64" in stderr
+    assert "holds 256 tokens" in stderr
+    code, _, stderr = run(capsys, "eval", str(tiny_bundle))
+    assert code == 2
+    assert "has 256 positions" in stderr
+    code, _, stderr = run(capsys, "eval", str(tiny_bundle), "--window", "64", "--reference", "sample")
+    assert code == 2
+    assert "--reference sample: 49152 tokens" in stderr
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "search"])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_every_weight_is_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path, recipe: str, name: str
+) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    tensors[name][5] = float("inf")
+    save_file(tensors, tiny_folder / "model.safetensors")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    message = compile_fails(capsys, str(tiny_folder), tmp_path / "out", "--recipe", recipe, "--cache", str(cache))
+    assert f"{name}: row 5 holds a value that is not finite" in message
+
+
+def test_all_logits_are_verified_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("--recipe", "rtn", "--all-logits", "--ort-file", "--verify", "always", "--json")
+    code, stdout, _ = run(capsys, "compile", "random:tiny", "-o", str(tmp_path / "b"), *arguments)
+    assert code == 0
+    names = [check["name"] for check in json.loads(stdout)["verification"]["checks"]]
+    assert "KL model.ort, past the window" in names
+    assert "KL onnxruntime-genai, prefill and decode" in names
+
+
+def test_force_through_a_link_replaces_what_it_points_to(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("--recipe", "rtn", "--verify", "never", "--force")
+    assert run(capsys, "compile", "random:tiny", "-o", str(tmp_path / "v1"), *arguments)[0] == 0
+    (tmp_path / "current").symlink_to("v1")
+    assert run(capsys, "compile", "random:tiny@1", "-o", str(tmp_path / "current"), *arguments)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "v1"]
+    assert json.loads((tmp_path / "v1" / "manifest.json").read_text())["source"]["model"] == "random:tiny@1"

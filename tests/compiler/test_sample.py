@@ -25,7 +25,7 @@ def test_it_is_verified(sample_bundle: Path) -> None:
     checks = {check["name"]: check for check in recorded["checks"]}
     assert checks["KL decode, exact"]["measured"] <= 1e-6
     assert checks["KL decode, as saved"]["measured"] <= 1e-2
-    assert checks["KL second runtime, prefill and decode"]["measured"] <= 1e-6
+    assert checks["KL onnxruntime-genai, prefill and decode"]["measured"] <= 1e-6
     assert checks["weights equal, bit for bit"]["detail"] == "184 weights"
 
 

@@ -101,12 +101,28 @@ def test_files_are_not_mapped_and_are_closed(tmp_path: Path) -> None:
     assert path not in descriptors()
 
 
-def test_identity_changes_with_any_shard(tmp_path: Path) -> None:
+def test_end_tokens_of_the_generation_config_count_too(tmp_path: Path) -> None:
+    folder = save(tmp_path, tensors())
+    assert HfFolder(folder).config.eos == (2,)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    assert HfFolder(folder).config.eos == (2, 7)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": "<|end|>"}))
+    with pytest.raises(
+        InputError, match=r"generation_config.json: eos_token_id is \['<\|end\|>'\], expected token numbers"
+    ):
+        HfFolder(folder)
+
+
+def test_read_ahead_keeps_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path, tensors(), shards=2)
-    first = HfFolder(folder).identity()
-    assert HfFolder(folder).identity() == first
-    os.utime(folder / "model-00002-of-00002.safetensors", ns=(1, 1))
-    assert HfFolder(folder).identity() != first
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, length, advice: asked.append(length))
+    sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
+    for limit in (0, 100, sizes[0], sizes[0] + 5, 10**9):
+        asked.clear()
+        HfFolder(folder).read_ahead(limit)
+        assert 0 not in asked  # would mean all of the file
+        assert sum(asked) == min(limit, sum(sizes))
 
 
 def test_tokenizer_files(tmp_path: Path) -> None:
