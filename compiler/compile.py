@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler import __version__
-from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan
@@ -37,10 +35,7 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     """Compile a checkpoint to a bundle. Raises InputError for bad input, CheckFailed where a budget or a check fails."""
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
-    checkpoint = open_checkpoint(options.model)
-    # while Python traces, the disk reads: a quarter of the free memory is the system's to use anyway
-    threading.Thread(target=checkpoint.read_ahead, args=(free_memory() // 4,), daemon=True).start()
-    source = HashedCheckpoint(checkpoint)
+    source = HashedCheckpoint(open_checkpoint(options.model))
     targets = [make_target(name, options) for name in options.targets]
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
     program, reports = build_program(source, options, ui)

@@ -64,10 +64,6 @@ class Checkpoint(ABC):
         """Rows [start, stop) of a tensor with an `int4_kind`, exactly as stored."""
         raise CompilerBug(f"{self.label}: {name!r} is not stored as 4-bit blocks")
 
-    def read_ahead(self, limit: int) -> None:
-        """Ask the system to bring up to `limit` bytes of the tensors into its page cache; returns when it was asked."""
-        return
-
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""
         return {}

@@ -65,16 +65,6 @@ class HfFolder(Checkpoint):
         shape = (stop - start, *stored.info.shape[1:])
         return torch.frombuffer(buffer, dtype=stored.dtype).view(shape)
 
-    def read_ahead(self, limit: int) -> None:
-        if not hasattr(os, "posix_fadvise"):  # macOS
-            return
-        for path in sorted({stored.file for stored in self._stored.values()}):
-            size = min(path.stat().st_size, limit)
-            if size <= 0:  # a length of 0 would mean all
-                return
-            os.posix_fadvise(self._descriptor(path), 0, size, os.POSIX_FADV_WILLNEED)
-            limit -= size
-
     def tokenizer_files(self) -> dict[str, bytes]:
         paths = (self._folder / name for name in TOKENIZER_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}

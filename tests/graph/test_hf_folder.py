@@ -113,18 +113,6 @@ def test_end_tokens_of_the_generation_config_count_too(tmp_path: Path) -> None:
         HfFolder(folder)
 
 
-def test_read_ahead_keeps_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save(tmp_path, tensors(), shards=2)
-    asked: list[int] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, length, advice: asked.append(length))
-    sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
-    for limit in (0, 100, sizes[0], sizes[0] + 5, 10**9):
-        asked.clear()
-        HfFolder(folder).read_ahead(limit)
-        assert 0 not in asked  # would mean all of the file
-        assert sum(asked) == min(limit, sum(sizes))
-
-
 def test_tokenizer_files(tmp_path: Path) -> None:
     folder = save(tmp_path, tensors())
     assert HfFolder(folder).tokenizer_files() == {}
