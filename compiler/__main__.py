@@ -2,6 +2,6 @@
 
 import sys
 
-from pocketphi.compiler.cli import main
+from pocketphi.compiler.cli import entry
 
-sys.exit(main())
+sys.exit(entry())
