@@ -12,9 +12,9 @@ import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.hosts import open_host
-from pocketphi.compiler.rebuild import read_config
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Ui
+from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import Runner
 

@@ -11,7 +11,7 @@ import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.hosts import open_host
-from pocketphi.compiler.rebuild import read_config
+from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 

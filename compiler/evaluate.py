@@ -10,11 +10,10 @@ from pocketphi.artifacts.bundle import MANIFEST, Bundle
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.pipeline import fusions, run_passes
-from pocketphi.compiler.rebuild import read_config
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import open_checkpoint
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES

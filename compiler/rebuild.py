@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, CompilerBug
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe
@@ -28,11 +27,6 @@ class _ShapesOnly(Checkpoint):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         raise CompilerBug(f"{name}: a bundle does not hold the original weights")
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The bundle's config.json."""
-    return ModelConfig.from_hf(json.loads((folder / "config.json").read_text("utf-8")), str(folder / "config.json"))
 
 
 def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]) -> Program:

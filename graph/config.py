@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
@@ -194,6 +196,12 @@ class ModelConfig:
             "use_cache": True,
             **data,
         }
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config.json of a bundle."""
+    path = folder / "config.json"
+    return ModelConfig.from_hf(json.loads(path.read_text("utf-8")), str(path))
 
 
 def layer_of(name: str) -> int | None:

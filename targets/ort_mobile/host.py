@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import read_config
 from pocketphi.graph.recipe import PartSpec, Recipe
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
@@ -79,7 +78,7 @@ class OrtRunner:
         self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._inputs = {value.name for value in self.session.get_inputs()}
         self._shapes = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_key_values.")}
-        config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text("utf-8")))
+        config = read_config(folder)
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
         self.max_tokens = max_tokens
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
