@@ -25,7 +25,8 @@ class Int4:
     """Rows of a matrix in blocks along K: w = (q - zero) · scale + offset.
 
     q:      uint8 [N, K/2], two values a byte, the first in the low nibble
-    scale:  float32 [N, K/block]; may be negative
+    scale:  float32 [N, K/block], every one a value that float16 has too, so that each target can hold it exactly; may be
+            negative
     zero:   uint8 [N, ceil(K/block/2)], packed the same way, or None for symmetric (zero point 8)
     offset: float32 [N, K/block], or None for 0: what a file whose blocks have a float minimum needs to be kept as it is
     """
@@ -72,6 +73,11 @@ class Int4:
             return torch.cat(found) if found else None
 
         return Int4(torch.cat([r.q for r in rows]), torch.cat([r.scale for r in rows]), stack("zero"), stack("offset"))
+
+
+def half_precision(scale: torch.Tensor) -> torch.Tensor:
+    """The nearest values that float16 has, as float32: infinite beyond 65,504."""
+    return scale.half().float()
 
 
 def pack_nibbles(values: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,9 @@ class Quantizer(ABC):
         made = self.quantize(w, feedback)
         odd = ~torch.isfinite(made.scale).all(1)
         if odd.any():
-            raise InputError(f"{source.tensor}: row {start + int(odd.int().argmax())} spans too much for float32")
+            raise InputError(
+                f"{source.tensor}: row {start + int(odd.int().argmax())} holds values too large for a float16 scale"
+            )
         return made
 
     def describe(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.int4 import Int4, half_precision
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
 
 _TINY = 1e-30  # below this a block counts as zero: its reciprocal would overflow
@@ -16,16 +16,17 @@ class RoundToNearest(Quantizer):
     step. Asymmetric: 0 … 15 spans min … max with zero included."""
 
     name = "rtn"
+    version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         blocks = w.view(w.shape[0], -1, self.block)
         low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # aminmax takes four times as long
         if self.symmetric:
-            scale = torch.where(high > -low, high, low) / -8
+            scale = half_precision(torch.where(high > -low, high, low) / -8)
             q = blocks.mul(reciprocal(scale)).round_().add_(8).clamp_(0, 15)
             return Int4.pack(q.view(w.shape), scale[..., 0])
         low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = (high - low) / 15
+        scale = half_precision((high - low) / 15)
         inverse = reciprocal(scale)
         zero = (-low * inverse).round_().clamp_(0, 15)
         q = blocks.mul(inverse).round_().add_(zero).clamp_(0, 15)

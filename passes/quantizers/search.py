@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4
+from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, half_precision
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest, reciprocal
 
@@ -29,7 +29,7 @@ class ScaleSearch(Quantizer):
 
     name = "search"
     weighted = True
-    version = 2
+    version = 3
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         if feedback is None:
@@ -57,7 +57,9 @@ class ScaleSearch(Quantizer):
         start = RoundToNearest(self.block, self.symmetric).quantize(flat)
         zeros = start.zeros()
         zero = torch.full_like(start.scale, SYMMETRIC_ZERO) if zeros is None else zeros.float()
-        best = _Best(blocks, h, zero[..., None])
+        best = _Best(
+            blocks, h, zero[..., None], start.scale[..., None] * 0
+        )  # NaN where no scale is finite: refused later
         for sign in (1.0, -1.0) if self.symmetric else (1.0,):
             for shrink in _SHRINK:
                 best.offer(start.scale[..., None] * (sign * shrink))
@@ -89,9 +91,8 @@ def _round_in_turn(
 class _Best:
     """The best scale found so far for every block at once. Shapes: blocks and q [N, B, block], h [block], scale [N, B, 1]."""
 
-    def __init__(self, blocks: torch.Tensor, h: torch.Tensor, zero: torch.Tensor) -> None:
-        self.blocks, self.h, self.zero = blocks, h, zero
-        self.scale = torch.zeros_like(blocks[..., :1])
+    def __init__(self, blocks: torch.Tensor, h: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor) -> None:
+        self.blocks, self.h, self.zero, self.scale = blocks, h, zero, scale
         self.q = zero.expand_as(blocks).clone()
         self.error = (h * blocks * blocks).sum(-1, keepdim=True)
 
@@ -102,7 +103,7 @@ class _Best:
         weighted = self.h * centred
         norm = (weighted * centred).sum(-1, keepdim=True)
         fitted = (weighted * self.blocks).sum(-1, keepdim=True) / norm.clamp(min=1e-30)
-        scale = torch.where(norm > 0, fitted, scale)
+        scale = half_precision(torch.where(norm > 0, fitted, scale))
         error = (self.h * (self.blocks - centred * scale).square_()).sum(-1, keepdim=True)
         better = error < self.error
         self.error = torch.where(better, error, self.error)
