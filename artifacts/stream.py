@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
+
+from blake3 import blake3
 
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.recipe import Recipe, combine
@@ -41,7 +42,7 @@ def plan_layout(weights: Mapping[str, Recipe]) -> Layout:
 
 
 def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, progress: Progress) -> dict[str, str]:
-    """Compute and write every weight; returns the SHA-256 of each one's canonical bytes (`digest`).
+    """Compute and write every weight; returns the digest of each one's canonical bytes (`digest`).
 
     Two threads with a weight each. Peak memory is a few chunks.
     """
@@ -60,7 +61,7 @@ def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, pro
 
 
 def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, progress: Progress) -> str:
-    hashes = {part: hashlib.sha256() for part in recipe.parts}
+    hashes = {part: blake3() for part in recipe.parts}
     ends = {part: layout.offsets[name, part] for part in recipe.parts}
     for start, stop in recipe.chunks():
         for part, tensor in recipe.read(start, stop).items():

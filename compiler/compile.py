@@ -108,7 +108,7 @@ def describe(
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
         },
-        "source": {"model": Path(source.label).name, "sha256": source.digest_all()},
+        "source": {"model": Path(source.label).name, "blake3": source.digest_all()},
         "recipe": options.recorded(),
         "model": {
             "parameters": config.parameters,

@@ -1,11 +1,11 @@
-"""A checkpoint that takes the SHA-256 of what is read, on the way: the source is read once, and known by its bytes."""
+"""A checkpoint that takes the BLAKE3 digest of what is read, on the way: the source is read once, and known by its bytes."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 
 import torch
+from blake3 import blake3
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.int4 import Int4, tensor_bytes
@@ -19,7 +19,7 @@ class HashedCheckpoint(Checkpoint):
         self.label, self.config, self.tensors = inner.label, inner.config, inner.tensors
         self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
         self._next = dict.fromkeys(inner.tensors, 0)
-        self._hashes = {name: hashlib.sha256() for name in inner.tensors}
+        self._hashes = {name: blake3() for name in inner.tensors}
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -39,13 +39,13 @@ class HashedCheckpoint(Checkpoint):
         return self._inner.read_int4(name, start, stop)
 
     def digest(self, name: str) -> str:
-        """SHA-256 (hex) of a tensor's bytes as stored, or as float32 where it is packed; reads what was not read yet."""
+        """BLAKE3 (hex) of a tensor's bytes as stored, or as float32 where it is packed; reads what was not read yet."""
         for _, stop in self.chunks(name):
             if stop > self._next[name]:
                 self.read(name, self._next[name], stop)
         return self._hashes[name].hexdigest()
 
     def digest_all(self) -> str:
-        """One SHA-256 for the whole checkpoint: of its tensors' names and digests in order."""
+        """One digest for the whole checkpoint: of its tensors' names and digests in order."""
         lines = "".join(f"{name} {self.digest(name)}\n" for name in self.tensors)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return blake3(lines.encode()).hexdigest()

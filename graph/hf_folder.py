@@ -19,6 +19,7 @@ import torch
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo, check_tensors
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.int4 import tensor_bytes
 
 _DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
 TOKENIZER_FILES = (
@@ -58,12 +59,12 @@ class HfFolder(Checkpoint):
         stored = self._stored[name]
         row = stored.info.columns * stored.dtype.itemsize
         want = (stop - start) * row
-        buffer = bytearray(want)
-        got = os.preadv(self._descriptor(stored.file), [buffer], stored.offset + start * row)
+        buffer = torch.empty(want, dtype=torch.uint8)
+        got = os.preadv(self._descriptor(stored.file), [tensor_bytes(buffer)], stored.offset + start * row)
         if got != want:
             raise InputError(f"{stored.file}: ended while reading {name!r}: the file changed during the compile")
         shape = (stop - start, *stored.info.shape[1:])
-        return torch.frombuffer(buffer, dtype=stored.dtype).view(shape)
+        return buffer.view(stored.dtype).view(shape)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         paths = (self._folder / name for name in TOKENIZER_FILES)

@@ -20,7 +20,7 @@ class Packaged:
     """What a target wrote.
 
     operators: target operator → count
-    weights:   name → SHA-256 of its canonical bytes, taken before they were written
+    weights:   name → BLAKE3 digest of its canonical bytes, taken before they were written
     notes:     what a user should know: a file left out and why, a slow path
     """
 

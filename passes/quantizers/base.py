@@ -68,10 +68,11 @@ class Quantizer(ABC):
     def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Int4:
         """Read and round rows [start, stop) of a weight. Raises InputError naming it where a value is not finite, or a scale
         would not be."""
-        w = source.read(start, stop)[""]
+        w = source.unchecked(start, stop)
         made = self.quantize(w, feedback)
         odd = ~torch.isfinite(made.scale).all(1)
-        if odd.any():
+        if odd.any():  # an odd value makes the scale of its block odd, in every quantizer
+            source.refuse_odd(w, start)
             raise InputError(
                 f"{source.tensor}: row {start + int(odd.int().argmax())} holds values too large for a float16 scale"
             )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pocketphi.graph.int4 import Int4, half_precision
+from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, half_precision
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
 
+_MAGIC = 1.5 * 2**23  # float32 has no fractions here: adding it rounds, and the integer is in the lowest bits
 _TINY = 1e-30  # below this a block counts as zero: its reciprocal would overflow
 
 
@@ -23,14 +24,19 @@ class RoundToNearest(Quantizer):
         low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # aminmax takes four times as long
         if self.symmetric:
             scale = half_precision(torch.where(high > -low, high, low) / -8)
-            q = blocks.mul(reciprocal(scale)).round_().add_(8).clamp_(0, 15)
+            q = _round(blocks.mul(reciprocal(scale)), SYMMETRIC_ZERO)
             return Int4.pack(q.view(w.shape), scale[..., 0])
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = half_precision((high - low) / 15)
         inverse = reciprocal(scale)
         zero = (-low * inverse).round_().clamp_(0, 15)
-        q = blocks.mul(inverse).round_().add_(zero).clamp_(0, 15)
+        q = _round(blocks.mul(inverse), zero)
         return Int4.pack(q.view(w.shape), scale[..., 0], zero[..., 0])
+
+
+def _round(x: torch.Tensor, zero: torch.Tensor | int) -> torch.Tensor:
+    """x + zero, rounded to nearest and clamped to 0 … 15: float32 (overwritten), |x| < 2²² → int32 whose lowest byte counts."""
+    return x.add_(zero + _MAGIC).clamp_(_MAGIC, _MAGIC + 15).view(torch.int32)
 
 
 def reciprocal(scale: torch.Tensor) -> torch.Tensor:
