@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,14 @@ import torch
 from blake3 import blake3
 
 from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.processes import CAN_FORK, in_processes
 from pocketphi.graph.recipe import Recipe, combine
-from pocketphi.graph.threads import workers
+from pocketphi.graph.threads import in_threads
 
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
 """Large tensors start on 16 KiB, the largest page of a phone, so that they can be mapped alone."""
+
+_WORTH_A_PROCESS = 1 << 26
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just written; from any thread."""
@@ -56,20 +58,20 @@ def write_weights(
 ) -> dict[str, str]:
     """Compute and write every weight; returns the digest of each one's canonical bytes (`digest`), whatever the encoding.
 
-    Two threads with a weight each. Peak memory is a few chunks. What no part covers are zeros.
+    Two workers with a weight each: processes for a large file, threads for a small one, whose bytes are written sooner than
+    a process is made. Peak memory is a few chunks. What no part covers are zeros.
     """
     with path.open("wb") as file:
         descriptor = file.fileno()
         os.truncate(descriptor, layout.size)  # not allocated: writing into allocated extents takes six times as long
+
+        def write(name: str, progress: Progress) -> str:
+            return _write_weight(descriptor, name, weights[name], layout, progress, encode)
+
         largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
-        with workers() as pool:
-            jobs = {
-                name: pool.submit(_write_weight, descriptor, name, weights[name], layout, progress, encode)
-                for name in largest_first
-            }
-            for job in as_completed(jobs.values()):
-                job.result()  # the first error ends the pool
-            return {name: jobs[name].result() for name in weights}
+        spread = in_processes if CAN_FORK and layout.size >= _WORTH_A_PROCESS else in_threads
+        digests = spread(largest_first, write, progress)
+        return {name: digests[name] for name in weights}
 
 
 def _write_weight(

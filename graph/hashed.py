@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 import torch
@@ -10,9 +11,12 @@ from blake3 import blake3
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.int4 import Int4, tensor_bytes
 
+_SLOT = blake3().digest_size + 1
+
 
 class HashedCheckpoint(Checkpoint):
-    """Wraps a checkpoint. A tensor's digest is complete once its rows have been read in order, first to last."""
+    """Wraps a checkpoint. A tensor's digest is complete once its rows have been read in order, first to last, by one process;
+    it then lies in memory that forked processes share."""
 
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
@@ -20,6 +24,8 @@ class HashedCheckpoint(Checkpoint):
         self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
         self._next = dict.fromkeys(inner.tensors, 0)
         self._hashes = {name: blake3() for name in inner.tensors}
+        self._slots = {name: _SLOT * i for i, name in enumerate(inner.tensors)}
+        self._done = mmap.mmap(-1, _SLOT * len(self._slots))  # zeros; a slot is a digest and a 1
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -30,6 +36,10 @@ class HashedCheckpoint(Checkpoint):
                 self._next[name] = stop
         if in_order:
             self._hashes[name].update(tensor_bytes(rows))
+            if stop == self.tensors[name].rows:
+                slot = self._slots[name]
+                self._done[slot : slot + _SLOT - 1] = self._hashes[name].digest()
+                self._done[slot + _SLOT - 1] = 1
         return rows
 
     def int4_kind(self, name: str) -> str | None:
@@ -40,10 +50,12 @@ class HashedCheckpoint(Checkpoint):
 
     def digest(self, name: str) -> str:
         """BLAKE3 (hex) of a tensor's bytes as stored, or as float32 where it is packed; reads what was not read yet."""
-        for _, stop in self.chunks(name):
-            if stop > self._next[name]:
-                self.read(name, self._next[name], stop)
-        return self._hashes[name].hexdigest()
+        slot = self._slots[name]
+        if not self._done[slot + _SLOT - 1]:
+            for _, stop in self.chunks(name):
+                if stop > self._next[name]:
+                    self.read(name, self._next[name], stop)
+        return self._done[slot : slot + _SLOT - 1].hex()
 
     def digest_all(self) -> str:
         """One digest for the whole checkpoint: of its tensors' names and digests in order."""

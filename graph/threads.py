@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 WORKERS = 2
 """More would not help: two cores quantize about as fast as a disk reads and writes."""
@@ -29,3 +32,14 @@ def workers() -> Iterator[ThreadPoolExecutor]:
                 raise
     finally:
         torch.set_num_threads(threads)
+
+
+def in_threads(
+    items: Sequence[str], job: Callable[[str, Callable[[int], None]], T], progress: Callable[[int], None]
+) -> dict[str, T]:
+    """What `in_processes` does, in threads: `job` for every item; the first exception is raised."""
+    with workers() as pool:
+        jobs = {item: pool.submit(job, item, progress) for item in items}
+        for done in as_completed(jobs.values()):
+            done.result()  # the first error ends the pool
+        return {item: one.result() for item, one in jobs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tiny_phi3 import normal, quantized
 
+from pocketphi.artifacts import stream
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.stream import plan_layout, write_weights
 from pocketphi.graph.recipe import Constant, digest, materialize
@@ -36,6 +38,12 @@ class Chunked(Constant):
 
 def ignore(amount: int) -> None:
     pass
+
+
+@pytest.fixture(params=["threads", "processes"], autouse=True)
+def _workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with both kinds of workers, which the size of a file decides."""
+    monkeypatch.setattr(stream, "_WORTH_A_PROCESS", 0 if request.param == "processes" else sys.maxsize)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

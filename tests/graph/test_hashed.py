@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from blake3 import blake3
 from tiny_phi3 import TINY
 
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.processes import CAN_FORK, in_processes
 from pocketphi.graph.random_weights import RandomWeights
 
 HEAD = "lm_head.weight"
@@ -73,6 +75,20 @@ def test_the_whole() -> None:
     fewer = RandomWeights("random:tiny")
     fewer.tensors = {"renamed" if n == HEAD else n: TensorInfo(i.shape, i.dtype) for n, i in source.tensors.items()}
     assert HashedCheckpoint(fewer).digest_all() != first
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="forked workers are for Linux")
+def test_a_digest_made_in_another_process_counts() -> None:
+    source = Counted()
+    hashed = HashedCheckpoint(source)
+
+    def read(name: str, progress: object) -> None:
+        for chunk in hashed.chunks(name):
+            hashed.read(name, *chunk)
+
+    in_processes([HEAD], read, lambda amount: None)
+    assert hashed.digest(HEAD) == want(HEAD)
+    assert source.asked == []
 
 
 def test_passes_the_rest_on() -> None:

@@ -1,0 +1,115 @@
+"""in_processes: results, errors and the end of workers; in_threads gives the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.processes import CAN_FORK, in_processes
+from pocketphi.graph.threads import in_threads
+
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="forked workers are for Linux")
+ITEMS = [f"item {i}" for i in range(9)]
+
+
+def nothing(amount: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("spread", [in_processes, in_threads])
+def test_results_and_progress(spread: Callable[..., dict[str, str]]) -> None:
+    amounts: list[int] = []
+
+    def job(item: str, progress: Callable[[int], None]) -> str:
+        progress(2)
+        progress(3)
+        return item.upper()
+
+    assert spread(ITEMS, job, amounts.append) == {item: item.upper() for item in ITEMS}
+    assert sum(amounts) == 5 * len(ITEMS)
+    assert spread([], job, amounts.append) == {}
+
+
+def test_jobs_run_on_one_thread_each_and_in_two_other_processes() -> None:
+    def job(item: str, progress: Callable[[int], None]) -> tuple[int, int]:
+        time.sleep(0.05)
+        return os.getpid(), torch.get_num_threads()
+
+    found = in_processes(ITEMS, job, nothing)
+    assert len({pid for pid, _ in found.values()} - {os.getpid()}) == 2
+    assert {threads for _, threads in found.values()} == {1}
+
+
+@pytest.mark.parametrize("spread", [in_processes, in_threads])
+def test_an_error_of_a_job_is_raised(spread: Callable[..., dict[str, str]]) -> None:
+    def job(item: str, progress: Callable[[int], None]) -> str:
+        if item == "item 5":
+            raise InputError(f"{item}: odd")
+        return item
+
+    with pytest.raises(InputError, match=r"^item 5: odd$"):
+        spread(ITEMS, job, nothing)
+
+
+def test_an_error_in_progress_ends_the_workers() -> None:
+    def stop(amount: int) -> None:
+        raise KeyboardInterrupt
+
+    def job(item: str, progress: Callable[[int], None]) -> int:
+        progress(1)
+        time.sleep(0.3)
+        progress(os.getpid())
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        in_processes(ITEMS, job, stop)
+
+
+def test_a_killed_worker_is_an_error() -> None:
+    def job(item: str, progress: Callable[[int], None]) -> None:
+        if item == "item 3":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(
+        InputError, match=r"^a worker process was ended by the system \(exit code -9\): is there enough"
+    ):
+        in_processes(ITEMS, job, nothing)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """A killed compile leaves no process behind that goes on writing."""
+    code = f"""
+import os, time
+from pocketphi.graph.processes import in_processes
+
+def job(item, progress):
+    open({str(tmp_path)!r} + "/" + str(os.getpid()), "w").close()
+    while True:
+        time.sleep(0.05)
+        progress(1)
+
+in_processes(["a", "b"], job, lambda amount: None)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.iterdir())) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    children = [int(path.name) for path in tmp_path.iterdir()]
+    while any(
+        Path(f"/proc/{pid}/status").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text()
+        for pid in children
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
