@@ -8,6 +8,7 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from blake3 import blake3
 
 from pocketphi.graph.int4 import tensor_bytes
@@ -19,6 +20,10 @@ _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just written; from any thread."""
+
+Rows = dict[str, torch.Tensor]
+Encode = Callable[[str, Rows], Rows]
+"""Canonical rows of a weight → the rows to write, by the parts of the layout. Called in order, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,17 @@ def plan_layout(weights: Mapping[str, Recipe]) -> Layout:
     return Layout(offsets, end)
 
 
-def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, progress: Progress) -> dict[str, str]:
-    """Compute and write every weight; returns the digest of each one's canonical bytes (`digest`).
+def as_they_are(name: str, rows: Rows) -> Rows:
+    """The encoding of a target that keeps the canonical form."""
+    return rows
 
-    Two threads with a weight each. Peak memory is a few chunks.
+
+def write_weights(
+    path: Path, weights: Mapping[str, Recipe], layout: Layout, progress: Progress, encode: Encode = as_they_are
+) -> dict[str, str]:
+    """Compute and write every weight; returns the digest of each one's canonical bytes (`digest`), whatever the encoding.
+
+    Two threads with a weight each. Peak memory is a few chunks. What no part covers are zeros.
     """
     with path.open("wb") as file:
         descriptor = file.fileno()
@@ -52,7 +64,7 @@ def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, pro
         largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
         with workers() as pool:
             jobs = {
-                name: pool.submit(_write_weight, descriptor, name, weights[name], layout, progress)
+                name: pool.submit(_write_weight, descriptor, name, weights[name], layout, progress, encode)
                 for name in largest_first
             }
             for job in as_completed(jobs.values()):
@@ -60,13 +72,18 @@ def write_weights(path: Path, weights: Mapping[str, Recipe], layout: Layout, pro
             return {name: jobs[name].result() for name in weights}
 
 
-def _write_weight(descriptor: int, name: str, recipe: Recipe, layout: Layout, progress: Progress) -> str:
+def _write_weight(
+    descriptor: int, name: str, recipe: Recipe, layout: Layout, progress: Progress, encode: Encode
+) -> str:
     hashes = {part: blake3() for part in recipe.parts}
-    ends = {part: layout.offsets[name, part] for part in recipe.parts}
+    written: dict[str, int] = {}
     for start, stop in recipe.chunks():
-        for part, tensor in recipe.read(start, stop).items():
+        rows = recipe.read(start, stop)
+        for part, tensor in rows.items():
+            hashes[part].update(tensor_bytes(tensor))
+        for part, tensor in encode(name, rows).items():
             data = tensor_bytes(tensor)
-            hashes[part].update(data)
-            ends[part] += os.pwrite(descriptor, data, ends[part])
+            at = layout.offsets[name, part] + written.get(part, 0)
+            written[part] = written.get(part, 0) + os.pwrite(descriptor, data, at)
             progress(len(data))
     return combine(hashes)
