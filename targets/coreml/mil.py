@@ -1,0 +1,168 @@
+"""Between this product and coremltools: a function under construction, whose large constants are placeholders, and its proto.
+
+coremltools' own way holds every weight in memory and writes the file three times. Here a constant is an array of stride zero
+that takes no memory and whose name says where its bytes will lie (`WeightFile`); `package.py` streams them there.
+
+Internals of coremltools 9.0 that this relies on, which is why setup.cfg pins it: `MILProtoExporter.get_milproto_value` (where a
+constant becomes a reference into the weight file), `CoreMLProtoExporter` (inputs, states and functions of the description)
+and `Builder.name_count` (the counter behind generated names).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pocketphi.graph.errors import CompilerBug
+from pocketphi.targets.coreml.blob import BlobType
+from pocketphi.targets.coreml.weights import INLINE, Stored, WeightFile
+
+# before the import: it warns about the version of torch, and that this may be no Mac, neither of which matters here
+logging.getLogger("coremltools").setLevel(logging.ERROR)
+
+import coremltools as ct  # noqa: E402
+from coremltools.converters.mil.backend.mil import helper  # noqa: E402
+from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter  # noqa: E402
+from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813 - its usual name
+from coremltools.converters.mil.mil import Function, Program, types  # noqa: E402
+
+SPECIFICATION = 9
+"""iOS 18 and macOS 15: the first with states and blockwise int4."""
+WEIGHT_PATH = "@model_path/weights/weight.bin"
+Var = Any
+"""A value of coremltools' MIL."""
+
+_TYPES = {"int32": types.int32, "fp16": types.fp16}
+_NUMPY = {
+    BlobType.FLOAT16: np.dtype(np.float16),
+    BlobType.INT32: np.dtype(np.int32),
+    BlobType.INT4: types.np_int4_dtype,
+    BlobType.UINT4: types.np_uint4_dtype,
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a function, or a state. A size that is a pair may be anything from the first to the second."""
+
+    shape: tuple[int | tuple[int, int], ...]
+    type: str
+    state: bool = False
+
+    def placeholder(self, features: list[Any], name: str) -> Any:
+        """For coremltools, which wants the ranges of a flexible input a second time, in `features`."""
+        dtype = _TYPES[self.type]
+        if self.state:
+            return mb.state_tensor_placeholder(self.shape, dtype)
+        if all(isinstance(size, int) for size in self.shape):
+            return mb.placeholder(self.shape, dtype)
+        ranges = [ct.RangeDim(*size) if isinstance(size, tuple) else size for size in self.shape]
+        features.append(ct.TensorType(name, tuple(ranges), dtype=dtype))
+        return mb.placeholder(features[-1].shape.symbolic_shape, dtype)
+
+
+def identifier(name: str) -> str:
+    """A weight's name as MIL allows it: `model.norm.weight` → `model_norm_weight`."""
+    return re.sub(r"\W", "_", name)
+
+
+class FunctionBuilder:
+    """A function under construction: operators and constants with names of their own."""
+
+    def __init__(self, file: WeightFile, inputs: dict[str, Input]) -> None:
+        self.file = file
+        features: list[Any] = []
+        placeholders = {name: kind.placeholder(features, name) for name, kind in inputs.items()}
+        self.function = Function(placeholders, ct.target.iOS18)
+        self.function.set_input_types(tuple(features))
+        self.inputs: dict[str, Var] = dict(self.function.inputs)
+        self._names = set(inputs)
+        self._shared: dict[str, Any] = {}
+
+    def op(self, kind: str, name: str, **arguments: Any) -> Var:
+        """Add an operator. Its value, or its first value with a number behind, is called `name`."""
+        return getattr(mb, kind)(**arguments, name=self._new(name))
+
+    def shared(self, name: str, make: Any) -> Any:
+        """A value that many operators use, made once."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    def weight(self, target: str, name: str) -> Var:
+        """A constant whose bytes lie in the weight file."""
+        stored = self.file.blobs.get(target)
+        if stored is None:
+            raise CompilerBug(f"{target} was not planned in the weight file")
+        zero = np.zeros((), _NUMPY[stored.blob.type])
+        value = mb.const(val=np.broadcast_to(zero, stored.shape), name=self._new(name))
+        value.op.weight_id = target
+        return value
+
+    def constant(self, name: str, value: np.ndarray) -> Var:
+        """A constant of the plan under its name there, or a small one that lies in the model."""
+
+        def make() -> Var:
+            if value.size < INLINE:
+                return mb.const(val=value, name=self._new(identifier(name)))
+            planned = self.file.constants.get(name)
+            if planned is None or not np.array_equal(planned, value):
+                raise CompilerBug(f"constant {name} was not planned in the weight file, or otherwise")
+            return self.weight(name, identifier(name))
+
+        return self.shared(f"constant {name}", make)
+
+    def _new(self, name: str) -> str:
+        if name in self._names:
+            raise CompilerBug(f"two values of a function are called {name}")
+        self._names.add(name)
+        return name
+
+
+@contextlib.contextmanager
+def reproducible_names() -> Iterator[None]:
+    """Start coremltools' counter of generated names from zero, and put back what it was."""
+    before = dict(mb.name_count)
+    mb.name_count.clear()
+    try:
+        yield
+    finally:
+        mb.name_count.clear()
+        mb.name_count.update(before)
+
+
+def to_proto(functions: dict[str, Any], default: str, blobs: dict[str, Stored]) -> Any:
+    """The `Model` message of finished functions. More than one, or one not called `main`, make a multifunction model."""
+    program = Program()
+    for name, function in functions.items():
+        program.add_function(name, function)
+    program.default_function_name = default
+    program.export_as_multifunction = list(functions) != ["main"]
+    program._check_early_error_out_for_invalid_program()  # as coremltools' converter does
+    proto = _Exporter(program, blobs).export()
+    options: dict[str, Any] = {"convert_to": "mlprogram", "convert_from": "milinternal", "classifier_config": None}
+    exporter = CoreMLProtoExporter(program, proto, None, None, specification_version=SPECIFICATION, **options)
+    return exporter.export(SPECIFICATION)
+
+
+class _Exporter(MILProtoExporter):
+    """Refers to planned offsets instead of writing values."""
+
+    def __init__(self, program: Any, blobs: dict[str, Stored]) -> None:
+        super().__init__(program, weights_dir="", specification_version=SPECIFICATION)
+        self._blobs = blobs
+
+    def get_milproto_value(self, var: Var) -> Any:
+        if var.op.weight_id is None:
+            if var.val is not None and np.size(var.val) >= INLINE:
+                raise CompilerBug(f"{var.name}: a constant of {np.size(var.val)} values was not planned")
+            return helper.create_immediate_value(var)
+        stored = self._blobs[var.op.weight_id]
+        kind = helper.types_to_proto_primitive(var.sym_type.get_primitive())
+        return helper.create_file_value_tensor(WEIGHT_PATH, stored.record_offset, stored.shape, kind)
