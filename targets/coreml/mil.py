@@ -14,6 +14,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,33 @@ WEIGHT_PATH = "@model_path/weights/weight.bin"
 Var = Any
 """A value of coremltools' MIL."""
 
+_TYPES = {"int32": types.int32, "fp16": types.fp16}
 _NUMPY = {
     BlobType.FLOAT16: np.dtype(np.float16),
     BlobType.INT32: np.dtype(np.int32),
     BlobType.INT4: types.np_int4_dtype,
     BlobType.UINT4: types.np_uint4_dtype,
 }
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a function, or a state. A size that is a pair may be anything from the first to the second."""
+
+    shape: tuple[int | tuple[int, int], ...]
+    type: str
+    state: bool = False
+
+    def placeholder(self, features: list[Any], name: str) -> Any:
+        """For coremltools, which wants the ranges of a flexible input a second time, in `features`."""
+        dtype = _TYPES[self.type]
+        if self.state:
+            return mb.state_tensor_placeholder(self.shape, dtype)
+        if all(isinstance(size, int) for size in self.shape):
+            return mb.placeholder(self.shape, dtype)
+        ranges = [ct.RangeDim(*size) if isinstance(size, tuple) else size for size in self.shape]
+        features.append(ct.TensorType(name, tuple(ranges), dtype=dtype))
+        return mb.placeholder(features[-1].shape.symbolic_shape, dtype)
 
 
 def identifier(name: str) -> str:
@@ -53,12 +75,12 @@ def identifier(name: str) -> str:
 class FunctionBuilder:
     """A function under construction: operators and constants with names of their own."""
 
-    def __init__(self, file: WeightFile, inputs: dict[str, Any], features: list[Any] | None = None) -> None:
-        """inputs: name → `mb.placeholder`; features: the same for coremltools, where shapes are flexible."""
+    def __init__(self, file: WeightFile, inputs: dict[str, Input]) -> None:
         self.file = file
-        self.function = Function(inputs, ct.target.iOS18)
-        if features:
-            self.function.set_input_types(tuple(features))
+        features: list[Any] = []
+        placeholders = {name: kind.placeholder(features, name) for name, kind in inputs.items()}
+        self.function = Function(placeholders, ct.target.iOS18)
+        self.function.set_input_types(tuple(features))
         self.inputs: dict[str, Var] = dict(self.function.inputs)
         self._names = set(inputs)
         self._shared: dict[str, Any] = {}

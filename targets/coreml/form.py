@@ -1,0 +1,78 @@
+"""The form of a Core ML package: how long its cache is, how many tokens a call takes, how attention and norms are spelled.
+
+A package is static: these are fixed when it is written, and everything else that varies is data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+
+ATTENTIONS = ("sdpa", "decomposed")
+NORMS = ("max-scaled", "fp32")
+FLAVORS = ("functions", "swift-transformers")
+DEFAULT_CONTEXT = 2048
+"""A phone's memory: Phi-3-mini keeps 393,216 bytes a token, so that 2048 tokens take 0.8 GB."""
+DEFAULT_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Form:
+    """Choices that hold for a whole package.
+
+    context:   tokens that the cache is made for
+    chunk:     tokens that a call of `prefill` takes
+    attention: `sdpa`: one fused operator; `decomposed`: products and a softmax, queries scaled first
+    norm:      `max-scaled`: float16 throughout; `fp32`: squares and sums in float32
+    flavor:    `functions`: `prefill` and `decode`; `swift-transformers`: one function of any length, for that library
+    """
+
+    context: int
+    chunk: int
+    attention: str = "sdpa"
+    norm: str = "max-scaled"
+    flavor: str = "functions"
+
+    @property
+    def positions(self) -> int:
+        """Rows of the cache: the context, filled up to whole chunks, because a chunk is written in one piece."""
+        return -(-self.context // self.chunk) * self.chunk
+
+    @property
+    def flexible(self) -> bool:
+        """Whether a call may have any number of tokens."""
+        return self.flavor == "swift-transformers"
+
+    @property
+    def functions(self) -> dict[str, int | None]:
+        """Function → tokens that a call takes; None for any number."""
+        return {"main": None} if self.flexible else {"prefill": self.chunk, "decode": 1}
+
+
+def make_form(
+    config: ModelConfig,
+    context: int | None = None,
+    chunk: int | None = None,
+    attention: str = "sdpa",
+    norm: str = "max-scaled",
+    flavor: str = "functions",
+) -> Form:
+    """Fill in defaults. Raises InputError, naming the choices, for what a package of this model cannot be."""
+    for what, came, choices in (
+        ("attention", attention, ATTENTIONS),
+        ("norm", norm, NORMS),
+        ("flavor", flavor, FLAVORS),
+    ):
+        if came not in choices:
+            raise InputError(f"coreml: {what} {came!r}, expected {' or '.join(map(repr, choices))}")
+    longest = config.max_position
+    if context is not None and not 2 <= context <= longest:
+        raise InputError(
+            f"coreml: a context of {context} tokens; the model has {longest} positions, choose 2 to {longest}"
+        )
+    tokens = context or min(DEFAULT_CONTEXT, longest)
+    if chunk is not None and not 2 <= chunk <= tokens:
+        raise InputError(f"coreml: prefill chunks of {chunk} tokens in a context of {tokens}; choose 2 to {tokens}")
+    return Form(tokens, chunk or min(DEFAULT_CHUNK, tokens), attention, norm, flavor)

@@ -1,0 +1,164 @@
+"""Program → MIL functions: one rule for each operator of the vocabulary. Weights are placed by name only.
+
+Inputs of a function, all of them data, none of them shapes:
+
+    inputIds   int32 [1, S]   tokens; S is the chunk in `prefill`, whose tail may be padded with any token, and 1 in `decode`
+    position   int32 [1]      tokens that are in the cache already: where these are written. position + S must not exceed the
+                              rows of the cache: the last, incomplete chunk before its end goes through `decode`
+    length     int32 [1]      `prefill` of a program that keeps the last token's logits: real tokens among the S, 1 … S
+    total      int32 [1]      only where two LongRoPE tables are in the package: tokens of the sequence when the whole prompt
+                              is in. Beyond the original maximum all rows of a call are turned by the long factors; a prompt
+                              that goes beyond needs them from its first chunk on
+    keyCache, valueCache      states, float16 [layers, 1, KV, rows, D]
+
+Output `logits` float16 [1, 1, V], or [1, S, V] for a program that keeps all.
+
+The flavor `swift-transformers` is one function `main` with what that library's `LanguageModelWithStatefulKVCache` sends
+(Sources/Models/LanguageModel.swift): `inputIds` of any length, which it requires to be a range, and `causalMask` float16
+[1, 1, 1, tokens so far + 1], all zeros. Zeros would allow every token to see all that follow, so that its values are not
+read at all: T = shape[3] says how many tokens there are, position = T - 1 - S, and the graph makes its own causal mask. It
+reads row S - 1 of the logits, so that all rows are there.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.program import Program, op_name, shape_of
+from pocketphi.targets.coreml import attention, norms
+from pocketphi.targets.coreml.emitter import Emitter
+from pocketphi.targets.coreml.form import Form
+from pocketphi.targets.coreml.mil import Var, reproducible_names
+from pocketphi.targets.coreml.weights import WeightFile
+
+
+def lower(program: Program, form: Form, file: WeightFile) -> dict[str, Any]:
+    """The functions of a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
+    with reproducible_names():
+        return {name: _lower_function(program, form, file, name) for name in form.functions}
+
+
+def _lower_function(program: Program, form: Form, file: WeightFile, function: str) -> Any:
+    emitter = Emitter(program, form, file, function)
+    with emitter.builder.function as made:
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                rule = _RULES.get(op_name(node))
+                if rule is None:
+                    raise CompilerBug(f"no Core ML rule for {op_name(node)} ({node.name})")
+                rule(emitter, node)
+        made.set_outputs([emitter.value(program.outputs["logits"])])
+    return made
+
+
+def _getitem(e: Emitter, node: fx.Node) -> None:
+    """Items of a tuple got their values when the tuple was emitted."""
+
+
+def _rms_norm(e: Emitter, node: fx.Node) -> None:
+    x, weight, eps = node.args
+    e.values[node] = norms.rms_norm(e, e.value(x), e.value(weight), float(eps), node.name)  # type: ignore[arg-type]
+
+
+def _add_rms_norm(e: Emitter, node: fx.Node) -> None:
+    x, y, weight, eps = node.args
+    total = e.op("add", f"{node.name}_sum", x=e.value(x), y=e.value(y))
+    normed = norms.rms_norm(e, total, e.value(weight), float(eps), node.name)  # type: ignore[arg-type]
+    e.set_items(node, [normed, total])
+
+
+def _attention(e: Emitter, node: fx.Node) -> None:
+    e.set_items(node, [attention.lower(e, node)])
+
+
+def _gated_silu(e: Emitter, node: fx.Node) -> None:
+    gate, up = e.op("split", f"{node.name}_halves", x=e.value(node.args[0]), num_splits=2, axis=-1)
+    silu = e.op("silu", f"{node.name}_silu", x=gate)
+    e.values[node] = e.op("mul", e.name(node), x=up, y=silu)
+
+
+def _last_token(e: Emitter, node: fx.Node) -> None:
+    """Row `length - 1`; the only one of a call of one token. A flexible function's caller picks the row itself."""
+    x = e.value(node.args[0])
+    if "length" in e.builder.inputs:
+        row = e.op("sub", f"{node.name}_row", x=e.builder.inputs["length"], y=np.int32(1))
+        x = e.op("gather", e.name(node), x=x, indices=row, axis=1)
+    e.values[node] = x
+
+
+def _matmul_nbits(e: Emitter, node: fx.Node) -> None:
+    """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
+    x, q, _, _, offset = node.args
+    value, weight = e.value(x), e.int4(node)
+    rows = int(shape_of(q)[0])  # type: ignore[arg-type]
+    if offset is None:
+        e.values[node] = _times(e, e.name(node), value, weight, rows)
+        return
+    scaled = _times(e, f"{node.name}_scaled", value, weight, rows)
+    blocks = int(shape_of(offset)[1])  # type: ignore[arg-type]
+    sums = e.op("reduce_sum", f"{node.name}_sums", x=_in_blocks(e, node, value, blocks), axes=[-1])
+    lowest = _times(e, f"{node.name}_lowest", sums, e.value(offset), rows)
+    e.values[node] = e.op("add", e.name(node), x=scaled, y=lowest)
+
+
+def _embedding_nbits(e: Emitter, node: fx.Node) -> None:
+    _, q, _, _, offset = node.args
+    ids = e.builder.inputs["inputIds"]
+    if offset is None:
+        e.values[node] = e.op("gather", e.name(node), x=e.int4(node), indices=ids, axis=0)
+        return
+    scaled = e.op("gather", f"{node.name}_scaled", x=e.int4(node), indices=ids, axis=0)
+    lowest = e.op("gather", f"{node.name}_lowest", x=e.value(offset), indices=ids, axis=0)
+    column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
+    blocks, columns = int(shape_of(offset)[1]), 2 * int(shape_of(q)[1])  # type: ignore[arg-type]
+    total = e.op("add", f"{node.name}_sum", x=_in_blocks(e, node, scaled, blocks), y=column)
+    e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, columns])
+
+
+def _in_blocks(e: Emitter, node: fx.Node, x: Var, blocks: int) -> Var:
+    """[1, S, K] → [1, S, blocks, K / blocks]."""
+    length, columns = x.shape[1:]
+    length = -1 if e.form.flexible else length
+    return e.op("reshape", f"{node.name}_blocks", x=x, shape=[1, length, blocks, columns // blocks])
+
+
+def _times(e: Emitter, name: str, x: Var, weight: Var, rows: int) -> Var:
+    """x · weightᵀ. `linear` always has a bias; its zeros are one blob for all."""
+    return e.op(
+        "linear", name, x=x, weight=weight, bias=e.builder.constant(f"const.zeros_{rows}", np.zeros(rows, np.float16))
+    )
+
+
+def _linear(e: Emitter, node: fx.Node) -> None:
+    x, weight = node.args[:2]
+    rows = int(shape_of(weight)[0])  # type: ignore[arg-type]
+    e.values[node] = _times(e, e.name(node), e.value(x), e.value(weight), rows)
+
+
+def _embedding(e: Emitter, node: fx.Node) -> None:
+    e.values[node] = e.op("gather", e.name(node), x=e.value(node.args[0]), indices=e.builder.inputs["inputIds"], axis=0)
+
+
+def _add(e: Emitter, node: fx.Node) -> None:
+    e.values[node] = e.op("add", e.name(node), x=e.value(node.args[0]), y=e.value(node.args[1]))
+
+
+_RULES: dict[str, Callable[[Emitter, fx.Node], None]] = {
+    operator.getitem.__name__: _getitem,
+    "edge.rms_norm": _rms_norm,
+    "edge.add_rms_norm": _add_rms_norm,
+    "edge.attention": _attention,
+    "edge.gated_silu": _gated_silu,
+    "edge.last_token": _last_token,
+    "edge.matmul_nbits": _matmul_nbits,
+    "edge.embedding_nbits": _embedding_nbits,
+    "linear": _linear,
+    "embedding": _embedding,
+    "add": _add,
+}

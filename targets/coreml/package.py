@@ -1,0 +1,213 @@
+"""The files of a Core ML bundle.
+
+model.mlpackage/
+  Manifest.json                                    two items and their identifiers
+  Data/com.apple.CoreML/model.mlmodel              the functions, about a megabyte
+  Data/com.apple.CoreML/weights/weight.bin         every weight once, whatever the number of functions
+
+The same program gives the same bytes: identifiers are made from the content, messages are serialized in a fixed order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pocketphi.artifacts.stream import Progress, write_weights
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.program import Program, op_name
+from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.coreml.blob import ALIGN, header
+from pocketphi.targets.coreml.emitter import STATES
+from pocketphi.targets.coreml.form import Form, make_form
+from pocketphi.targets.coreml.lint import Facts, lint, verdict
+from pocketphi.targets.coreml.lower import lower
+from pocketphi.targets.coreml.mil import to_proto
+from pocketphi.targets.coreml.weights import WeightFile, encode, plan_weights
+
+PACKAGE = "model.mlpackage"
+_DATA = Path("Data/com.apple.CoreML")
+MODEL_FILE = _DATA / "model.mlmodel"
+WEIGHT_FILE = _DATA / "weights/weight.bin"
+MANIFEST_FILE = Path("Manifest.json")
+_AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
+
+
+class CoreML(Target):
+    """`--target coreml`."""
+
+    name = "coreml"
+
+    def __init__(
+        self,
+        context: int | None = None,
+        chunk: int | None = None,
+        attention: str = "sdpa",
+        norm: str = "max-scaled",
+        flavor: str = "functions",
+        strict: bool = False,
+        version: str = "0",
+        recipe: str = "",
+        model_id: str | None = None,
+    ) -> None:
+        """context: tokens of the cache, 2048 or the model's if None; chunk: tokens of a prefill call; others: see `Form`.
+
+        strict: what makes the package slower on the unit it is fit for is an error; recipe: how weights were quantized, for
+        the metadata; model_id: repository of the model on Hugging Face, where swift-transformers looks for its tokenizer
+        """
+        self.context, self.chunk = context, chunk
+        self.attention, self.norm, self.flavor = attention, norm, flavor
+        self.strict = strict
+        self.version, self.recipe, self.model_id = version, recipe, model_id
+
+    def form(self, program: Program) -> Form:
+        """Raises InputError for what cannot be."""
+        return make_form(program.config, self.context, self.chunk, self.attention, self.norm, self.flavor)
+
+    def planned_bytes(self, program: Program) -> int:
+        return plan_weights(program, self.form(program)).size
+
+    def planned_notes(self, program: Program) -> list[str]:
+        form = self.form(program)
+        facts = facts_of(program, form, plan_weights(program, form))
+        remarks = lint(facts)
+        slow = remarks[next(iter(remarks))]
+        if self.strict and slow:
+            raise InputError(f"coreml: {slow[0]}; without --strict this is only reported")
+        per_token = program.config.kv_cache_bytes(1, bytes_per_value=2)
+        megabytes = facts.state_bytes / 1e6
+        memory = f"Core ML: the cache of {form.positions} tokens takes {megabytes:,.0f} MB, {per_token:,} bytes a token"
+        unnamed = form.flexible and self.model_id is None
+        return [
+            verdict(remarks),
+            memory,
+            *slow,
+            *(
+                ["Core ML: swift-transformers must be given a tokenizer: the package names no repository"]
+                if unnamed
+                else []
+            ),
+        ]
+
+    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
+        notes = self.planned_notes(program)
+        form = self.form(program)
+        file = plan_weights(program, form)
+        model = to_proto(lower(program, form, file), "main" if form.flexible else "decode", file.blobs)
+        self._describe(model, program, form)
+        root = folder / PACKAGE
+        (root / WEIGHT_FILE).parent.mkdir(parents=True)
+        digests = write_weights(root / WEIGHT_FILE, file.weights, file.layout, progress, encode)
+        write_records(root / WEIGHT_FILE, file)
+        content = model.SerializeToString(deterministic=True)
+        (root / MODEL_FILE).write_bytes(content)
+        (root / MANIFEST_FILE).write_text(manifest(content), "utf-8")
+        _fix_modes(root)
+        return Packaged(_operators(model), digests, notes, self._details(program, form, file))
+
+    def _describe(self, model: Any, program: Program, form: Form) -> None:
+        """What Xcode shows. The license of a model is its owner's to state."""
+        metadata = model.description.metadata
+        metadata.shortDescription = (
+            f"Phi-3 with {program.config.parameters / 1e6:,.0f} million parameters, {form.context} tokens of context"
+        )
+        metadata.author = "pocketphi"
+        metadata.versionString = self.version
+        named = {"co.huggingface.exporters.name": self.model_id} if self.model_id else {}
+        values = {
+            "pocketphi.version": self.version,
+            "pocketphi.context": str(form.context),
+            "pocketphi.chunk": str(form.chunk),
+            "pocketphi.recipe": self.recipe,
+        }
+        for key, value in {**values, **named}.items():
+            metadata.userDefined[key] = value
+
+    def _details(self, program: Program, form: Form, file: WeightFile) -> dict[str, Any]:
+        facts = facts_of(program, form, file)
+        return {
+            "context": form.context,
+            "cache_rows": form.positions,
+            "chunk": form.chunk,
+            "functions": list(form.functions),
+            "attention": form.attention,
+            "norm": form.norm,
+            "flavor": form.flavor,
+            "state_bytes": facts.state_bytes,
+            "weight_bytes": file.size,
+            "compute_units": lint(facts),
+        }
+
+
+def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
+    """What the linter wants to know, without lowering."""
+    config = program.config
+    operators = Counter(op_name(node) for node in program.graph.nodes if node.op == "call_function")
+    matrices = {name: recipe.parts for name, recipe in file.weights.items()}
+    int4 = {name: 2 * p["q"].shape[1] // p["scale"].shape[1] for name, p in matrices.items() if "q" in p}
+    per_row = [name for name in int4 if matrices[name]["scale"].shape[1] == 1]
+    state = (config.layers, 1, config.kv_heads, form.positions, config.head_dim)
+    floats = {
+        str(node.args[i].target)
+        for node in program.graph.nodes
+        for kind, i in (("linear", 1), ("embedding", 0))
+        if node.op == "call_function" and op_name(node) == kind
+    }
+    return Facts(
+        weight_bytes=file.size,
+        states=dict.fromkeys(STATES, state),
+        blocks=dict(sorted(Counter(block for name, block in int4.items() if name not in per_row).items())),
+        channels=len(per_row),
+        float_weights=[name for name in matrices if name in floats],
+        float32_norms=operators["edge.rms_norm"] + operators["edge.add_rms_norm"] if form.norm == "fp32" else 0,
+        flexible=form.flexible,
+    )
+
+
+def write_records(path: Path, file: WeightFile) -> None:
+    """The header, a record in front of each blob, and the constants; the weights are there already."""
+    with path.open("r+b") as out:
+        descriptor = out.fileno()
+        os.pwrite(descriptor, header(len(file.blobs)), 0)
+        for name, stored in file.blobs.items():
+            os.pwrite(descriptor, stored.blob.record(), stored.blob.offset - ALIGN)
+            if name in file.constants:
+                os.pwrite(descriptor, file.constants[name].tobytes(), stored.blob.offset)
+
+
+def manifest(model: bytes) -> str:
+    """Manifest.json. Identifiers are made from the model's bytes, which hold the plan of the weights."""
+    digest = hashlib.sha256(model).hexdigest()
+    items = [
+        ("model.mlmodel", "CoreML Model Specification", "com.apple.CoreML/model.mlmodel"),
+        ("weights", "CoreML Model Weights", "com.apple.CoreML/weights"),
+    ]
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_OID, f"{digest} {name}")).upper() for name, _, _ in items]
+    entries: Mapping[str, Any] = {
+        id_: {"author": _AUTHOR, "description": description, "name": name, "path": path}
+        for id_, (name, description, path) in zip(ids, items)
+    }
+    content = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": ids[0]}
+    return json.dumps(content, indent=4) + "\n"
+
+
+def _operators(model: Any) -> Counter[str]:
+    """`function.operator` → count, constants left out."""
+    found: Counter[str] = Counter()
+    for name, function in sorted(model.mlProgram.functions.items()):
+        (block,) = function.block_specializations.values()
+        found.update(f"{name}.{op.type}" for op in block.operations if op.type != "const")
+    return found
+
+
+def _fix_modes(root: Path) -> None:
+    """The same permissions whatever the umask, so that archives of two builds are equal too."""
+    root.chmod(0o755)
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
