@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import read_config
@@ -32,13 +32,15 @@ class Speed:
     memory: int
 
 
-def bench(path: Path, threads: list[int], prompt: int, generate: int, rounds: int, ui: Ui) -> list[Speed]:
+def bench(
+    path: Path, threads: list[int], prompt: int, generate: int, rounds: int, ui: Ui, target: str | None = None
+) -> list[Speed]:
     """Measure a bundle with each number of threads; rounds alternate between them, so that all meet the same machine."""
     bundle = Bundle.open(path)
-    context = bundle.manifest["model"]["context"]
+    host = open_host(path, bundle.manifest, target)
+    context = context_of(bundle.manifest, target)
     if prompt + generate > context:
         raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")
-    host = open_host(path, bundle.manifest)
     tokens = torch.tensor([random_tokens(read_config(path), prompt)])
     runners: dict[int, Runner] = {}
     loads = {}

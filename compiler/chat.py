@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
@@ -33,13 +33,21 @@ class Reply:
 class Chat:
     """A conversation. Files are checked against the manifest before the first word."""
 
-    def __init__(self, path: Path, max_tokens: int = 2048, system: str | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_tokens: int = 2048,
+        system: str | None = None,
+        threads: int = 0,
+        target: str | None = None,
+    ) -> None:
         bundle = Bundle.open(path)
         self.tokenizer = Tokenizer.load(path)
         config = read_config(path)
         self._eos = set(config.eos)
-        self._limit = min(max_tokens, int(bundle.manifest["model"]["context"]))
-        self._runner = open_host(path, bundle.manifest).runner(self._limit, threads=threads)
+        host = open_host(path, bundle.manifest, target)
+        self._limit = min(max_tokens, context_of(bundle.manifest, target))
+        self._runner = host.runner(self._limit, threads=threads)
         self._messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self._seen: list[int] = []
 

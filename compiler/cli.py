@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a bundle's files and numbers; exit 1 where a check fails")
     verify.add_argument("bundle", type=Path)
     verify.add_argument("--reference", metavar="MODEL", help="also measure the quantization error against this model")
+    _target_argument(verify)
 
     evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
     evaluate.add_argument("model", metavar="BUNDLE|MODEL")
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
     evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
     evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
+    _target_argument(evaluate)
 
     chat = command("chat", _chat, "talk to a bundle")
     chat.add_argument("bundle", type=Path)
@@ -91,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+    _target_argument(chat)
 
     bench = command("bench", _bench, "tokens a second of a bundle on this machine")
     bench.add_argument("bundle", type=Path)
@@ -98,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--prompt-tokens", type=int, default=512, help="length of the prefill (default %(default)s)")
     bench.add_argument("--generate", type=int, default=64, help="decode steps (default %(default)s)")
     bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
+    _target_argument(bench)
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
@@ -112,6 +116,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _target_argument(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--target", choices=TARGETS, help="which of the bundle's targets (default: the first)")
+
+
 def _compile_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help=MODEL_HELP)
     p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: MODEL-bundle)")
@@ -123,7 +131,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--block", type=int, default=32, help="weights that share a scale: 16 to 256 (default %(default)s)")
     p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
-    p.add_argument("--context", type=int, help="longest sequence (default: the model's)")
+    p.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
     p.add_argument(
         "--calibration",
         type=Path,
@@ -136,6 +144,29 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         "--accuracy-level", type=int, choices=[0, 4], default=4, help="4: int8 activations (default); 0: float32"
     )
     p.add_argument("--ort-file", action="store_true", help="also the single-file model.ort (under 2 GiB)")
+    core = p.add_argument_group("Core ML")
+    core.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens of a prefill call (default 64)")
+    core.add_argument(
+        "--attention",
+        choices=["sdpa", "decomposed"],
+        default="sdpa",
+        help="one fused operator (default), or products and a softmax",
+    )
+    core.add_argument(
+        "--norm",
+        choices=["max-scaled", "fp32"],
+        default="max-scaled",
+        help="norms in float16, safe from overflow (default), or in float32",
+    )
+    core.add_argument(
+        "--flavor",
+        choices=["functions", "swift-transformers"],
+        default="functions",
+        help="prefill and decode functions (default), or one function as swift-transformers calls it",
+    )
+    core.add_argument(
+        "--model-id", metavar="OWNER/NAME", help="repository that swift-transformers reads the tokenizer from"
+    )
     p.add_argument(
         "--verify",
         choices=["auto", "always", "never"],
@@ -173,6 +204,11 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         all_logits=a.all_logits,
         accuracy_level=a.accuracy_level,
         ort_file=a.ort_file,
+        chunk=a.prefill_chunk,
+        attention=a.attention,
+        norm=a.norm,
+        flavor=a.flavor,
+        model_id=a.model_id,
         verify=a.verify,
         max_bytes=a.max_bytes,
         max_memory=a.max_memory,
@@ -210,7 +246,7 @@ def _verify(a: argparse.Namespace) -> int:
     from pocketphi.compiler.verify import verify_folder
 
     bundle = Bundle.open(a.bundle)
-    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference)
+    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
     _print(a, result.recorded(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
 
@@ -223,7 +259,7 @@ def _eval(a: argparse.Namespace) -> int:
     text = read_text(a.text, "the text") if a.text else None
     if a.tokens < 2 or a.window < 2:
         raise InputError("--tokens and --window: expected at least 2")
-    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a))
+    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target)
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
 
@@ -233,7 +269,7 @@ def _chat(a: argparse.Namespace) -> int:
 
     if a.json and a.prompt is None:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
-    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads)
+    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
         _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))
@@ -255,7 +291,7 @@ def _bench(a: argparse.Namespace) -> int:
 
     if min(a.prompt_tokens, a.generate, a.rounds, *a.threads) < 1:
         raise InputError("--prompt-tokens, --generate, --rounds and --threads: expected positive numbers")
-    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a))
+    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target)
     _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
     return 0
 

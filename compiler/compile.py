@@ -28,7 +28,7 @@ from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
 from pocketphi.passes.int4_cache import Int4Cache, default_folder
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
-from pocketphi.targets.base import Packaged
+from pocketphi.targets.base import Packaged, Target
 
 
 def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
@@ -53,7 +53,7 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
             with ui.task(f"write {target.name}", target.planned_bytes(quantized), "bytes") as advance:
                 packaged[target.name] = target.package(quantized, folder, advance)
         write_model_files(folder, source)
-        manifest = describe(source, options, reports, quantized, packaged)
+        manifest = describe(source, options, reports, quantized, targets, packaged)
         if wants_verification(options.verify, needed, ui):
             manifest["verification"] = verify_folder(folder, manifest, ui).require().recorded()
         write_manifest(folder, manifest)
@@ -99,15 +99,15 @@ def describe(
     options: CompileOptions,
     reports: list[PassReport],
     program: Program,
+    targets: list[Target],
     packaged: Mapping[str, Packaged],
 ) -> dict[str, Any]:
     """The manifest, but for the files and the verification."""
     config = source.config
+    packages = [package for target in targets for package in target.packages]
     return {
         "pocketphi": __version__,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
-        },
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
         "source": {"model": Path(source.label).name, "blake3": source.digest_all()},
         "recipe": options.recorded(),
         "model": {
@@ -124,9 +124,8 @@ def describe(
         ],
         "operators": dict(sorted(program.operators().items())),
         "targets": {
-            name: {"operators": dict(sorted(p.operators.items())), "notes": p.notes, **p.details}
+            name: {"operators": dict(sorted(p.operators.items())), "notes": p.notes, **p.details, "weights": p.weights}
             for name, p in packaged.items()
         },
-        "weights": next(iter(packaged.values())).weights,
         "verification": None,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import MANIFEST, Bundle
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.pipeline import fusions, run_passes
 from pocketphi.compiler.text import tokens_of, windows
@@ -40,12 +40,20 @@ class Evaluation:
     top1: float | None = None
 
 
-def evaluate_model(model: str, text: str | None, tokens: int, window: int, reference: str | None, ui: Ui) -> Evaluation:
+def evaluate_model(
+    model: str,
+    text: str | None,
+    tokens: int,
+    window: int,
+    reference: str | None,
+    ui: Ui,
+    target: str | None = None,
+) -> Evaluation:
     """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
 
     text: Python's language reference if None.
     """
-    runner, files, config = open_runner(model, window)
+    runner, files, config = open_runner(model, window, target)
     rows = windows(tokens_of(text, held_out_text(), files, config, tokens), window)
     other, _, other_config = open_runner(reference, window) if reference else (None, None, config)
     if other_config.vocab_size != config.vocab_size:
@@ -67,14 +75,17 @@ def evaluate_model(model: str, text: str | None, tokens: int, window: int, refer
     return Evaluation(model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1)
 
 
-def open_runner(model: str, window: int) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
+def open_runner(model: str, window: int, target: str | None = None) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
     """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
         bundle = Bundle.open(folder)
-        _check_window(window, bundle.manifest["model"]["context"], model)
+        host = open_host(folder, bundle.manifest, target)
+        _check_window(window, context_of(bundle.manifest, target), model)
         files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-        return open_host(folder, bundle.manifest).runner(window, every_position=True), files, read_config(folder)
+        return host.runner(window, every_position=True), files, read_config(folder)
+    if target:
+        raise InputError(f"--target {target}: {model} is a model, not a bundle")
     source = open_checkpoint(model)
     _check_window(window, source.config.max_position, model)
     program = trace(source)

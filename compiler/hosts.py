@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,27 @@ from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import Host
 
 
-def open_host(folder: Path, manifest: dict[str, Any]) -> Host:
-    """The host of a bundle's first target that this machine can run."""
-    for name in manifest["targets"]:
+def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = None) -> Host:
+    """The host of one of a bundle's targets, the first if None. Raises InputError where the bundle does not hold it."""
+    held = manifest["targets"]
+    name = target or next(iter(held))
+    if name not in held:
+        raise InputError(f"--target {name}: {folder} holds {', '.join(held)}")
+    try:
         if name == "ort-mobile":
-            try:
-                from pocketphi.targets.ort_mobile.host import OrtHost
-            except ModuleNotFoundError as error:
-                raise missing_extra(name, error) from None
+            from pocketphi.targets.ort_mobile.host import OrtHost
+
             return OrtHost(folder)
-    raise InputError(f"{folder}: holds no target that can run here, only {', '.join(manifest['targets'])}")
+        if name == "coreml":
+            from pocketphi.targets.coreml.host import CoreMLHost
+
+            return CoreMLHost(folder)
+    except ModuleNotFoundError as error:
+        raise missing_extra(name, error) from None
+    raise InputError(f"{folder}: target {name} cannot run here")
+
+
+def context_of(manifest: Mapping[str, Any], target: str | None = None) -> int:
+    """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
+    details = manifest["targets"][target or next(iter(manifest["targets"]))]
+    return int(details.get("context", manifest["model"]["context"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.quantize_weights import BLOCKS
 
-TARGETS = ("ort-mobile",)
+TARGETS = ("ort-mobile", "coreml")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class CompileOptions:
     all_logits:   logits of every position instead of the last
     accuracy_level: 4 computes with int8 activations, 0 in float32
     ort_file:     also write the single-file model.ort
+    chunk, attention, norm, flavor, model_id: of a Core ML package, see `targets.coreml.package.CoreML`
     verify:       `auto` where the model fits into half of the free memory, `always`, `never`
     max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
     """
@@ -41,6 +42,11 @@ class CompileOptions:
     all_logits: bool = False
     accuracy_level: int = 4
     ort_file: bool = False
+    chunk: int | None = None
+    attention: str = "sdpa"
+    norm: str = "max-scaled"
+    flavor: str = "functions"
+    model_id: str | None = None
     verify: str = "auto"
     max_bytes: int | None = None
     max_memory: int | None = None
@@ -67,6 +73,11 @@ class CompileOptions:
         if self.recipe != "search":
             return None
         return "default" if self.calibration is None else hashlib.sha256(self.calibration.read_bytes()).hexdigest()
+
+    def described(self) -> str:
+        """How the weights are quantized, in a few words."""
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        return f"int4 {self.recipe}, block {self.block}, {symmetry}"
 
     def recorded(self) -> dict[str, object]:
         """The options that decide a bundle's bytes, for its manifest."""

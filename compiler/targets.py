@@ -15,10 +15,28 @@ def make_target(name: str, options: CompileOptions) -> Target:
             from pocketphi.targets.ort_mobile.package import OrtMobile
 
             return OrtMobile(options.accuracy_level, options.ort_file, options.strict, options.context, __version__)
+        if name == "coreml":
+            from pocketphi.targets.coreml.package import CoreML
+
+            return CoreML(
+                options.context,
+                options.chunk,
+                options.attention,
+                options.norm,
+                options.flavor,
+                options.strict,
+                __version__,
+                options.described(),
+                options.model_id,
+            )
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"--target {name}: no such target")
 
 
-def missing_extra(what: str, error: ModuleNotFoundError) -> InputError:
-    return InputError(f"{what} needs the package {error.name!r}; install it with: pip install 'pocketphi[ort]'")
+_EXTRAS = {"ort-mobile": "ort", "coreml": "coreml"}
+
+
+def missing_extra(target: str, error: ModuleNotFoundError) -> InputError:
+    extra = _EXTRAS[target]
+    return InputError(f"{target} needs the package {error.name!r}; install it with: pip install 'pocketphi[{extra}]'")

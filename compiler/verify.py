@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pocketphi.compiler.evaluate import quantization_error
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.measure import distance
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.rebuild import rebuild
@@ -28,31 +28,13 @@ from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
-from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.base import Check, Host, Runner
 
 log = logging.getLogger(__name__)
 
 PREFILL, DECODE = 65, 64
 _MEMORY_FACTOR = 5
 """Memory that verification takes, in sizes of the artifact: the runtime's copies, and the program's weights."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One claim: `measured` must not exceed `bound` (counts of what is wrong, or KL in nats a token)."""
-
-    name: str
-    measured: float
-    bound: float
-    detail: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.measured <= self.bound  # false for NaN as well
-
-    def recorded(self) -> dict[str, Any]:
-        value = float(f"{self.measured:.2g}")
-        return {"name": self.name, "measured": value, "bound": self.bound, "ok": self.ok, "detail": self.detail}
 
 
 @dataclass
@@ -79,27 +61,56 @@ class Verification:
         return {"ok": self.ok, "checks": [c.recorded() for c in self.checks], "quantization_error": self.reference}
 
 
-def verify_folder(folder: Path, manifest: Mapping[str, Any], ui: Ui, reference: str | None = None) -> Verification:
-    """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file."""
-    host = open_host(folder, dict(manifest))
-    limit = manifest["model"]["context"]
-    with ui.task("verify", 4) as advance:
+def verify_folder(
+    folder: Path, manifest: Mapping[str, Any], ui: Ui, reference: str | None = None, only: str | None = None
+) -> Verification:
+    """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file.
+
+    only: a target's name, to leave the others out
+    """
+    result = Verification()
+    programs = []
+    for target in [only] if only else manifest["targets"]:
+        checks, program = _verify_target(folder, manifest, target, ui)
+        several = len(manifest["targets"]) > 1
+        result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
+        programs.append(program)
+    result.checks += _one_set_of_weights(manifest, programs[0])
+    if reference and result.ok:
+        result.reference = quantization_error(programs[0], reference, folder, ui)
+    return result
+
+
+def _verify_target(folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui) -> tuple[list[Check], Program]:
+    """The checks of one target, and the quantized program with its saved weights."""
+    host = open_host(folder, manifest, target)
+    limit = context_of(manifest, target)
+    with ui.task(f"verify {target}", 5) as advance:
         saved = host.weights()
         program = rebuild(folder, manifest["recipe"], saved)
-        result = Verification([_weights_check(saved, manifest["weights"], program)])
-        if not result.ok:  # the numbers would only repeat that the weights are wrong
-            return result
+        found = [_weights_check(host, saved, manifest["targets"][target]["weights"], program)]
+        if not found[0].ok:  # the numbers would only repeat that the weights are wrong
+            return found, program
         prompt = _probe_tokens(folder, program.config, min(PREFILL, limit // 2))
         for checks in (
             _numerics(host, program, prompt, min(DECODE, limit - prompt.shape[1])),
             _boundaries(host, program, limit),
             _other_runtimes(host, program.config, prompt, min(8, limit - prompt.shape[1])),
+            host.own_checks(prompt),
         ):
             advance(1)
-            result.checks += checks
-    if reference:
-        result.reference = quantization_error(program, reference, folder, ui)
-    return result
+            found += checks
+    return found, program
+
+
+def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterable[Check]:
+    """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
+    digests = [target["weights"] for target in manifest["targets"].values()]
+    if len(digests) > 1:
+        int4 = [name for name, recipe in program.weights.items() if "q" in recipe.parts]
+        wrong = sorted(name for name in int4 if len({one.get(name) for one in digests}) > 1)
+        detail = f"{len(int4)} weights in {len(digests)} targets" if not wrong else f"first {wrong[0]}"
+        yield Check("int4 weights that differ between targets", len(wrong), 0, detail)
 
 
 def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:
@@ -113,13 +124,14 @@ def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:
     return False
 
 
-def _weights_check(saved: Mapping[str, Recipe], expected: Mapping[str, str], program: Program) -> Check:
+def _weights_check(host: Host, saved: Mapping[str, Recipe], expected: Mapping[str, str], program: Program) -> Check:
     """Every saved weight, decoded, equals the program's to the bit: by digest, taken before it was written."""
     wrong = []
     for name, weight in saved.items():
         came = digest(materialize(weight))
         recipe = program.weights[name]
-        own = digest(materialize(recipe)) if isinstance(recipe, Constant) else expected.get(name)
+        constant = isinstance(recipe, Constant)
+        own = digest(materialize(host.stored(name, recipe))) if constant else expected.get(name)
         if came != expected.get(name) or came != own:
             wrong.append(name)
     missing = sorted(set(expected) - set(saved))

@@ -40,6 +40,24 @@ class Runner(Protocol):
         """Append tokens int64 [B, S] to the cache; returns float32 logits [B, S, V], or [B, 1, V] for the last only."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """One claim: `measured` must not exceed `bound` (counts of what is wrong, or KL in nats a token)."""
+
+    name: str
+    measured: float
+    bound: float
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.measured <= self.bound  # false for NaN as well
+
+    def recorded(self) -> dict[str, Any]:
+        value = float(f"{self.measured:.2g}")
+        return {"name": self.name, "measured": value, "bound": self.bound, "ok": self.ok, "detail": self.detail}
+
+
 class Host(ABC):
     """Runs a target's saved files on this machine."""
 
@@ -55,9 +73,17 @@ class Host(ABC):
     def weights(self) -> dict[str, Recipe]:
         """The saved weights by name: recipes that read them back from disk in canonical form."""
 
+    def stored(self, name: str, constant: Recipe) -> Recipe:
+        """A constant of the program as the target keeps it: in another precision, or fewer rows of a table."""
+        return constant
+
     @abstractmethod
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:
         """exact: compute in float32 whatever the files say; every_position: logits of all tokens, not the last."""
+
+    def own_checks(self, prompt: torch.Tensor) -> list[Check]:
+        """What only this target's files can get wrong. prompt: int64 [1, S], a text to run where a check needs one."""
+        return []
 
     @abstractmethod
     def other_runners(self, max_tokens: int) -> dict[str, Runner]:
@@ -65,9 +91,10 @@ class Host(ABC):
 
 
 class Target(ABC):
-    """A runtime to compile for. `name` is what the command line calls it."""
+    """A runtime to compile for. name: what the command line calls it; packages: those whose versions decide its bytes."""
 
     name: str
+    packages: tuple[str, ...]
 
     @abstractmethod
     def planned_bytes(self, program: Program) -> int:

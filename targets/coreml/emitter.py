@@ -11,7 +11,7 @@ from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program, op_name, split_target
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.mil import FunctionBuilder, Input, Var, identifier
-from pocketphi.targets.coreml.weights import WeightFile, steps
+from pocketphi.targets.coreml.weightfile import WeightFile, steps
 
 STATES = ("keyCache", "valueCache")
 

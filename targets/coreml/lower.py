@@ -35,7 +35,7 @@ from pocketphi.targets.coreml import attention, norms
 from pocketphi.targets.coreml.emitter import Emitter
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.mil import Var, reproducible_names
-from pocketphi.targets.coreml.weights import WeightFile
+from pocketphi.targets.coreml.weightfile import WeightFile
 
 
 def lower(program: Program, form: Form, file: WeightFile) -> dict[str, Any]:

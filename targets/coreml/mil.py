@@ -21,7 +21,7 @@ import numpy as np
 
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.targets.coreml.blob import BlobType
-from pocketphi.targets.coreml.weights import INLINE, Stored, WeightFile
+from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile
 
 # before the import: it warns about the version of torch, and that this may be no Mac, neither of which matters here
 logging.getLogger("coremltools").setLevel(logging.ERROR)

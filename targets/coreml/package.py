@@ -29,7 +29,7 @@ from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.lint import Facts, lint, verdict
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
-from pocketphi.targets.coreml.weights import WeightFile, encode, plan_weights
+from pocketphi.targets.coreml.weightfile import WeightFile, encode, plan_weights
 
 PACKAGE = "model.mlpackage"
 _DATA = Path("Data/com.apple.CoreML")
@@ -43,6 +43,7 @@ class CoreML(Target):
     """`--target coreml`."""
 
     name = "coreml"
+    packages = ("coremltools",)
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class OrtMobile(Target):
     """`--target ort-mobile`."""
 
     name = "ort-mobile"
+    packages = ("onnx", "onnxruntime")
 
     def __init__(
         self,
