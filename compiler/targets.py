@@ -20,5 +20,12 @@ def make_target(name: str, options: CompileOptions) -> Target:
     raise InputError(f"--target {name}: no such target")
 
 
-def missing_extra(what: str, error: ModuleNotFoundError) -> InputError:
-    return InputError(f"{what} needs the package {error.name!r}; install it with: pip install 'pocketphi[ort]'")
+EXTRAS = {"ort-mobile": "ort", "coreml": "coreml"}
+"""Target → the extra that installs what it needs."""
+
+
+def missing_extra(target: str, error: ModuleNotFoundError) -> InputError:
+    """What to install for a target's packages."""
+    return InputError(
+        f"{target} needs the package {error.name!r}; install it with: pip install 'pocketphi[{EXTRAS[target]}]'"
+    )
