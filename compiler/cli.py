@@ -106,6 +106,10 @@ def parser() -> argparse.ArgumentParser:
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
 
+    _run_mlpackage_arguments(
+        command("run-mlpackage", _run_mlpackage, "run any Core ML package (.mlpackage) on this machine")
+    )
+
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
     make.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
@@ -187,6 +191,30 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--force", action="store_true", help="replace the bundle at --out")
     p.add_argument("--dry-run", action="store_true", help="only the plan: sizes, memory, what is fused and quantized")
+
+
+def _run_mlpackage_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("package", type=Path, metavar="PATH")
+    p.add_argument("--function", metavar="NAME", help="which function (default: the package's default)")
+    p.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a .npy file, numbers as JSON, random or zeros (default: random for floats, zeros for integers)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="of random inputs (default %(default)s)")
+    p.add_argument(
+        "--mode",
+        choices=["fp16", "fp32"],
+        default="fp16",
+        help="fp16 (default): round as declared; fp32: round nothing",
+    )
+    p.add_argument("--compare", action="store_true", help="also run in the other mode, and show how far they differ")
+    p.add_argument(
+        "--output", type=Path, metavar="PATH", help="write the outputs: an .npz file, or a folder of .npy files"
+    )
+    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
 
 
 def _options(a: argparse.Namespace) -> CompileOptions:
@@ -308,6 +336,20 @@ def _inspect(a: argparse.Namespace) -> int:
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
     _print(a, {"config": source.config.to_hf(), "tensors": tensors}, lambda: show.checkpoint(source))
+    return 0
+
+
+def _run_mlpackage(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.run_mlpackage import run_mlpackage
+
+    ran = run_mlpackage(a.package, a.function, a.input, a.mode, a.compare, a.output, a.seed, a.threads)
+
+    def human() -> None:
+        from pocketphi.compiler import show
+
+        show.package_run(ran)
+
+    _print(a, ran.as_json(), human)
     return 0
 
 

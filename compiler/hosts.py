@@ -25,7 +25,7 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
         if name == "coreml":
             from pocketphi.targets.coreml.host import CoreMLHost
 
-            return CoreMLHost(folder)
+            return CoreMLHost(folder, held[name]["weights"])
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"{folder}: target {name} cannot run here")

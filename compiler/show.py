@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
 from pocketphi.compiler.plan import Plan
+from pocketphi.compiler.run_mlpackage import Ran
 from pocketphi.graph.checkpoint import Checkpoint
 
 
@@ -130,6 +132,42 @@ def checkpoint(source: Checkpoint) -> None:
         f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}",
     )
     _console().print(table)
+
+
+def package_run(ran: Ran) -> None:
+    """Inputs, outputs, time, and how far the values are from the end of float16."""
+    console = _console()
+    table = Table(
+        title=f"{ran.package}, function {ran.function}, {ran.mode}: {ran.seconds:.3f} s",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
+    for column in ("", "name", "type", "range", "values"):
+        table.add_column(column)
+    for title, values in (("input", ran.inputs), ("output", ran.outputs)):
+        for name, value in values.items():
+            span = "none finite" if value.low is None else f"{value.low:.4g} … {value.high:.4g}"
+            span += f", {value.not_finite} not finite" if value.not_finite else ""
+            first = " ".join(f"{v:.4g}" for v in value.first)
+            shown = f"{first}  ({value.source})" if value.source else first
+            sizes = value.type.partition("[")[0] + str(value.shape)
+            table.add_row(title, name, escape(sizes), span, escape(shown))
+    console.print(table)
+    console.print("operators: " + ", ".join(f"{n} {name}" for name, n in sorted(ran.operators.items())), markup=False)
+    for name, magnitude in ran.largest.items():
+        console.print(f"largest: {magnitude:,.4g} in {name}", markup=False)
+    for name, room in ran.tight.items():
+        console.print(f"[red]float16:[/] {escape(name)} comes within {room:.2f} times of the largest value, 65504")
+    for name, distance in ran.difference.items():
+        console.print(
+            f"fp16 and fp32 differ in {name} by up to {distance['max']:.3g}, "
+            f"{distance['mean']:.3g} on average, of {distance['of']:.3g}",
+            markup=False,
+        )
+    if ran.written:
+        console.print(f"outputs written to {ran.written}", markup=False)
 
 
 def _table(title: str) -> Table:

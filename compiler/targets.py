@@ -34,9 +34,9 @@ def make_target(name: str, options: CompileOptions) -> Target:
     raise InputError(f"--target {name}: no such target")
 
 
-_EXTRAS = {"ort-mobile": "ort", "coreml": "coreml"}
+EXTRAS = {"ort-mobile": "ort", "coreml": "coreml"}
 
 
 def missing_extra(target: str, error: ModuleNotFoundError) -> InputError:
-    extra = _EXTRAS[target]
+    extra = EXTRAS[target]
     return InputError(f"{target} needs the package {error.name!r}; install it with: pip install 'pocketphi[{extra}]'")

@@ -110,6 +110,13 @@ def materialize(recipe: Recipe) -> dict[str, torch.Tensor]:
     return made
 
 
+def row_chunks(parts: Mapping[str, PartSpec], size: int = 1 << 22) -> Iterator[tuple[int, int]]:
+    """Row ranges of about `size` bytes that cover a weight which only has to be read."""
+    rows = next(iter(parts.values())).shape[0]
+    step = max(1, size * rows // max(1, sum(spec.bytes for spec in parts.values())))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
 def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool, offset: bool = False) -> dict[str, PartSpec]:
     """The parts of an int4 weight [N, K]; see `Int4`."""
     rows, columns = shape

@@ -4,7 +4,8 @@
     record  u32 0xDEADBEEF, u32 data type, u64 bytes, u64 offset of the data, u64 padding bits, zeros to 64 bytes
 
 A `BlobFileValue` in the model gives the offset of the *record*. Four-bit values lie two a byte, the first one low; an odd
-count leaves 4 padding bits. Little-endian. Format: coremltools 9.0, mlmodel/src/MILBlob/Blob/StorageFormat.hpp.
+count leaves 4 padding bits; values of 1, 2, 3 and 6 bits lie one after the other in the same way, across bytes.
+Little-endian. Format: coremltools 9.0, mlmodel/src/MILBlob/Blob/StorageFormat.hpp.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class BlobType(IntEnum):
     INT16 = 6
     UINT16 = 7
     INT4 = 8
+    UINT1 = 9
+    UINT2 = 10
     UINT4 = 11
+    UINT3 = 12
+    UINT6 = 13
     INT32 = 14
     UINT32 = 15
 
@@ -47,7 +52,11 @@ _BITS = {
     BlobType.INT16: 16,
     BlobType.UINT16: 16,
     BlobType.INT4: 4,
+    BlobType.UINT1: 1,
+    BlobType.UINT2: 2,
     BlobType.UINT4: 4,
+    BlobType.UINT3: 3,
+    BlobType.UINT6: 6,
     BlobType.INT32: 32,
     BlobType.UINT32: 32,
 }

@@ -10,8 +10,8 @@ from torch import fx
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program, op_name, split_target
 from pocketphi.targets.coreml.form import Form
-from pocketphi.targets.coreml.mil import FunctionBuilder, Input, Var, identifier
-from pocketphi.targets.coreml.weightfile import WeightFile, steps
+from pocketphi.targets.coreml.mil import FunctionBuilder, Input, Var
+from pocketphi.targets.coreml.weightfile import WeightFile, identifier, steps
 
 STATES = ("keyCache", "valueCache")
 

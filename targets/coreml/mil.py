@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.targets.coreml.blob import BlobType
-from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile
+from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile, identifier
 
 # before the import: it warns about the version of torch, and that this may be no Mac, neither of which matters here
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -65,11 +64,6 @@ class Input:
         ranges = [ct.RangeDim(*size) if isinstance(size, tuple) else size for size in self.shape]
         features.append(ct.TensorType(name, tuple(ranges), dtype=dtype))
         return mb.placeholder(features[-1].shape.symbolic_shape, dtype)
-
-
-def identifier(name: str) -> str:
-    """A weight's name as MIL allows it: `model.norm.weight` → `model_norm_weight`."""
-    return re.sub(r"\W", "_", name)
 
 
 class FunctionBuilder:

@@ -29,9 +29,8 @@ from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.lint import Facts, lint, verdict
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
-from pocketphi.targets.coreml.weightfile import WeightFile, encode, plan_weights
+from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights
 
-PACKAGE = "model.mlpackage"
 _DATA = Path("Data/com.apple.CoreML")
 MODEL_FILE = _DATA / "model.mlmodel"
 WEIGHT_FILE = _DATA / "weights/weight.bin"

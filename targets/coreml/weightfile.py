@@ -14,6 +14,7 @@ low nibble 8 = -8, high nibble 7.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.graph.recipe import PartSpec, Recipe
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
 from pocketphi.targets.coreml.form import Form
+
+PACKAGE = "model.mlpackage"
 
 INLINE = 10
 """Constants of fewer elements lie in the model itself, as coremltools has it."""
@@ -63,6 +66,11 @@ class WeightFile:
     def layout(self) -> Layout:
         """Where the data of the weights lie."""
         return Layout({split_target(key): s.blob.offset for key, s in self.blobs.items()}, self.size)
+
+
+def identifier(name: str) -> str:
+    """A weight's name as MIL allows it: `model.norm.weight` → `model_norm_weight`."""
+    return re.sub(r"\W", "_", name)
 
 
 def plan_weights(program: Program, form: Form) -> WeightFile:

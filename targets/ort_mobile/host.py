@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from pocketphi.graph.config import read_config
-from pocketphi.graph.recipe import PartSpec, Recipe
+from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
@@ -158,9 +158,7 @@ class SavedWeight:
     offsets: Mapping[str, int]
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        rows = next(iter(self.parts.values())).shape[0]
-        step = max(1, _READ_BYTES * rows // max(1, sum(spec.bytes for spec in self.parts.values())))
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+        return row_chunks(self.parts)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -174,7 +172,6 @@ class SavedWeight:
         return f"as saved in {self.path.name}"
 
 
-_READ_BYTES = 1 << 22
 _DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}
 _PARTS = ("q", "scale", "zero", "offset")
 

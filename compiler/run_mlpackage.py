@@ -1,0 +1,187 @@
+"""`pocketphi run-mlpackage`: run any ML program package on this machine, and say what came out and how safe float16 is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocketphi.graph.errors import InputError
+from pocketphi.targets.coreml.interpreter import Interpreter, Mode
+from pocketphi.targets.coreml.mlpackage import Function, MLPackage
+from pocketphi.targets.coreml.ranges import tight
+from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier
+
+FLEXIBLE = 1
+"""The size that a flexible input gets where the package gives no default."""
+
+
+@dataclass
+class Value:
+    """A tensor as it is shown. source: where an input came from; first: its first few values."""
+
+    type: str
+    shape: list[int]
+    source: str
+    first: list[float]
+    low: float | None
+    high: float | None
+    not_finite: int
+
+
+@dataclass
+class Ran:
+    """What a run gave. seconds: of the run itself; largest: the largest magnitudes, `function/operation` → value."""
+
+    package: str
+    function: str
+    mode: str
+    specification: int
+    operators: dict[str, int]
+    inputs: dict[str, Value]
+    outputs: dict[str, Value]
+    seconds: float
+    largest: dict[str, float]
+    tight: dict[str, float]
+    difference: dict[str, dict[str, float]] = field(default_factory=dict)
+    written: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_mlpackage(
+    path: Path,
+    function: str | None = None,
+    inputs: Sequence[str] = (),
+    mode: Mode = "fp16",
+    compare: bool = False,
+    output: Path | None = None,
+    seed: int = 0,
+    threads: int = 0,
+) -> Ran:
+    """Run a function once, with new states.
+
+    inputs: NAME=FILE.npy, NAME=JSON, NAME=random or NAME=zeros; what is not given is random for floats and zeros for
+    integers. compare: also run in the other mode. output: an .npz file or a folder of .npy files to write.
+    Raises InputError for a package or inputs that cannot be run.
+    """
+    package = MLPackage.open(path)
+    chosen = package.function(function)
+    interpreter = Interpreter(package, mode, threads, ranges=True)
+    tensors, sources = read_inputs(chosen, inputs, seed)
+    start = time.perf_counter()
+    outputs = interpreter.run(chosen.name, tensors, interpreter.make_states())
+    seconds = time.perf_counter() - start
+    largest = sorted(interpreter.ranges.items(), key=lambda item: -item[1])[:5]
+    ran = Ran(
+        package=str(path),
+        function=chosen.name,
+        mode=mode,
+        specification=package.specification,
+        operators=dict(Counter(op.kind for op in chosen.operations if not op.constant)),
+        inputs={n: describe(tensors[n], kind, sources[n]) for n, kind in chosen.inputs.items()},
+        outputs={n: describe(outputs[n], kind, "") for n, kind in chosen.outputs.items()},
+        seconds=seconds,
+        largest=dict(largest),
+        tight=tight(interpreter.ranges),
+    )
+    if compare:
+        other = Interpreter(package, "fp32" if mode == "fp16" else "fp16", threads)
+        again = other.run(chosen.name, tensors, other.make_states())
+        ran.difference = {n: difference(outputs[n], again[n]) for n in outputs if outputs[n].is_floating_point()}
+    if output:
+        write(output, outputs)
+        ran.written = str(output)
+    return ran
+
+
+def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A tensor for each input, and where it came from."""
+    texts: dict[str, str] = {}
+    for item in given:
+        name, sign, text = item.partition("=")
+        if not sign or name not in function.inputs:
+            raise InputError(
+                f"--input {item}: expected NAME=VALUE with a NAME of {', '.join(function.inputs) or 'none'}"
+            )
+        texts[name] = text
+    generator = torch.Generator().manual_seed(seed)
+    tensors, sources = {}, {}
+    for name, kind in function.inputs.items():
+        text = texts.get(name) or ("random" if kind.dtype in FLOATS else "zeros")
+        shape = input_shape(function, name)
+        if text == "random":
+            tensors[name], sources[name] = _random(kind, shape, generator), f"random, seed {seed}"
+        elif text == "zeros":
+            tensors[name], sources[name] = torch.zeros(shape, dtype=carrier(kind.dtype)), "zeros"
+        else:
+            tensors[name], sources[name] = _read(name, text, kind), text if text.endswith(".npy") else "given"
+    return tensors, sources
+
+
+def input_shape(function: Function, name: str) -> tuple[int, ...]:
+    """The declared shape; for sizes that only a call knows those of the package's default."""
+    declared = function.inputs[name].shape
+    default = function.defaults.get(name, ())
+    if len(default) != len(declared):
+        default = (FLEXIBLE,) * len(declared)
+    return tuple(size if size is not None else other for size, other in zip(declared, default))
+
+
+def _random(kind: ValueType, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    if kind.dtype in FLOATS:
+        return torch.randn(shape, generator=generator).to(carrier(kind.dtype))
+    return torch.randint(0, 2, shape, generator=generator).to(carrier(kind.dtype))
+
+
+def _read(name: str, text: str, kind: ValueType) -> torch.Tensor:
+    try:
+        array = np.load(text, allow_pickle=False) if text.endswith(".npy") else np.array(json.loads(text))
+        value = torch.from_numpy(np.ascontiguousarray(array))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"--input {name}={text}: expected a .npy file, JSON numbers, random or zeros: {error}"
+        ) from None
+    if kind.dtype in FLOATS:
+        return value.to(carrier(kind.dtype))
+    if value.is_floating_point():
+        raise InputError(f"--input {name}={text}: expected integers, {kind}, got {value.dtype}")
+    return value
+
+
+def describe(value: torch.Tensor, kind: ValueType, source: str) -> Value:
+    flat = value.double().flatten()
+    finite = flat[torch.isfinite(flat)]
+    low, high = (float(v) for v in finite.aminmax()) if finite.numel() else (None, None)
+    first = [float(v) for v in flat[:6]]
+    return Value(str(kind), list(value.shape), source, first, low, high, flat.numel() - finite.numel())
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+    """Largest and mean distance, and the largest magnitude to compare them with."""
+    distance = (a.double() - b.double()).abs()
+    if not distance.numel():
+        return {"max": 0.0, "mean": 0.0, "of": 0.0}
+    return {"max": float(distance.max()), "mean": float(distance.mean()), "of": float(b.double().abs().max())}
+
+
+def write(path: Path, outputs: dict[str, torch.Tensor]) -> None:
+    """An .npz file, or a folder with a .npy for each output."""
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in outputs.items()}
+    try:
+        if path.suffix == ".npz":
+            np.savez(path, **arrays)
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for name, array in arrays.items():
+            np.save(path / f"{name}.npy", array)
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written: {error.strerror}") from None

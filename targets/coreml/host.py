@@ -1,0 +1,228 @@
+"""Run a saved Core ML package on this host, and read its weights back in canonical form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketphi.graph.config import read_config
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.int4 import SYMMETRIC_ZERO, pack_nibbles
+from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, row_chunks
+from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.coreml.interpreter import Interpreter, Mode
+from pocketphi.targets.coreml.mlpackage import MLPackage
+from pocketphi.targets.coreml.ranges import LARGEST, tight
+from pocketphi.targets.coreml.raw import Raw
+from pocketphi.targets.coreml.typecheck import typecheck
+from pocketphi.targets.coreml.weightfile import PACKAGE, AsHalf, identifier
+
+
+class CoreMLHost(Host):
+    """A bundle's package. names: the weights that it should hold, as the manifest lists them."""
+
+    exact_bound = 5e-6
+    """Float32 throughout, but with rotary tables and norm weights that float16 has: 2⁻¹¹ relative on each angle's sine."""
+
+    def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
+        self.package = MLPackage.open(folder / PACKAGE)
+        self._names = list(names)
+        self._config = read_config(folder)
+        self._interpreters: dict[tuple[Mode, int], Interpreter] = {}
+
+    @property
+    def saved_bound(self) -> float:
+        return 1e-4
+
+    def weights(self) -> dict[str, Recipe]:
+        function = next(iter(self.package.functions))
+        found: dict[str, Recipe] = {}
+        for name in self._names:
+            parts = _parts(self.package, function, identifier(name))
+            if parts:
+                found[name] = SavedInt4(parts) if "q" in parts else SavedFloat(parts[""])
+        return found
+
+    def stored(self, name: str, constant: Recipe) -> Recipe:
+        rows = self.package.parts(next(iter(self.package.functions)), identifier(name))[""].shape[0]
+        return AsHalf(constant, name, rows)
+
+    def runner(
+        self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0
+    ) -> CoreMLRunner:
+        interpreter = self._interpreter("fp32" if exact else "fp16", threads)
+        switch = self._config.long_rope.original_max_position if self._config.long_rope else None
+        return CoreMLRunner(interpreter, max_tokens, every_position, switch)
+
+    def own_checks(self, prompt: torch.Tensor) -> list[Check]:
+        return [self._typecheck(), self._headroom(prompt)]
+
+    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
+        return {}
+
+    def _interpreter(self, mode: Mode, threads: int) -> Interpreter:
+        key = (mode, threads)
+        if key not in self._interpreters:
+            self._interpreters[key] = Interpreter(self.package, mode, threads)
+        return self._interpreters[key]
+
+    def _typecheck(self) -> Check:
+        name = "operations that coremltools does not accept"
+        try:
+            return Check(name, 0, 0, f"{typecheck(self.package.path)} operations")
+        except InputError as error:
+            return Check(name, 1, 0, str(error))
+
+    def _headroom(self, prompt: torch.Tensor) -> Check:
+        """Every value stays under half of what float16 holds, on this prompt."""
+        interpreter = Interpreter(self.package, "fp16", ranges=True)
+        runner = CoreMLRunner(interpreter, prompt.shape[1])
+        runner.step(prompt[:, :-1])
+        runner.step(prompt[:, -1:])
+        ranges = interpreter.ranges
+        largest = max(ranges, key=lambda name: ranges[name])
+        detail = f"largest {ranges[largest]:,.0f} of {LARGEST:,.0f}, {largest}"
+        return Check("operations within a factor of 2 of float16's range", len(tight(ranges)), 0, detail)
+
+
+class CoreMLRunner:
+    """A `Runner` over the functions of a package and its states, for one sequence.
+
+    A prompt goes through `prefill` in chunks, the last one padded; where a chunk would reach beyond the cache, through
+    `decode`. long_after: positions after which LongRoPE's long factors hold: a sequence that grows beyond it is run anew.
+    """
+
+    def __init__(
+        self,
+        interpreter: Interpreter,
+        max_tokens: int,
+        every_position: bool = False,
+        long_after: int | None = None,
+    ) -> None:
+        self._run, self._functions = interpreter, interpreter.package.functions
+        self._every_position, self._long_after = every_position, long_after
+        first = next(iter(interpreter.package.states.values()))
+        self._rows = first.fixed_shape[3]
+        if max_tokens > self._rows:
+            raise InputError(f"{interpreter.package.path}: its cache holds {self._rows} tokens, not {max_tokens}")
+        self.reset()
+
+    def reset(self) -> None:
+        exact = self._run.mode == "fp32"
+        self._states = self._run.make_states(torch.float32 if exact else None)
+        self._seen = torch.zeros(1, 0, dtype=torch.int64)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[0] != 1:
+            raise InputError(f"a Core ML package runs one sequence, not a batch of {tokens.shape[0]}")
+        past, count = self._seen.shape[1], tokens.shape[1]
+        if past + count > self._rows:
+            raise InputError(f"{past + count} tokens do not fit the cache of {self._rows}")
+        everything = torch.cat([self._seen, tokens], dim=1)
+        if self._long_after and 0 < past <= self._long_after < past + count:
+            self.reset()
+            return self.step(everything)[:, -count:]
+        logits = []
+        while self._seen.shape[1] < everything.shape[1]:
+            logits.append(self._call(everything, everything.shape[1]))
+        rows = torch.cat(logits, dim=1).float()
+        return rows if self._every_position else rows[:, -1:]
+
+    def _call(self, tokens: torch.Tensor, total: int) -> torch.Tensor:
+        """One call of a function, with as many of the tokens that were not seen yet as it takes: logits [1, n or 1, V]."""
+        past = self._seen.shape[1]
+        name, size = self._choose(past, total - past)
+        taken = tokens[:, past : past + size]
+        self._seen = tokens[:, : past + taken.shape[1]]
+        if name == "main":
+            mask = torch.zeros(1, 1, 1, past + size + 1)
+            return self._run.run(name, {"inputIds": taken, "causalMask": mask}, self._states)["logits"]
+        count = taken.shape[1]
+        padded = torch.nn.functional.pad(taken, (0, size - count))
+        wanted = {"inputIds": padded, "position": torch.tensor([past]), "length": torch.tensor([count])}
+        wanted["total"] = torch.tensor([total])
+        inputs = {key: value for key, value in wanted.items() if key in self._functions[name].inputs}
+        if "length" not in inputs:
+            return self._run.run(name, inputs, self._states)["logits"][:, :count]
+        if not self._every_position:
+            return self._run.run(name, inputs, self._states)["logits"]
+        session = self._run.start(name, inputs, self._states, vary=("length",))
+        return torch.cat([session.rerun({"length": torch.tensor([n])})["logits"] for n in range(1, count + 1)], dim=1)
+
+    def _choose(self, past: int, left: int) -> tuple[str, int]:
+        """The function to call and how many tokens it takes."""
+        if "main" in self._functions:
+            return "main", left
+        chunk = self._functions["prefill"].inputs["inputIds"].fixed_shape[1]
+        return ("prefill", chunk) if left > 1 and past + chunk <= self._rows else ("decode", 1)
+
+
+def _parts(package: MLPackage, function: str, name: str) -> dict[str, Raw]:
+    """The stored parts of a weight by their canonical names; none where the package has no such constant."""
+    try:
+        parts: dict[str, Any] = package.parts(function, name)
+    except InputError:
+        return {}
+    if "data" not in parts:
+        return parts
+    found = {"q": parts["data"], "scale": parts["scale"]}
+    if "offset" in parts:
+        found["zero"] = parts["offset"]
+    with contextlib.suppress(InputError):
+        found["offset"] = package.parts(function, f"{name}_offset")[""]
+    return found
+
+
+@dataclass(frozen=True)
+class SavedFloat:
+    """A float weight of a package: float32 of the float16 values."""
+
+    raw: Raw = field(repr=False)
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return {"": PartSpec(tuple(int(s or 0) for s in self.raw.shape), torch.float32)}
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return row_chunks(self.parts)
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return {"": self.raw.rows(start, stop).tensor().float()}
+
+    def describe(self) -> str:
+        return "as saved in the package"
+
+
+@dataclass(frozen=True)
+class SavedInt4:
+    """An int4 weight of a package, back in canonical form: the inverse of `weightfile.encode`."""
+
+    raw: Mapping[str, Raw] = field(repr=False)
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        rows, columns = self.raw["q"].shape
+        block = columns // self.raw["scale"].shape[1]
+        return int4_parts((rows, columns), block, "zero" not in self.raw, "offset" in self.raw)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return row_chunks(self.parts)
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        q = self.raw["q"].rows(start, stop)
+        scale = self.raw["scale"].rows(start, stop).tensor().float()
+        packed = q.data.view(stop - start, -1)
+        found = {"q": packed ^ 0x88 if q.dtype == "int4" else packed, "scale": scale}
+        if "zero" in self.raw:
+            found["zero"] = pack_nibbles(self.raw["zero"].tensor()[start:stop])
+        if "offset" in self.raw:
+            found["offset"] = self.raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
+        return found
+
+    def describe(self) -> str:
+        return "as saved in the package"

@@ -1,0 +1,133 @@
+"""Sums, means and extremes over axes; sorting; normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pocketphi.targets.coreml.kernels.arguments import Parameter, axes_of, axis_of, flag, integer, number
+
+
+def reduce_sum(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return x.sum(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+
+
+def reduce_mean(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    """Of integers without the fraction."""
+    mean = (x if x.is_floating_point() else x.double()).mean(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+    return mean if x.is_floating_point() else mean.trunc().long()
+
+
+def reduce_max(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return x.amax(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+
+
+def reduce_min(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return x.amin(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+
+
+def reduce_prod(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    for axis in sorted(axes_of(axes, x.dim()), reverse=True):
+        x = x.prod(axis, keepdim=flag(keep_dims))
+    return x
+
+
+def reduce_sum_square(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return reduce_sum(x * x, axes, keep_dims)
+
+
+def reduce_l1_norm(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return reduce_sum(x.abs(), axes, keep_dims)
+
+
+def reduce_l2_norm(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return reduce_sum(x * x, axes, keep_dims).sqrt()
+
+
+def reduce_log_sum(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return reduce_sum(x, axes, keep_dims).log()
+
+
+def reduce_log_sum_exp(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+    return x.logsumexp(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+
+
+def reduce_argmax(x: Tensor, axis: Parameter = None, keep_dims: Parameter = None, output_dtype: str = "") -> Tensor:
+    return x.argmax(axis_of(axis, x.dim(), -1), keepdim=flag(keep_dims))
+
+
+def reduce_argmin(x: Tensor, axis: Parameter = None, keep_dims: Parameter = None, output_dtype: str = "") -> Tensor:
+    return x.argmin(axis_of(axis, x.dim(), -1), keepdim=flag(keep_dims))
+
+
+def cumsum(x: Tensor, axis: Parameter = None, exclusive: Parameter = None, reverse: Parameter = None) -> Tensor:
+    dim = axis_of(axis, x.dim(), 0)
+    x = x.flip(dim) if flag(reverse) else x
+    total = x.cumsum(dim) - (x if flag(exclusive) else 0)
+    return total.flip(dim) if flag(reverse) else total
+
+
+def topk(
+    x: Tensor,
+    k: Parameter = None,
+    axis: Parameter = None,
+    ascending: Parameter = None,
+    sort: Parameter = None,
+    return_indices: Parameter = None,
+    output_indices_dtype: str = "",
+) -> tuple[Tensor, ...]:
+    """The k largest (or smallest) along an axis and where they were; of equal values the first ones."""
+    dim = axis_of(axis, x.dim(), -1)
+    count = integer(k, 1)
+    order = torch.argsort(x, dim=dim, descending=not flag(ascending), stable=True)
+    order = order.narrow(dim, 0, x.shape[dim] if count == -1 else count)
+    values = torch.take_along_dim(x, order, dim)
+    return (values, order) if flag(return_indices, True) else (values,)
+
+
+def argsort(x: Tensor, axis: Parameter = None, ascending: Parameter = None) -> Tensor:
+    return torch.argsort(x, dim=axis_of(axis, x.dim(), -1), descending=not flag(ascending), stable=True)
+
+
+def softmax(x: Tensor, axis: Parameter = None) -> Tensor:
+    return x.softmax(axis_of(axis, x.dim(), -1))
+
+
+def layer_norm(
+    x: Tensor, axes: Parameter = None, gamma: Parameter = None, beta: Parameter = None, epsilon: Parameter = None
+) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon) · gamma + beta; gamma and beta have the axes' sizes."""
+    dims = axes_of(axes, x.dim())
+    centred = x - x.mean(dims, keepdim=True)
+    normed = centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + number(epsilon, 1e-5))
+    shape = [size if axis in dims else 1 for axis, size in enumerate(x.shape)]
+    normed = normed if gamma is None else normed * gamma.view(shape)
+    return normed if beta is None else normed + beta.view(shape)
+
+
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Parameter = None,
+    beta: Parameter = None,
+    epsilon: Parameter = None,
+) -> Tensor:
+    return functional.batch_norm(x, mean, variance, gamma, beta, eps=number(epsilon, 1e-5))
+
+
+def instance_norm(x: Tensor, gamma: Parameter = None, beta: Parameter = None, epsilon: Parameter = None) -> Tensor:
+    return functional.instance_norm(x, weight=gamma, bias=beta, eps=number(epsilon, 1e-5))
+
+
+def l2_norm(x: Tensor, epsilon: Parameter = None) -> Tensor:
+    """x / sqrt(Σ x² + epsilon), summed over the last three axes."""
+    dims = list(range(max(0, x.dim() - 3), x.dim()))
+    return x * torch.rsqrt((x * x).sum(dims, keepdim=True) + number(epsilon, 1e-6))
+
+
+def local_response_norm(
+    x: Tensor, size: Tensor, alpha: Parameter = None, beta: Parameter = None, k: Parameter = None
+) -> Tensor:
+    return functional.local_response_norm(x, integer(size, 1), number(alpha, 1e-4), number(beta, 0.75), number(k, 1.0))

@@ -1,0 +1,246 @@
+"""Open an ML package of any origin: Manifest.json → model → functions with their operations, and weights mapped from disk.
+
+    package = MLPackage.open("model.mlpackage")
+    package.functions["main"].inputs        # name → ValueType
+    package.operators()                     # how often each operator occurs
+    package.parts("main", "weight_quantized")   # a constant as it is stored: {"data": Raw, "scale": Raw, …}
+
+Every offset, size and type is checked before it is used: a damaged package is an InputError that says where.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pocketphi.graph.errors import InputError
+from pocketphi.targets.coreml.blobfile import BlobFiles
+from pocketphi.targets.coreml.proto import model_pb2
+from pocketphi.targets.coreml.raw import ValueType
+from pocketphi.targets.coreml.values import Constant, Name, Reader
+
+NEWEST_SPECIFICATION = 9
+"""iOS 18 and macOS 15: states, int4, several functions in one package."""
+
+_ROOT = "Data"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a function.
+
+    inputs:     parameter → names of values, or constants that stand in the operation itself, in order
+    attributes: parameter → constant; of a `const` its value (`val`)
+    outputs:    names and declared types
+    """
+
+    kind: str
+    name: str
+    inputs: Mapping[str, tuple[Name | Constant, ...]]
+    attributes: Mapping[str, Constant]
+    outputs: tuple[tuple[str, ValueType], ...]
+
+    @property
+    def constant(self) -> bool:
+        """Whether its value is known without running the function."""
+        return self.kind == "const" or self.kind.startswith("constexpr_")
+
+
+@dataclass(frozen=True)
+class Function:
+    """inputs, states, outputs: name → type; defaults: a shape for each input of flexible shape, if none is given."""
+
+    name: str
+    inputs: Mapping[str, ValueType]
+    states: Mapping[str, ValueType]
+    outputs: Mapping[str, ValueType]
+    operations: tuple[Operation, ...]
+    defaults: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def producer(self, value: str) -> Operation | None:
+        """The operation that makes a value."""
+        return next((op for op in self.operations if any(name == value for name, _ in op.outputs)), None)
+
+
+@dataclass(frozen=True)
+class MLPackage:
+    """An opened package. specification: its version, 9 for iOS 18; metadata: the user-defined texts of the description."""
+
+    path: Path
+    specification: int
+    functions: Mapping[str, Function]
+    default: str
+    metadata: Mapping[str, str]
+
+    @staticmethod
+    def open(path: str | Path) -> MLPackage:
+        """Read the model and map its weights. Raises InputError saying what is wrong with the package, and where."""
+        path = Path(path)
+        model_path = find_model(path)
+        spec = _parse(model_path)
+        if spec.specificationVersion > NEWEST_SPECIFICATION:
+            raise InputError(
+                f"{path}: specification version {spec.specificationVersion} is newer than {NEWEST_SPECIFICATION} (iOS 18), "
+                "the newest that is understood"
+            )
+        if spec.WhichOneof("Type") != "mlProgram":
+            raise InputError(f"{path}: holds a {spec.WhichOneof('Type') or 'model without a type'}, not an ML program")
+        reader = Reader(BlobFiles(model_path.parent))
+        functions = {}
+        for name in sorted(spec.mlProgram.functions):
+            try:
+                functions[name] = _function(name, spec, reader)
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{path}: function {name}: {error}") from None
+        if not functions:
+            raise InputError(f"{path}: the ML program has no function")
+        _check_states(path, functions)
+        default = spec.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
+        metadata = dict(spec.description.metadata.userDefined)
+        return MLPackage(path, spec.specificationVersion, functions, default, metadata)
+
+    @property
+    def states(self) -> dict[str, ValueType]:
+        """The states of all functions, which share them by name."""
+        return {name: kind for function in self.functions.values() for name, kind in function.states.items()}
+
+    def operators(self) -> Counter[str]:
+        """How often each operator occurs, in all functions."""
+        return Counter(op.kind for function in self.functions.values() for op in function.operations)
+
+    def function(self, name: str | None = None) -> Function:
+        """A function by name; the default one without. Raises InputError naming those there are."""
+        name = name or self.default
+        if name not in self.functions:
+            raise InputError(f"{self.path}: no function {name!r}; there are {', '.join(self.functions)}")
+        return self.functions[name]
+
+    def parts(self, function: str, name: str) -> dict[str, Any]:
+        """A constant by its name, as it is stored: {"": Raw} for a `const`; for a `constexpr_…` its parameters.
+
+        Values are `Raw` (nothing is decoded), or str. Raises InputError where there is no such constant.
+        """
+        found = self.function(function)
+        constants = {out: op for op in found.operations if op.constant for out, _ in op.outputs}
+        if name not in constants:
+            raise InputError(f"{self.path}: function {function} has no constant {name!r}")
+        return constant_parts(constants[name], constants)
+
+
+def constant_parts(op: Operation, constants: Mapping[str, Operation]) -> dict[str, Any]:
+    """The stored values that a constant is made of; a parameter that is itself a `constexpr_…` gives its operation."""
+    if op.kind == "const":
+        return {"": op.attributes["val"]}
+    parts: dict[str, Any] = {key: value for key, value in op.attributes.items() if key != "name"}
+    for parameter, values in op.inputs.items():
+        (value,) = values
+        if isinstance(value, Name):
+            source = constants[value]
+            parts[parameter] = source.attributes["val"] if source.kind == "const" else source
+        else:
+            parts[parameter] = value
+    return parts
+
+
+def find_model(path: Path) -> Path:
+    """The file of the model that Manifest.json names as the root. Raises InputError."""
+    manifest_path = path / "Manifest.json"
+    if not manifest_path.is_file():
+        raise InputError(f"{path}: expected an ML package, a folder with a Manifest.json")
+    try:
+        manifest = json.loads(manifest_path.read_text("utf-8"))
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        relative = PurePosixPath(entry)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{manifest_path}: not a manifest of an ML package: {type(error).__name__} {error}") from None
+    if relative.is_absolute() or ".." in relative.parts:
+        raise InputError(f"{manifest_path}: the model's path {entry!r} leaves the package")
+    model = path / _ROOT / relative
+    if not model.is_file():
+        raise InputError(f"{model}: the model that the manifest names is missing")
+    return model
+
+
+def _parse(path: Path) -> Any:
+    spec = model_pb2().Model()
+    try:
+        spec.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
+        raise InputError(f"{path}: cut short or damaged: {error}") from None
+    return spec
+
+
+def _function(name: str, spec: Any, reader: Reader) -> Function:
+    function = spec.mlProgram.functions[name]
+    if function.opset not in function.block_specializations:
+        raise ValueError(f"no block for its operator set {function.opset!r}")
+    block = function.block_specializations[function.opset]
+    declared = {value.name: reader.type(value.type) for value in function.inputs}
+    operations = tuple(_operation(op, reader) for op in block.operations)
+    types = dict(declared)
+    for operation in operations:
+        for refs in operation.inputs.values():
+            for ref in refs:
+                if isinstance(ref, Name) and ref not in types:
+                    raise ValueError(
+                        f"{operation.name} ({operation.kind}) reads {str(ref)!r}, which nothing makes before it"
+                    )
+        for out, kind in operation.outputs:
+            if out in types:
+                raise ValueError(f"two values have the name {out!r}")
+            types[out] = kind
+    missing = [out for out in block.outputs if out not in types]
+    if missing:
+        raise ValueError(f"the output {missing[0]!r} is made by no operation")
+    return Function(
+        name,
+        {n: kind for n, kind in declared.items() if not kind.state},
+        {n: kind for n, kind in declared.items() if kind.state},
+        {out: types[out] for out in block.outputs},
+        operations,
+        _default_shapes(name, spec.description),
+    )
+
+
+def _operation(message: Any, reader: Reader) -> Operation:
+    outputs = tuple((out.name, reader.type(out.type)) for out in message.outputs)
+    try:
+        attributes = {key: reader.constant(value) for key, value in message.attributes.items()}
+        inputs = {
+            key: tuple(
+                Name(a.name) if a.WhichOneof("binding") == "name" else reader.constant(a.value) for a in value.arguments
+            )
+            for key, value in message.inputs.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{outputs[0][0] if outputs else 'an operation'} ({message.type}): {error}") from None
+    name = attributes.get("name")
+    if not isinstance(name, str):
+        name = outputs[0][0] if outputs else message.type
+    kind = message.type + (" with blocks" if message.blocks else "")
+    return Operation(kind, name, inputs, attributes, outputs)
+
+
+def _default_shapes(function: str, description: Any) -> dict[str, tuple[int, ...]]:
+    """Input name → the shape that the description gives: of a flexible input, its default."""
+    described = next((f for f in description.functions if f.name == function), description)
+    shapes = {}
+    for feature in described.input:
+        if feature.type.WhichOneof("Type") == "multiArrayType":
+            shapes[feature.name] = tuple(feature.type.multiArrayType.shape)
+    return shapes
+
+
+def _check_states(path: Path, functions: Mapping[str, Function]) -> None:
+    seen: dict[str, tuple[str, ValueType]] = {}
+    for function in functions.values():
+        for name, kind in function.states.items():
+            other, expected = seen.setdefault(name, (function.name, kind))
+            if kind != expected:
+                raise InputError(
+                    f"{path}: state {name!r} is {kind} in function {function.name}, {expected} in function {other}"
+                )

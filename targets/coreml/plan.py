@@ -1,0 +1,165 @@
+"""What a function's run will do, found out once: constants, last uses, and which cache updates may happen in place.
+
+A state is read, a slice of it replaced, the result written back. Taken literally that copies a whole cache at each layer. It
+need not: `slice_update` may change its input itself where nothing can see the difference, that is where
+
+- no value that shares the input's memory is used any more, and
+- if that memory is a state's, the next thing that happens to the state is a write.
+
+Values that share memory have one root: a view has the root of what it views, a value read from a state that of the state.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pocketphi.targets.coreml.constants import KINDS, build
+from pocketphi.targets.coreml.kernels import KERNELS, VIEWS
+from pocketphi.targets.coreml.mlpackage import Function, Operation
+from pocketphi.targets.coreml.raw import Raw
+from pocketphi.targets.coreml.values import Name
+from pocketphi.targets.coreml.weights import Stored
+
+STATES = frozenset({"read_state", "write_state"})
+LISTS = frozenset({("concat", "values"), ("stack", "values"), ("einsum", "values")})
+"""Parameters that take several values, even where one is given."""
+
+
+@dataclass
+class Step:
+    """One operation to run. frees: values used for the last time here; own: the value written shares no caller's memory."""
+
+    op: Operation
+    kernel: Callable[..., Any] | None
+    names: dict[str, str | list[str]]
+    fixed: dict[str, Any]
+    frees: list[str] = field(default_factory=list)
+    in_place: bool = False
+    own: bool = False
+
+
+@dataclass
+class Plan:
+    """copies: outputs and kept values that share memory with a state or an input, which a caller must not hold."""
+
+    function: Function
+    steps: list[Step]
+    constants: dict[str, Any]
+    copies: set[str]
+
+
+def unsupported(function: Function) -> list[str]:
+    """The operators of a function that cannot be run, each as often as it occurs."""
+    known = KERNELS.keys() | KINDS | STATES
+    return [op.kind for op in function.operations if op.kind not in known]
+
+
+def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Plan:
+    """keep: values that must still be there after the run. Raises ValueError naming an operation that cannot be run."""
+    operations = {out: op for op in function.operations if op.constant for out, _ in op.outputs}
+    constants: dict[str, Any] = {name: build(op, operations, half) for name, op in operations.items()}
+    steps = [_step(op, constants) for op in function.operations if not op.constant]
+    last = _last_uses(steps, function, keep)
+    for name, index in last.items():
+        if index < len(steps):
+            steps[index].frees.append(name)
+    return Plan(function, steps, constants, _share(steps, function, last, keep))
+
+
+def _step(op: Operation, constants: Mapping[str, Any]) -> Step:
+    names: dict[str, str | list[str]] = {}
+    fixed: dict[str, Any] = {}
+    for parameter, values in op.inputs.items():
+        if (op.kind, parameter) in LISTS or len(values) != 1:
+            anonymous = [_anonymous(f"{op.name}.{parameter}.{i}", v, constants) for i, v in enumerate(values)]
+            names[parameter] = anonymous
+        elif not isinstance(values[0], Name):
+            fixed[parameter] = Stored(values[0]) if isinstance(values[0], Raw) else values[0]
+        elif values[0] in constants:
+            fixed[parameter] = constants[values[0]]
+        else:
+            names[parameter] = values[0]
+    kernel = None
+    if op.kind not in STATES:
+        kernel = KERNELS[op.kind]
+        known = inspect.signature(kernel).parameters
+        unknown = [p for p in op.inputs if p not in known]
+        missing = [p for p, q in known.items() if q.default is q.empty and p not in op.inputs]
+        if unknown or missing:
+            what = f"has a parameter {unknown[0]!r}" if unknown else f"lacks the parameter {missing[0]!r}"
+            raise ValueError(f"{op.name} ({op.kind}) {what}, which is not understood")
+    return Step(op, kernel, names, fixed)
+
+
+def _anonymous(name: str, value: Any, constants: Mapping[str, Any]) -> str:
+    """A name for a value in a list; a constant that stands there gets one."""
+    if isinstance(value, Name):
+        return str(value)
+    constants[name] = Stored(value) if isinstance(value, Raw) else value  # type: ignore[index]
+    return name
+
+
+def reads(step: Step) -> list[str]:
+    """The names of values that a step reads."""
+    return [n for value in step.names.values() for n in (value if isinstance(value, list) else [value])]
+
+
+def _last_uses(steps: list[Step], function: Function, keep: Collection[str]) -> dict[str, int]:
+    """Value → the index of the step that uses it last (makes it, if none does); past the end for outputs and kept values."""
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        last.update((out, index) for out, _ in step.op.outputs)
+        last.update((name, index) for name in reads(step) if name not in function.states)
+    last.update((name, len(steps)) for name in (*function.outputs, *keep))
+    return last
+
+
+def _share(steps: list[Step], function: Function, last: Mapping[str, int], keep: Collection[str]) -> set[str]:
+    """Find roots, mark the updates that may happen in place; returns the values that a caller must get as copies."""
+    roots = dict.fromkeys(function.inputs, -1)  # -1: memory that is not ours to change
+    state_roots = {name: -2 - i for i, name in enumerate(function.states)}
+    for index, step in enumerate(steps):
+        if step.op.kind == "read_state":
+            roots[step.op.outputs[0][0]] = state_roots[str(step.names["input"])]
+            continue
+        if step.op.kind == "write_state":
+            root = roots.get(str(step.names.get("data")), -1)
+            state = str(step.names["input"])
+            others = {r for name, r in state_roots.items() if name != state}
+            step.own = root != -1 and root not in others
+            state_roots[state] = root if step.own else -2 - len(function.states) - index
+            continue
+        source = step.names.get("x")
+        root = roots.get(source, -1) if isinstance(source, str) and step.op.kind in VIEWS else index
+        if step.op.kind == "slice_update":
+            step.in_place = root != -1 and _unseen(steps, index, root, roots, state_roots, last)
+            root = root if step.in_place else index
+        if step.op.kind == "concat":  # of one value torch gives a copy, but nothing promises that
+            root = index
+        roots.update((out, root) for out, _ in step.op.outputs)
+    shared = {-1, *state_roots.values()}
+    return {name for name in (*function.outputs, *keep) if roots.get(name, -1) in shared}
+
+
+def _unseen(
+    steps: list[Step],
+    index: int,
+    root: int,
+    roots: Mapping[str, int],
+    state_roots: Mapping[str, int],
+    last: Mapping[str, int],
+) -> bool:
+    """Whether nobody can see that memory changes at this step."""
+    if any(r == root and last[name] > index for name, r in roots.items() if name in last):
+        return False
+    if root in [roots.get(n) for p, n in steps[index].names.items() if p != "x" and isinstance(n, str)]:
+        return False  # the update is itself a part of what it updates
+    for state, state_root in state_roots.items():
+        if state_root == root:
+            touched = (s.op.kind for s in steps[index + 1 :] if s.op.kind in STATES and s.names["input"] == state)
+            if next(touched, "") != "write_state":
+                return False
+    return True
