@@ -1,0 +1,174 @@
+"""Verification of a saved Core ML package: passes what is right, catches what was broken in the files on purpose."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.verify import Verification, verify_folder
+from pocketphi.targets.coreml.mlpackage import MLPackage, find_model
+from pocketphi.targets.coreml.proto import model_pb2
+from pocketphi.targets.coreml.weightfile import PACKAGE
+
+MATRIX = "model_layers_1_self_attn_o_proj_weight"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One bundle with both targets, not verified."""
+    folder = tmp_path_factory.mktemp("coreml") / "bundle"
+    targets = ("coreml", "ort-mobile")
+    compile_model(CompileOptions("random:tiny", folder, targets, "rtn", chunk=16, verify="never"))
+    return folder
+
+
+def verify(folder: Path, only: str | None = "coreml") -> Verification:
+    return verify_folder(folder, Bundle.open(folder, check=False).manifest, Ui(), only=only)
+
+
+def failed(result: Verification) -> list[str]:
+    return [check.name for check in result.checks if not check.ok]
+
+
+def test_a_good_bundle_passes_every_check(both: Path) -> None:
+    result = verify(both, only=None)
+    assert failed(result) == []
+    names = [check.name for check in result.checks]
+    for part in (
+        "coreml: weights equal, bit for bit",
+        "coreml: KL prefill, exact",
+        "coreml: KL decode, as saved",
+        "coreml: KL decode past the window of 48",
+        "coreml: operations that coremltools does not accept",
+        "coreml: operations within a factor of 2 of float16's range",
+        "ort-mobile: KL prefill, exact",
+        "int4 weights that differ between targets",
+    ):
+        assert part in names
+    bounds = {check.name: check.bound for check in result.checks}
+    assert (bounds["coreml: KL prefill, exact"], bounds["coreml: KL prefill, as saved"]) == (5e-6, 1e-4)
+
+
+def edit_weights(folder: Path, part: str, edit: Callable[[Any], Any]) -> None:
+    """Change the bytes of one stored part of MATRIX in the file."""
+    package = MLPackage.open(folder / PACKAGE)
+    old = package.parts("decode", MATRIX)[part].data.numpy().tobytes()
+    path = next((folder / PACKAGE).rglob("weight.bin"))
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, bytes(edit(np.frombuffer(old, np.uint8).copy()))))
+
+
+def swap_nibbles(folder: Path) -> None:
+    edit_weights(folder, "data", lambda data: (data >> 4 | data << 4).astype(np.uint8))
+
+
+def flip_one_value(folder: Path) -> None:
+    def flip(data: Any) -> Any:
+        data[77] ^= 0x10
+        return data
+
+    edit_weights(folder, "data", flip)
+
+
+def grow_one_scale(folder: Path) -> None:
+    def grow(data: Any) -> Any:
+        scales = data.view(np.float16)
+        scales[5] *= np.float16(1.01)
+        return scales.view(np.uint8)
+
+    edit_weights(folder, "scale", grow)
+
+
+@pytest.mark.parametrize("damage", [swap_nibbles, flip_one_value, grow_one_scale])
+def test_a_changed_weight_is_caught(both: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = shutil.copytree(both, tmp_path / "bundle")
+    damage(folder)
+    result = verify(folder)
+    assert failed(result)[0].endswith("weights equal, bit for bit")
+    assert result.checks[0].measured == 1
+    assert "model.layers.1.self_attn.o_proj.weight" in result.checks[0].detail
+
+
+def edit_model(folder: Path, edit: Callable[[Any], int]) -> None:
+    """Change the operations of every function; `edit` says how many it changed."""
+    path = find_model(folder / PACKAGE)
+    model = model_pb2().Model()
+    model.ParseFromString(path.read_bytes())
+    for function in model.mlProgram.functions.values():
+        (block,) = function.block_specializations.values()
+        assert edit(block.operations) > 0
+    path.write_bytes(model.SerializeToString())
+
+
+def write_to_the_layer_before(folder: Path) -> None:
+    """Layer 1's keys go where layer 0's are."""
+
+    def edit(operations: Any) -> int:
+        found = {op.outputs[0].name: op for op in operations if op.outputs}
+        update = next(op for name, op in found.items() if name.endswith("attention_default_1_keyCache_changed"))
+        changed = 0
+        for parameter, layer in (("begin", 0), ("end", 1)):
+            concat = found[update.inputs[parameter].arguments[0].name]
+            number = found[concat.inputs["values"].arguments[0].name].attributes["val"].immediateValue.tensor.ints
+            assert list(number.values) == [layer + 1]
+            number.values[0] = layer
+            changed += 1
+        return changed
+
+    edit_model(folder, edit)
+
+
+def see_one_key_less(folder: Path) -> None:
+    def edit(operations: Any) -> int:
+        found = [op for op in operations if op.type == "less_equal"]
+        for op in found:
+            op.type = "less"
+        return len(found)
+
+    edit_model(folder, edit)
+
+
+def widen_the_window(folder: Path) -> None:
+    def edit(operations: Any) -> int:
+        found = [op for op in operations if op.type == "greater"]
+        for op in found:
+            op.type = "greater_equal"
+        return len(found)
+
+    edit_model(folder, edit)
+
+
+def forget_the_window(folder: Path) -> None:
+    def edit(operations: Any) -> int:
+        found = [op for op in operations if op.type == "logical_and"]
+        for op in found:
+            op.inputs["y"].CopyFrom(op.inputs["x"])
+        return len(found)
+
+    edit_model(folder, edit)
+
+
+@pytest.mark.parametrize(
+    ("damage", "seen_by"),
+    [
+        (write_to_the_layer_before, "KL prefill, exact"),
+        (see_one_key_less, "KL prefill, exact"),
+        (widen_the_window, "KL prefill past the window of 48"),
+        (forget_the_window, "KL decode past the window of 48"),
+    ],
+)
+def test_a_wrong_lowering_is_caught(both: Path, tmp_path: Path, damage: Callable[[Path], None], seen_by: str) -> None:
+    folder = shutil.copytree(both, tmp_path / "bundle")
+    damage(folder)
+    names = [name.removeprefix("coreml: ") for name in failed(verify(folder))]
+    assert seen_by in names
