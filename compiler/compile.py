@@ -55,7 +55,7 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, targets, packaged)
         if wants_verification(options.verify, needed, ui):
-            manifest["verification"] = verify_folder(folder, manifest, ui).require().recorded()
+            manifest["verification"] = verify_folder(folder, manifest, ui, extras=True).require().recorded()
         write_manifest(folder, manifest)
     return Bundle.open(options.out, check=False)
 

@@ -62,16 +62,21 @@ class Verification:
 
 
 def verify_folder(
-    folder: Path, manifest: Mapping[str, Any], ui: Ui, reference: str | None = None, only: str | None = None
+    folder: Path,
+    manifest: Mapping[str, Any],
+    ui: Ui,
+    reference: str | None = None,
+    only: str | None = None,
+    extras: bool = False,
 ) -> Verification:
     """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file.
 
-    only: a target's name, to leave the others out
+    only: a target's name, to leave the others out; extras: add the files that come out of running a good bundle
     """
     result = Verification()
     programs = []
     for target in [only] if only else manifest["targets"]:
-        checks, program = _verify_target(folder, manifest, target, ui)
+        checks, program = _verify_target(folder, manifest, target, ui, extras)
         several = len(manifest["targets"]) > 1
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         programs.append(program)
@@ -81,7 +86,9 @@ def verify_folder(
     return result
 
 
-def _verify_target(folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui) -> tuple[list[Check], Program]:
+def _verify_target(
+    folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui, extras: bool
+) -> tuple[list[Check], Program]:
     """The checks of one target, and the quantized program with its saved weights."""
     host = open_host(folder, manifest, target)
     limit = context_of(manifest, target)
@@ -100,6 +107,8 @@ def _verify_target(folder: Path, manifest: Mapping[str, Any], target: str, ui: U
         ):
             advance(1)
             found += checks
+        if extras and all(check.ok for check in found):
+            host.write_extras(prompt)
     return found, program
 
 

@@ -85,6 +85,10 @@ class Host(ABC):
         """What only this target's files can get wrong. prompt: int64 [1, S], a text to run where a check needs one."""
         return []
 
+    def write_extras(self, prompt: torch.Tensor) -> None:
+        """Add files to a bundle under construction that come out of running it, such as test vectors for a device."""
+        return
+
     @abstractmethod
     def other_runners(self, max_tokens: int) -> dict[str, Runner]:
         """Other ways to run the bundle as it is saved, by name: another runtime that is installed, another file in it."""

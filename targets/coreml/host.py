@@ -20,6 +20,7 @@ from pocketphi.targets.coreml.mlpackage import MLPackage
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
+from pocketphi.targets.coreml.vectors import VECTORS, Recorder
 from pocketphi.targets.coreml.weightfile import PACKAGE, AsHalf, identifier
 
 
@@ -30,6 +31,7 @@ class CoreMLHost(Host):
     """Float32 throughout, but with rotary tables and norm weights that float16 has: 2⁻¹¹ relative on each angle's sine."""
 
     def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
+        self.folder = folder
         self.package = MLPackage.open(folder / PACKAGE)
         self._names = list(names)
         self._config = read_config(folder)
@@ -65,6 +67,19 @@ class CoreMLHost(Host):
     def other_runners(self, max_tokens: int) -> dict[str, Runner]:
         return {}
 
+    def write_extras(self, prompt: torch.Tensor) -> None:
+        recorder = Recorder()
+        self._short_run(self._interpreter("fp16", 0), prompt, recorder)
+        recorder.write(self.folder / VECTORS)
+
+    def _short_run(self, interpreter: Interpreter, prompt: torch.Tensor, recorder: Recorder | None = None) -> None:
+        """All but the last tokens as a prompt, those one by one."""
+        runner = CoreMLRunner(interpreter, prompt.shape[1], recorder=recorder)
+        steps = min(4, prompt.shape[1] - 1)
+        runner.step(prompt[:, :-steps])
+        for i in range(prompt.shape[1] - steps, prompt.shape[1]):
+            runner.step(prompt[:, i : i + 1])
+
     def _interpreter(self, mode: Mode, threads: int) -> Interpreter:
         key = (mode, threads)
         if key not in self._interpreters:
@@ -81,9 +96,7 @@ class CoreMLHost(Host):
     def _headroom(self, prompt: torch.Tensor) -> Check:
         """Every value stays under half of what float16 holds, on this prompt."""
         interpreter = Interpreter(self.package, "fp16", ranges=True)
-        runner = CoreMLRunner(interpreter, prompt.shape[1])
-        runner.step(prompt[:, :-1])
-        runner.step(prompt[:, -1:])
+        self._short_run(interpreter, prompt)
         ranges = interpreter.ranges
         largest = max(ranges, key=lambda name: ranges[name])
         detail = f"largest {ranges[largest]:,.0f} of {LARGEST:,.0f}, {largest}"
@@ -94,7 +107,8 @@ class CoreMLRunner:
     """A `Runner` over the functions of a package and its states, for one sequence.
 
     A prompt goes through `prefill` in chunks, the last one padded; where a chunk would reach beyond the cache, through
-    `decode`. long_after: positions after which LongRoPE's long factors hold: a sequence that grows beyond it is run anew.
+    `decode`. recorder: notes the calls. long_after: positions after which LongRoPE's long factors hold: a sequence that grows
+    beyond it is run anew.
     """
 
     def __init__(
@@ -103,7 +117,9 @@ class CoreMLRunner:
         max_tokens: int,
         every_position: bool = False,
         long_after: int | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder
         self._run, self._functions = interpreter, interpreter.package.functions
         self._every_position, self._long_after = every_position, long_after
         first = next(iter(interpreter.package.states.values()))
@@ -138,21 +154,27 @@ class CoreMLRunner:
         past = self._seen.shape[1]
         name, size = self._choose(past, total - past)
         taken = tokens[:, past : past + size]
-        self._seen = tokens[:, : past + taken.shape[1]]
-        if name == "main":
-            mask = torch.zeros(1, 1, 1, past + size + 1)
-            return self._run.run(name, {"inputIds": taken, "causalMask": mask}, self._states)["logits"]
         count = taken.shape[1]
-        padded = torch.nn.functional.pad(taken, (0, size - count))
-        wanted = {"inputIds": padded, "position": torch.tensor([past]), "length": torch.tensor([count])}
-        wanted["total"] = torch.tensor([total])
-        inputs = {key: value for key, value in wanted.items() if key in self._functions[name].inputs}
-        if "length" not in inputs:
-            return self._run.run(name, inputs, self._states)["logits"][:, :count]
-        if not self._every_position:
-            return self._run.run(name, inputs, self._states)["logits"]
-        session = self._run.start(name, inputs, self._states, vary=("length",))
-        return torch.cat([session.rerun({"length": torch.tensor([n])})["logits"] for n in range(1, count + 1)], dim=1)
+        self._seen = tokens[:, : past + count]
+        inputs = self._inputs(name, torch.nn.functional.pad(taken, (0, size - count)), past, count, total)
+        if self._every_position and "length" in inputs:
+            session = self._run.start(name, inputs, self._states, vary=("length",))
+            lengths = [torch.tensor([n]) for n in range(1, count + 1)]
+            return torch.cat([session.rerun({"length": length})["logits"] for length in lengths], dim=1)
+        logits = self._run.run(name, inputs, self._states)["logits"]
+        if self._recorder:
+            self._recorder.note(name, inputs, logits)
+        return logits if "length" in inputs else logits[:, :count]
+
+    def _inputs(self, function: str, ids: torch.Tensor, past: int, count: int, total: int) -> dict[str, torch.Tensor]:
+        values = {
+            "inputIds": ids,
+            "position": torch.tensor([past]),
+            "length": torch.tensor([count]),
+            "total": torch.tensor([total]),
+            "causalMask": torch.zeros(1, 1, 1, past + count + 1),  # its length is what counts
+        }
+        return {name: values[name] for name in self._functions[function].inputs}
 
     def _choose(self, past: int, left: int) -> tuple[str, int]:
         """The function to call and how many tokens it takes."""

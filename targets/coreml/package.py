@@ -4,6 +4,7 @@ model.mlpackage/
   Manifest.json                                    two items and their identifiers
   Data/com.apple.CoreML/model.mlmodel              the functions, about a megabyte
   Data/com.apple.CoreML/weights/weight.bin         every weight once, whatever the number of functions
+verify_on_mac.py, test_vectors.npz                 a check for a Mac with coremltools; the vectors come from verification
 
 The same program gives the same bytes: identifiers are made from the content, messages are serialized in a fixed order.
 """
@@ -35,6 +36,7 @@ _DATA = Path("Data/com.apple.CoreML")
 MODEL_FILE = _DATA / "model.mlmodel"
 WEIGHT_FILE = _DATA / "weights/weight.bin"
 MANIFEST_FILE = Path("Manifest.json")
+MAC_SCRIPT = "verify_on_mac.py"
 _AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
 
 
@@ -109,6 +111,7 @@ class CoreML(Target):
         (root / MODEL_FILE).write_bytes(content)
         (root / MANIFEST_FILE).write_text(manifest(content), "utf-8")
         _fix_modes(root)
+        (folder / MAC_SCRIPT).write_bytes((Path(__file__).parent / MAC_SCRIPT).read_bytes())
         return Packaged(_operators(model), digests, notes, self._details(program, form, file))
 
     def _describe(self, model: Any, program: Program, form: Form) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
+from pocketphi.targets.coreml.interpreter import Interpreter
 from pocketphi.targets.coreml.mlpackage import MLPackage, find_model
 from pocketphi.targets.coreml.proto import model_pb2
 from pocketphi.targets.coreml.weightfile import PACKAGE
@@ -172,3 +176,39 @@ def test_a_wrong_lowering_is_caught(both: Path, tmp_path: Path, damage: Callable
     damage(folder)
     names = [name.removeprefix("coreml: ") for name in failed(verify(folder))]
     assert seen_by in names
+
+
+def test_the_script_for_a_mac(tmp_path: Path) -> None:
+    """Its comparison, with the interpreter in the place of Core ML: good calls pass, another state or token does not."""
+    folder = tmp_path / "bundle"
+    compile_model(CompileOptions("random:tiny", folder, ("coreml",), "rtn", chunk=16))
+    script: dict[str, Any] = {"__name__": "verify_on_mac"}
+    exec((folder / "verify_on_mac.py").read_text("utf-8"), script)
+    vectors = np.load(folder / "test_vectors.npz")
+
+    def run(change: Callable[[str, dict[str, Any]], None]) -> list[dict[str, Any]]:
+        interpreter = Interpreter(MLPackage.open(folder / PACKAGE), "fp16")
+        states = interpreter.make_states()
+
+        def call(function: str, inputs: dict[str, Any]) -> Any:
+            change(function, inputs)
+            tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+            return interpreter.run(function, tensors, states)["logits"].numpy()
+
+        results: list[dict[str, Any]] = script["compare"](vectors, call)
+        return results
+
+    good = run(lambda function, inputs: None)
+    assert {r["function"] for r in good} == {"prefill", "decode"}
+    assert [(r["ok"], r["same"]) for r in good] == [(True, True)] * len(good)
+    assert max(r["kl"] for r in good) < 1e-9
+
+    def another_position(function: str, inputs: dict[str, Any]) -> None:
+        if function == "decode":
+            inputs["position"] = inputs["position"] + 1
+
+    assert not all(r["ok"] for r in run(another_position))
+    done = subprocess.run([sys.executable, folder / "verify_on_mac.py"], capture_output=True, text=True, check=False)
+    if sys.platform != "darwin":
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Core ML runs on a Mac only" in done.stderr
