@@ -19,8 +19,8 @@ from pocketphi.graph.program import shape_of
 from pocketphi.targets.coreml.emitter import STATES, Emitter
 from pocketphi.targets.coreml.mil import Var
 
-HIDDEN = -32768.0
-"""Added to a score that must not be seen: large enough for exp to give 0, finite in float16 together with any score."""
+HIDDEN = -16384.0
+"""Added to a score that must not be seen: exp gives 0, and the sum is far from the end of float16 whatever the score."""
 
 
 def lower(e: Emitter, node: fx.Node) -> Var:

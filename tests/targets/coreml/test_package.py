@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from pocketphi.graph.recipe import as_parts, digest, materialize
 ct = pytest.importorskip("coremltools")
 
 from pocketphi.targets.coreml.mil import identifier  # noqa: E402 - only where coremltools is installed
-from pocketphi.targets.coreml.package import PACKAGE, WEIGHT_FILE, CoreML  # noqa: E402
+from pocketphi.targets.coreml.package import PACKAGE, WEIGHT_FILE, CoreML, facts_of  # noqa: E402
 from pocketphi.targets.coreml.weightfile import plan_weights  # noqa: E402
 
 FILES = {"Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"}
@@ -100,6 +102,20 @@ def test_two_packagings_give_the_same_bytes(tmp_path: Path, options: dict[str, A
         made.append({str(p.relative_to(root)): (p.stat().st_mode, p.read_bytes()) for p in files})
     assert set(made[0]) == FILES
     assert made[0] == made[1]
+
+
+def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
+    """With another seed of hashes, and nothing packaged before."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    package(finished("partial"), tmp_path / "a")
+    package(finished("tied"), tmp_path)
+    script = "import sys, pathlib; from coreml_package import *; package(finished('tied'), pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", script, str(tmp_path / "b")]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    ours, theirs = ([(folder / PACKAGE / file).read_bytes() for file in FILES] for folder in (tmp_path, tmp_path / "b"))
+    assert ours == theirs
 
 
 def test_another_model_has_other_identifiers(tmp_path: Path) -> None:
@@ -248,6 +264,18 @@ def test_float_matrices_are_reported(tmp_path: Path) -> None:
     packaged = package(fused(), tmp_path)
     assert [note for note in packaged.notes if "14 matrices are float16" in note] != []
     assert packaged.operators["decode.constexpr_blockwise_shift_scale"] == 0
+
+
+def test_matrices_are_counted_by_their_blocks() -> None:
+    """Blocks of 64: one scale a row where K is 64, two where it is 128."""
+    program = finished("tiny", block=64)
+    form = CoreML(CONTEXT, 16).form(program)
+    facts = facts_of(program, form, plan_weights(program, form))
+    assert (facts.blocks, facts.channels, facts.float_weights, facts.float32_norms) == ({64: 3}, 11, [], 0)
+    assert (
+        facts_of(program, CoreML(CONTEXT, 16, norm="fp32").form(program), plan_weights(program, form)).float32_norms
+        == 7
+    )
 
 
 def test_swift_transformers_without_a_repository_is_noted() -> None:
