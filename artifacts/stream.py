@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 
 Rows = dict[str, torch.Tensor]
 Encode = Callable[[str, Rows], Rows]
-"""Canonical rows of a weight → the rows to write, by the parts of the layout. Called in order, from any thread."""
+"""Canonical rows of a weight → the rows to write, by the parts of the layout. Called in order, in any worker."""
 
 
 @dataclass(frozen=True)

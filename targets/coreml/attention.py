@@ -20,7 +20,7 @@ from pocketphi.targets.coreml.emitter import STATES, Emitter
 from pocketphi.targets.coreml.mil import Var
 
 HIDDEN = -16384.0
-"""Added to a score that must not be seen: large enough for exp to give 0, finite in float16 together with any score."""
+"""Added to a score that must not be seen: exp gives 0, and the sum is far from the end of float16 whatever the score."""
 
 
 def lower(e: Emitter, node: fx.Node) -> Var:

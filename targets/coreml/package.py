@@ -7,6 +7,8 @@ model.mlpackage/
 verify_on_mac.py, test_vectors.npz                 a check for a Mac with coremltools; the vectors come from verification
 
 The same program gives the same bytes: identifiers are made from the content, messages are serialized in a fixed order.
+The default function is `decode`: an app that names none gets the one that is complete in itself, a prompt being fed to it
+token by token, where `prefill` alone wants whole chunks.
 """
 
 from __future__ import annotations
@@ -38,6 +40,16 @@ WEIGHT_FILE = _DATA / "weights/weight.bin"
 MANIFEST_FILE = Path("Manifest.json")
 MAC_SCRIPT = "verify_on_mac.py"
 _AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
+_FEATURES = {
+    "inputIds": "Tokens. The tail of an incomplete chunk may hold any.",
+    "position": "How many tokens are in the cache: where these are written.",
+    "length": "How many of the tokens are real.",
+    "total": "How many tokens the sequence has when the whole prompt is in: chooses between the rotary tables of LongRoPE.",
+    "causalMask": "Zeros, [1, 1, 1, tokens so far + 1]: only its shape is read.",
+    "keyCache": "Rotated keys: layers, 1, heads, positions, dimensions.",
+    "valueCache": "Values, like keyCache.",
+    "logits": "Scores of the next token.",
+}
 
 
 class CoreML(Target):
@@ -116,6 +128,9 @@ class CoreML(Target):
 
     def _describe(self, model: Any, program: Program, form: Form) -> None:
         """What Xcode shows. The license of a model is its owner's to state."""
+        for function in model.description.functions or [model.description]:
+            for feature in (*function.input, *function.state, *function.output):
+                feature.shortDescription = _FEATURES[feature.name]
         metadata = model.description.metadata
         metadata.shortDescription = (
             f"Phi-3 with {program.config.parameters / 1e6:,.0f} million parameters, {form.context} tokens of context"

@@ -15,7 +15,7 @@ from tiny_phi3 import normal, quantized
 
 from pocketphi.artifacts import stream
 from pocketphi.artifacts.folder import new_folder
-from pocketphi.artifacts.stream import plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, plan_layout, write_weights
 from pocketphi.graph.recipe import Constant, digest, materialize
 
 
@@ -100,6 +100,24 @@ def test_a_digest_is_of_names_and_bytes() -> None:
     a, b = normal(2, 3), normal(2, 3, seed=1)
     assert digest({"q": a, "scale": b}) == digest({"scale": b, "q": a})
     assert len({digest({"q": a, "scale": b}), digest({"q": b, "scale": a}), digest({"q": a}), digest({"": a})}) == 4
+
+
+def test_a_target_may_write_other_bytes_than_it_vouches_for(tmp_path: Path) -> None:
+    """Parts of other sizes at offsets of its own; the digest stays that of the canonical rows."""
+    values = normal(10, 6)
+    weights = {"w": Chunked(values, "w")}
+    layout = Layout({("w", "half"): 64, ("w", "sums"): 8}, 200)
+    written: list[int] = []
+
+    def encode(name: str, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"half": rows[""].half(), "sums": rows[""].sum(1)}
+
+    digests = write_weights(tmp_path / "data", weights, layout, written.append, encode)
+    data = (tmp_path / "data").read_bytes()
+    assert digests == {"w": digest({"": values})}
+    assert data[64:184] == values.half().numpy().tobytes()
+    assert data[8:48] == values.sum(1).numpy().tobytes()
+    assert (len(data), sum(written), data[:8] + data[48:64] + data[184:]) == (200, 160, bytes(40))
 
 
 @pytest.mark.parametrize("fails_at", [0, 6])
