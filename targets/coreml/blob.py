@@ -4,7 +4,8 @@
     record  u32 0xDEADBEEF, u32 data type, u64 bytes, u64 offset of the data, u64 padding bits, zeros to 64 bytes
 
 A `BlobFileValue` in the model gives the offset of the *record*. Four-bit values lie two a byte, the first one low; an odd
-count leaves 4 padding bits; values of 1, 2, 3 and 6 bits lie one after the other in the same way, across bytes. Little-endian. Format: coremltools 9.0, mlmodel/src/MILBlob/Blob/StorageFormat.hpp.
+count leaves 4 padding bits; values of 1, 2, 3 and 6 bits lie one after the other in the same way, across bytes.
+Little-endian. Format: coremltools 9.0, mlmodel/src/MILBlob/Blob/StorageFormat.hpp.
 """
 
 from __future__ import annotations
