@@ -39,8 +39,9 @@ States = dict[str, Tensor]
 class Interpreter:
     """Runs the functions of a package.
 
-    threads: workers for matrix products, 0 for as many as there are cores; keep_bytes: memory for decoded weights, which
-    spares prefill the decoding; ranges: take the largest finite magnitude of each operation whose result is declared fp16.
+    threads: workers for matrix products, 0 for as many as there are cores
+    keep_bytes: memory for decoded weights; where all of a package's fit, each is decoded only once
+    ranges:     take the largest finite magnitude of each operation whose result is declared fp16.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Interpreter:
         self.ranges: dict[str, float] = {}
         """`function/operation` → largest finite magnitude of its result before rounding, over all runs."""
         self.take_ranges = ranges
-        self._streamer = Streamer(threads or os.cpu_count() or 1, keep_bytes)
+        self._streamer = Streamer(threads or os.cpu_count() or 1, keep_bytes, decoded_bytes(package) <= keep_bytes)
         self._plans: dict[tuple[str, tuple[str, ...]], Plan] = {}
 
     def make_states(self, dtype: torch.dtype | None = None) -> States:
@@ -182,6 +183,15 @@ class Interpreter:
 
 
 _SMALL = 4096
+
+
+def decoded_bytes(package: MLPackage) -> int:
+    """What the weights of the largest function take as float32. Functions share theirs."""
+    sizes = (
+        sum(declared.count for op in function.operations if op.constant for _, declared in op.outputs if declared.shape)
+        for function in package.functions.values()
+    )
+    return 4 * max(sizes)
 
 
 class Session:

@@ -52,7 +52,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Function:
-    """inputs, states, outputs: name → type; defaults: a shape for each input of flexible shape, if none is given."""
+    """inputs, states, outputs: name → type; defaults: the described shapes of inputs, of a flexible one its default."""
 
     name: str
     inputs: Mapping[str, ValueType]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -24,18 +24,22 @@ _ALONE = 1 << 18
 
 
 class Streamer:
-    """threads: workers for products; keep_bytes: memory for decoded weights, kept from their first use on."""
+    """threads: workers for products; keep_bytes: memory for decoded weights, kept from their first use on.
 
-    def __init__(self, threads: int, keep_bytes: int) -> None:
+    keep_products: also those that a product could decode in pieces. To keep but a part of them gains nothing.
+    """
+
+    def __init__(self, threads: int, keep_bytes: int, keep_products: bool) -> None:
         self.threads = threads
         self._left = keep_bytes
-        self._kept: dict[int, Tensor] = {}
+        self._keep_products = keep_products
+        self._kept: dict[Hashable, Tensor] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
 
     def dense(self, weight: Weight) -> Tensor:
         """All of a weight, in the type that kernels compute with: float32 or int64, or bool."""
-        kept = self._kept.get(id(weight))
+        kept = self._kept.get(weight.key)
         if kept is not None:
             return kept
         value = weight.dense()
@@ -53,7 +57,7 @@ class Streamer:
             raise ValueError(f"a product of {list(x.shape)} with a weight [{rows}, {columns}] transposed")
         flat = x.reshape(-1, columns)
         plain = isinstance(weight, Stored) and weight.raw.dtype == "fp32"
-        if plain or id(weight) in self._kept or self._fits(weight):
+        if plain or weight.key in self._kept or self._fits(weight):
             return torch.nn.functional.linear(x, weight.dense() if plain else self.dense(weight))
         out = torch.empty(rows, flat.shape[0])
         if is_nibbles(weight):
@@ -70,7 +74,7 @@ class Streamer:
         rows, columns = weight.shape
         if x.shape[-1] != rows:
             raise ValueError(f"a product of {list(x.shape)} with a weight [{rows}, {columns}]")
-        if id(weight) in self._kept or self._fits(weight):
+        if weight.key in self._kept or self._fits(weight):
             return x @ self.dense(weight)
         flat, lock = x.reshape(-1, rows), threading.Lock()
         out = torch.zeros(flat.shape[0], columns)
@@ -150,13 +154,13 @@ class Streamer:
             future.result()
 
     def _fits(self, weight: Weight) -> bool:
-        return weight.count * 4 <= self._left
+        return self._keep_products and weight.count * 4 <= self._left
 
     def _keep(self, weight: Weight, value: Tensor) -> None:
         size = value.numel() * value.itemsize
         if size <= self._left:
             self._left -= size
-            self._kept[id(weight)] = value
+            self._kept[weight.key] = value
 
 
 class Held:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ class Weight(ABC):
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for weights that decode the same stored bytes in the same way, as functions of a package share them."""
+        return id(self)
 
     @abstractmethod
     def pick(self, rows: Rows) -> Tensor:
@@ -52,6 +57,10 @@ class Stored(Weight):
         self.shape, self.dtype = raw.shape, dtype or raw.dtype
         bits = BITS[raw.dtype] * math.prod(raw.shape[1:])
         self._by_row = bool(raw.shape) and raw.shape[0] > 0 and bits % 8 == 0 and bits > 0
+
+    @property
+    def key(self) -> Hashable:
+        return self.raw.data.data_ptr(), self.shape, self.dtype
 
     def pick(self, rows: Rows) -> Tensor:
         if not self._by_row:
@@ -89,6 +98,10 @@ class Blockwise(Weight):
         self.shape, self.dtype = data.shape, dtype
         self.half = half and dtype == "fp16"
 
+    @property
+    def key(self) -> Hashable:
+        return self.data.key, self.scale.key, self.offset and self.offset.key, self.half
+
     def pick(self, rows: Rows) -> Tensor:
         values = self.data.pick(rows).float()
         blocked = values.view(values.shape[0], *_split(self.shape[1:], self.scale.shape[1:]))
@@ -120,6 +133,10 @@ class Lut(Weight):
         sizes = list(indices.shape)
         sizes[self.axis] *= self.vector
         self.shape = tuple(sizes)
+
+    @property
+    def key(self) -> Hashable:
+        return self.indices.key, self.lut.key, self.axis
 
     def pick(self, rows: Rows) -> Tensor:
         if self.vector > 1 and self.axis == 0:

@@ -16,8 +16,10 @@ def identity(x: Tensor) -> Tensor:
 
 
 def reshape(x: Tensor, shape: Tensor) -> Tensor:
-    """A size of -1 takes what is left, 0 keeps the input's."""
-    sizes = [x.shape[i] if size == 0 and x.numel() else size for i, size in enumerate(integers(shape))]
+    """A size of -1 takes what is left; 0 keeps the input's, where both have as many axes."""
+    sizes = integers(shape)
+    if len(sizes) == x.dim():
+        sizes = [size or own for size, own in zip(sizes, x.shape)]
     return x.reshape(sizes)
 
 
