@@ -42,13 +42,7 @@ def _two_tables(program: Program, form: Form) -> bool:
 class Emitter:
     """One function in the making."""
 
-    def __init__(
-        self,
-        program: Program,
-        form: Form,
-        file: WeightFile,
-        function: str,
-    ) -> None:
+    def __init__(self, program: Program, form: Form, file: WeightFile, function: str) -> None:
         self.program = program
         self.form = form
         self.length = form.functions[function] or -1

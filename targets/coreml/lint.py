@@ -21,8 +21,7 @@ class Facts:
 
     weight_bytes:  size of weight.bin
     states:        name → shape, float16
-    blocks:        sizes of int4 blocks along K → how many matrices
-    channels:      int4 matrices with one scale a row
+    blocks:        sizes of int4 blocks along K → how many matrices; those with one scale a row are not among them
     float_weights: matrices left in float16
     float32_norms: norms that compute in float32
     flexible:      inputs without a fixed size
@@ -31,7 +30,6 @@ class Facts:
     weight_bytes: int
     states: dict[str, tuple[int, ...]]
     blocks: dict[int, int]
-    channels: int
     float_weights: list[str]
     float32_norms: int
     flexible: bool

@@ -181,7 +181,6 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
         weight_bytes=file.size,
         states=dict.fromkeys(STATES, state),
         blocks=dict(sorted(Counter(block for name, block in int4.items() if name not in per_row).items())),
-        channels=len(per_row),
         float_weights=[name for name in matrices if name in floats],
         float32_norms=operators["edge.rms_norm"] + operators["edge.add_rms_norm"] if form.norm == "fp32" else 0,
         flexible=form.flexible,

@@ -8,7 +8,7 @@ import pytest
 
 from pocketphi.targets.coreml.lint import CPU, ENGINE, ENGINE_WEIGHT_LIMIT, GPU, Facts, lint, verdict
 
-BEST_FOR_ENGINE = Facts(1000, {}, {}, 10, [], 0, False)
+BEST_FOR_ENGINE = Facts(1000, {}, {}, [], 0, False)
 STATE = {"keyCache": (2, 1, 4, 64, 96)}
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from coreml_package import finished, functions, package, spec, with_offsets
-from tiny_phi3 import VARIANTS, traced
+from tiny_phi3 import VARIANTS, Call, small, traced
+from torch import fx
 
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.program import op_name
 
 pytest.importorskip("coremltools")
 
@@ -67,6 +71,19 @@ def test_states_are_updated_in_order(tmp_path: Path) -> None:
         assert kinds == [*first, *other, *other]
 
 
+@pytest.mark.parametrize("options", [{}, {"attention": "decomposed", "norm": "fp32"}, {"flavor": "swift-transformers"}])
+@pytest.mark.parametrize("variant", ["tiny", "longrope"])
+def test_nothing_is_computed_in_vain(tmp_path: Path, variant: str, options: dict[str, Any]) -> None:
+    """Every value is read, and every input: coremltools' pass that would clean up is not run."""
+    package(with_offsets(finished(variant)), tmp_path, **options)
+    model = spec(tmp_path)
+    for name, operations in functions(model).items():
+        function = model.mlProgram.functions[name]
+        read = {b.name for op in operations for a in op.inputs.values() for b in a.arguments}
+        made = {out.name for op in operations for out in op.outputs} | {x.name for x in function.inputs}
+        assert made - read == {"logits"}
+
+
 def test_offsets_take_a_product_of_block_sums(tmp_path: Path) -> None:
     package(with_offsets(finished()), tmp_path)
     found = counts(tmp_path, "decode")
@@ -76,6 +93,23 @@ def test_offsets_take_a_product_of_block_sums(tmp_path: Path) -> None:
 def test_an_operator_without_a_rule() -> None:
     program = traced()
     with pytest.raises(CompilerBug, match=r"no Core ML rule for \w+ \(\w+\)"):
+        lower(program, FORM, plan_weights(program, FORM))
+
+
+def test_a_value_that_no_rule_made() -> None:
+    def body(call: Call, **nodes: fx.Node) -> dict[str, fx.Node]:
+        return {"logits": call(torch.ops.aten.add.Tensor, nodes["position_ids"], nodes["position_ids"])}
+
+    program = small(body, {"position_ids": torch.zeros(1, 4)})
+    with pytest.raises(CompilerBug, match=r"position_ids \(input\) has no value in the Core ML function"):
+        lower(program, FORM, plan_weights(program, FORM))
+
+
+def test_a_cache_that_belongs_to_no_layer() -> None:
+    program = finished()
+    node = next(n for n in program.graph.nodes if op_name(n) == "edge.attention")
+    node.args = (node.args[0], program.inputs[0], *node.args[2:])
+    with pytest.raises(CompilerBug, match="reads its cache from input_ids, which is no layer's"):
         lower(program, FORM, plan_weights(program, FORM))
 
 

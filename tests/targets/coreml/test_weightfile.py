@@ -148,6 +148,13 @@ def test_a_context_beyond_the_rotary_tables() -> None:
         plan_weights(program, FORM)
 
 
+def test_a_weight_of_integers_has_no_blob() -> None:
+    program = finished()
+    program.weights["rope.cos"] = constant(torch.zeros(256, 8, dtype=torch.int64))
+    with pytest.raises(CompilerBug, match=r"no blob type for a weight of torch\.int64"):
+        plan_weights(program, FORM)
+
+
 def test_an_unquantized_program_has_float16_matrices() -> None:
     file = plan_weights(fused(), FORM)
     assert file.blobs["lm_head.weight"].blob.type == BlobType.FLOAT16
