@@ -53,7 +53,8 @@ def int4(rows: int, columns: int, block: int, seed: int = 0) -> tuple[Any, Any]:
 def cached_attention(layers: int, heads: int, context: int, dim: int, length: int) -> Any:
     """A decoder's skeleton: int4 embedding, per layer an int4 projection, K/V caches in states, attention; an int4 head.
 
-    Inputs: ids int32 [1, length], position int32 [1], last int32 [1]; states keys, values fp16 [layers, 1, heads, context, dim].
+    Inputs: ids int32 [1, length], position int32 [1], last int32 [1]; states keys, values
+    fp16 [layers, 1, heads, context, dim].
     Output: logits fp16 [1, 1, vocabulary of 48] of the row `last`.
     """
     width = heads * dim

@@ -283,7 +283,7 @@ def test_inputs_that_do_not_fit(decoder: MLPackage) -> None:
     ):
         with pytest.raises(InputError, match=message):
             interpreter.run("decode", {**good, **change}, states)
-    with pytest.raises(InputError, match="state 'keys' is state fp16.*got none; see make_states"):
+    with pytest.raises(InputError, match=r"state 'keys' is state fp16.*got none; see make_states"):
         interpreter.run("decode", good)
     with pytest.raises(InputError, match="no function 'train'; there are decode, prefill"):
         interpreter.run("train", good, states)
