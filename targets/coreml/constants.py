@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ def build(op: Operation, constants: Mapping[str, Operation], half: bool) -> Weig
     name, declared = op.outputs[0]
     if op.kind == "const":
         value = parts[""]
+        if isinstance(value, Raw) and (value.shape, value.dtype) != (declared.shape, declared.dtype):
+            raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, declared is {declared}")
         return Stored(value) if isinstance(value, Raw) else value
     made = _compressed(op.kind, parts, constants, declared.dtype, half)
     if made.shape != declared.shape:
@@ -42,8 +45,19 @@ def build(op: Operation, constants: Mapping[str, Operation], half: bool) -> Weig
 def _compressed(
     kind: str, parts: Mapping[str, Any], constants: Mapping[str, Operation], dtype: str, half: bool
 ) -> Weight:
+    def part(parameter: str) -> Any:
+        if parameter not in parts:
+            raise ValueError(f"{kind}: the parameter {parameter} is missing")
+        return parts[parameter]
+
+    def raw(parameter: str) -> Raw:
+        value = part(parameter)
+        if not isinstance(value, Raw):
+            raise ValueError(f"{kind}: {parameter} is no stored tensor")
+        return value
+
     def weight(parameter: str) -> Weight:
-        value = parts[parameter]
+        value = part(parameter)
         made = build(value, constants, half) if isinstance(value, Operation) else Stored(value)
         if not isinstance(made, Weight):
             raise ValueError(f"{kind}: {parameter} is no tensor")
@@ -55,9 +69,9 @@ def _compressed(
         axis = int(weight("axis").dense())
         return affine(weight("quantized_data"), weight("scale"), weight("zero_point"), axis, dtype, half)
     if kind == "constexpr_cast":
-        return Stored(parts["source_val"], dtype)
+        return Stored(raw("source_val"), dtype)
     if kind == "constexpr_lut_to_dense" and "shape" in parts:
-        return palette(parts["indices"], weight("lut"), weight("shape").dense().tolist(), dtype)
+        return palette(raw("indices"), weight("lut"), weight("shape").dense().tolist(), dtype)
     if kind == "constexpr_lut_to_dense":
         axis = int(weight("vector_axis").dense()) if "vector_axis" in parts else -1
         return Lut(weight("indices"), weight("lut"), axis, dtype)
@@ -66,8 +80,5 @@ def _compressed(
             mask = weight("mask")
             return sparse(weight("nonzero_data"), mask.dense(), mask.shape, dtype)
         shape = [int(size) for size in weight("shape").dense()]
-        count = 1
-        for size in shape:
-            count *= size
-        return sparse(weight("nonzero_data"), bits_of(parts["mask"], count), shape, dtype)
+        return sparse(weight("nonzero_data"), bits_of(raw("mask"), math.prod(shape)), shape, dtype)
     raise ValueError(f"{kind} is not understood")

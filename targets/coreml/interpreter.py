@@ -68,7 +68,11 @@ class Interpreter:
     def make_states(self, dtype: torch.dtype | None = None) -> States:
         """All states of the package, zeros of their declared types; dtype: another one for those of fp16, such as float32."""
         chosen = {n: dtype if dtype and t.dtype == "fp16" else carrier(t.dtype) for n, t in self.package.states.items()}
-        return {n: torch.zeros(t.fixed_shape, dtype=chosen[n]) for n, t in self.package.states.items()}
+        try:
+            return {n: torch.zeros(t.fixed_shape, dtype=chosen[n]) for n, t in self.package.states.items()}
+        except (RuntimeError, ValueError) as error:
+            sizes = ", ".join(f"{name} {kind}" for name, kind in self.package.states.items())
+            raise InputError(f"{self.package.path}: states cannot be made, {sizes}: {error}") from None
 
     def run(
         self, function: str | None, inputs: Mapping[str, Tensor], states: States | None = None
@@ -128,9 +132,9 @@ class Interpreter:
                 self._write(step, values, states)
             else:
                 self._compute(step, values, function)
-        except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        except Exception as error:  # of a package of any origin: whatever goes wrong is told with the operation's name
             text = str(error).strip().partition("\n")[0]
-            raise InputError(f"function {function}: {op.name} ({op.kind}): {text}") from None
+            raise InputError(f"function {function}: {op.name} ({op.kind}): {text}") from error
 
     def _compute(self, step: Step, values: dict[str, Any], function: str) -> None:
         op = step.op
@@ -188,7 +192,7 @@ _SMALL = 4096
 def decoded_bytes(package: MLPackage) -> int:
     """What the weights of the largest function take as float32. Functions share theirs."""
     sizes = (
-        sum(declared.count for op in function.operations if op.constant for _, declared in op.outputs if declared.shape)
+        sum(kind.count for op in function.operations if op.constant for _, kind in op.outputs if None not in kind.shape)
         for function in package.functions.values()
     )
     return 4 * max(sizes)

@@ -128,22 +128,35 @@ class MLPackage:
         constants = {out: op for op in found.operations if op.constant for out, _ in op.outputs}
         if name not in constants:
             raise InputError(f"{self.path}: function {function} has no constant {name!r}")
-        return constant_parts(constants[name], constants)
+        try:
+            return constant_parts(constants[name], constants)
+        except ValueError as error:
+            raise InputError(f"{self.path}: function {function}: {error}") from None
 
 
 def constant_parts(op: Operation, constants: Mapping[str, Operation]) -> dict[str, Any]:
     """The stored values that a constant is made of; a parameter that is itself a `constexpr_…` gives its operation."""
     if op.kind == "const":
-        return {"": op.attributes["val"]}
+        return {"": _value(op)}
     parts: dict[str, Any] = {key: value for key, value in op.attributes.items() if key != "name"}
     for parameter, values in op.inputs.items():
+        if len(values) != 1:
+            raise ValueError(f"{op.name} ({op.kind}): {len(values)} values for {parameter}")
         (value,) = values
         if isinstance(value, Name):
+            if value not in constants:
+                raise ValueError(f"{op.name} ({op.kind}): {parameter} is no constant")
             source = constants[value]
-            parts[parameter] = source.attributes["val"] if source.kind == "const" else source
+            parts[parameter] = _value(source) if source.kind == "const" else source
         else:
             parts[parameter] = value
     return parts
+
+
+def _value(op: Operation) -> Constant:
+    if "val" not in op.attributes:
+        raise ValueError(f"{op.name} ({op.kind}) has no value")
+    return op.attributes["val"]
 
 
 def find_model(path: Path) -> Path:
@@ -181,6 +194,9 @@ def _function(name: str, spec: Any, reader: Reader) -> Function:
     block = function.block_specializations[function.opset]
     declared = {value.name: reader.type(value.type) for value in function.inputs}
     operations = tuple(_operation(op, reader) for op in block.operations)
+    for kind in declared.values():
+        if kind.state and kind.count < 1:  # count raises where a size is not known
+            raise ValueError(f"a {kind} holds nothing")
     types = dict(declared)
     for operation in operations:
         for refs in operation.inputs.values():

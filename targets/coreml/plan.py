@@ -61,7 +61,7 @@ def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Pla
     """keep: values that must still be there after the run. Raises ValueError naming an operation that cannot be run."""
     operations = {out: op for op in function.operations if op.constant for out, _ in op.outputs}
     constants: dict[str, Any] = {name: build(op, operations, half) for name, op in operations.items()}
-    steps = [_step(op, constants) for op in function.operations if not op.constant]
+    steps = [_step(op, constants, function) for op in function.operations if not op.constant]
     last = _last_uses(steps, function, keep)
     for name, index in last.items():
         if index < len(steps):
@@ -69,13 +69,15 @@ def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Pla
     return Plan(function, steps, constants, _share(steps, function, last, keep))
 
 
-def _step(op: Operation, constants: Mapping[str, Any]) -> Step:
+def _step(op: Operation, constants: dict[str, Any], function: Function) -> Step:
     names: dict[str, str | list[str]] = {}
     fixed: dict[str, Any] = {}
     for parameter, values in op.inputs.items():
-        if (op.kind, parameter) in LISTS or len(values) != 1:
+        if (op.kind, parameter) in LISTS:
             anonymous = [_anonymous(f"{op.name}.{parameter}.{i}", v, constants) for i, v in enumerate(values)]
             names[parameter] = anonymous
+        elif len(values) != 1:
+            raise ValueError(f"{op.name} ({op.kind}): {len(values)} values for {parameter}")
         elif not isinstance(values[0], Name):
             fixed[parameter] = Stored(values[0]) if isinstance(values[0], Raw) else values[0]
         elif values[0] in constants:
@@ -83,7 +85,12 @@ def _step(op: Operation, constants: Mapping[str, Any]) -> Step:
         else:
             names[parameter] = values[0]
     kernel = None
-    if op.kind not in STATES:
+    used = {n for value in names.values() for n in (value if isinstance(value, list) else [value])}
+    if op.kind in STATES:
+        _check_state_op(op, names, function)
+    else:
+        if used & function.states.keys():
+            raise ValueError(f"{op.name} ({op.kind}) takes a state for a tensor")
         kernel = KERNELS[op.kind]
         known = inspect.signature(kernel).parameters
         unknown = [p for p in op.inputs if p not in known]
@@ -94,11 +101,23 @@ def _step(op: Operation, constants: Mapping[str, Any]) -> Step:
     return Step(op, kernel, names, fixed)
 
 
-def _anonymous(name: str, value: Any, constants: Mapping[str, Any]) -> str:
+def _check_state_op(op: Operation, names: Mapping[str, str | list[str]], function: Function) -> None:
+    expected = {"input", "data"} if op.kind == "write_state" else {"input"}
+    if (
+        op.inputs.keys() != expected
+        or names.get("input") not in function.states
+        or names.get("data") in function.states
+    ):
+        raise ValueError(f"{op.name} ({op.kind}) needs a state as its input{', and data' * (len(expected) - 1)}")
+    if op.kind == "read_state" and len(op.outputs) != 1:
+        raise ValueError(f"{op.name} ({op.kind}) declares {len(op.outputs)} results")
+
+
+def _anonymous(name: str, value: Any, constants: dict[str, Any]) -> str:
     """A name for a value in a list; a constant that stands there gets one."""
     if isinstance(value, Name):
         return str(value)
-    constants[name] = Stored(value) if isinstance(value, Raw) else value  # type: ignore[index]
+    constants[name] = Stored(value) if isinstance(value, Raw) else value
     return name
 
 

@@ -35,8 +35,7 @@ def typecheck(path: str | Path) -> int:
         real = loader._load_value
         loader._load_value = _with_stand_ins(loader)
         try:
-            weights = str(model_path.parent / "weights")
-            loader.load(spec, specification_version=spec.specificationVersion, file_weights_dir=weights)
+            loader.load(spec, spec.specificationVersion, file_weights_dir=str(model_path.parent / "weights"))
         except Exception as error:  # whatever coremltools raises is its reason
             raise InputError(f"{path}: coremltools does not accept it: {type(error).__name__}: {error}") from error
         finally:

@@ -72,6 +72,8 @@ class Reader:
         values = getattr(message, which).values if which else b""
         if which == "strings":
             texts = list(values)
+            if len(texts) != kind.count:
+                raise ValueError(f"a constant {kind} has {len(texts)} texts")
             return texts if kind.shape else str(texts[0])
         if which == "bytes" or not which:
             data = np.frombuffer(values, np.uint8).copy()
