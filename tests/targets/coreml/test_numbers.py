@@ -20,7 +20,6 @@ from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.program import Program, op_name
 
 pytest.importorskip("coremltools")
-pytest.importorskip("pocketphi.targets.coreml.interpreter")
 
 from pocketphi.targets.coreml.interpreter import Interpreter
 from pocketphi.targets.coreml.mlpackage import MLPackage
