@@ -78,7 +78,12 @@ def run_mlpackage(
     interpreter = Interpreter(package, mode, threads, ranges=True)
     tensors, sources = read_inputs(chosen, inputs, seed)
     start = time.perf_counter()
-    outputs = interpreter.run(chosen.name, tensors, interpreter.make_states())
+    try:
+        outputs = interpreter.run(chosen.name, tensors, interpreter.make_states())
+    except InputError as error:
+        given = {item.partition("=")[0] for item in inputs}
+        made = ", ".join(f"{name}: {source}" for name, source in sources.items() if name not in given)
+        raise InputError(f"{error} (not given, {made})" if made else str(error)) from error
     seconds = time.perf_counter() - start
     largest = sorted(interpreter.ranges.items(), key=lambda item: -item[1])[:5]
     ran = Ran(

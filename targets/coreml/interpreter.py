@@ -101,19 +101,18 @@ class Interpreter:
             try:
                 keep = boundary(make_plan(function, False), vary) if vary else ()
                 plan = make_plan(function, self.mode == "fp16", keep)
-            except ValueError as error:
-                raise InputError(f"{self.package.path}: function {function.name}: {error}") from None
+            except Exception as error:  # as in `execute`
+                raise InputError(f"{self.package.path}: function {function.name}: {error}") from error
             for step in plan.steps:
                 raw = step.op.kind in MOVES
-                held = step.op.kind in READ_STORED
-                step.fixed = {p: self._constant(v, raw, held) for p, v in step.fixed.items()}
+                step.fixed = {p: self._constant(v, raw) for p, v in step.fixed.items()}
             plan.constants = {
                 n: Held(v, self._streamer) if isinstance(v, Weight) else v for n, v in plan.constants.items()
             }
             self._plans[key] = plan
         return self._plans[key]
 
-    def _constant(self, value: Any, raw: bool, held: bool) -> Any:
+    def _constant(self, value: Any, raw: bool) -> Any:
         """A constant as its kernel wants it; one that is small is decoded now, a large one at each call or from the store."""
         if not isinstance(value, Weight):
             return value
@@ -139,13 +138,16 @@ class Interpreter:
     def _compute(self, step: Step, values: dict[str, Any], function: str) -> None:
         op = step.op
         assert step.kernel is not None
-        move, stored = op.kind in MOVES, op.kind in READ_STORED
-        arguments = {p: v if stored or not isinstance(v, Held) else v.dense() for p, v in step.fixed.items()}
+        move = op.kind in MOVES
+        arguments = {
+            p: v.dense() if isinstance(v, Held) and (op.kind, p) not in READ_STORED else v
+            for p, v in step.fixed.items()
+        }
         for parameter, names in step.names.items():
             if isinstance(names, list):
-                arguments[parameter] = [_argument(values[n], move, False) for n in names]
+                arguments[parameter] = [_argument(values[n], move) for n in names]
             else:
-                arguments[parameter] = _argument(values[names], move, stored)
+                arguments[parameter] = _argument(values[names], move)
         if step.in_place:
             arguments["in_place"] = True
         result = step.kernel(**arguments)
@@ -301,9 +303,9 @@ def boundary(plan: Plan, vary: tuple[str, ...]) -> set[str]:
     return {name for step in steps for name in reads(step) if name not in fixed}
 
 
-def _argument(value: Any, move: bool, stored: bool) -> Any:
+def _argument(value: Any, move: bool) -> Any:
     if isinstance(value, Held):
-        return value if stored else value.dense()
+        return value.dense()
     return value if move or not isinstance(value, Tensor) else for_kernel(value)
 
 

@@ -61,10 +61,6 @@ class Function:
     operations: tuple[Operation, ...]
     defaults: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def producer(self, value: str) -> Operation | None:
-        """The operation that makes a value."""
-        return next((op for op in self.operations if any(name == value for name, _ in op.outputs)), None)
-
 
 @dataclass(frozen=True)
 class MLPackage:

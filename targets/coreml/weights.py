@@ -170,15 +170,12 @@ class Computed(Weight):
 
 
 def affine(data: Weight, scale: Weight, zero_point: Weight, axis: int, dtype: str, half: bool) -> Weight:
-    """`constexpr_affine_dequantize` (iOS 16): scale and zero point along one axis, or a single one."""
+    """`constexpr_affine_dequantize` (iOS 16): scale and zero point for each position along an axis, or one for all."""
+    values = [parameter.dense().reshape(-1) for parameter in (scale, zero_point)]
     shape = [1] * len(data.shape)
-
-    def along(parameter: Weight) -> Weight:
-        value = parameter.dense() if parameter.shape else parameter.dense().view(1)
-        shape[axis] = value.numel()
-        return Known(value.view(shape), parameter.dtype)
-
-    return Blockwise(data, along(scale), along(zero_point), dtype, half)
+    shape[axis] = max(value.numel() for value in values)
+    scales, zeros = (value.expand(shape[axis]).reshape(shape) for value in values)
+    return Blockwise(data, Known(scales, scale.dtype), Known(zeros, zero_point.dtype), dtype, half)
 
 
 def palette(indices: Raw, lut: Weight, shape: Sequence[int], dtype: str) -> Weight:

@@ -77,7 +77,7 @@ def test_how_near_float16_ends_is_shown(capsys: pytest.CaptureFixture[str], pack
         (("--input", "n"), "expected NAME=VALUE"),
         (("--input", "n=[1"), "expected a .npy file, JSON numbers, random or zeros"),
         (("--input", "n=[0.5]"), "expected integers"),
-        (("--input", "n=[7]"), "index 7 is outside 0 … 1"),
+        (("--input", "n=[7]"), "index 7 is outside 0 … 1 (not given, x: random, seed 0)"),
         (("--input", "x=[1]"), r"input 'x' is fp16[1, 3], got [1]"),
         (("--input", "x=missing.npy"), "missing.npy"),
         (("--output", "/proc/none/out.npz"), "--output /proc/none/out.npz: cannot be written"),

@@ -158,5 +158,5 @@ VIEWS = frozenset(
 MOVES = (VIEWS - {"cast"}) | {"concat", "stack"}
 """Operators that only move values: nothing is converted before them nor rounded after."""
 
-READ_STORED = frozenset({"linear", "matmul", "gather"})
-"""Operators that read a stored weight in pieces; all others get it decoded as a whole."""
+READ_STORED = frozenset({("linear", "weight"), ("matmul", "x"), ("matmul", "y"), ("gather", "x")})
+"""Operators and their parameters that read a stored weight in pieces; all others get it decoded as a whole."""

@@ -13,8 +13,7 @@ from pocketphi.targets.coreml.kernels.arguments import Parameter, flag
 
 
 def linear(x: Tensor, weight: Any, bias: Parameter = None) -> Tensor:
-    """x [..., K] · weight [N, K]ᵀ + bias [N], of which a large one comes stored too."""
-    bias = bias if bias is None or isinstance(bias, Tensor) else bias.dense()
+    """x [..., K] · weight [N, K]ᵀ + bias [N]."""
     product = functional.linear(x, weight) if isinstance(weight, Tensor) else weight.product(x)
     return product if bias is None else product + bias
 
