@@ -1,0 +1,296 @@
+"""Attention over a K/V cache that is written in place: rotary embedding, append, and a softmax that sees the cache once.
+
+One task for each key/value head. It first writes the head's new keys and values into the cache, then serves its queries, a
+tile of rows at a time, so that keys and values that were loaded once meet all rows of the tile: consecutive queries of a
+head in prefill, the heads of a group in decode.
+
+Values lie as [KV, C, D]. Keys of 16 positions lie together, dimension by dimension: [KV, C/16, D, 16], so that one load is
+one dimension of 16 keys and the dot products need no sum over lanes. Both are float16, or float32 in exact functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels import emit
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, load_float, vector
+
+KEYS = 16
+"""Positions whose keys lie together; a cache holds a multiple of them."""
+
+_HIDDEN = -1e30
+_PREFILL_ROWS = 4
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """The arguments of `edge.attention`, and how a kernel is made: for one query or many, with a cache of which type.
+
+    rotary: rotated dimensions; table_rows: rows of the rotary tables
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    rotary: int
+    table_rows: int
+    scale: float
+    window: int
+    long_after: int
+    cache: str = "float16"
+    single: bool = False
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+
+def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
+    """A function (qkv [S, (H + 2·KV)·D], keys, values [KV, C, D], cos, sin [M, R/2], position int32 [P], out [S, H·D]).
+
+    position: tokens that are in the cache, the new ones are written from there on; with LongRoPE also how many there will be
+    in all, which decides between short and long factors for every chunk of a prompt.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True})
+            s: Any = 1 if form.single else T.var("int64", "s")
+            c = T.var("int64", "c")
+            width = (form.heads + 2 * form.kv_heads) * form.dim
+            qkv = T.arg("qkv", T.buffer((s, width), "float32", layout=None))
+            keys = T.arg("keys", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
+            values = T.arg("values", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
+            table = (form.table_rows, form.rotary // 2)
+            cos = T.arg("cos", T.buffer(table, "float32", layout=None))
+            sin = T.arg("sin", T.buffer(table, "float32", layout=None))
+            position = T.arg("position", T.buffer((position_size(form.long_after),), "int32", layout=None))
+            out = T.arg("out", T.buffer((s, form.heads * form.dim), "float32", layout=None))
+            _Body(isa, form, s, c, qkv, keys, values, (cos, sin), position, out).emit()
+    return builder.get()
+
+
+def position_size(long_after: int) -> int:
+    return 2 if long_after else 1
+
+
+class _Body:
+    """The statements of one function."""
+
+    def __init__(
+        self,
+        isa: Isa,
+        form: AttentionForm,
+        s: Expr,
+        c: Expr,
+        qkv: Any,
+        keys: Any,
+        values: Any,
+        tables: tuple[Any, Any],
+        position: Any,
+        out: Any,
+    ) -> None:
+        self.form, self.lanes, self.registers = form, isa.lanes, isa.registers
+        self.s, self.c, self.qkv, self.keys, self.values, self.out = s, c, qkv, keys, values, out
+        self.cos, self.sin = tables
+        self.position = position
+        self.rows = form.group if form.single else _PREFILL_ROWS
+
+    def emit(self) -> None:
+        form = self.form
+        with T.parallel(0, form.kv_heads) as head:
+            past = T.cast(self.position[0], "int64")
+            table = past
+            if form.long_after:  # the long factors' rows, once any position reaches the switch
+                crossed = self.position[1] > form.long_after
+                table = past + tirx.Select(crossed, _int64(form.long_after), _int64(0))
+            with T.serial(0, self.s) as new:
+                self._append(head, new, past, table)
+            queries = T.alloc_buffer((self.rows, form.dim), "float32", layout=None)
+            scores = T.alloc_buffer((self.rows, self.c), "float32", layout=None)
+            if form.single:
+                self._tile(head, _int64(0), past, table, queries, scores)
+                return
+            with T.serial(0, form.group) as member, T.serial(0, (self.s + self.rows - 1) // self.rows) as tile:
+                self._tile(head * form.group + member, tile * self.rows, past, table, queries, scores)
+
+    # rows: of a tile, which is one query of each head of a group, or consecutive queries of one head
+
+    def _query(self, first: Expr, row: int) -> Expr:
+        """Which new token a row asks for; beyond the last, the last."""
+        return _int64(0) if self.form.single else tirx.Min(first + row, self.s - 1)
+
+    def _head(self, head: Expr, row: int) -> Expr:
+        return head * self.form.group + row if self.form.single else head
+
+    def _append(self, head: Expr, new: Expr, past: Expr, table: Expr) -> None:
+        """Write one new key, rotated, and one value."""
+        form = self.form
+        at = past + new
+        column = (form.heads + head) * form.dim
+
+        def write(d: Expr, value: Expr, lanes: int) -> None:
+            for lane in range(lanes):
+                picked = value if lanes == 1 else emit.shuffle([value], [lane])
+                self._store_key(head, at, d + lane, picked)
+
+        self._rotate(new, column, table + new, write, lanes=1)
+        start = (form.heads + form.kv_heads + head) * form.dim
+        for d in range(0, form.dim, self.lanes):
+            emit.store(self.values, [head, at, d], load(self.qkv, [new, start + d], self.lanes), self.lanes)
+
+    def _store_key(self, head: Expr, at: Expr, d: Expr, value: Expr) -> None:
+        index = self._key_index(at // KEYS, d)
+        emit.store(self.keys, [head, *self._row_column(index + at % KEYS)], value, 1)
+
+    def _key_index(self, block: Expr, d: Expr) -> Expr:
+        """Where dimension d of the 16 keys of a block begins, in a head's C·D values."""
+        return (block * self.form.dim + d) * KEYS
+
+    def _row_column(self, index: Expr) -> tuple[Expr, Expr]:
+        return index // self.form.dim, index % self.form.dim
+
+    def _rotate(self, token: Expr, column: Expr, row: Expr, write: Any, lanes: int) -> None:
+        """Rotary embedding (arXiv:2104.09864), halves paired: of one head of one token, from `column` of qkv on."""
+        half = self.form.rotary // 2
+        with T.serial(0, half // lanes) as pair:
+            d = pair * lanes
+            first, second = (
+                Register(vector("float32", lanes), load(self.qkv, [token, column + start + d], lanes)).value
+                for start in (0, half)
+            )
+            cos = Register(vector("float32", lanes), load(self.cos, [row, d], lanes)).value
+            sin = Register(vector("float32", lanes), load(self.sin, [row, d], lanes)).value
+            write(d, first * cos - second * sin, lanes)
+            write(half + d, second * cos + first * sin, lanes)
+        if self.form.dim > 2 * half:
+            with T.serial(0, self.form.dim - 2 * half) as rest:
+                write(2 * half + rest, self.qkv[token, column + 2 * half + rest], 1)
+
+    def _tile(self, head: Expr, first: Expr, past: Expr, table: Expr, queries: Any, scores: Any) -> None:
+        form = self.form
+        for row in range(self.rows):
+            query = self._query(first, row)
+
+            def write(d: Expr, value: Expr, lanes: int, row: int = row) -> None:
+                scaled = value * floats(form.scale, lanes)
+                T.buffer_store(queries, scaled, [row, d])
+
+            self._rotate(query, self._head(head, row) * form.dim, table + query, write, lanes=1)
+        kv = head if form.single else head // form.group
+        last = past + (_int64(0) if form.single else tirx.Min(first + self.rows, self.s) - 1)
+        begin = tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS if form.window else _int64(0)
+        blocks = last // KEYS + 1 - begin
+        peaks = self._score(kv, first, past, begin, blocks, queries, scores)
+        sums = self._exponentials(blocks, peaks, scores)
+        self._mix(head, kv, first, begin, last + 1 - begin * KEYS, scores, sums)
+
+    def _score(
+        self, kv: Expr, first: Expr, past: Expr, begin: Expr, blocks: Expr, queries: Any, scores: Any
+    ) -> list[Register]:
+        """q · k of each row with each key it may see, and each row's largest."""
+        lanes, parts = self.lanes, KEYS // self.lanes
+        f32 = vector("float32", lanes)
+        peaks = [Register(f32, floats(_HIDDEN, lanes)) for _ in range(self.rows)]
+        limit = self.registers // 2 // parts or 1
+        with T.serial(0, blocks) as block:
+            for start in range(0, self.rows, limit):
+                rows = range(start, min(start + limit, self.rows))
+                sums = {(row, part): Register(f32, floats(0.0, lanes)) for row in rows for part in range(parts)}
+                with T.serial(0, self.form.dim) as d:
+                    index = self._key_index(begin + block, d)
+                    for part in range(parts):
+                        place = [kv, *self._row_column(index + part * lanes)]
+                        key = Register(f32, load_float(self.keys, place, lanes)).value
+                        for row in rows:
+                            query = broadcast(queries[row, d], lanes)
+                            s = sums[row, part]
+                            s.set(emit.fma(query, key, s.value, lanes))
+                for (row, part), s in sums.items():
+                    column = block * KEYS + part * lanes
+                    masked = self._masked(s.value, begin * KEYS + column, past + self._query(first, row))
+                    T.buffer_store(scores, masked, [row, tirx.Ramp(column, 1, lanes)])
+                    peaks[row].set(emit.maximum(peaks[row].value, masked, lanes))
+        return [Register("float32", emit.largest(peak.value, lanes)) for peak in peaks]
+
+    def _masked(self, score: Expr, first_key: Expr, position: Expr) -> Expr:
+        """Scores of keys in the future, or before the window, are hidden."""
+        lanes = self.lanes
+        i32 = vector("int32", lanes)
+        distance = Register(
+            i32, broadcast(T.cast(position - first_key, "int32"), lanes) - tirx.Ramp(_int32(0), _int32(1), lanes)
+        ).value
+        visible = distance >= emit.ints(0, lanes)
+        kept = tirx.Select(visible, score, floats(_HIDDEN, lanes))
+        if self.form.window:
+            kept = tirx.Select(distance < emit.ints(self.form.window, lanes), kept, floats(_HIDDEN, lanes))
+        return Register(vector("float32", lanes), kept).value
+
+    def _exponentials(self, blocks: Expr, peaks: list[Register], scores: Any) -> list[Register]:
+        """Scores become e^(score - largest); returns each row's sum."""
+        lanes = self.lanes
+        f32 = vector("float32", lanes)
+        sums = [Register(f32, floats(0.0, lanes)) for _ in peaks]
+        with T.serial(0, blocks * (KEYS // lanes)) as part:
+            for row, peak in enumerate(peaks):
+                score = load(scores, [row, part * lanes], lanes)
+                power = Register(
+                    f32, emit.exponential(score - broadcast(peak.value, lanes), lanes)
+                ).value
+                shown = Register(
+                    f32, tirx.Select(score > floats(_HIDDEN / 2, lanes), power, floats(0.0, lanes))
+                ).value
+                T.buffer_store(scores, shown, [row, tirx.Ramp(part * lanes, 1, lanes)])
+                sums[row].set(sums[row].value + shown)
+        return [Register("float32", emit.total(s.value, lanes)) for s in sums]
+
+    def _mix(
+        self, head: Expr, kv: Expr, first: Expr, begin: Expr, count: Expr, scores: Any, sums: list[Register]
+    ) -> None:
+        """The values of `count` positions, weighted: as many dimensions at a time as the registers hold."""
+        lanes = self.lanes
+        f32 = vector("float32", lanes)
+        vectors = self.form.dim // lanes
+        rows = min(self.rows, 4)
+        width = max(1, (self.registers - 6) // rows)
+        for low in range(0, self.rows, rows):
+            group = range(low, min(low + rows, self.rows))
+            for start in range(0, vectors, width):
+                parts = range(start, min(start + width, vectors))
+                mixed = {(row, part): Register(f32, floats(0.0, lanes)) for row in group for part in parts}
+                with T.serial(0, count) as t:
+                    weights = {row: broadcast(scores[row, t], lanes) for row in group}
+                    for part in parts:
+                        place = [kv, begin * KEYS + t, part * lanes]
+                        value = Register(f32, load_float(self.values, place, lanes)).value
+                        for row in group:
+                            m = mixed[row, part]
+                            m.set(emit.fma(weights[row], value, m.value, lanes))
+                for (row, part), m in mixed.items():
+                    self._write(head, first, row, part * lanes, m.value * broadcast(_one() / sums[row].value, lanes))
+
+    def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr) -> None:
+        column = self._head(head, row) * self.form.dim + d
+        if self.form.single:
+            T.buffer_store(self.out, value, [0, tirx.Ramp(column, 1, self.lanes)])
+            return
+        with T.If(first + row < self.s), T.Then():
+            T.buffer_store(self.out, value, [first + row, tirx.Ramp(column, 1, self.lanes)])
+
+
+def _one() -> Expr:
+    return tirx.FloatImm("float32", 1.0)
+
+
+def _int32(value: int) -> Expr:
+    return tirx.IntImm("int32", value)
+
+
+def _int64(value: int) -> Expr:
+    return tirx.IntImm("int64", value)

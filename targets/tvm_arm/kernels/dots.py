@@ -1,0 +1,198 @@
+"""The product of int4 weights and int8 activations over one step, by instruction set.
+
+Weights come as stored vectors (`interleave.py`), activations as loads from a row of int8 values; both are numbers of the
+hardware's kind, q in 0 … 15 and a in -127 … 127. What comes out is Σ q·a, int32, one lane for each row of the matrix.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, intrinsic, ints, shuffle, vector
+
+Words = Callable[[int], Expr]
+"""Vector v of a unit, as it is stored: uint8 x (4 · lanes)."""
+
+Activation = Callable[[int, int, int], Expr]
+"""(row of the tile, first column in the step, count) → int8 x count, in the instruction set's order of activations."""
+
+
+class Dots(ABC):
+    """One instruction set's product."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+
+    @abstractmethod
+    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+        """start + Σ q·a over a step, for each row of activations: int32 x lanes."""
+
+    @abstractmethod
+    def quad(self, step: int, words: Words, group: int) -> Expr:
+        """q of columns 4·group … 4·group + 3, a byte each: int32 x lanes."""
+
+    def nibbles(self, stored: Expr, high: int) -> Expr:
+        """The low or the high nibbles of a stored vector, as int32 x lanes with a value in each byte."""
+        width = 4 * self.lanes
+        picked = stored >> _bytes(4, width) if high else stored & _bytes(0x0F, width)
+        return T.reinterpret(vector("int32", self.lanes), picked)
+
+
+class FourColumns(Dots):
+    """Each row's four columns in 32 bits, times the activations' four columns repeated for every row."""
+
+    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+        sums = [self.start(value) for value in start]
+        half = step // 8
+        for v in range(half):
+            for high in (0, 1):
+                weights = self.nibbles(words(v), high)
+                for row, s in enumerate(sums):
+                    self.add(s, weights, activation, row, 4 * (v + high * half))
+        return [self.finish(s, value) for s, value in zip(sums, start)]
+
+    def quad(self, step: int, words: Words, group: int) -> Expr:
+        half = step // 8
+        return self.nibbles(words(group % half), group // half)
+
+    @abstractmethod
+    def start(self, value: Expr) -> list[Register]:
+        """Sums of one row of activations; those in int32 may begin with the start value."""
+
+    @abstractmethod
+    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
+        """Add the products of four columns."""
+
+    @abstractmethod
+    def finish(self, sums: list[Register], start: Expr) -> Expr:
+        """The sums with the start value, as int32 x lanes."""
+
+    def repeated(self, activation: Activation, row: int, column: int) -> Expr:
+        """Four activations in every lane of 32 bits."""
+        four = T.reinterpret("int32", activation(row, column, 4))
+        return T.reinterpret(vector("int8", 4 * self.lanes), broadcast(four, self.lanes))
+
+
+class Avx512Vnni(FourColumns):
+    """`vpdpbusd`: 16 rows × 4 columns; unsigned weights, signed activations, int32 sums."""
+
+    def start(self, value: Expr) -> list[Register]:
+        return [Register("int32x16", value)]
+
+    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
+        a, w = self.repeated(activation, row, column), T.reinterpret("uint8x64", weights)
+        sums[0].set(intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums[0].value, w, a))
+
+    def finish(self, sums: list[Register], start: Expr) -> Expr:
+        return sums[0].value
+
+
+class Avx2(FourColumns):
+    """`vpmaddubsw`: 8 rows × 4 columns, pairs of products in int16. Eight of at most 2·15·127 stay below 2¹⁵; `vpmaddwd`
+    by ones joins the pairs."""
+
+    def start(self, value: Expr) -> list[Register]:
+        return [Register("int16x16", _int16s(0, 16))]
+
+    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
+        a, w = self.repeated(activation, row, column), T.reinterpret("uint8x32", weights)
+        sums[0].set(sums[0].value + intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", w, a))
+
+    def finish(self, sums: list[Register], start: Expr) -> Expr:
+        return start + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", sums[0].value, _int16s(1, 16))
+
+
+class Neon(FourColumns):
+    """`smlal`: int8 × int8 into int16, two rows a vector. Eight products of at most 15·127 stay below 2¹⁵; two pairwise
+    additions join a row's four."""
+
+    def start(self, value: Expr) -> list[Register]:
+        return [Register("int16x8", _int16s(0, 8)) for _ in range(2)]
+
+    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
+        eight = T.reinterpret("int32x2", activation(row, column // 8 * 8, 8))
+        a = T.reinterpret("int8x8", shuffle([eight], [column // 4 % 2] * 2))
+        for part, s in enumerate(sums):
+            w = T.reinterpret("int8x8", shuffle([weights], [2 * part, 2 * part + 1]))
+            s.set(s.value + intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", w, a))
+
+    def finish(self, sums: list[Register], start: Expr) -> Expr:
+        wide = [intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", s.value) for s in sums]
+        return start + intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *wide)
+
+
+class DotProd(FourColumns):
+    """`sdot` by element: 4 rows × 4 columns. One load of activations serves four instructions."""
+
+    def start(self, value: Expr) -> list[Register]:
+        return [Register("int32x4", value)]
+
+    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
+        sixteen = T.reinterpret("int32x4", activation(row, column // 16 * 16, 16))
+        a = T.reinterpret("int8x16", shuffle([sixteen], [column // 4 % 4] * 4))
+        w = T.reinterpret("int8x16", weights)
+        sums[0].set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums[0].value, w, a))
+
+    def finish(self, sums: list[Register], start: Expr) -> Expr:
+        return sums[0].value
+
+
+class Int8MatMul(Dots):
+    """`smmla`: 2 rows × 2 activations × 8 columns. With one row of activations, `sdot` over the same order."""
+
+    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+        found = self._one if len(start) == 1 else self._pairs
+        return [value + sums for value, sums in zip(start, found(len(start), step, words, activation))]
+
+    def quad(self, step: int, words: Words, group: int) -> Expr:
+        both = [T.reinterpret("int32x4", w) for w in self._weights(step, words, group // 2)]
+        return shuffle(both, [group % 2 + 2 * row for row in range(4)])
+
+    def _weights(self, step: int, words: Words, group: int) -> list[Expr]:
+        """Columns 8·group … of rows 0 and 1, and of rows 2 and 3: int8x16 each."""
+        half = step // 16
+        vectors = [words(2 * (group % half) + pair) for pair in range(2)]
+        return [T.reinterpret("int8x16", self.nibbles(v, group // half)) for v in vectors]
+
+    def _pairs(self, rows: int, step: int, words: Words, activation: Activation) -> list[Expr]:
+        sums = [[Register("int32x4", ints(0, 4)) for _ in range(2)] for _ in range(rows // 2)]
+        for group in range(step // 8):
+            weights = self._weights(step, words, group)
+            for pair, both in enumerate(sums):
+                a = activation(2 * pair, 8 * group, 16)
+                for s, w in zip(both, weights):
+                    s.set(intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", s.value, w, a))
+        made = []
+        for first, second in sums:  # each holds row × activation: r0a0 r0a1 r1a0 r1a1
+            both_rows = [first.value, second.value]
+            made += [shuffle(both_rows, [0, 2, 4, 6]), shuffle(both_rows, [1, 3, 5, 7])]
+        return made
+
+    def _one(self, rows: int, step: int, words: Words, activation: Activation) -> list[Expr]:
+        sums = [Register("int32x4", ints(0, 4)) for _ in range(2)]
+        for group in range(step // 8):
+            eight = T.reinterpret("int64", activation(0, 8 * group, 8))
+            a = T.reinterpret("int8x16", broadcast(eight, 2))
+            for s, w in zip(sums, self._weights(step, words, group)):
+                s.set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", s.value, w, a))
+        return [intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *(s.value for s in sums))]
+
+
+def _bytes(value: int, lanes: int) -> Expr:
+    return broadcast(tirx.IntImm("uint8", value), lanes)
+
+
+def _int16s(value: int, lanes: int) -> Expr:
+    return broadcast(tirx.IntImm("int16", value), lanes)
+
+
+_CLASSES = {"neon": Neon, "dotprod": DotProd, "i8mm": Int8MatMul, "avx2": Avx2, "avx512vnni": Avx512Vnni}
+
+
+def dots_of(isa: Isa) -> Dots:
+    return _CLASSES[isa.name](isa.lanes)

@@ -1,0 +1,136 @@
+"""Vector arithmetic of the kernels: registers, loads and stores of any width, and what LLVM has intrinsics for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+Expr = Any
+"""A TIR expression: a scalar, or a vector such as `float32x16`."""
+
+
+class Register:
+    """A variable that lives in a register: LLVM promotes a local buffer of one vector whose index is constant."""
+
+    def __init__(self, dtype: str, value: Expr) -> None:
+        self._buffer = T.alloc_buffer((1,), dtype, scope="local", layout=None)
+        self.set(value)
+
+    @property
+    def value(self) -> Expr:
+        return self._buffer[0]
+
+    def set(self, value: Expr) -> None:
+        T.buffer_store(self._buffer, value, [0])
+
+
+def vector(dtype: str, lanes: int) -> str:
+    """`float32`, 16 → `float32x16`; one lane is a scalar."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def floats(value: float, lanes: int) -> Expr:
+    return broadcast(tirx.FloatImm("float32", value), lanes)
+
+
+def ints(value: int, lanes: int) -> Expr:
+    return broadcast(tirx.IntImm("int32", value), lanes)
+
+
+def load(buffer: Any, index: list[Expr], lanes: int) -> Expr:
+    """`lanes` consecutive values from an index on."""
+    return buffer.vload(index, vector(str(buffer.dtype), lanes))
+
+
+def load_float(buffer: Any, index: list[Expr], lanes: int) -> Expr:
+    """The same as float32, whatever the buffer holds."""
+    came = load(buffer, index, lanes)
+    return came if str(buffer.dtype) == "float32" else T.cast(came, vector("float32", lanes))
+
+
+def store(buffer: Any, index: list[Expr], value: Expr, lanes: int) -> None:
+    """`lanes` consecutive values, cast to the buffer's type."""
+    if str(buffer.dtype) != "float32":
+        value = T.cast(value, vector(str(buffer.dtype), lanes))
+    last = index[-1] if lanes == 1 else tirx.Ramp(index[-1], 1, lanes)
+    T.buffer_store(buffer, value, [*index[:-1], last])
+
+
+def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
+    """An LLVM intrinsic without side effects, by its full name."""
+    return T.call_llvm_pure_intrin(dtype, name, *args)
+
+
+def mangled(dtype: str, lanes: int) -> str:
+    """The suffix of an overloaded intrinsic: `float32`, 16 → `v16f32`."""
+    short = dtype.replace("float", "f").replace("int", "i")
+    return short if lanes == 1 else f"v{lanes}{short}"
+
+
+def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+    """a · b + c in one rounding."""
+    return intrinsic(vector("float32", lanes), f"llvm.fma.{mangled('float32', lanes)}", a, b, c)
+
+
+def maximum(a: Expr, b: Expr, lanes: int) -> Expr:
+    return intrinsic(vector("float32", lanes), f"llvm.maxnum.{mangled('float32', lanes)}", a, b)
+
+
+def absolute(a: Expr, lanes: int) -> Expr:
+    return intrinsic(vector("float32", lanes), f"llvm.fabs.{mangled('float32', lanes)}", a)
+
+
+def nearest(a: Expr, lanes: int) -> Expr:
+    """Rounded to an integer, halves to even; still float32."""
+    return intrinsic(vector("float32", lanes), f"llvm.nearbyint.{mangled('float32', lanes)}", a)
+
+
+def largest(a: Expr, lanes: int) -> Expr:
+    """The largest of all lanes."""
+    return intrinsic("float32", f"llvm.vector.reduce.fmax.{mangled('float32', lanes)}", a)
+
+
+def total(a: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    """The sum of all lanes: halves are added to each other, so that the order is the same for every target."""
+    while lanes > 1:
+        half = lanes // 2
+        low, high = (_lanes(a, range(start, start + half), dtype) for start in (0, half))
+        a, lanes = low + high, half
+    return a
+
+
+def _lanes(a: Expr, picked: range, dtype: str) -> Expr:
+    """Some lanes of a vector."""
+    if len(picked) == 1:
+        return tirx.Shuffle([a], [picked[0]])
+    return tirx.Shuffle([a], list(picked))
+
+
+def shuffle(vectors: list[Expr], lanes: list[int]) -> Expr:
+    """Lanes of several vectors of one type, numbered through."""
+    return tirx.Shuffle(vectors, lanes)
+
+
+def exponential(x: Expr, lanes: int) -> Expr:
+    """e^x for x ≤ 0 within 2 ulp; smaller than e^-87 is e^-87.
+
+    2^n · e^r with n = round(x / ln 2), ln 2 in two parts, and e^r for |r| ≤ ½ ln 2 by the polynomial of Cephes' `expf`
+    (https://www.netlib.org/cephes/, single/expf.c).
+    """
+    f32 = vector("float32", lanes)
+    x = maximum(x, floats(-87.0, lanes), lanes)
+    n = nearest(x * floats(1.44269504088896341, lanes), lanes)
+    r = fma(n, floats(-0.693359375, lanes), x, lanes)
+    r = fma(n, floats(2.12194440e-4, lanes), r, lanes)
+    p = floats(1.9875691500e-4, lanes)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = fma(p, r, floats(coefficient, lanes), lanes)
+    p = fma(p, r * r, r, lanes) + floats(1.0, lanes)
+    exponent = (T.cast(n, vector("int32", lanes)) + ints(127, lanes)) << ints(23, lanes)
+    return p * T.reinterpret(f32, exponent)

@@ -1,0 +1,289 @@
+"""x · Wᵀ with int4 weights: activations rounded to int8 step by step, or kept in float32 for verification.
+
+One function quantizes the rows of x once (int8, one scale for `step` values) and then goes through W, a unit of rows after
+the other, in parallel. While a unit's weights are in registers they meet `tile_rows` rows of activations, so that a long
+prompt pays once for unpacking; decode is the same loop with one row.
+
+    y[m, n] = Σ_blocks scale[n, b] · (Σ_steps s[m, t] · (Σ q·a - zero · Σ a)) + offset[n, b] · Σ x
+
+Rounding x to s·a, s = max|x| / 127 over a step, changes it by at most s/2: the bound of docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from pocketphi.graph.int4 import SYMMETRIC_ZERO
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels import emit
+from pocketphi.targets.tvm_arm.kernels.dots import Words, dots_of
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What tuning may change. units: groups of rows that a loop body works on, to hide latency; rows: of activations in a
+    tile (1 for decode); prefetch: bytes ahead of the weights, 0 for none."""
+
+    units: int = 1
+    rows: int = 1
+    prefetch: int = 0
+
+
+def decode_schedule(isa: Isa) -> Schedule:
+    return Schedule(units=2 if isa.arch == "aarch64" else 1)
+
+
+def prefill_schedule(isa: Isa) -> Schedule:
+    return Schedule(rows=isa.tile_rows)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a kernel is made for: the matrix, its parts beyond q and scale, how exact, for one row or many."""
+
+    matrix: Interleaved
+    zero: bool = False
+    offset: bool = False
+    exact: bool = False
+    single: bool = False
+
+    @property
+    def key(self) -> str:
+        """What a tuning database calls it."""
+        m = self.matrix
+        kind = "decode" if self.single else "prefill"
+        return f"{kind} {m.rows}x{m.columns} block {m.block} {'+'.join(self.parts)}{' exact' if self.exact else ''}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("q", "scale", *(("zero",) if self.zero else ()), *(("offset",) if self.offset else ()))
+
+
+def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc:
+    """A function (x float32 [M, K], q, scale, zero?, offset?, y float32 [M, N]); M is 1 where `form.single`."""
+    matrix = form.matrix
+    units = schedule.units if matrix.groups % schedule.units == 0 else 1
+    schedule = replace(schedule, units=units, rows=1 if form.single else schedule.rows)
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True})
+            m: Any = 1 if form.single else T.var("int64", "m")
+            x = T.arg("x", T.buffer((m, matrix.columns), "float32", layout=None))
+            held = {part: weight_argument(part, matrix) for part in form.parts}
+            y = T.arg("y", T.buffer((m, matrix.rows), "float32", layout=None))
+            _Body(isa, form, schedule, m, x, held, y).emit()
+    return builder.get()
+
+
+def weight_argument(part: str, matrix: Interleaved) -> Any:
+    """Declare a stored part of a matrix as an argument."""
+    values = matrix.lanes * matrix.columns // 2 if part == "q" else matrix.blocks * matrix.lanes
+    dtype = {"q": "uint8", "scale": "float16", "zero": "uint8", "offset": "float32"}[part]
+    return T.arg(part, T.buffer((matrix.groups * values,), dtype, layout=None))
+
+
+class _Body:
+    """The statements of one function."""
+
+    def __init__(
+        self, isa: Isa, form: Form, schedule: Schedule, m: Expr, x: Any, held: dict[str, Any], y: Any
+    ) -> None:
+        self.isa, self.form, self.schedule = isa, form, schedule
+        self.matrix, self.dots = form.matrix, dots_of(isa)
+        self.m, self.x, self.held, self.y = m, x, held, y
+        self.lanes, self.step = isa.lanes, form.matrix.step
+        self.steps = form.matrix.columns // self.step
+        self.paired = isa.pairs and schedule.rows > 1
+
+    def emit(self) -> None:
+        rows = self.schedule.rows
+        tiles = 1 if self.form.single else (self.m + (rows - 1)) // rows
+        padded = 1 if self.form.single else tiles * rows
+        if not self.form.exact:
+            self.values = T.alloc_buffer((padded * self.matrix.columns,), "int8", layout=None)
+            self.scales = T.alloc_buffer((padded, self.steps), "float32", layout=None)
+            self.minus = T.alloc_buffer((padded, self.steps), "int32", layout=None)
+        if not self.form.exact or self.form.offset:
+            self.sums = T.alloc_buffer((padded, self.steps), "float32", layout=None)
+            with T.serial(0, padded) if self.form.single else T.parallel(0, padded) as row:
+                self._prepare(row)
+        with T.parallel(0, self.matrix.groups // self.schedule.units) as panel:
+            if self.form.single:
+                self._tile(panel, 0)
+            else:
+                with T.serial(0, tiles) as tile:
+                    self._tile(panel, tile * rows)
+
+    # activations
+
+    def _prepare(self, row: Expr) -> None:
+        """Quantize one row of x, or only sum its steps. Rows beyond the last are those of the last again: never stored."""
+        source = row if self.form.single else tirx.Min(row, self.m - 1)
+        with T.serial(0, self.steps) as t:
+            loads = [
+                Register(
+                    vector("float32", self.lanes), load(self.x, [source, t * self.step + start], self.lanes)
+                ).value
+                for start in range(0, self.step, self.lanes)
+            ]
+            if self.form.offset:
+                total = loads[0]
+                for value in loads[1:]:
+                    total = total + value
+                T.buffer_store(self.sums, emit.total(total, self.lanes), [row, t])
+            if not self.form.exact:
+                self._round(row, t, loads)
+
+    def _round(self, row: Expr, t: Expr, loads: list[Expr]) -> None:
+        largest = emit.absolute(loads[0], self.lanes)
+        for value in loads[1:]:
+            largest = emit.maximum(largest, emit.absolute(value, self.lanes), self.lanes)
+        peak = Register("float32", emit.largest(largest, self.lanes)).value
+        T.buffer_store(self.scales, peak * tirx.FloatImm("float32", 1 / 127), [row, t])
+        inverse = tirx.Select(
+            peak > tirx.FloatImm("float32", 0), tirx.FloatImm("float32", 127) / peak, tirx.FloatImm("float32", 0)
+        )
+        factor = Register("float32", inverse).value
+        total = None
+        for number, value in enumerate(loads):
+            near = emit.nearest(value * broadcast(factor, self.lanes), self.lanes)
+            whole = Register(vector("int32", self.lanes), T.cast(near, vector("int32", self.lanes))).value
+            total = whole if total is None else total + whole
+            self._store_values(row, t, number * self.lanes, whole)
+        negative = -1 if self.form.zero else -SYMMETRIC_ZERO
+        T.buffer_store(
+            self.minus, emit.total(total, self.lanes, "int32") * tirx.IntImm("int32", negative), [row, t]
+        )
+
+    def _store_values(self, row: Expr, t: Expr, start: int, whole: Expr) -> None:
+        narrow = T.cast(whole, vector("int8", self.lanes))
+        for first in range(0, self.lanes, 8) if self.paired else [0]:
+            lanes = min(8, self.lanes) if self.paired else self.lanes
+            index = self._index(row, t * self.step + start + first)
+            picked = narrow if lanes == self.lanes else emit.shuffle([narrow], list(range(first, first + lanes)))
+            T.buffer_store(self.values, picked, [tirx.Ramp(index, 1, lanes)])
+
+    def _index(self, row: Expr, column: Expr) -> Expr:
+        """Where an activation lies: row after row, or 8 columns of two rows together."""
+        if not self.paired:
+            return row * self.matrix.columns + column
+        return (row // 2) * (2 * self.matrix.columns) + (column // 8) * 16 + (row % 2) * 8 + column % 8
+
+    # products
+
+    def _tile(self, panel: Expr, first_row: Expr) -> None:
+        lanes, units, rows = self.lanes, self.schedule.units, self.schedule.rows
+        sums = [[Register(vector("float32", lanes), floats(0.0, lanes)) for _ in range(rows)] for _ in range(units)]
+        with T.serial(0, self.steps) as t:
+            for unit in range(units):
+                self._unit(panel * units + unit, t, first_row, sums[unit])
+        for unit in range(units):
+            for row in range(rows):
+                self._store(panel * units + unit, first_row + row, sums[unit][row].value)
+
+    def _unit(self, group: Expr, t: Expr, first_row: Expr, sums: list[Register]) -> None:
+        """Add one step of one unit of rows to the tile's sums."""
+        lanes, size = self.lanes, self.lanes * self.step // 2
+        base = (group * self.steps + t) * size
+        block = (group * self.matrix.blocks + t * self.step // self.matrix.block) * lanes
+        if self.schedule.prefetch:
+            self._prefetch(base + self.schedule.prefetch, size)
+
+        def words(v: int) -> Expr:
+            return load(self.held["q"], [base + 4 * lanes * v], 4 * lanes)
+
+        def held(part: str) -> Expr:
+            return Register(vector("float32", lanes), load_float(self.held[part], [block], lanes)).value
+
+        scale = held("scale")
+        zero = None
+        if self.form.zero:
+            stored = load(self.held["zero"], [block], lanes)
+            zero = Register(vector("int32", lanes), T.cast(stored, vector("int32", lanes))).value
+        products = self._exact if self.form.exact else self._rounded
+        for row, (product, unit) in enumerate(products(t, first_row, words, zero)):
+            factor = scale if unit is None else scale * broadcast(unit, lanes)
+            sums[row].set(emit.fma(product, factor, sums[row].value, lanes))
+        if self.form.offset:
+            offset = held("offset")
+            for row, s in enumerate(sums):
+                s.set(emit.fma(broadcast(self.sums[first_row + row, t], lanes), offset, s.value, lanes))
+
+    def _rounded(self, t: Expr, first_row: Expr, words: Words, zero: Expr | None) -> Iterator[tuple[Expr, Expr]]:
+        """For each row of the tile (Σ (q - zero)·a in float32, the scale of its activations).
+
+        `minus` holds -Σ a, already times the zero point where that is the same for all: where the sums begin.
+        """
+
+        def activation(row: int, column: int, count: int) -> Expr:
+            return load(self.values, [self._index(first_row + row, t * self.step + column)], count)
+
+        rows = [first_row + row for row in range(self.schedule.rows)]
+        minus = [broadcast(self.minus[row, t], self.lanes) for row in rows]
+        start = minus if zero is None else [zero * value for value in minus]
+        for row, product in zip(rows, self.dots.products(start, self.step, words, activation)):
+            yield T.cast(product, vector("float32", self.lanes)), self.scales[row, t]
+
+    def _exact(self, t: Expr, first_row: Expr, words: Words, zero: Expr | None) -> Iterator[tuple[Expr, Expr | None]]:
+        """For each row of the tile (Σ (q - zero)·x in float32, no further scale)."""
+        lanes, rows = self.lanes, range(self.schedule.rows)
+        zero = ints(SYMMETRIC_ZERO, lanes) if zero is None else zero
+        inner = [Register(vector("float32", lanes), floats(0.0, lanes)) for _ in rows]
+        sources = [self._row(tirx.Min(first_row + row, self.m - 1)) for row in rows]
+        for group in range(self.step // 4):
+            quad = Register(vector("int32", lanes), self.dots.quad(self.step, words, group)).value
+            for column in range(4):
+                q = (quad >> ints(8 * column, lanes)) & ints(0xFF, lanes)
+                weight = Register(vector("float32", lanes), T.cast(q - zero, vector("float32", lanes))).value
+                for row in rows:
+                    x = broadcast(self.x[sources[row], t * self.step + 4 * group + column], lanes)
+                    inner[row].set(emit.fma(weight, x, inner[row].value, lanes))
+        for product in inner:
+            yield product.value, None
+
+    def _prefetch(self, at: Expr, size: int) -> None:
+        """Ask for the lines of a step that comes later; beyond the end of the buffer this does nothing."""
+        for start in range(0, size, _LINE):
+            pointer = self.held["q"].access_ptr("r", offset=at + start)
+            T.evaluate(T.call_llvm_intrin("int32", "llvm.prefetch.p0", pointer, *map(_int32, (0, 3, 1))))
+
+    def _store(self, group: Expr, row: Expr, value: Expr) -> None:
+        """One row's `lanes` results, as far as the matrix and x go."""
+        first = group * self.lanes
+        inside = None if self.form.single else row < self.m
+        ragged = self.matrix.rows % self.lanes
+
+        def whole() -> None:
+            T.buffer_store(self.y, value, [self._row(row), tirx.Ramp(first, 1, self.lanes)])
+
+        def some() -> None:
+            for lane in range(ragged):
+                T.buffer_store(self.y, emit.shuffle([value], [lane]), [self._row(row), first + lane])
+
+        def columns() -> None:
+            if not ragged:
+                whole()
+                return
+            with T.If(group < self.matrix.groups - 1):
+                with T.Then():
+                    whole()
+                with T.Else():
+                    some()
+
+        if inside is None:
+            columns()
+        else:
+            with T.If(inside), T.Then():
+                columns()
+
+    def _row(self, row: Expr) -> Expr:
+        return 0 if self.form.single else row

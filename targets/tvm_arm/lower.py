@@ -1,0 +1,290 @@
+"""Program → Relax: one rule for each operator, one function for each way of running.
+
+A function takes (tokens int32 [S], position int32 [P], caches, parameters) and returns float32 logits: [1, V] of the last
+token, or [S, V] where its name ends in `_all`. Caches are written in place; weights are parameters, never constants.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from tvm import IRModule, relax, tirx
+
+from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.program import Program, op_name, shape_of, split_target
+from pocketphi.graph.recipe import PartSpec
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
+from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
+from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
+
+CACHE_TYPES = {False: "float16", True: "float32"}
+"""Of keys and values, by whether a function is exact."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running the model.
+
+    single: one token, as in decode; every: logits of every position; exact: float32 activations and cache
+    """
+
+    name: str
+    single: bool = False
+    every: bool = False
+    exact: bool = False
+
+    @property
+    def role(self) -> str:
+        """What the runtime calls it, in either mode."""
+        return self.name.replace("_exact", "")
+
+
+WAYS = (
+    Way("prefill"),
+    Way("decode", single=True),
+    Way("prefill_all", every=True),
+    Way("prefill_exact", exact=True),
+    Way("decode_exact", single=True, exact=True),
+    Way("prefill_exact_all", every=True, exact=True),
+)
+
+
+class Schedules:
+    """Which schedule a matrix gets: what was tuned for it, or the instruction set's default."""
+
+    def __init__(self, isa: Isa, tuned: dict[str, Schedule] | None = None) -> None:
+        self.isa, self.tuned = isa, tuned or {}
+
+    def of(self, form: Form) -> Schedule:
+        default = decode_schedule(self.isa) if form.single else prefill_schedule(self.isa)
+        return self.tuned.get(form.key, default)
+
+
+def stored_parameters(program: Program, isa: Isa) -> dict[str, PartSpec]:
+    """What model.params holds: by the target of the node that reads it, in the order in which the graph does, as a kernel
+    takes it. Interleaved parts are one row of values."""
+    targets = dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "get_attr")
+    found = {}
+    for target in targets:
+        name, part = split_target(target)
+        parts = program.weights[name].parts
+        if "q" in parts:
+            spec = Interleaved.of(parts, isa).specs(parts)[part]
+            found[target] = PartSpec((math.prod(spec.shape),), spec.dtype)
+        else:
+            found[target] = parts[part]
+    return found
+
+
+def lower(program: Program, isa: Isa, schedules: Schedules | None = None, digest: str = "") -> IRModule:
+    """Lower a fused, quantized program, one function for each of WAYS; `params_digest` returns `digest`.
+
+    Raises InputError for a weight left in float, CompilerBug for an operator without a rule.
+    """
+    kernels = _Kernels(isa, schedules or Schedules(isa))
+    for way in WAYS:
+        _Function(program, isa, way, kernels).build()
+    with kernels.builder.function("params_digest", []):
+        kernels.builder.emit_func_output(relax.StringImm(digest))
+    return kernels.builder.finalize()
+
+
+class _Kernels:
+    """The module under construction; equal kernels are made once."""
+
+    def __init__(self, isa: Isa, schedules: Schedules) -> None:
+        self.isa, self.schedules = isa, schedules
+        self.builder = relax.BlockBuilder()
+        self._made: dict[Any, Any] = {}
+
+    def get(self, key: tuple[Any, ...], name: str, make: Callable[[str], tirx.PrimFunc]) -> Any:
+        if key not in self._made:
+            name = f"{name}_{len(self._made)}"
+            self._made[key] = self.builder.add_func(make(name), name)
+        return self._made[key]
+
+    def matmul(self, form: Form) -> Any:
+        schedule = self.schedules.of(form)
+        return self.get(("matmul", form), "matmul", lambda name: matmul(name, self.isa, form, schedule))
+
+
+class _Function:
+    """One Relax function. A value of the graph is a Relax variable [S, width], or a tuple of them."""
+
+    def __init__(self, program: Program, isa: Isa, way: Way, kernels: _Kernels) -> None:
+        self.program, self.isa, self.way, self.kernels = program, isa, way, kernels
+        self.builder = kernels.builder
+        self.length: Any = 1 if way.single else tirx.Var("s", "int64")
+        self.values: dict[fx.Node, Any] = {}
+        self.rows: Any = self.length
+
+    def build(self) -> None:
+        config = self.program.config
+        capacity = tirx.Var("c", "int64")
+        tokens = relax.Var("tokens", relax.TensorType((self.length,), "int32"))
+        switch = config.long_rope.original_max_position if config.long_rope else 0
+        position = relax.Var("position", relax.TensorType((position_size(switch),), "int32"))
+        cache = relax.TensorType((config.kv_heads, capacity, config.head_dim), CACHE_TYPES[self.way.exact])
+        self.capacity, self.position = cache, position
+        caches = {}
+        for node in self.program.inputs:
+            name = str(node.target)
+            if name.startswith("past_key_values."):
+                caches[node] = relax.Var(name.replace(".", "_"), cache)
+            elif name == "input_ids":
+                self.values[node] = tokens
+        self.values.update(caches)
+        self.parameters = {
+            target: relax.Var(f"p{number}", relax.TensorType(spec.shape, dtype_name(spec)))
+            for number, (target, spec) in enumerate(stored_parameters(self.program, self.isa).items())
+        }
+        arguments = [tokens, position, *caches.values(), *self.parameters.values()]
+        with self.builder.function(self.way.name, arguments):
+            for node in self.program.graph.nodes:
+                if node.op == "call_function":
+                    self._emit(node)
+            self.builder.emit_func_output(self.values[self.program.outputs["logits"]])
+
+    def _emit(self, node: fx.Node) -> None:
+        rule = _RULES.get(op_name(node))
+        if rule is None:
+            raise CompilerBug(f"no TVM rule for {op_name(node)} ({node.name})")
+        rule(self, node)
+
+    def value(self, node: Any) -> Any:
+        return self.parameters[str(node.target)] if node.op == "get_attr" else self.values[node]
+
+    def call(self, kernel: Any, args: Sequence[Any], width: int | Sequence[int], rows: Any = None) -> Any:
+        """Call a kernel; its results are float32 [rows, width], one or several."""
+        rows = self.rows if rows is None else rows
+        widths = [width] if isinstance(width, int) else width
+        types = [relax.TensorType((rows, w), "float32") for w in widths]
+        made = self.builder.emit(relax.call_tir(kernel, list(args), types[0] if len(types) == 1 else types))
+        return made
+
+    @property
+    def single(self) -> bool:
+        """Whether values have one row from here on."""
+        return isinstance(self.rows, int)
+
+
+def _getitem(f: _Function, node: fx.Node) -> None:
+    f.values[node] = f.values[node.args[0]][node.args[1]]  # type: ignore[index]
+
+
+def _rms_norm(f: _Function, node: fx.Node) -> None:
+    x, weight, eps = node.args
+    f.values[node] = _norm(f, [x], weight, eps)
+
+
+def _add_rms_norm(f: _Function, node: fx.Node) -> None:
+    x, y, weight, eps = node.args
+    both = _norm(f, [x, y], weight, eps)
+    f.values[node] = [f.builder.emit(relax.TupleGetItem(both, i)) for i in range(2)]
+
+
+def _norm(f: _Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
+    (size,) = (int(n) for n in shape_of(weight))  # type: ignore[arg-type]
+    add, single = len(inputs) == 2, f.single
+    kernel = f.kernels.get(
+        ("norm", size, eps, add, single), "norm", lambda name: rms_norm(name, f.isa, size, float(eps), add, single)
+    )
+    return f.call(kernel, [*map(f.value, inputs), f.value(weight)], [size, size] if add else size)
+
+
+def _attention(f: _Function, node: fx.Node) -> None:
+    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
+    table_rows, half = (int(n) for n in shape_of(cos))  # type: ignore[arg-type]
+    dim = f.program.config.head_dim
+    form = AttentionForm(
+        int(heads),  # type: ignore[arg-type]
+        int(kv_heads),  # type: ignore[arg-type]
+        dim,
+        2 * half,
+        table_rows,
+        float(scale),  # type: ignore[arg-type]
+        int(window or 0),  # type: ignore[arg-type]
+        int(long_after or 0),  # type: ignore[arg-type]
+        CACHE_TYPES[f.way.exact],
+        f.single,
+    )
+    kernel = f.kernels.get(("attention", form), "attention", lambda name: attention(name, f.isa, form))
+    args = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
+    out = relax.TensorType((f.rows, form.heads * dim), "float32")
+    called = relax.call_tir_inplace(kernel, args, [1, 2, -1], [f.capacity, f.capacity, out])
+    result = f.builder.emit(called)
+    keys, values, mixed = (f.builder.emit(relax.TupleGetItem(result, i)) for i in range(3))
+    f.values[node] = [mixed, keys, values]
+
+
+def _gated_silu(f: _Function, node: fx.Node) -> None:
+    size = int(shape_of(node)[-1])
+    single = f.single
+    kernel = f.kernels.get(("silu", size, single), "gated_silu", lambda name: gated_silu(name, f.isa, size, single))
+    f.values[node] = f.call(kernel, [f.value(node.args[0])], size)
+
+
+def _last_token(f: _Function, node: fx.Node) -> None:
+    x = f.value(node.args[0])
+    if f.way.every or f.single:
+        f.values[node] = x
+        return
+    size = int(shape_of(node)[-1])
+    kernel = f.kernels.get(("last", size), "last_row", lambda name: last_row(name, f.isa, size))
+    f.rows = 1
+    f.values[node] = f.call(kernel, [x], size)
+
+
+def _form(f: _Function, node: fx.Node) -> tuple[Form, list[Any]]:
+    """The form of an int4 operator, and the parameters in its order."""
+    held = [arg for arg in node.args[1:] if arg is not None]
+    name, _ = split_target(str(held[0].target))  # type: ignore[union-attr]
+    parts = f.program.weights[name].parts
+    matrix = Interleaved.of(parts, f.isa)
+    form = Form(matrix, "zero" in parts, "offset" in parts, f.way.exact, f.single)
+    return form, [f.value(arg) for arg in held]
+
+
+def _matmul_nbits(f: _Function, node: fx.Node) -> None:
+    form, held = _form(f, node)
+    f.values[node] = f.call(f.kernels.matmul(form), [f.value(node.args[0]), *held], form.matrix.rows)
+
+
+def _embedding_nbits(f: _Function, node: fx.Node) -> None:
+    form, held = _form(f, node)
+    kernel = f.kernels.get(("embedding", form), "embedding", lambda name: embedding(name, f.isa, form))
+    f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns)
+
+
+def _left_in_float(f: _Function, node: fx.Node) -> None:
+    weight = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
+    shape = list(shape_of(weight))
+    raise InputError(
+        f"tvm-arm: {weight.target} {shape} is left in float, and this target has int4 kernels only; "
+        "choose a --block that divides its columns"
+    )
+
+
+_RULES: dict[str, Callable[[_Function, fx.Node], None]] = {
+    operator.getitem.__name__: _getitem,
+    "edge.rms_norm": _rms_norm,
+    "edge.add_rms_norm": _add_rms_norm,
+    "edge.attention": _attention,
+    "edge.gated_silu": _gated_silu,
+    "edge.last_token": _last_token,
+    "edge.matmul_nbits": _matmul_nbits,
+    "edge.embedding_nbits": _embedding_nbits,
+    "linear": _left_in_float,
+    "embedding": _left_in_float,
+}
+
+
+def dtype_name(spec: PartSpec) -> str:
+    return str(spec.dtype).removeprefix("torch.")

@@ -1,0 +1,131 @@
+"""The files of a TVM bundle: a native library, its parameters, and what describes both.
+
+model.so        kernels and the functions that call them, for one operating system and instruction set
+model.params    every weight as the kernels read it, mapped by the device
+model.json      for the runtime: functions, shapes, offsets, what the CPU must have
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pocketphi.artifacts.bundle import file_digest
+from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.program import Program
+from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.attention import KEYS
+from pocketphi.targets.tvm_arm.library import build_library
+from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, WAYS, lower
+from pocketphi.targets.tvm_arm.params import PARAMS_FILE, ParamsFile
+from pocketphi.targets.tvm_arm.platform import Platform
+
+DESCRIPTION = "model.json"
+FORMAT = 1
+CHUNK = 256
+"""Tokens of a prefill call: activations of that many, int8, stay in a core's cache."""
+
+LIBRARY_BYTES = 3_000_000
+"""What the plan sets aside for the library."""
+
+
+class TvmArm(Target):
+    """`--target tvm-arm`."""
+
+    name = "tvm-arm"
+    packages = ("apache-tvm", "apache-tvm-ffi")
+
+    def __init__(self, platform: Platform, context: int | None = None) -> None:
+        """platform: what to compile for; context: rows of the K/V cache at most."""
+        self.platform = platform
+        self.context = context
+
+    def planned_bytes(self, program: Program) -> int:
+        return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
+
+    def planned_notes(self, program: Program) -> list[str]:
+        _refuse_unfit(program, self.platform.isa)
+        return self.platform.notes()
+
+    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
+        notes = self.planned_notes(program)
+        isa = self.platform.isa
+        params = ParamsFile.plan(program, isa)
+        digests = params.write(folder / PARAMS_FILE, progress)
+        digest = file_digest(folder / PARAMS_FILE)
+        module = lower(program, isa, digest=digest)
+        files = build_library(module, self.platform, folder)
+        described = describe(program, self.platform, params, digest, self.context)
+        (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
+        details = {
+            "platform": self.platform.described(),
+            "context": described["context"],
+            "kv_cache_bytes_per_token": program.config.kv_cache_bytes(1, bytes_per_value=2),
+            **files,
+        }
+        return Packaged(_operators(module), digests, notes, details)
+
+
+def describe(
+    program: Program, platform: Platform, params: ParamsFile, digest: str, context: int | None
+) -> dict[str, Any]:
+    """model.json, but for the library's own entries."""
+    config = program.config
+    isa = platform.isa
+    matrices = {}
+    for name, recipe in params.weights.items():
+        if "q" in recipe.parts:
+            matrix = Interleaved.of(recipe.parts, isa)
+            matrices[name] = {"rows": matrix.rows, "columns": matrix.columns, "block": matrix.block}
+    roles = {way.role: way.name for way in WAYS if not way.exact}, {way.role: way.name for way in WAYS if way.exact}
+    return {
+        "format": FORMAT,
+        "target": {"os": platform.system, "arch": isa.arch, "isa": isa.name, "features": list(isa.features)},
+        "vocab": config.vocab_size,
+        "context": min(context or config.max_position, config.max_position),
+        "chunk": CHUNK,
+        "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
+        "cache": {
+            "count": 2 * config.layers,
+            "shape": [config.kv_heads, _rounded_up(min(context or config.max_position, config.max_position)), config.head_dim],
+            "multiple": KEYS,
+            "dtype": {"saved": CACHE_TYPES[False], "exact": CACHE_TYPES[True]},
+        },
+        "functions": {"saved": roles[0], "exact": roles[1]},
+        "params": params.table(),
+        "params_bytes": params.layout.size,
+        "params_digest": digest,
+        "matrices": matrices,
+    }
+
+
+def _rounded_up(tokens: int) -> int:
+    return -(-tokens // KEYS) * KEYS
+
+
+def _refuse_unfit(program: Program, isa: Isa) -> None:
+    """Raise InputError where a size is not a multiple of the vectors'."""
+    config = program.config
+    for what, size in (
+        ("hidden size", config.hidden_size),
+        ("intermediate size", config.intermediate_size),
+        ("head size", config.head_dim),
+    ):
+        if size % 16:
+            raise InputError(f"tvm-arm: the {what} is {size}, expected a multiple of 16")
+
+
+def _operators(module: Any) -> Counter[str]:
+    """Kernels by kind, as often as the function that serves a prompt calls them."""
+    called: Counter[str] = Counter()
+    for block in module["prefill"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if getattr(getattr(value, "op", None), "name", "").startswith("relax.call_tir"):
+                called[value.args[0].name_hint.rpartition("_")[0]] += 1
+    return called

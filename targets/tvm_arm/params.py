@@ -1,0 +1,119 @@
+"""model.params: every weight as the kernels read it, at planned offsets, so that a device maps the file and copies nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pocketphi.artifacts.stream import Layout, Progress, Rows, plan_layout, write_weights
+from pocketphi.graph.program import Program, split_target
+from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, row_chunks
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import Isa
+
+PARAMS_FILE = "model.params"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight's parts as they lie in the file: what `plan_layout` asks of a recipe."""
+
+    parts: Mapping[str, PartSpec]
+
+
+@dataclass(frozen=True)
+class ParamsFile:
+    """The plan of model.params. weights: in the order in which the graph reads them; stored: their parts in the file."""
+
+    weights: dict[str, Recipe]
+    stored: dict[str, Stored]
+    layout: Layout
+    isa: Isa
+
+    @staticmethod
+    def plan(program: Program, isa: Isa) -> ParamsFile:
+        names = [split_target(str(n.target))[0] for n in program.graph.nodes if n.op == "get_attr"]
+        weights = {name: program.weights[name] for name in dict.fromkeys(names)}
+        stored = {name: Stored(_stored_parts(recipe.parts, isa)) for name, recipe in weights.items()}
+        return ParamsFile(weights, stored, plan_layout(stored), isa)
+
+    def write(self, path: Path, progress: Progress) -> dict[str, str]:
+        """Stream the weights; returns the digests of their canonical bytes."""
+
+        def encode(name: str, rows: Rows) -> Rows:
+            return Interleaved.of(self.weights[name].parts, self.isa).store(rows) if "q" in rows else rows
+
+        return write_weights(path, self.weights, self.layout, progress, encode)
+
+    def table(self) -> list[dict[str, object]]:
+        """What model.json says of each tensor, in the order of a function's arguments: flat where it is interleaved."""
+        rows: list[dict[str, object]] = []
+        for name, stored in self.stored.items():
+            for part, spec in stored.parts.items():
+                shape = [math.prod(spec.shape)] if "q" in stored.parts else list(spec.shape)
+                dtype = str(spec.dtype).removeprefix("torch.")
+                offset = self.layout.offsets[name, part]
+                rows.append({"name": f"{name}:{part}" if part else name, "dtype": dtype, "shape": shape, "offset": offset})
+        return rows
+
+
+def _stored_parts(parts: Mapping[str, PartSpec], isa: Isa) -> Mapping[str, PartSpec]:
+    return Interleaved.of(parts, isa).specs(parts) if "q" in parts else parts
+
+
+@dataclass(frozen=True)
+class SavedWeight:
+    """A weight in model.params: a `Recipe` that reads its rows back from disk in canonical form."""
+
+    path: Path
+    parts: Mapping[str, PartSpec]
+    offsets: Mapping[str, int]
+    matrix: Interleaved | None
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        step = self.matrix.lanes if self.matrix else 1
+        rows = next(iter(self.parts.values())).shape[0]
+        size = max(1, next((stop for _, stop in row_chunks(self.parts)), 1) // step) * step
+        return ((start, min(start + size, rows)) for start in range(0, rows, size))
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        if self.matrix is None:
+            return {part: self._rows(part, spec, start, stop) for part, spec in self.parts.items()}
+        lanes = self.matrix.lanes
+        first, last = start // lanes, -(-stop // lanes)
+        stored = {p: self._rows(p, spec, first, last) for p, spec in self.matrix.specs(self.parts).items()}
+        skip = start - first * lanes
+        return {part: rows[skip:] for part, rows in self.matrix.restore(stored, skip + stop - start).items()}
+
+    def _rows(self, part: str, spec: PartSpec, start: int, stop: int) -> torch.Tensor:
+        row = spec.bytes // spec.shape[0]
+        data = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=self.offsets[part] + start * row)
+        return torch.from_numpy(data).view(spec.dtype).view(stop - start, *spec.shape[1:])
+
+    def describe(self) -> str:
+        return f"as saved in {self.path.name}"
+
+
+def read_weights(folder: Path, described: Mapping[str, object], isa: Isa) -> dict[str, Recipe]:
+    """The saved weights by name, read lazily. described: model.json."""
+    offsets: dict[str, dict[str, int]] = {}
+    shapes: dict[str, dict[str, PartSpec]] = {}
+    for row in described["params"]:  # type: ignore[attr-defined]
+        name, part = split_target(row["name"])
+        offsets.setdefault(name, {})[part] = row["offset"]
+        shapes.setdefault(name, {})[part] = PartSpec(tuple(row["shape"]), getattr(torch, row["dtype"]))
+    matrices: Mapping[str, Mapping[str, int]] = described["matrices"]  # type: ignore[assignment]
+    found: dict[str, Recipe] = {}
+    for name, parts in shapes.items():
+        matrix = None
+        if name in matrices:
+            m = matrices[name]
+            matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs)
+            parts = int4_parts((m["rows"], m["columns"]), m["block"], "zero" not in parts, "offset" in parts)
+        found[name] = SavedWeight(folder / PARAMS_FILE, parts, offsets[name], matrix)
+    return found
