@@ -171,6 +171,13 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
     core.add_argument(
         "--model-id", metavar="OWNER/NAME", help="repository that swift-transformers reads the tokenizer from"
     )
+    tvm = p.add_argument_group("TVM")
+    tvm.add_argument("--os", default="linux", metavar="NAME", help="linux (default), android, ios, or host: this machine")
+    tvm.add_argument(
+        "--cpu",
+        metavar="NAME",
+        help="a core such as cortex-a76 or apple-a15, or an instruction set: neon, dotprod (default), i8mm, avx2, avx512vnni",
+    )
     p.add_argument(
         "--verify",
         choices=["auto", "always", "never"],
@@ -237,6 +244,8 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         norm=a.norm,
         flavor=a.flavor,
         model_id=a.model_id,
+        system=a.os,
+        cpu=a.cpu,
         verify=a.verify,
         max_bytes=a.max_bytes,
         max_memory=a.max_memory,

@@ -26,6 +26,10 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
             from pocketphi.targets.coreml.host import CoreMLHost
 
             return CoreMLHost(folder, held[name]["weights"])
+        if name == "tvm-arm":
+            from pocketphi.targets.tvm_arm.host import TvmHost
+
+            return TvmHost(folder)
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"{folder}: target {name} cannot run here")

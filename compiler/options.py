@@ -10,7 +10,7 @@ from pathlib import Path
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.quantize_weights import BLOCKS
 
-TARGETS = ("ort-mobile", "coreml")
+TARGETS = ("ort-mobile", "coreml", "tvm-arm")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class CompileOptions:
     accuracy_level: 4 computes with int8 activations, 0 in float32
     ort_file:     also write the single-file model.ort
     chunk, attention, norm, flavor, model_id: of a Core ML package, see `targets.coreml.package.CoreML`
+    system, cpu:  of a TVM library, see `targets.tvm_arm.platform.Platform`
     verify:       `auto` where the model fits into half of the free memory, `always`, `never`
     max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
     """
@@ -47,6 +48,8 @@ class CompileOptions:
     norm: str = "max-scaled"
     flavor: str = "functions"
     model_id: str | None = None
+    system: str = "linux"
+    cpu: str | None = None
     verify: str = "auto"
     max_bytes: int | None = None
     max_memory: int | None = None

@@ -29,12 +29,17 @@ def make_target(name: str, options: CompileOptions) -> Target:
                 options.described(),
                 options.model_id,
             )
+        if name == "tvm-arm":
+            from pocketphi.targets.tvm_arm.package import TvmArm
+            from pocketphi.targets.tvm_arm.platform import Platform
+
+            return TvmArm(Platform.of(options.system, options.cpu), options.context)
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"--target {name}: no such target")
 
 
-EXTRAS = {"ort-mobile": "ort", "coreml": "coreml"}
+EXTRAS = {"ort-mobile": "ort", "coreml": "coreml", "tvm-arm": "tvm"}
 
 
 def missing_extra(target: str, error: ModuleNotFoundError) -> InputError:

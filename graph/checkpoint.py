@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from pocketphi.graph.int4 import Int4
 
+ROWS_TOGETHER = 16
+"""A chunk of a weight begins at a multiple of this many rows: a target may interleave as many."""
+
 CHUNK_BYTES = 1 << 19
 """How much of a tensor is read at once: small enough to stay in a core's second-level cache."""
 
@@ -68,7 +71,7 @@ class Checkpoint(ABC):
         """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""
         return {}
 
-    def chunks(self, name: str, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    def chunks(self, name: str, multiple: int = ROWS_TOGETHER) -> Iterator[tuple[int, int]]:
         """Row ranges of about CHUNK_BYTES (as bf16), in order, each a multiple of `multiple` rows but the last."""
         info = self.tensors[name]
         step = max(1, CHUNK_BYTES // (2 * info.columns) // multiple) * multiple

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pocketphi.graph.checkpoint import ROWS_TOGETHER
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
@@ -47,7 +48,7 @@ class StoredInt4:
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         rows = self.parts["q"].shape[0]
-        step = max(1, (1 << 22) // self.parts["q"].shape[1])
+        step = max(1, (1 << 22) // self.parts["q"].shape[1] // ROWS_TOGETHER) * ROWS_TOGETHER
         return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:

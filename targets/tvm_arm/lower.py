@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 from tvm import IRModule, relax, tirx
+from tvm.ir import StringImm
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
@@ -92,7 +93,7 @@ def lower(program: Program, isa: Isa, schedules: Schedules | None = None, digest
     for way in WAYS:
         _Function(program, isa, way, kernels).build()
     with kernels.builder.function("params_digest", []):
-        kernels.builder.emit_func_output(relax.StringImm(digest))
+        kernels.builder.emit_func_output(StringImm(digest))
     return kernels.builder.finalize()
 
 

@@ -12,18 +12,23 @@ Expr = Any
 
 
 class Register:
-    """A variable that lives in a register: LLVM promotes a local buffer of one vector whose index is constant."""
+    """A variable that lives in a register: LLVM promotes a small buffer on the stack whose index is constant.
+
+    Its scope is `global`: TVM puts small buffers of that scope on the stack, and takes those of scope `local` from the heap.
+    """
 
     def __init__(self, dtype: str, value: Expr) -> None:
-        self._buffer = T.alloc_buffer((1,), dtype, scope="local", layout=None)
+        scalar, _, lanes = dtype.partition("x")
+        self._lanes = int(lanes or 1)
+        self._buffer = T.alloc_buffer((self._lanes,), scalar, scope="global", layout=None)
         self.set(value)
 
     @property
     def value(self) -> Expr:
-        return self._buffer[0]
+        return load(self._buffer, [0], self._lanes)
 
     def set(self, value: Expr) -> None:
-        T.buffer_store(self._buffer, value, [0])
+        T.buffer_store(self._buffer, value, [0 if self._lanes == 1 else tirx.Ramp(0, 1, self._lanes)])
 
 
 def vector(dtype: str, lanes: int) -> str:

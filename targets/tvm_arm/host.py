@@ -1,0 +1,79 @@
+"""Run a saved TVM bundle on this host: in a process of the C runtime, under qemu where it is made for another CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.recipe import Recipe
+from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.package import DESCRIPTION
+from pocketphi.targets.tvm_arm.params import read_weights
+from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.process import RuntimeProcess
+from pocketphi.targets.tvm_arm.toolchain import runner_command
+
+
+class TvmHost(Host):
+    """A bundle's TVM files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        target = self.described["target"]
+        self.platform = Platform(target["os"], find_isa(target["isa"]))
+
+    @property
+    def saved_bound(self) -> float:
+        return 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
+
+    def weights(self) -> dict[str, Recipe]:
+        return read_weights(self.folder, self.described, self.platform.isa)
+
+    def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> TvmRunner:
+        if self.platform.system != "linux":
+            raise InputError(
+                f"{self.folder}: made for {self.platform.system}, which does not run here; "
+                "the same kernels do with --os linux"
+            )
+        mode = "exact" if exact else "saved"
+        command = runner_command(self.platform)
+        process = RuntimeProcess(command, self.folder, mode=mode, max_tokens=max_tokens, threads=threads)
+        return TvmRunner(process, every_position)
+
+    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
+        return {}
+
+
+class TvmRunner:
+    """A `Runner` over the C runtime, for one sequence."""
+
+    def __init__(self, process: RuntimeProcess, every_position: bool) -> None:
+        self.process, self.every_position = process, every_position
+
+    def reset(self) -> None:
+        self.process.reset()
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens int64 [1, S]; float32 logits [1, 1, V], or [1, S, V] of every position."""
+        if tokens.shape[0] != 1:
+            raise ValueError(f"{tokens.shape[0]} rows: the runtime holds one sequence")
+        row = tokens[0].tolist()
+        if self.every_position:
+            logits = self.process.every_position(row)
+        else:
+            logits = self.process.decode(row[0]) if len(row) == 1 else self.process.prefill(row)
+        return torch.from_numpy(logits.copy()).view(1, -1, self.process.vocab)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest resident memory of the runtime's process so far."""
+        return self.process.last.peak_bytes
+
+    def __del__(self) -> None:
+        self.process.close()
