@@ -1,0 +1,131 @@
+"""A bundle in a process of its own: natively, or an aarch64 one under qemu. runtime/runner.cc describes the protocol."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pocketphi.graph.errors import CheckFailed, InputError
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the runner measured. milliseconds: of the call in the runtime; peak_bytes: the process's largest resident memory."""
+
+    milliseconds: float
+    peak_bytes: int
+
+
+class RuntimeProcess:
+    """The C runtime on one bundle, with its cache.
+
+    vocab: logits a token; context: tokens that the cache holds; length: tokens in it; opened, last: the measured calls.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, **options: Any) -> None:
+        """command: the runner, behind qemu and its arguments where it is built for another CPU. options: those of
+        `pocketphi_open`: threads, mode, max_tokens, check. Raises InputError with the runtime's own line if it refuses."""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 – a pipe that nobody reads would block the process
+        arguments = [*command, str(folder), json.dumps(options)]
+        try:
+            self._process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            )
+        except OSError as error:
+            raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from None
+        self.length = 0
+        ready = self._line(opening=True)
+        self.vocab, self.context = int(ready[1]), int(ready[2])
+        self.opened = self.last = _measured(ready[3:])
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens; float32 [vocab], logits of the last."""
+        return self._ask("prefill", tokens)
+
+    def every_position(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens; float32 [tokens, vocab]."""
+        return self._ask("prefill_all", tokens).reshape(-1, self.vocab)
+
+    def decode(self, token: int) -> Logits:
+        """Append one token; float32 [vocab]."""
+        return self._ask("decode", [token])
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._ask("reset", [])
+
+    def close(self) -> None:
+        """End the process. Safe to call twice."""
+        if self._process.poll() is None:
+            assert self._process.stdin
+            self._process.stdin.close()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream:
+                stream.close()
+
+    def __enter__(self) -> RuntimeProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _ask(self, verb: str, tokens: Sequence[int]) -> Logits:
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            self._process.stdin.write(f"{verb} {' '.join(str(int(t)) for t in tokens)}\n".encode())
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it ended: what it said, or why, is read below
+        answer = self._line()
+        size = 4 * int(answer[1])
+        data = self._process.stdout.read(size)
+        if len(data) != size:
+            raise self._ended(opening=False)
+        self.last, self.length = _measured(answer[2:]), int(answer[4])
+        return np.frombuffer(data, np.float32)
+
+    def _line(self, opening: bool = False) -> list[str]:
+        """The words of the next answer. Raises InputError for a refusal, CheckFailed if the process is gone."""
+        assert self._process.stdout
+        line = self._process.stdout.readline().decode()
+        kind, _, rest = line.strip().partition(" ")
+        if kind == "error":
+            raise InputError(rest)
+        if kind != ("ready" if opening else "ok"):
+            raise self._ended(opening)
+        return [kind, *rest.split()]
+
+    def _ended(self, opening: bool) -> InputError | CheckFailed:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+        self.close()
+        if opening and code == 2 and said:
+            return InputError(said)
+        reason = f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
+        return CheckFailed(f"the TVM runtime ended ({reason}){': ' + said if said else ''}")
+
+
+def _measured(words: Sequence[str]) -> Call:
+    return Call(float(words[0]), 1024 * int(words[1]))

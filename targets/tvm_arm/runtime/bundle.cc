@@ -1,0 +1,250 @@
+#include "bundle.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <tvm/ffi/dtype.h>
+#include <tvm/ffi/extra/json.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+
+#include "sha256.h"
+
+namespace pocketphi_runtime {
+namespace {
+
+namespace json = tvm::ffi::json;
+using tvm::ffi::Any;
+using tvm::ffi::String;
+
+// A value of a JSON text, with the path by which messages name it: "model.json: cache.shape".
+class Value {
+ public:
+  Value(Any value, std::string path) : value_(std::move(value)), path_(std::move(path)) {}
+
+  static Value parse(const std::string& text, const std::string& name) {
+    String problem;
+    Any value = json::Parse(String(text), &problem);
+    if (!problem.empty()) throw Failure(name + ": not valid JSON: " + std::string(problem));
+    Value root(value, name);
+    root.as<json::Object>("an object");
+    return root;
+  }
+
+  template <typename T>
+  T as(const char* expected) const {
+    auto value = value_.try_cast<T>();
+    if (!value) throw Failure(path_ + ": expected " + expected);
+    return *value;
+  }
+  std::string text() const { return as<String>("a text"); }
+  bool flag() const { return as<bool>("true or false"); }
+  int64_t number(int64_t low, int64_t high) const {
+    int64_t value = as<int64_t>("a whole number");
+    if (value < low || value > high) {
+      throw Failure(path_ + ": " + std::to_string(value) + " is not within " + std::to_string(low) + " to " +
+                    std::to_string(high));
+    }
+    return value;
+  }
+  int64_t size() const { return number(1, kLargest); }
+
+  bool has(const char* key) const {
+    auto object = as<json::Object>("an object");
+    auto found = object.find(String(key));
+    return found != object.end() && (*found).second.type_index() != tvm::ffi::TypeIndex::kTVMFFINone;
+  }
+  Value operator[](const char* key) const {
+    if (!has(key)) throw Failure(path_ + ": no \"" + key + "\"");
+    return Value(as<json::Object>("an object")[String(key)], path_ + (path_.back() == 'n' ? ": " : ".") + key);
+  }
+  std::vector<Value> list() const {
+    std::vector<Value> values;
+    for (const Any& value : as<json::Array>("a list")) {
+      values.emplace_back(value, path_ + "[" + std::to_string(values.size()) + "]");
+    }
+    return values;
+  }
+  std::vector<std::string> keys() const {
+    std::vector<std::string> names;
+    for (auto item : as<json::Object>("an object")) names.push_back(item.first.cast<String>());
+    return names;
+  }
+  std::vector<int64_t> shape() const {
+    std::vector<int64_t> sizes;
+    for (const Value& value : list()) sizes.push_back(value.size());
+    return sizes;
+  }
+  DLDataType dtype() const {
+    try {
+      return tvm::ffi::StringToDLDataType(text());
+    } catch (const tvm::ffi::Error&) {
+      throw Failure(path_ + ": \"" + text() + "\" is no type of number");
+    }
+  }
+
+  static constexpr int64_t kLargest = int64_t{1} << 40;
+
+ private:
+  Any value_;
+  std::string path_;
+};
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Failure(path + ": " + std::strerror(errno));
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+Param read_param(const Value& value) {
+  Param param{value["name"].text(), value["dtype"].dtype(), value["shape"].shape(), 0, 0};
+  param.offset = value["offset"].number(0, Value::kLargest);
+  param.bytes = tensor_bytes(param.shape, param.dtype);
+  if (param.offset % 64) throw Failure("model.json: " + param.name + ": its offset is not a multiple of 64");
+  return param;
+}
+
+// A function by its name alone, with all parameters, or {"name": …, "params": [indices]}.
+Entry read_entry(const Value& entries, const char* role, int64_t param_count) {
+  auto object = entries.as<json::Object>("an object");
+  Entry entry;
+  if (object[String(role)].try_cast<String>()) {
+    entry.name = entries[role].text();
+    for (int64_t i = 0; i < param_count; ++i) entry.params.push_back(i);
+    return entry;
+  }
+  entry.name = entries[role]["name"].text();
+  for (const Value& index : entries[role]["params"].list()) entry.params.push_back(index.number(0, param_count - 1));
+  return entry;
+}
+
+void read_model(Bundle* b, const Value& model, const std::string& mode) {
+  b->vocab = model["vocab"].size();
+  b->context = model["context"].size();
+  b->chunk = model["chunk"].size();
+  b->long_rope_after = model.has("long_rope_after") ? model["long_rope_after"].size() : 0;
+  Value cache = model["cache"];
+  b->cache_count = cache["count"].number(0, 1 << 20);
+  b->cache_shape = cache["shape"].shape();
+  if (b->cache_shape.size() != 3) throw Failure("model.json: cache.shape: expected [heads, rows, head size]");
+  if (!model["functions"].has(mode.c_str())) throw Failure("mode \"" + mode + "\": the library was built without it");
+  Value entries = model["functions"][mode.c_str()];
+  b->cache_dtype = cache["dtype"][mode.c_str()].dtype();
+  int64_t count = static_cast<int64_t>(b->params.size());
+  for (const char* role : {"prefill", "decode"}) b->functions[role] = read_entry(entries, role, count);
+  if (entries.has("prefill_all")) b->functions["prefill_all"] = read_entry(entries, "prefill_all", count);
+}
+
+}  // namespace
+
+Options Options::parse(const std::string& text) {
+  Options options;
+  if (text.empty()) return options;
+  Value root = Value::parse(text, "options");
+  for (const std::string& key : root.keys()) {
+    Value value = root[key.c_str()];
+    if (key == "threads") {
+      options.threads = static_cast<int>(value.number(0, 1024));
+    } else if (key == "mode") {
+      options.mode = value.text();
+    } else if (key == "max_tokens") {
+      options.max_tokens = value.size();
+    } else if (key == "check") {
+      options.check = value.flag();
+    } else {
+      throw Failure("options: no option \"" + key + "\"; there are threads, mode, max_tokens and check");
+    }
+  }
+  return options;
+}
+
+Bundle Bundle::read(const std::string& folder, const std::string& mode) {
+  Value model = Value::parse(read_text(folder + "/model.json"), folder + "/model.json");
+  int64_t format = model["format"].number(0, 1 << 30);
+  if (format != 1) {
+    throw Failure("model.json: format " + std::to_string(format) + "; this runtime reads format 1: update it");
+  }
+  Bundle b;
+  b.folder = folder;
+  b.os = model["target"]["os"].text();
+  b.arch = model["target"]["arch"].text();
+  for (const Value& name : model["target"]["features"].list()) b.features.push_back(name.text());
+  if (model.has("system_lib")) b.system_lib = model["system_lib"].text();
+  b.params_bytes = model["params_bytes"].number(0, Value::kLargest);
+  b.params_digest = model["params_digest"].text();
+  for (const Value& value : model["params"].list()) {
+    b.params.push_back(read_param(value));
+    if (b.params.back().offset + b.params.back().bytes > b.params_bytes) {
+      throw Failure("model.json: " + b.params.back().name + " ends beyond params_bytes");
+    }
+  }
+  read_model(&b, model, mode);
+  return b;
+}
+
+Mapping Mapping::file(const std::string& path, int64_t bytes) {
+  int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw Failure(path + ": " + std::strerror(errno));
+  struct stat status;
+  fstat(descriptor, &status);
+  if (status.st_size != bytes) {
+    close(descriptor);
+    throw Failure(path + ": " + std::to_string(status.st_size) + " bytes, expected " + std::to_string(bytes) +
+                  ": the copy is not complete, or of another model");
+  }
+  void* data = bytes ? mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0) : nullptr;
+  int problem = errno;
+  close(descriptor);
+  if (data == MAP_FAILED) throw Failure(path + ": cannot be mapped: " + std::strerror(problem));
+  return Mapping(data, bytes);
+}
+
+Mapping Mapping::zeros(int64_t bytes) {
+  void* data = bytes ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0) : nullptr;
+  if (data == MAP_FAILED) throw Failure("no memory for a K/V cache of " + std::to_string(bytes) + " bytes: ask for fewer max_tokens");
+  return Mapping(data, bytes);
+}
+
+Mapping::Mapping(Mapping&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
+
+Mapping::~Mapping() {
+  if (data_) munmap(data_, bytes_);
+}
+
+tvm::ffi::Tensor Mapping::view(int64_t offset, const std::vector<int64_t>& shape, DLDataType dtype) const {
+  return pocketphi_runtime::view(static_cast<char*>(data_) + offset, shape, dtype);
+}
+
+tvm::ffi::Tensor view(void* data, const std::vector<int64_t>& shape, DLDataType dtype) {
+  struct Borrowed {
+    void AllocData(DLTensor* tensor, void* data) { tensor->data = data; }
+    void FreeData(DLTensor*) {}
+  };
+  return tvm::ffi::Tensor::FromNDAlloc(Borrowed(), tvm::ffi::ShapeView(shape.data(), shape.size()), dtype,
+                                       DLDevice{kDLCPU, 0}, data);
+}
+
+int64_t tensor_bytes(const std::vector<int64_t>& shape, DLDataType dtype) {
+  int64_t bits = int64_t{dtype.bits} * dtype.lanes;
+  for (int64_t size : shape) {
+    if (__builtin_mul_overflow(bits, size, &bits)) throw Failure("model.json: a tensor larger than memory can be");
+  }
+  return (bits + 7) / 8;
+}
+
+std::string file_digest(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Failure(path + ": " + std::strerror(errno));
+  std::vector<char> piece(1 << 20);
+  Sha256 hash;
+  while (file.read(piece.data(), piece.size()), file.gcount()) {
+    hash.update(reinterpret_cast<const uint8_t*>(piece.data()), file.gcount());
+  }
+  return hash.hex();
+}
+
+}  // namespace pocketphi_runtime

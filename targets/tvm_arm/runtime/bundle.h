@@ -1,0 +1,81 @@
+// A bundle on disk: model.json, read and checked, and model.params, mapped.
+#pragma once
+#include <tvm/ffi/container/tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace pocketphi_runtime {
+
+// Bad input: one line that says what was expected and what came.
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Options {
+  int threads = 0;
+  std::string mode = "saved";
+  int64_t max_tokens = 0;  // 0: the model's context
+  bool check = false;
+
+  static Options parse(const std::string& json);
+};
+
+struct Param {
+  std::string name;
+  DLDataType dtype;
+  std::vector<int64_t> shape;
+  int64_t offset, bytes;
+};
+
+// A function of the library. params: which of the bundle's, in order.
+struct Entry {
+  std::string name;
+  std::vector<int64_t> params;
+};
+
+struct Bundle {
+  std::string folder;
+  std::string os, arch;
+  std::vector<std::string> features;
+  std::string system_lib;  // prefix of the library's symbols where it is linked into the app; "" where it is model.so
+  int64_t vocab, context, chunk;
+  int64_t long_rope_after;  // 0: none
+  int64_t cache_count;
+  std::vector<int64_t> cache_shape;  // [heads, rows, head size]
+  DLDataType cache_dtype;
+  std::map<std::string, Entry> functions;  // of the chosen mode, by role: prefill, decode, prefill_all
+  std::vector<Param> params;
+  int64_t params_bytes;
+  std::string params_digest;
+
+  static Bundle read(const std::string& folder, const std::string& mode);
+};
+
+// Bytes in memory that a tensor may view: a file, read-only, or zeros that cost nothing until they are written.
+class Mapping {
+ public:
+  static Mapping file(const std::string& path, int64_t bytes);
+  static Mapping zeros(int64_t bytes);
+  Mapping(Mapping&& other) noexcept;
+  Mapping(const Mapping&) = delete;
+  ~Mapping();
+
+  tvm::ffi::Tensor view(int64_t offset, const std::vector<int64_t>& shape, DLDataType dtype) const;
+
+ private:
+  Mapping(void* data, int64_t bytes) : data_(data), bytes_(bytes) {}
+  void* data_;
+  int64_t bytes_;
+};
+
+tvm::ffi::Tensor view(void* data, const std::vector<int64_t>& shape, DLDataType dtype);
+int64_t tensor_bytes(const std::vector<int64_t>& shape, DLDataType dtype);
+
+// SHA-256 of a file in hex, read in pieces, so that it does not stay in memory.
+std::string file_digest(const std::string& path);
+
+}  // namespace pocketphi_runtime

@@ -1,0 +1,75 @@
+/* Run a model that pocketphi compiled for TVM: tokens in, logits out. A bundle folder is all it needs.
+ *
+ *   char error[256];
+ *   pocketphi *model = pocketphi_open("bundle", "{\"threads\": 4}", error, sizeof error);
+ *   float *logits = malloc(pocketphi_vocab(model) * sizeof *logits);
+ *   pocketphi_prefill(model, prompt, count, logits);
+ *   pocketphi_decode(model, next_token, logits);
+ *   pocketphi_close(model);
+ *
+ * Parameters are mapped from model.params and never copied; rows of the K/V cache cost memory once they are written.
+ * Nothing is thrown across this border: a failure is NULL or -1, and one line of text.
+ *
+ * Threads: a handle runs on a thread of its own, with workers of its own. Calls of one handle may come from any thread,
+ * one at a time.
+ *
+ * Java: every argument is a plain C type or a flat array, so that a JNI method is one call: keep the handle in a jlong,
+ * and take logits in a direct ByteBuffer (GetDirectBufferAddress), which costs no copy.
+ */
+#ifndef POCKETPHI_RUNTIME_H_
+#define POCKETPHI_RUNTIME_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define POCKETPHI_API __attribute__((visibility("default")))
+#else
+#define POCKETPHI_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct pocketphi pocketphi;
+
+/* Open the bundle in a folder. NULL on failure: `error` holds one line of at most error_size - 1 bytes.
+ *
+ * options_json: NULL, "" or an object with any of
+ *   "threads":    int; 0, the default: the fast cores of this machine. Never more than it has.
+ *   "mode":       "saved", the default, or "exact": float32 activations and cache, if the library was built with it.
+ *   "max_tokens": int; rows of the K/V cache. Default: the model's context.
+ *   "check":      bool; hash all of model.params first. Its size is always checked.
+ *
+ * The CPU's features are compared with those that the library was built for before any of its code runs. */
+POCKETPHI_API pocketphi *pocketphi_open(const char *bundle_folder, const char *options_json, char *error,
+                                        size_t error_size);
+
+/* Append `count` >= 1 tokens. logits: float32[vocab] of the last one. 0, or -1: see pocketphi_error. */
+POCKETPHI_API int pocketphi_prefill(pocketphi *model, const int32_t *tokens, int32_t count, float *logits);
+
+/* The same, with the logits of every new token: float32[count, vocab]. For verification; a library may lack it. */
+POCKETPHI_API int pocketphi_prefill_all(pocketphi *model, const int32_t *tokens, int32_t count, float *logits);
+
+/* Append one token. logits: float32[vocab]. 0, or -1: see pocketphi_error. */
+POCKETPHI_API int pocketphi_decode(pocketphi *model, int32_t token, float *logits);
+
+/* Forget all tokens. */
+POCKETPHI_API void pocketphi_reset(pocketphi *model);
+
+POCKETPHI_API int32_t pocketphi_vocab(const pocketphi *model);   /* how many logits a token has */
+POCKETPHI_API int32_t pocketphi_context(const pocketphi *model); /* how many tokens the cache holds */
+POCKETPHI_API int32_t pocketphi_length(const pocketphi *model);  /* how many tokens are in it */
+
+/* One line about the last call that failed; valid until the next call. "" before any. */
+POCKETPHI_API const char *pocketphi_error(const pocketphi *model);
+
+/* Release everything. NULL is allowed. */
+POCKETPHI_API void pocketphi_close(pocketphi *model);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* POCKETPHI_RUNTIME_H_ */
