@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from pocketphi.graph.errors import InputError
 from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.library import toolchain_of
 from pocketphi.targets.tvm_arm.package import DESCRIPTION
 from pocketphi.targets.tvm_arm.params import read_weights
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
-from pocketphi.targets.tvm_arm.toolchain import runner_command
 
 
 class TvmHost(Host):
@@ -36,15 +36,15 @@ class TvmHost(Host):
         return read_weights(self.folder, self.described, self.platform.isa)
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> TvmRunner:
-        if self.platform.system != "linux":
-            raise InputError(
-                f"{self.folder}: made for {self.platform.system}, which does not run here; "
-                "the same kernels do with --os linux"
-            )
         mode = "exact" if exact else "saved"
-        command = runner_command(self.platform)
-        process = RuntimeProcess(command, self.folder, mode=mode, max_tokens=max_tokens, threads=threads)
+        process = RuntimeProcess(self._command(), self.folder, mode=mode, max_tokens=max_tokens, threads=threads)
         return TvmRunner(process, every_position)
+
+    def _command(self) -> list[str]:
+        """How the runner is started here; it is built once. Raises InputError for what runs on no machine like this."""
+        toolchain = toolchain_of(self.platform)
+        toolchain.command(Path("runner"))  # refuses before anything is built
+        return toolchain.command(build_runtime(toolchain).runner)
 
     def other_runners(self, max_tokens: int) -> dict[str, Runner]:
         return {}

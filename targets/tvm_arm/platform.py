@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform as machine
-import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.tvm_arm.isa import ISAS, Isa
+from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
+from pocketphi.targets.tvm_arm.toolchain import host_arch
 
 SYSTEMS = ("linux", "android", "ios", "host")
 
@@ -60,19 +59,14 @@ class Platform:
             raise InputError(f"--os {system}: expected one of {', '.join(SYSTEMS)}")
         if system == "host":
             isa = _named(cpu) if cpu else host_isa()
-            if isa.arch != machine.machine():
-                raise InputError(f"--cpu {cpu}: is {isa.arch}, this machine is {machine.machine()}; choose another --os")
+            if isa.arch != host_arch():
+                raise InputError(f"--cpu {cpu}: is {isa.arch}, this machine is {host_arch()}; choose another --os")
             return Platform("linux", isa)
         name = cpu or _DEFAULTS[system]
         isa = _named(name)
         if isa.arch != "aarch64" and system != "linux":
             raise InputError(f"--cpu {name}: is {isa.arch}, {system} runs on aarch64")
         return Platform(system, isa, name if name in CORES else None)
-
-    @property
-    def native(self) -> bool:
-        """Whether this machine runs it without an emulator."""
-        return self.system == "linux" and sys.platform == "linux" and self.isa.arch == machine.machine()
 
     def target(self) -> dict[str, object]:
         """The target as TVM takes it."""
@@ -91,9 +85,9 @@ def host_isa() -> Isa:
     """The widest instruction set of this machine. Raises InputError where it has none of ours."""
     flags = cpu_flags()
     for isa in reversed(ISAS.values()):
-        if isa.arch == machine.machine() and set(isa.features) <= flags:
+        if isa.arch == host_arch() and {LINUX_NAMES.get(name, name) for name in isa.features} <= flags:
             return isa
-    raise InputError(f"--os host: this {machine.machine()} CPU has none of {', '.join(ISAS)}; choose another --os")
+    raise InputError(f"--os host: this {host_arch()} CPU has none of {', '.join(ISAS)}; choose another --os")
 
 
 def cpu_flags() -> set[str]:

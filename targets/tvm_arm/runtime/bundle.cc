@@ -131,6 +131,7 @@ void read_model(Bundle* b, const Value& model, const std::string& mode) {
   b->cache_count = cache["count"].number(0, 1 << 20);
   b->cache_shape = cache["shape"].shape();
   if (b->cache_shape.size() != 3) throw Failure("model.json: cache.shape: expected [heads, rows, head size]");
+  if (cache.has("multiple")) b->cache_multiple = cache["multiple"].number(1, 1 << 20);
   if (!model["functions"].has(mode.c_str())) throw Failure("mode \"" + mode + "\": the library was built without it");
   Value entries = model["functions"][mode.c_str()];
   b->cache_dtype = cache["dtype"][mode.c_str()].dtype();

@@ -159,7 +159,10 @@ class Model {
     return map_params(bundle, options.check);
   }
 
-  std::vector<int64_t> cache_shape() const { return {bundle_.cache_shape[0], rows_, bundle_.cache_shape[2]}; }
+  std::vector<int64_t> cache_shape() const {
+    int64_t multiple = bundle_.cache_multiple, rows = (rows_ + multiple - 1) / multiple * multiple;
+    return {bundle_.cache_shape[0], rows, bundle_.cache_shape[2]};
+  }
   int64_t cache_bytes() const { return (tensor_bytes(cache_shape(), bundle_.cache_dtype) + 63) / 64 * 64; }
 
   void make_steps(const Module& vm) {

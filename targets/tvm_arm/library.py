@@ -1,0 +1,35 @@
+"""Compile a lowered module to native code, and link it as its operating system wants it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax
+
+from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain, find_toolchain
+
+
+def toolchain_of(platform: Platform) -> Toolchain:
+    """Raises InputError naming the package to install where the compiler or linker is missing."""
+    return find_toolchain(platform.system, platform.isa.arch)
+
+
+def build_library(module: IRModule, platform: Platform, folder: Path) -> dict[str, Any]:
+    """Write model.so, or libmodel.a where nothing links here; returns what model.json says of it."""
+    toolchain = toolchain_of(platform)
+    target = tvm.target.Target(platform.target())
+    if toolchain.links:
+        _export(relax.build(module, target), folder / LIBRARY, toolchain)
+        return {"library": LIBRARY}
+    module = module.with_attr("system_lib_prefix", SYSTEM_LIB_PREFIX)
+    _export(relax.build(module, target, system_lib=True), folder / ARCHIVE, toolchain)
+    return {"library": ARCHIVE, "system_lib": SYSTEM_LIB_PREFIX, "link": toolchain.link_line()}
+
+
+def _export(executable: Any, path: Path, toolchain: Toolchain) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        executable.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
