@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from blake3 import blake3
 
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.processes import CAN_FORK, in_processes
-from pocketphi.graph.recipe import Recipe, combine
+from pocketphi.graph.recipe import PartSpec, Recipe, combine
 from pocketphi.graph.threads import in_threads
 
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
@@ -36,7 +37,14 @@ class Layout:
     size: int
 
 
-def plan_layout(weights: Mapping[str, Recipe]) -> Layout:
+class HasParts(Protocol):
+    """A recipe, or what a target makes of one."""
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]: ...
+
+
+def plan_layout(weights: Mapping[str, HasParts]) -> Layout:
     """Parts in order, one after the other, aligned."""
     offsets, end = {}, 0
     for name, recipe in weights.items():

@@ -172,7 +172,9 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         "--model-id", metavar="OWNER/NAME", help="repository that swift-transformers reads the tokenizer from"
     )
     tvm = p.add_argument_group("TVM")
-    tvm.add_argument("--os", default="linux", metavar="NAME", help="linux (default), android, ios, or host: this machine")
+    tvm.add_argument(
+        "--os", default="linux", metavar="NAME", help="linux (default), android, ios, or host: this machine"
+    )
     tvm.add_argument(
         "--cpu",
         metavar="NAME",

@@ -8,7 +8,7 @@ each: 8g + j in the low and step/2 + 8g + j in the high nibbles.
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Rows
 beyond N, up to the last group's end, are zeros, and so are their scales.
 
-Example: `lanes` 4, step 16, row 0 = 0 1 2 … 15: vectors 0 and 1 begin with the bytes 0x80 0x91 0xA2 0xB3 and 0xC4 0xD5 0xE6 0xF7.
+Example: 4 lanes, step 16, row 0 = 0 1 2 … 15: the two vectors begin with the bytes 0x80 0x91 0xA2 0xB3 and 0xC4 0xD5 0xE6 0xF7.
 """
 
 from __future__ import annotations

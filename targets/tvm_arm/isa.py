@@ -51,7 +51,7 @@ ISAS = {
         Isa("neon", "aarch64", 4, ("neon",), tile_rows=2),
         Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), tile_rows=4),
         Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), tile_rows=4, pairs=True),
-        Isa("avx2", "x86_64", 8, _AVX2, tile_rows=4, registers=16),
+        Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16),
         Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8),
     )
 }

@@ -92,7 +92,11 @@ def describe(
         "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
         "cache": {
             "count": 2 * config.layers,
-            "shape": [config.kv_heads, _rounded_up(min(context or config.max_position, config.max_position)), config.head_dim],
+            "shape": [
+                config.kv_heads,
+                _rounded_up(min(context or config.max_position, config.max_position)),
+                config.head_dim,
+            ],
             "multiple": KEYS,
             "dtype": {"saved": CACHE_TYPES[False], "exact": CACHE_TYPES[True]},
         },

@@ -58,7 +58,9 @@ class ParamsFile:
                 shape = [math.prod(spec.shape)] if "q" in stored.parts else list(spec.shape)
                 dtype = str(spec.dtype).removeprefix("torch.")
                 offset = self.layout.offsets[name, part]
-                rows.append({"name": f"{name}:{part}" if part else name, "dtype": dtype, "shape": shape, "offset": offset})
+                rows.append(
+                    {"name": f"{name}:{part}" if part else name, "dtype": dtype, "shape": shape, "offset": offset}
+                )
         return rows
 
 

@@ -57,22 +57,21 @@ def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
     position: tokens that are in the cache, the new ones are written from there on; with LongRoPE also how many there will be
     in all, which decides between short and long factors for every chunk of a prompt.
     """
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True})
-            s: Any = 1 if form.single else T.var("int64", "s")
-            c = T.var("int64", "c")
-            width = (form.heads + 2 * form.kv_heads) * form.dim
-            qkv = T.arg("qkv", T.buffer((s, width), "float32", layout=None))
-            keys = T.arg("keys", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
-            values = T.arg("values", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
-            table = (form.table_rows, form.rotary // 2)
-            cos = T.arg("cos", T.buffer(table, "float32", layout=None))
-            sin = T.arg("sin", T.buffer(table, "float32", layout=None))
-            position = T.arg("position", T.buffer((position_size(form.long_after),), "int32", layout=None))
-            out = T.arg("out", T.buffer((s, form.heads * form.dim), "float32", layout=None))
-            _Body(isa, form, s, c, qkv, keys, values, (cos, sin), position, out).emit()
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        s: Any = 1 if form.single else T.int64()
+        c = T.int64()
+        width = (form.heads + 2 * form.kv_heads) * form.dim
+        qkv = T.arg("qkv", T.buffer((s, width), "float32", layout=None))
+        keys = T.arg("keys", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
+        values = T.arg("values", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
+        table = (form.table_rows, form.rotary // 2)
+        cos = T.arg("cos", T.buffer(table, "float32", layout=None))
+        sin = T.arg("sin", T.buffer(table, "float32", layout=None))
+        position = T.arg("position", T.buffer((position_size(form.long_after),), "int32", layout=None))
+        out = T.arg("out", T.buffer((s, form.heads * form.dim), "float32", layout=None))
+        _Body(isa, form, s, c, qkv, keys, values, (cos, sin), position, out).emit()
     return builder.get()
 
 
@@ -240,12 +239,8 @@ class _Body:
         with T.serial(0, blocks * (KEYS // lanes)) as part:
             for row, peak in enumerate(peaks):
                 score = load(scores, [row, part * lanes], lanes)
-                power = Register(
-                    f32, emit.exponential(score - broadcast(peak.value, lanes), lanes)
-                ).value
-                shown = Register(
-                    f32, tirx.Select(score > floats(_HIDDEN / 2, lanes), power, floats(0.0, lanes))
-                ).value
+                power = Register(f32, emit.exponential(score - broadcast(peak.value, lanes), lanes)).value
+                shown = Register(f32, tirx.Select(score > floats(_HIDDEN / 2, lanes), power, floats(0.0, lanes))).value
                 T.buffer_store(scores, shown, [row, tirx.Ramp(part * lanes, 1, lanes)])
                 sums[row].set(sums[row].value + shown)
         return [Register("float32", emit.total(s.value, lanes)) for s in sums]

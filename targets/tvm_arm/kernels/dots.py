@@ -191,7 +191,13 @@ def _int16s(value: int, lanes: int) -> Expr:
     return broadcast(tirx.IntImm("int16", value), lanes)
 
 
-_CLASSES = {"neon": Neon, "dotprod": DotProd, "i8mm": Int8MatMul, "avx2": Avx2, "avx512vnni": Avx512Vnni}
+_CLASSES: dict[str, type[Avx2 | Avx512Vnni | DotProd | Int8MatMul | Neon]] = {
+    "neon": Neon,
+    "dotprod": DotProd,
+    "i8mm": Int8MatMul,
+    "avx2": Avx2,
+    "avx512vnni": Avx512Vnni,
+}
 
 
 def dots_of(isa: Isa) -> Dots:

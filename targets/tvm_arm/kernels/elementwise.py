@@ -21,30 +21,29 @@ def rms_norm(name: str, isa: Isa, size: int, eps: float, add: bool, single: bool
     """(x [M, K], weight [K], out [M, K]), or with `add` (x, y, weight, out, total): of total = x + y."""
     lanes = isa.lanes
     f32 = vector("float32", lanes)
-    with IRBuilder() as builder:
-        with T.prim_func():
-            m = _begin(name, single)
-            x = T.arg("x", T.buffer((m, size), "float32", layout=None))
-            y = T.arg("y", T.buffer((m, size), "float32", layout=None)) if add else None
-            weight = T.arg("weight", T.buffer((size,), "float32", layout=None))
-            out = T.arg("out", T.buffer((m, size), "float32", layout=None))
-            total = T.arg("total", T.buffer((m, size), "float32", layout=None)) if add else None
-            with _rows(m, single) as row:
-                squares = Register(f32, floats(0.0, lanes))
-                with T.serial(0, size // lanes) as part:
-                    value = load(x, [row, part * lanes], lanes)
-                    if y is not None:
-                        value = Register(f32, value + load(y, [row, part * lanes], lanes)).value
-                        T.buffer_store(total, value, [row, tirx.Ramp(part * lanes, 1, lanes)])
-                    squares.set(emit.fma(value, value, squares.value, lanes))
-                mean = emit.total(squares.value, lanes) * tirx.FloatImm("float32", 1 / size)
-                root = emit.intrinsic("float32", "llvm.sqrt.f32", mean + tirx.FloatImm("float32", eps))
-                factor = Register("float32", tirx.FloatImm("float32", 1.0) / root)
-                with T.serial(0, size // lanes) as part:
-                    place = [row, part * lanes]
-                    scaled = load(total if total is not None else x, place, lanes) * broadcast(factor.value, lanes)
-                    value = load(weight, [part * lanes], lanes) * scaled
-                    T.buffer_store(out, value, [row, tirx.Ramp(part * lanes, 1, lanes)])
+    with IRBuilder() as builder, T.prim_func():
+        m = _begin(name, single)
+        x = T.arg("x", T.buffer((m, size), "float32", layout=None))
+        y = T.arg("y", T.buffer((m, size), "float32", layout=None)) if add else None
+        weight = T.arg("weight", T.buffer((size,), "float32", layout=None))
+        out = T.arg("out", T.buffer((m, size), "float32", layout=None))
+        total = T.arg("total", T.buffer((m, size), "float32", layout=None)) if add else None
+        with _rows(m, single) as row:
+            squares = Register(f32, floats(0.0, lanes))
+            with T.serial(0, size // lanes) as part:
+                value = load(x, [row, part * lanes], lanes)
+                if y is not None:
+                    value = Register(f32, value + load(y, [row, part * lanes], lanes)).value
+                    T.buffer_store(total, value, [row, tirx.Ramp(part * lanes, 1, lanes)])
+                squares.set(emit.fma(value, value, squares.value, lanes))
+            mean = emit.total(squares.value, lanes) * tirx.FloatImm("float32", 1 / size)
+            root = emit.intrinsic("float32", "llvm.sqrt.f32", mean + tirx.FloatImm("float32", eps))
+            factor = Register("float32", tirx.FloatImm("float32", 1.0) / root)
+            with T.serial(0, size // lanes) as part:
+                place = [row, part * lanes]
+                scaled = load(total if total is not None else x, place, lanes) * broadcast(factor.value, lanes)
+                value = load(weight, [part * lanes], lanes) * scaled
+                T.buffer_store(out, value, [row, tirx.Ramp(part * lanes, 1, lanes)])
     return builder.get()
 
 
@@ -52,20 +51,17 @@ def gated_silu(name: str, isa: Isa, size: int, single: bool) -> tirx.PrimFunc:
     """(gate_up [M, 2I], out [M, I]): up · gate / (1 + e^-gate), as gate · e^min(gate, 0) / (1 + e^-|gate|)."""
     lanes = isa.lanes
     f32 = vector("float32", lanes)
-    with IRBuilder() as builder:
-        with T.prim_func():
-            m = _begin(name, single)
-            gate_up = T.arg("gate_up", T.buffer((m, 2 * size), "float32", layout=None))
-            out = T.arg("out", T.buffer((m, size), "float32", layout=None))
-            with _rows(m, single) as row, T.serial(0, size // lanes) as part:
-                gate = Register(f32, load(gate_up, [row, part * lanes], lanes)).value
-                up = load(gate_up, [row, size + part * lanes], lanes)
-                power = Register(f32, emit.exponential(-emit.absolute(gate, lanes), lanes)).value
-                one = floats(1.0, lanes)
-                numerator = tirx.Select(gate < floats(0.0, lanes), power, one)
-                T.buffer_store(
-                    out, up * gate * numerator / (one + power), [row, tirx.Ramp(part * lanes, 1, lanes)]
-                )
+    with IRBuilder() as builder, T.prim_func():
+        m = _begin(name, single)
+        gate_up = T.arg("gate_up", T.buffer((m, 2 * size), "float32", layout=None))
+        out = T.arg("out", T.buffer((m, size), "float32", layout=None))
+        with _rows(m, single) as row, T.serial(0, size // lanes) as part:
+            gate = Register(f32, load(gate_up, [row, part * lanes], lanes)).value
+            up = load(gate_up, [row, size + part * lanes], lanes)
+            power = Register(f32, emit.exponential(-emit.absolute(gate, lanes), lanes)).value
+            one = floats(1.0, lanes)
+            numerator = tirx.Select(gate < floats(0.0, lanes), power, one)
+            T.buffer_store(out, up * gate * numerator / (one + power), [row, tirx.Ramp(part * lanes, 1, lanes)])
     return builder.get()
 
 
@@ -76,46 +72,44 @@ def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
     """
     matrix, dots, lanes = form.matrix, dots_of(isa), isa.lanes
     step, steps = matrix.step, matrix.columns // matrix.step
-    with IRBuilder() as builder:
-        with T.prim_func():
-            m = _begin(name, form.single)
-            ids = T.arg("ids", T.buffer((m,), "int32", layout=None))
-            held = {part: weight_argument(part, matrix) for part in form.parts}
-            out = T.arg("out", T.buffer((m, matrix.columns), "float32", layout=None))
-            spill = T.alloc_buffer((lanes,), "float32", layout=None)
-            with T.serial(0, m) as row, T.serial(0, steps) as t:
-                group = T.cast(ids[row], "int64") // lanes
-                base = (group * steps + t) * (lanes * step // 2)
-                block = (group * matrix.blocks + t * step // matrix.block) * lanes
-                scale = Register(vector("float32", lanes), load_float(held["scale"], [block], lanes)).value
-                zero = ints(SYMMETRIC_ZERO, lanes)
-                if form.zero:
-                    zero = T.cast(load(held["zero"], [block], lanes), vector("int32", lanes))
+    with IRBuilder() as builder, T.prim_func():
+        m = _begin(name, form.single)
+        ids = T.arg("ids", T.buffer((m,), "int32", layout=None))
+        held = {part: weight_argument(part, matrix) for part in form.parts}
+        out = T.arg("out", T.buffer((m, matrix.columns), "float32", layout=None))
+        spill = T.alloc_buffer((lanes,), "float32", layout=None)
+        with T.serial(0, m) as row, T.serial(0, steps) as t:
+            group = T.cast(ids[row], "int64") // lanes
+            base = (group * steps + t) * (lanes * step // 2)
+            block = (group * matrix.blocks + t * step // matrix.block) * lanes
+            scale = Register(vector("float32", lanes), load_float(held["scale"], [block], lanes)).value
+            zero = ints(SYMMETRIC_ZERO, lanes)
+            if form.zero:
+                zero = T.cast(load(held["zero"], [block], lanes), vector("int32", lanes))
 
-                def words(v: int, base: Expr = base) -> Expr:
-                    return load(held["q"], [base + 4 * lanes * v], 4 * lanes)
+            def words(v: int, base: Expr = base) -> Expr:
+                return load(held["q"], [base + 4 * lanes * v], 4 * lanes)
 
-                for column in range(step):
-                    quad = dots.quad(step, words, column // 4)
-                    q = (quad >> ints(8 * (column % 4), lanes)) & ints(0xFF, lanes)
-                    value = T.cast(q - zero, vector("float32", lanes)) * scale
-                    if form.offset:
-                        value = value + load(held["offset"], [block], lanes)
-                    T.buffer_store(spill, value, [tirx.Ramp(0, 1, lanes)])
-                    T.buffer_store(out, spill[ids[row] % lanes], [row, t * step + column])
+            for column in range(step):
+                quad = dots.quad(step, words, column // 4)
+                q = (quad >> ints(8 * (column % 4), lanes)) & ints(0xFF, lanes)
+                value = T.cast(q - zero, vector("float32", lanes)) * scale
+                if form.offset:
+                    value = value + load(held["offset"], [block], lanes)
+                T.buffer_store(spill, value, [tirx.Ramp(0, 1, lanes)])
+                T.buffer_store(out, spill[ids[row] % lanes], [row, t * step + column])
     return builder.get()
 
 
 def last_row(name: str, isa: Isa, size: int) -> tirx.PrimFunc:
     """(x [M, K], out [1, K]): the last row."""
-    with IRBuilder() as builder:
-        with T.prim_func():
-            m = _begin(name, False)
-            x = T.arg("x", T.buffer((m, size), "float32", layout=None))
-            out = T.arg("out", T.buffer((1, size), "float32", layout=None))
-            with T.serial(0, size // isa.lanes) as part:
-                at = part * isa.lanes
-                T.buffer_store(out, load(x, [m - 1, at], isa.lanes), [0, tirx.Ramp(at, 1, isa.lanes)])
+    with IRBuilder() as builder, T.prim_func():
+        m = _begin(name, False)
+        x = T.arg("x", T.buffer((m, size), "float32", layout=None))
+        out = T.arg("out", T.buffer((1, size), "float32", layout=None))
+        with T.serial(0, size // isa.lanes) as part:
+            at = part * isa.lanes
+            T.buffer_store(out, load(x, [m - 1, at], isa.lanes), [0, tirx.Ramp(at, 1, isa.lanes)])
     return builder.get()
 
 
@@ -123,7 +117,7 @@ def _begin(name: str, single: bool) -> Any:
     """Name a function; returns its number of rows."""
     T.func_name(name)
     T.func_attr({"tirx.noalias": True})
-    return 1 if single else T.var("int64", "m")
+    return 1 if single else T.int64()
 
 
 def _rows(m: Expr, single: bool) -> Any:

@@ -72,15 +72,14 @@ def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc
     matrix = form.matrix
     units = schedule.units if matrix.groups % schedule.units == 0 else 1
     schedule = replace(schedule, units=units, rows=1 if form.single else schedule.rows)
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True})
-            m: Any = 1 if form.single else T.var("int64", "m")
-            x = T.arg("x", T.buffer((m, matrix.columns), "float32", layout=None))
-            held = {part: weight_argument(part, matrix) for part in form.parts}
-            y = T.arg("y", T.buffer((m, matrix.rows), "float32", layout=None))
-            _Body(isa, form, schedule, m, x, held, y).emit()
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        m: Any = 1 if form.single else T.int64()
+        x = T.arg("x", T.buffer((m, matrix.columns), "float32", layout=None))
+        held = {part: weight_argument(part, matrix) for part in form.parts}
+        y = T.arg("y", T.buffer((m, matrix.rows), "float32", layout=None))
+        _Body(isa, form, schedule, m, x, held, y).emit()
     return builder.get()
 
 
@@ -94,9 +93,7 @@ def weight_argument(part: str, matrix: Interleaved) -> Any:
 class _Body:
     """The statements of one function."""
 
-    def __init__(
-        self, isa: Isa, form: Form, schedule: Schedule, m: Expr, x: Any, held: dict[str, Any], y: Any
-    ) -> None:
+    def __init__(self, isa: Isa, form: Form, schedule: Schedule, m: Expr, x: Any, held: dict[str, Any], y: Any) -> None:
         self.isa, self.form, self.schedule = isa, form, schedule
         self.matrix, self.dots = form.matrix, dots_of(isa)
         self.m, self.x, self.held, self.y = m, x, held, y
@@ -130,9 +127,7 @@ class _Body:
         source = row if self.form.single else tirx.Min(row, self.m - 1)
         with T.serial(0, self.steps) as t:
             loads = [
-                Register(
-                    vector("float32", self.lanes), load(self.x, [source, t * self.step + start], self.lanes)
-                ).value
+                Register(vector("float32", self.lanes), load(self.x, [source, t * self.step + start], self.lanes)).value
                 for start in range(0, self.step, self.lanes)
             ]
             if self.form.offset:
@@ -160,9 +155,7 @@ class _Body:
             total = whole if total is None else total + whole
             self._store_values(row, t, number * self.lanes, whole)
         negative = -1 if self.form.zero else -SYMMETRIC_ZERO
-        T.buffer_store(
-            self.minus, emit.total(total, self.lanes, "int32") * tirx.IntImm("int32", negative), [row, t]
-        )
+        T.buffer_store(self.minus, emit.total(total, self.lanes, "int32") * tirx.IntImm("int32", negative), [row, t])
 
     def _store_values(self, row: Expr, t: Expr, start: int, whole: Expr) -> None:
         narrow = T.cast(whole, vector("int8", self.lanes))
@@ -257,33 +250,24 @@ class _Body:
             T.evaluate(T.call_llvm_intrin("int32", "llvm.prefetch.p0", pointer, *map(_int32, (0, 3, 1))))
 
     def _store(self, group: Expr, row: Expr, value: Expr) -> None:
-        """One row's `lanes` results, as far as the matrix and x go."""
-        first = group * self.lanes
-        inside = None if self.form.single else row < self.m
-        ragged = self.matrix.rows % self.lanes
+        """One row's `lanes` results, as far as x and the matrix go."""
+        if self.form.single:
+            self._store_row(group, 0, value)
+            return
+        with T.If(row < self.m), T.Then():
+            self._store_row(group, row, value)
 
-        def whole() -> None:
-            T.buffer_store(self.y, value, [self._row(row), tirx.Ramp(first, 1, self.lanes)])
-
-        def some() -> None:
-            for lane in range(ragged):
-                T.buffer_store(self.y, emit.shuffle([value], [lane]), [self._row(row), first + lane])
-
-        def columns() -> None:
-            if not ragged:
-                whole()
-                return
-            with T.If(group < self.matrix.groups - 1):
-                with T.Then():
-                    whole()
-                with T.Else():
-                    some()
-
-        if inside is None:
-            columns()
-        else:
-            with T.If(inside), T.Then():
-                columns()
+    def _store_row(self, group: Expr, row: Expr, value: Expr) -> None:
+        first, ragged = group * self.lanes, self.matrix.rows % self.lanes
+        if not ragged:
+            T.buffer_store(self.y, value, [row, tirx.Ramp(first, 1, self.lanes)])
+            return
+        with T.If(group < self.matrix.groups - 1):
+            with T.Then():
+                T.buffer_store(self.y, value, [row, tirx.Ramp(first, 1, self.lanes)])
+            with T.Else():
+                for lane in range(ragged):
+                    T.buffer_store(self.y, emit.shuffle([value], [lane]), [row, first + lane])
 
     def _row(self, row: Expr) -> Expr:
         return 0 if self.form.single else row

@@ -1,0 +1,70 @@
+"""Norms, the gated activation, the embedding and the last row, against their references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tvm_kernels import here, random_int4, run
+
+pytest.importorskip("tvm")
+
+from pocketphi.graph import edge_ops  # noqa: E402 - only where TVM is installed
+from pocketphi.graph.recipe import as_parts  # noqa: E402
+from pocketphi.targets.tvm_arm.interleave import Interleaved  # noqa: E402
+from pocketphi.targets.tvm_arm.isa import Isa  # noqa: E402
+from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm  # noqa: E402
+from pocketphi.targets.tvm_arm.kernels.matmul import Form  # noqa: E402
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("rows", [1, 5])
+def test_norms(isa: Isa, rows: int) -> None:
+    x, y, weight = 3 * random(rows, 96), random(rows, 96, seed=1), random(96, seed=2)
+    out = run(isa, rms_norm("f", isa, 96, 1e-5, False, rows == 1), x, weight, torch.zeros(rows, 96))[-1]
+    expected = edge_ops.rms_norm(x[None], weight, 1e-5)[0]
+    assert torch.all((out - expected).abs() <= 96 * EPS * expected.abs())
+    *_, out, total = run(
+        isa, rms_norm("f", isa, 96, 1e-5, True, rows == 1), x, y, weight, torch.zeros(rows, 96), torch.zeros(rows, 96)
+    )
+    expected, sums = (t[0] for t in edge_ops.add_rms_norm(x[None], y[None], weight, 1e-5))
+    assert torch.equal(total, sums)
+    assert torch.all((out - expected).abs() <= 96 * EPS * expected.abs())
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("rows", [1, 5])
+def test_gated_silu(isa: Isa, rows: int) -> None:
+    x = 8 * random(rows, 192)
+    x[0, :4] = torch.tensor([0.0, -90.0, 90.0, -1e-20])  # nothing, and what e^x would overflow or lose
+    out = run(isa, gated_silu("f", isa, 96, rows == 1), x, torch.zeros(rows, 96))[-1]
+    expected = edge_ops.gated_silu(x[None].double())[0]
+    clipped = (x[:, :96] * x[:, 96:]).abs() * 2 * math.exp(-87)  # e^x is not less than e^-87
+    assert torch.all((out - expected).abs() <= 16 * EPS * expected.abs() + clipped)
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("block", [16, 64])
+@pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (True, True)])
+def test_embedding(isa: Isa, block: int, zero: bool, offset: bool) -> None:
+    weight = random_int4(37, 64, block, zero, offset)
+    matrix = Interleaved(37, 64, block, isa.lanes, isa.pairs)
+    stored = matrix.store(as_parts(weight))
+    ids = torch.tensor([36, 0, 17, 17], dtype=torch.int32)
+    form = Form(matrix, zero, offset)
+    arguments = [stored[part].reshape(-1) for part in form.parts]
+    out = run(isa, embedding("f", isa, form), ids, *arguments, torch.zeros(4, 64))[-1]
+    assert torch.equal(out, weight.dequantize()[ids.long()])
+
+
+@pytest.mark.parametrize("isa", here())
+def test_last_row(isa: Isa) -> None:
+    x = random(5, 96)
+    assert torch.equal(run(isa, last_row("f", isa, 96), x, torch.zeros(1, 96))[-1][0], x[-1])

@@ -1,0 +1,128 @@
+"""Matrix products on this host: exact to float32's rounding, and with int8 activations within half a step of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tvm_kernels import here, random_int4, run
+
+pytest.importorskip("tvm")
+
+from pocketphi.graph.int4 import Int4
+from pocketphi.graph.recipe import as_parts
+from pocketphi.targets.tvm_arm.interleave import Interleaved, step_of
+from pocketphi.targets.tvm_arm.isa import ISAS, Isa
+from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
+
+
+def product(isa: Isa, weight: Int4, x: torch.Tensor, exact: bool, schedule: Schedule | None = None) -> torch.Tensor:
+    parts = as_parts(weight)
+    rows, columns = weight.values().shape
+    matrix = Interleaved(rows, columns, weight.block, isa.lanes, isa.pairs)
+    form = Form(matrix, "zero" in parts, "offset" in parts, exact, len(x) == 1)
+    schedule = schedule or (decode_schedule(isa) if form.single else prefill_schedule(isa))
+    stored = matrix.store(parts)
+    arguments = [stored[part].reshape(-1) for part in form.parts]
+    return run(isa, matmul("f", isa, form, schedule), x, *arguments, torch.zeros(len(x), rows))[-1]
+
+
+def int8_bound(weight: Int4, x: torch.Tensor) -> torch.Tensor:
+    """[M, N]: what rounding each activation by half a step at most can change, and float32's own rounding."""
+    step = step_of(weight.block)
+    half = x.view(len(x), -1, step).abs().amax(-1) / 127 / 2
+    spread = half[..., None].expand(-1, -1, step).reshape(x.shape)
+    return spread.double() @ weight.dequantize().double().abs().T + float_bound(weight, x)
+
+
+def float_bound(weight: Int4, x: torch.Tensor) -> torch.Tensor:
+    """[M, N]: a rounding of each of K terms. Zero points and offsets are added apart: their terms count by themselves."""
+    magnitude = 8.0 * weight.scale.abs() if weight.zero is None else 15.0 * weight.scale.abs()
+    if weight.offset is not None:
+        magnitude = magnitude + weight.offset.abs()
+    columns = magnitude.repeat_interleave(weight.block, 1)
+    return x.shape[1] * torch.finfo(torch.float32).eps * (x.double().abs() @ columns.double().T)
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_products(isa: Isa, block: int, zero: bool, offset: bool, tokens: int) -> None:
+    weight = random_int4(37, 128, block, zero, offset)  # the last group of rows is not full
+    x = torch.randn(tokens, 128, generator=torch.Generator().manual_seed(1))
+    x[0, :32] = 0  # a step of zeros has no scale
+    x[-1, 40] = 300.0  # an outlier takes the others' resolution
+    expected = x.double() @ weight.dequantize().double().T
+    assert torch.all((product(isa, weight, x, exact=True) - expected).abs() <= float_bound(weight, x))
+    rounded = product(isa, weight, x, exact=False)
+    assert torch.all((rounded - expected).abs() <= int8_bound(weight, x))
+    assert (rounded - expected).abs().max() > float_bound(weight, x).min()  # it did round
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("schedule", [Schedule(2, 4), Schedule(1, 12), Schedule(4, 2), Schedule(5, 1)])
+def test_no_schedule_changes_a_bit(isa: Isa, schedule: Schedule) -> None:
+    weight = random_int4(64, 96, 32)
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(product(isa, weight, x, False, schedule), product(isa, weight, x, False))
+
+
+@pytest.mark.parametrize("isa", here())
+def test_a_row_of_a_prompt_is_the_same_alone(isa: Isa) -> None:
+    weight = random_int4(48, 64, 32)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    together = product(isa, weight, x, False)
+    alone = torch.cat([product(isa, weight, x[i : i + 1], False) for i in range(3)])
+    assert torch.equal(together, alone)
+
+
+WANTED = {
+    "neon": ("smlal", "smull"),
+    "dotprod": ("sdot",),
+    "i8mm": ("smmla",),
+    "avx2": ("vpmaddubsw",),
+    "avx512vnni": ("vpdpbusd",),
+}
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+@pytest.mark.parametrize("single", [True, False], ids=["decode", "prefill"])
+def test_the_loop_has_the_instruction_and_no_spills(isa: Isa, single: bool) -> None:
+    """For every instruction set, not only this host's: the assembly of the loop over a unit's steps."""
+    form = Form(Interleaved(64, 256, 32, isa.lanes, isa.pairs), single=single)
+    schedule = decode_schedule(isa) if single else prefill_schedule(isa)
+    body = hot_loop(assembly(isa, matmul("f", isa, form, schedule)))
+    operations = [line.split()[0] for line in body]
+    wanted = ("sdot",) if isa.name == "i8mm" and single else WANTED[isa.name]
+    assert any(operation.startswith(wanted) for operation in operations), operations
+    stack = "[sp" if isa.arch == "aarch64" else "(%rsp"
+    assert [line for line in body if stack in line and line.split()[0].startswith(("str", "stp", "vmov"))] == []
+
+
+def assembly(isa: Isa, function: Any) -> str:
+    import tvm
+
+    target = tvm.target.Target(isa.target())
+    return str(tvm.compile(tvm.IRModule({"f": function}), target=target).mod.inspect_source("asm"))
+
+
+def hot_loop(text: str) -> list[str]:
+    """The instructions of the innermost loop with the most multiplications: from its label to the jump back to it."""
+    lines = [line.strip() for line in text.splitlines()]
+    labels = {line.rstrip(":"): at for at, line in enumerate(lines) if line.startswith(".L") and line.endswith(":")}
+    best: list[str] = []
+    for at, line in enumerate(lines):
+        words = line.replace(",", " ").split()
+        start = labels.get(words[-1]) if len(words) > 1 else None
+        if start is None or start >= at:
+            continue
+        body = [text for text in lines[start:at] if text and not text.startswith((".", "#", "//", ";"))]
+        if sum(_multiplies(text) for text in body) > sum(_multiplies(text) for text in best):
+            best = body
+    return best
+
+
+def _multiplies(line: str) -> bool:
+    return line.split()[0].startswith(("sdot", "smmla", "smlal", "smull", "vpmaddubsw", "vpdpbusd"))
