@@ -46,7 +46,7 @@ _DEFINES = (
     "TVM_RUNTIME_EXPORTS",
 )
 _OPTIONS = ("-Os", "-w", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections")
-"""-Os: two thirds of the size of -O2 and the same time a call, most of which is spent in the model."""
+"""-Os: three quarters of the size of -O2 and the same time a call, most of which is spent in the model."""
 
 _STATIC = ("-static-libstdc++", "-static-libgcc", "-Wl,-s")
 _LINK = ("-shared", "-Wl,-soname,libpocketphi.so", "-Wl,--gc-sections", "-Wl,--no-undefined", *_STATIC)

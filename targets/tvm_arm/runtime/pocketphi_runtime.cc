@@ -1,3 +1,4 @@
+// The model on TVM's virtual machine, and the C API around it. Long for one file: both halves share every name.
 #include "pocketphi_runtime.h"
 
 #include <tvm/ffi/extra/module.h>
