@@ -301,6 +301,7 @@ def test_parameters_are_mapped_and_not_read(machine: Any, start: Any, tmp_path: 
 def test_a_process_that_ends_is_an_error_with_the_reason(start: Any) -> None:
     process = start()
     os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is gone for sure: the request meets a closed pipe
     with pytest.raises(CheckFailed, match=r"^the TVM runtime ended \(signal 9, Killed\)$"):
         process.prefill(PROMPT)
     with pytest.raises(InputError, match=r"^/nowhere/runner: cannot be run: No such file or directory$"):
