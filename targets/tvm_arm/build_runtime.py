@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,28 +30,46 @@ _TVM = (
     "cpu_device_api device_api file_utils logging module thread_pool threading_backend workspace_pool memory/memory_manager "
     "vm/builtin vm/bytecode vm/executable vm/vm tensor"  # tensor last: it ends with a `using namespace`
 )
-_OURS = ("cpu", "bundle", "pocketphi_runtime")
-_PACKAGES = ("apache-tvm", "apache-tvm-ffi")
+_UNITS = {
+    "ffi": [*(f"ffi/{name}" for name in _FFI.split()), *(f"ffi/extra/{name}" for name in _FFI_EXTRA.split())],
+    "tvm": [f"src/runtime/{name}" for name in _TVM.split()],
+    "ours": ["cpu", "bundle", "pocketphi_runtime"],
+}
+"""Sources compiled as one: their headers, which take most of the time, are read once."""
 
-_FLAGS = [
-    *("-std=c++17", "-Os", "-fPIC", "-w"),
-    *("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections"),
-    *("-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0"),
-    *("-DTVM_FFI_EXPORTS", "-DTVM_RUNTIME_EXPORTS"),
-]
-"""-Os: two thirds of the size of -O2 and the same time a call, most of which is spent in the model."""
+# quoted includes climb from a source's folder: from the last two they arrive in the shim
+_INCLUDES = (".", "include", "shim", "shim/tvm", "shim/tvm/support")
+_DEFINES = (
+    "TVM_FFI_USE_LIBBACKTRACE=0",
+    "TVM_FFI_BACKTRACE_ON_SEGFAULT=0",
+    "TVM_FFI_EXPORTS",
+    "TVM_RUNTIME_EXPORTS",
+)
+_OPTIONS = ("-Os", "-w", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections")
+"""-Os: three quarters of the size of -O2 and the same time a call, most of which is spent in the model."""
 
-_STATIC = ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]
-_LINK = ["-shared", "-Wl,-soname,libpocketphi.so", "-Wl,--gc-sections", "-Wl,--no-undefined", *_STATIC]
+_STATIC = ("-static-libstdc++", "-static-libgcc", "-Wl,-s")
+_LINK = ("-shared", "-Wl,-soname,libpocketphi.so", "-Wl,--gc-sections", "-Wl,--no-undefined", *_STATIC)
+
+_CMAKE = f"""# libpocketphi.a: link it with libmodel.a; see pocketphi_runtime.h.
+cmake_minimum_required(VERSION 3.18)
+project(pocketphi CXX)
+add_library(pocketphi STATIC {" ".join(f"{name}.cc" for name in _UNITS)})
+set_target_properties(pocketphi PROPERTIES CXX_STANDARD 17 POSITION_INDEPENDENT_CODE ON)
+target_include_directories(pocketphi PUBLIC . PRIVATE {" ".join(_INCLUDES[1:])})
+target_compile_definitions(pocketphi PRIVATE {" ".join(_DEFINES)})
+target_compile_options(pocketphi PRIVATE {" ".join(_OPTIONS)})
+"""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RuntimeFiles:
-    """library: libpocketphi.so, for an app; runner: the program that the host starts; header: pocketphi_runtime.h."""
+    """library: for an app that loads model.so; archive: for one that links the model in; runner: what the host starts."""
 
     library: Path
+    archive: Path
     runner: Path
     header: Path = SOURCES / "pocketphi_runtime.h"
 
@@ -63,7 +80,7 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
     cache: folder; the user's by default. Raises InputError if TVM or the compiler is missing or the compile fails.
     """
     folder = (cache or default_folder()) / "tvm-runtime" / f"{toolchain.os}-{toolchain.arch}-{_key(toolchain)}"
-    files = RuntimeFiles(folder / "libpocketphi.so", folder / "pocketphi-runner")
+    files = RuntimeFiles(folder / "libpocketphi.so", folder / "libpocketphi.a", folder / "pocketphi-runner")
     if not files.runner.is_file():
         _LOG.info("building the TVM runtime for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,43 +94,59 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
     return files
 
 
-def _build(toolchain: Toolchain, folder: Path) -> Path:
+def export_sources(folder: Path) -> None:
+    """Write all that the runtime is built of, with a CMakeLists.txt, for a machine that has the compiler: Xcode, an NDK."""
     tvm, ffi = _package("tvm"), _package("tvm_ffi")
-    units = {
-        "ffi": [ffi / f"src/ffi/{name}.cc" for name in _FFI.split()]
-        + [ffi / f"src/ffi/extra/{name}.cc" for name in _FFI_EXTRA.split()],
-        "tvm": [tvm / f"src/runtime/{name}.cc" for name in _TVM.split()],
-        "ours": [SOURCES / f"{name}.cc" for name in _OURS],
-    }
-    include = [SOURCES, tvm / "include", ffi / "include", ffi / "3rdparty/dlpack/include"]
-    # quoted includes climb from a source's folder: from these two they arrive in the shim
-    include += [SOURCES / "shim", SOURCES / "shim/tvm", SOURCES / "shim/tvm/support"]
-    flags = [*_FLAGS, *(f"-I{path}" for path in include)]
+    shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
+    for include in (tvm / "include", ffi / "include", ffi / "3rdparty/dlpack/include"):
+        shutil.copytree(include, folder / "include", dirs_exist_ok=True)
+    for path in _listed(tvm, "src/runtime", _UNITS["tvm"]):
+        _copy(path, folder / path.relative_to(tvm))
+    for path in _listed(ffi / "src", "ffi", _UNITS["ffi"]):
+        _copy(path, folder / path.relative_to(ffi / "src"))
+    for name, sources in _UNITS.items():
+        (folder / f"{name}.cc").write_text("".join(f'#include "{source}.cc"\n' for source in sources))
+    (folder / "CMakeLists.txt").write_text(_CMAKE)
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(tvm / name, folder / f"{name}.tvm")
+
+
+def _listed(package: Path, root: str, sources: list[str]) -> list[Path]:
+    """Sources, and the headers that lie beside them."""
+    paths = [package / f"{source}.cc" for source in sources]
+    return paths + [header for at in {path.parent for path in paths} | {package / root} for header in at.glob("*.h")]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def _build(toolchain: Toolchain, folder: Path) -> Path:
+    export_sources(folder)
+    flags = [
+        "-std=c++17",
+        "-fPIC",
+        *_OPTIONS,
+        *(f"-D{define}" for define in _DEFINES),
+        *(f"-I{at}" for at in _INCLUDES),
+    ]
 
     def compile_unit(name: str, _: object) -> None:
-        """Many sources as one: their headers, which take most of the time, are read once."""
-        source = folder / f"{name}.cc"
-        source.write_text("".join(f'#include "{path}"\n' for path in units[name]))
-        toolchain.run(*flags, "-c", str(source), "-o", str(folder / f"{name}.o"))
+        toolchain.run(*flags, "-c", f"{name}.cc", "-o", f"{name}.o", cwd=folder)
 
-    in_threads(list(units), compile_unit, lambda _: None)
-    result = folder / "runtime"
+    in_threads(list(_UNITS), compile_unit, lambda _: None)
+    result = folder / "result"
     result.mkdir()
+    objects = [f"{name}.o" for name in _UNITS]
+    toolchain.static_archive([folder / name for name in objects], result / "libpocketphi.a")
     (folder / "exports").write_text("{ global: pocketphi_*; local: *; };\n")
-    objects = [str(folder / f"{name}.o") for name in units]
-    exports = f"-Wl,--version-script={folder / 'exports'}"
-    toolchain.run(*_LINK, exports, *objects, "-lm", *_threads(toolchain), "-o", str(result / "libpocketphi.so"))
-    _build_runner(toolchain, result)
+    libraries = ["-lm", "-ldl", *(["-pthread"] if toolchain.os == "linux" else [])]
+    link = [*_LINK, "-Wl,--version-script=exports", *objects, *libraries]
+    toolchain.run(*link, "-o", "result/libpocketphi.so", cwd=folder)
+    runner = ["-std=c++17", "-O2", "-Lresult", "-Wl,-rpath,$ORIGIN", *_STATIC, "runner.cc", "-lpocketphi"]
+    toolchain.run(*runner, "-o", "result/pocketphi-runner", cwd=folder)
     return result
-
-
-def _build_runner(toolchain: Toolchain, folder: Path) -> None:
-    flags = ["-std=c++17", "-O2", f"-I{SOURCES}", f"-L{folder}", "-Wl,-rpath,$ORIGIN", *_STATIC]
-    toolchain.run(*flags, str(SOURCES / "runner.cc"), "-lpocketphi", "-o", str(folder / "pocketphi-runner"))
-
-
-def _threads(toolchain: Toolchain) -> list[str]:
-    return ["-pthread", "-ldl"] if toolchain.os == "linux" else ["-ldl"]
 
 
 def _package(name: str) -> Path:
@@ -126,14 +159,12 @@ def _package(name: str) -> Path:
 def _key(toolchain: Toolchain) -> str:
     """Of everything that decides the result."""
     _package("tvm")
+    said = toolchain.run("--version")
+    parts = [said.encode(), *(text.encode() for text in (*toolchain.compiler, *toolchain.flags))]
+    parts += [version(name).encode() for name in ("apache-tvm", "apache-tvm-ffi")]
+    ours = [Path(__file__), *sorted(path for path in SOURCES.rglob("*") if path.is_file())]
+    parts += [path.read_bytes() for path in ours]
     digest = hashlib.sha256()
-    compiler = shutil.which(toolchain.compiler[0]) if toolchain.compiler else None
-    if compiler is None:
-        toolchain.run()  # says what to install
-    said = subprocess.run([*toolchain.compiler, "--version"], capture_output=True, check=False).stdout
-    parts = [said, *(text.encode() for text in (*toolchain.compiler, *toolchain.flags, *_FLAGS, *_LINK))]
-    parts += [version(name).encode() for name in _PACKAGES]
-    parts += [path.read_bytes() for path in (Path(__file__), *sorted(SOURCES.rglob("*.*"))) if path.is_file()]
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -69,7 +70,8 @@ class RuntimeProcess:
         """End the process. Safe to call twice."""
         if self._process.poll() is None:
             assert self._process.stdin
-            self._process.stdin.close()
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
@@ -77,7 +79,8 @@ class RuntimeProcess:
                 self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream:
-                stream.close()
+                with contextlib.suppress(OSError):  # a request that a process left unread when it ended
+                    stream.close()
 
     def __enter__(self) -> RuntimeProcess:
         return self
@@ -92,11 +95,9 @@ class RuntimeProcess:
     def _ask(self, verb: str, tokens: Sequence[int]) -> Logits:
         assert self._process.stdin
         assert self._process.stdout
-        try:
+        with contextlib.suppress(OSError):  # it ended: what it said, or why, is read below
             self._process.stdin.write(f"{verb} {' '.join(str(int(t)) for t in tokens)}\n".encode())
             self._process.stdin.flush()
-        except OSError:
-            pass  # it ended: what it said, or why, is read below
         answer = self._line()
         size = 4 * int(answer[1])
         data = self._process.stdout.read(size)

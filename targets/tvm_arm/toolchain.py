@@ -75,8 +75,8 @@ class Toolchain:
         pages = f" {_PAGES}" if self.os == "android" else ""
         return f"{compiler} -shared{pages} … {keep} libpocketphi.a -lm"
 
-    def run(self, *arguments: str, cwd: Path | None = None) -> None:
-        """Call the compiler. Raises InputError: not installed, or its own first line of complaint."""
+    def run(self, *arguments: str, cwd: Path | None = None) -> str:
+        """Call the compiler; what it printed. Raises InputError: not installed, or its own first line of complaint."""
         if not self.compiler:
             raise InputError(f"no compiler for {self.os} on {self.arch}: {self.to_install}")
         command = [*self.compiler, *self.flags, *arguments]
@@ -84,6 +84,7 @@ class Toolchain:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
             raise InputError(f"{self.compiler[0]}: {(lines or done.stderr.splitlines() or ['failed'])[0].strip()}")
+        return done.stdout
 
     def command(self, runner: Path, cpu: str | None = None) -> list[str]:
         """How a program for this OS and CPU is started here: as it is, or by qemu.

@@ -1,3 +1,4 @@
+// Reading model.json takes most of it: every value is checked, and a message names the place.
 #include "bundle.h"
 
 #include <fcntl.h>

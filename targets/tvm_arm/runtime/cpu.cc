@@ -36,7 +36,7 @@ namespace {
 using Tests = std::map<std::string, std::function<bool()>>;
 
 #if defined(__APPLE__)
-int sysctl(const char* name) {
+int system_value(const char* name) {
   int value = 0;
   size_t size = sizeof value;
   return sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
@@ -45,12 +45,12 @@ int sysctl(const char* name) {
 const Tests& tests() {
   static const Tests all = {
       {"neon", [] { return true; }},
-      {"dotprod", [] { return sysctl("hw.optional.arm.FEAT_DotProd") != 0; }},
-      {"fullfp16", [] { return sysctl("hw.optional.arm.FEAT_FP16") != 0; }},
-      {"fp16fml", [] { return sysctl("hw.optional.arm.FEAT_FHM") != 0; }},
-      {"i8mm", [] { return sysctl("hw.optional.arm.FEAT_I8MM") != 0; }},
-      {"bf16", [] { return sysctl("hw.optional.arm.FEAT_BF16") != 0; }},
-      {"lse", [] { return sysctl("hw.optional.arm.FEAT_LSE") != 0; }},
+      {"dotprod", [] { return system_value("hw.optional.arm.FEAT_DotProd") != 0; }},
+      {"fullfp16", [] { return system_value("hw.optional.arm.FEAT_FP16") != 0; }},
+      {"fp16fml", [] { return system_value("hw.optional.arm.FEAT_FHM") != 0; }},
+      {"i8mm", [] { return system_value("hw.optional.arm.FEAT_I8MM") != 0; }},
+      {"bf16", [] { return system_value("hw.optional.arm.FEAT_BF16") != 0; }},
+      {"lse", [] { return system_value("hw.optional.arm.FEAT_LSE") != 0; }},
   };
   return all;
 }
@@ -118,7 +118,7 @@ int all_cores() { return std::max(1, static_cast<int>(std::thread::hardware_conc
 
 int fast_cores() {
 #if defined(__APPLE__)
-  return std::max(1, sysctl("hw.perflevel0.physicalcpu"));
+  return std::max(1, system_value("hw.perflevel0.physicalcpu"));
 #else
   std::map<long, int> by_speed;
   for (int i = 0; i < all_cores(); ++i) {

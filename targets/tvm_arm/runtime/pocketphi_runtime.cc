@@ -1,3 +1,4 @@
+// The model on TVM's virtual machine, and the C API around it. Long for one file: both halves share every name.
 #include "pocketphi_runtime.h"
 
 #include <tvm/ffi/extra/module.h>
@@ -62,6 +63,11 @@ class Step {
     kept_.push_back(position);
     kept_.insert(kept_.end(), caches.begin(), caches.end());
     for (int64_t index : entry.params) kept_.push_back(params[index]);
+    int64_t arity = vm->GetFunction("get_function_arity").value()(entry.name).cast<int64_t>();
+    if (arity != static_cast<int64_t>(kept_.size()) + 1) {
+      throw Failure("function \"" + entry.name + "\" takes " + std::to_string(arity) + " tensors, model.json describes " +
+                    std::to_string(kept_.size() + 1));
+    }
   }
 
   // Logits float32[rows, vocab], of all tokens or of the last.
@@ -107,7 +113,10 @@ class Model {
     tvm::runtime::threading::SetMaxConcurrency(std::min(threads, all_cores()));
     Module library = load_library(bundle_);
     auto load = library->GetFunction("vm_load_executable");
-    if (!load) throw Failure("model.so: not a library that pocketphi built");
+    if (!load) {
+      throw Failure(bundle_.system_lib.empty() ? "model.so: not a library that pocketphi built"
+                                               : "no library \"" + bundle_.system_lib + "\" is linked into this program");
+    }
     Module vm = (*load)().cast<Module>();
     vm->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooled);
     auto digest = vm->GetFunction("params_digest");

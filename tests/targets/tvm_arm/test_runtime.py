@@ -1,0 +1,435 @@
+"""The C runtime on a small real library, natively and under qemu: the same logits as numpy, and one line for each failure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm_small as small
+
+from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.targets.tvm_arm.build_runtime import RuntimeFiles, build_runtime
+from pocketphi.targets.tvm_arm.process import RuntimeProcess
+from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain, find_toolchain, host_arch
+
+PROMPT = [(7 * i + 3) % small.VOCAB for i in range(20)]
+SWITCH = 12
+
+
+@pytest.fixture(scope="session")
+def machine() -> Callable[[str], tuple[Toolchain, RuntimeFiles]]:
+    """A toolchain and the runtime built with it. Skips where its compiler or qemu is not installed."""
+    built: dict[str, tuple[Toolchain, RuntimeFiles]] = {}
+
+    def get(arch: str) -> tuple[Toolchain, RuntimeFiles]:
+        if arch not in built:
+            try:
+                toolchain = find_toolchain("linux", arch)
+                toolchain.command(Path("x"))
+            except InputError as error:
+                pytest.skip(str(error))
+            built[arch] = toolchain, build_runtime(toolchain)
+        return built[arch]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle(machine: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A written bundle; not to be changed."""
+    written: dict[tuple[Any, ...], Path] = {}
+
+    def get(arch: str, long_after: int | None = None) -> Path:
+        if (arch, long_after) not in written:
+            folder = tmp_path_factory.mktemp(arch) / "bundle"
+            toolchain, _ = machine(arch)
+            written[arch, long_after] = small.write_small_bundle(folder, toolchain, small.small_params(), long_after)
+        return written[arch, long_after]
+
+    return get
+
+
+@pytest.fixture
+def start(machine: Any, bundle: Any) -> Any:
+    """Open a bundle in a process; closed at the end of the test."""
+    processes = []
+
+    def run(
+        folder: Path | None = None, arch: str = host_arch(), cpu: str | None = None, **options: Any
+    ) -> RuntimeProcess:
+        toolchain, files = machine(arch)
+        processes.append(RuntimeProcess(toolchain.command(files.runner, cpu), folder or bundle(arch), **options))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.close()
+
+
+@pytest.fixture
+def copy(bundle: Any, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the host's bundle whose model.json is changed: dotted keys and values."""
+
+    def make(**changes: Any) -> Path:
+        folder = tmp_path / "bundle"
+        shutil.copytree(bundle(host_arch()), folder)
+        description = json.loads((folder / "model.json").read_text())
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            at = description
+            for name in path:
+                at = at[name]
+            if value is None:
+                del at[last]
+            else:
+                at[last] = value
+        (folder / "model.json").write_text(json.dumps(description))
+        return folder
+
+    return make
+
+
+ARCHS = [host_arch()] if host_arch() == "aarch64" else [host_arch(), "aarch64"]
+
+
+@pytest.mark.parametrize("mode", ["saved", "exact"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_logits_are_numpys(start: Any, arch: str, mode: str) -> None:
+    process, model = start(arch=arch, mode=mode, threads=2), small.SmallModel(small.small_params(), mode)
+    assert (process.vocab, process.context, process.length) == (small.VOCAB, small.CONTEXT, 0)
+    got = [process.prefill(PROMPT)]
+    wanted, bounds = [model.step(PROMPT)[-1]], [model.bound[-1]]
+    for token in (5, 95, 0):
+        got.append(process.decode(token))
+        wanted.append(model.step([token])[-1])
+        bounds.append(model.bound[-1])
+    got.extend(process.every_position(PROMPT[:10]))
+    wanted.extend(model.step(PROMPT[:10]))
+    bounds.extend(model.bound)
+    assert np.all(np.abs(np.array(got) - np.array(wanted)) <= np.array(bounds))
+    assert process.length == 33
+    other = small.SmallModel(small.small_params(seed=1), mode).step(PROMPT)[-1]
+    assert np.abs(got[0] - other).max() > 10 * bounds[0].max()  # the bound is one that can be missed
+    process.reset()
+    assert process.length == 0
+    np.testing.assert_array_equal(process.prefill(PROMPT), got[0])
+
+
+@pytest.mark.parametrize("first", [SWITCH, 9, 1])
+@pytest.mark.parametrize("every", [False, True])
+def test_past_the_switch_of_longrope_everything_is_computed_again(
+    start: Any, bundle: Any, first: int, every: bool
+) -> None:
+    process = start(bundle(host_arch(), SWITCH))
+    model = small.SmallModel(small.small_params(), long_after=SWITCH)
+    process.prefill(PROMPT[:first])
+    rest = PROMPT[first:]
+    got = process.every_position(rest) if every else process.prefill(rest)
+    model.step(PROMPT[:first])
+    wanted = model.step(rest)
+    assert np.all(np.abs(got - (wanted if every else wanted[-1])) <= model.bound)
+    short = small.SmallModel(small.small_params()).step(PROMPT)[-1]
+    assert np.abs(got[-1] if every else got).max() > 1.5 * np.abs(short).max()  # keys are doubled: all of them were
+
+
+def test_a_decode_crosses_the_switch_of_longrope(start: Any, bundle: Any) -> None:
+    process = start(bundle(host_arch(), SWITCH))
+    model = small.SmallModel(small.small_params(), long_after=SWITCH)
+    process.prefill(PROMPT[:SWITCH])
+    model.step(PROMPT[:SWITCH])
+    for token in PROMPT[SWITCH : SWITCH + 3]:
+        got, wanted = process.decode(token), model.step([token])[-1]
+        assert np.all(np.abs(got - wanted) <= model.bound)
+
+
+def test_threads(start: Any) -> None:
+    one, two = start(threads=1), start(threads=2)
+    np.testing.assert_array_equal(one.prefill(PROMPT), two.prefill(PROMPT))
+    counts = [len(list(Path(f"/proc/{p.pid}/task").iterdir())) for p in (one, two)]
+    expected = 3 if len(os.sched_getaffinity(0)) > 1 else 2
+    assert counts == [2, expected]  # the program's own, the handle's, and workers beside it
+
+
+def test_max_tokens_is_the_size_of_the_cache(start: Any) -> None:
+    process = start(max_tokens=12)
+    assert process.context == 12
+    process.prefill(PROMPT[:10])
+    with pytest.raises(InputError, match=r"^the cache holds 12 tokens: 10 are in it, 3 more do not fit$"):
+        process.prefill(PROMPT[:3])
+    assert process.length == 10
+    model = small.SmallModel(small.small_params())
+    model.step(PROMPT[:10])
+    assert np.all(np.abs(process.prefill([1, 2]) - model.step([1, 2])[-1]) <= model.bound)  # nothing was appended
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": -1}, r"options\.threads: -1 is not within 0 to 1024"),
+        ({"threads": "two"}, r"options\.threads: expected a whole number"),
+        ({"thread": 1}, 'options: no option "thread"; there are threads, mode, max_tokens and check'),
+        ({"mode": "fast"}, 'mode "fast": the library was built without it'),
+        ({"max_tokens": 49}, "max_tokens 49 is more than the model's context of 48"),
+        ({"check": 1.5}, r"options\.check: expected true or false"),
+    ],
+)
+def test_options_that_are_refused(start: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}$"):
+        start(**options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "model.json: format 2; this runtime reads format 1: update it"),
+        ({"vocab": None}, 'model.json: no "vocab"'),
+        ({"vocab": 0}, "model.json: vocab: 0 is not within 1 to"),
+        ({"vocab": 95}, "the library returned other than 2 × 95 float32 logits"),
+        ({"cache__shape": [2, 48]}, r"model.json: cache.shape: expected \[heads, rows, head size\]"),
+        ({"cache__dtype__saved": "half"}, r'model.json: cache.dtype.saved: "half" is no type of number'),
+        ({"functions__saved__decode": "step"}, 'the library has no function "step", which model.json names'),
+        ({"functions__saved__prefill_all": None}, "the library has no function for every token's logits"),
+        (
+            {"params_bytes": 14337},
+            r"model.params: 14336 bytes, expected 14337: the copy is not complete, or of another",
+        ),
+        ({"long_rope_after": 5}, r"param=position, .* shape\[0\] mismatch to specified constant"),
+        ({"params_digest": "0" * 64}, "model.so and model.json are of two builds: their parameters' digests differ"),
+        ({"params": []}, 'function "decode" takes 8 tensors, model.json describes 4'),
+        (
+            {"target__arch": "riscv64"},
+            f"the library was built for riscv64 and linux; this runtime is for {host_arch()}",
+        ),
+        ({"target__os": "ios"}, f"the library was built for {host_arch()} and ios; this runtime is for {host_arch()}"),
+        ({"target__features": ["neon9"]}, "this CPU lacks neon9, which the library was built for: compile for this"),
+        ({"system_lib": "other_"}, '^no library "other_" is linked into this program$'),
+    ],
+)
+def test_a_bundle_that_does_not_fit_is_one_line(start: Any, copy: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        start(copy(**changes)).every_position([1, 2])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "message"),
+    [
+        ("model.json", b"{\x00\xff", "model.json: not valid JSON"),
+        ("model.json", b"[]", "model.json: expected an object"),
+        ("model.json", b"", "model.json: not valid JSON"),
+        ("model.json", None, "model.json: No such file or directory"),
+        ("model.params", None, "model.params: No such file or directory"),
+        ("model.params", b"12345", "model.params: 5 bytes, expected 14336"),
+        ("model.so", None, "model.so: cannot open shared object file"),
+        ("model.so", b"\x7fELF" + bytes(100), "model.so"),
+        ("model.so", b"", "model.so: file too short"),
+    ],
+)
+def test_damaged_files(start: Any, copy: Any, file: str, data: bytes | None, message: str) -> None:
+    folder = copy()
+    (folder / file).unlink()
+    if data is not None:
+        (folder / file).write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        start(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_pocketphi_did_not_build(start: Any, copy: Any, machine: Any) -> None:
+    folder = copy()
+    shutil.copy(machine(host_arch())[1].library, folder / "model.so")
+    with pytest.raises(InputError, match=r"^model.so: not a library that pocketphi built$"):
+        start(folder)
+
+
+def test_a_flipped_bit_is_found_when_asked_for(start: Any, copy: Any) -> None:
+    folder = copy()
+    start(folder, check=True)
+    data = bytearray((folder / "model.params").read_bytes())
+    data[9000] ^= 16
+    (folder / "model.params").write_bytes(data)
+    start(folder)
+    with pytest.raises(
+        InputError, match=r"model.params: its SHA-256 is not the one in model.json: the file is damaged$"
+    ):
+        start(folder, check=True)
+
+
+def test_a_folder_that_is_not_there(start: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere/model.json: No such file or directory$"):
+        start(tmp_path / "nowhere")
+
+
+def test_a_cpu_without_the_librarys_features_is_refused_before_its_code_runs(start: Any) -> None:
+    with pytest.raises(InputError, match=r"^this CPU lacks dotprod, which the library was built for: compile for this"):
+        start(arch="aarch64", cpu="cortex-a53")
+    assert start(arch="aarch64", cpu="cortex-a76").prefill(PROMPT).shape == (small.VOCAB,)
+
+
+@pytest.mark.parametrize("tokens", [[96], [-1], [1, 2, 1000]])
+def test_tokens_outside_the_vocabulary(start: Any, tokens: list[int]) -> None:
+    process = start()
+    with pytest.raises(InputError):
+        process.prefill(tokens)
+    assert process.prefill(PROMPT).shape == (small.VOCAB,)
+    assert process.length == len(PROMPT)
+
+
+def test_parameters_are_mapped_and_not_read(machine: Any, start: Any, tmp_path: Path) -> None:
+    extra, params = 200 << 20, small.small_params()
+    folder = small.write_small_bundle(tmp_path / "bundle", machine(host_arch())[0], params, extra_bytes=extra)
+    process, model = start(folder, threads=1), small.SmallModel(params)
+    assert np.all(np.abs(process.prefill(PROMPT) - model.step(PROMPT)[-1]) <= model.bound[-1])
+    process.decode(1)
+    assert process.last.peak_bytes < 16 << 20
+    mapped = [line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines() if "model.params" in line]
+    assert [line.split()[1] for line in mapped] == ["r--s"]
+    checked = start(folder, check=True)
+    assert checked.opened.peak_bytes < 16 << 20
+
+
+def test_a_process_that_ends_is_an_error_with_the_reason(start: Any) -> None:
+    process = start()
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is gone for sure: the request meets a closed pipe
+    with pytest.raises(CheckFailed, match=r"^the TVM runtime ended \(signal 9, Killed\)$"):
+        process.prefill(PROMPT)
+    with pytest.raises(InputError, match=r"^/nowhere/runner: cannot be run: No such file or directory$"):
+        RuntimeProcess(["/nowhere/runner"], Path("x"))
+    with pytest.raises(CheckFailed, match=r"ended \(exit code 3\): last words$"):
+        RuntimeProcess(["sh", "-c", "echo first >&2; echo last words >&2; exit 3"], Path("x"))
+
+
+def test_requests_that_are_none(machine: Any, bundle: Any) -> None:
+    requests = b"prefill\nprefill 1 x\ndecode 1 2\nfly 1\n\nprefill 99999999999\n\xff\xfe\nreset\n"
+    command = [str(machine(host_arch())[1].runner), str(bundle(host_arch()))]
+    done = subprocess.run(command, input=requests, capture_output=True, check=True)
+    lines = done.stdout.decode().splitlines()
+    assert lines[1:-1] == ["error expected: prefill ID…, prefill_all ID…, decode ID or reset"] * 7
+    assert lines[-1].startswith("ok 0 ")
+
+
+def test_chat_prints_greedy_tokens_up_to_a_stop(machine: Any, bundle: Any) -> None:
+    model, greedy = small.SmallModel(small.small_params()), []
+    logits = model.step([1, 2, 3])
+    for _ in range(6):
+        greedy.append(int(logits[-1].argmax()))
+        logits = model.step([greedy[-1]])
+    command = [str(machine(host_arch())[1].runner), str(bundle(host_arch())), "--chat", "--max", "6"]
+    assert run(command, "1 2 3\n") == (0, " ".join(map(str, greedy)), "")
+    stop = next(i for i, token in enumerate(greedy) if token != greedy[0])
+    text = " ".join(map(str, greedy[:stop]))
+    assert run([*command, "--stop", str(greedy[stop])], "1 2 3\n") == (0, text, "")
+    assert run(command, "hello\n") == (2, "", "expected a line of token ids")
+    assert run(command[:1], "")[2].startswith("usage: pocketphi-runner BUNDLE")
+
+
+def run(command: list[str], text: str, **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def test_the_c_api_from_c_threads_and_a_local_dlopen(machine: Any, bundle: Any, tmp_path: Path) -> None:
+    """As an app does it: the library is loaded by a name that stays local, two handles are used from other threads."""
+    files = machine(host_arch())[1]
+    program = tmp_path / "app"
+    source = tmp_path / "app.c"
+    source.write_text(textwrap.dedent(C_PROGRAM))
+    strict = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    compiler = shutil.which("cc") or "gcc"
+    command = [compiler, *strict, f"-I{SOURCES}", str(source), "-o", str(program), "-ldl", "-pthread"]
+    subprocess.run(command, check=True)
+    code, said, wrong = run([str(program), str(files.library), str(bundle(host_arch()))], "", LD_BIND_NOW="1")
+    assert (code, wrong) == (0, "")
+    values = np.array([float(word) for word in said.split()])
+    for value, mode in zip(values, ("saved", "exact"), strict=True):
+        model = small.SmallModel(small.small_params(), mode)
+        model.step([1, 2, 3])
+        wanted = model.step([4])[-1]
+        assert abs(value - wanted[7]) <= model.bound[-1][7] + 1e-5 * abs(wanted[7])  # six digits are printed
+
+
+C_PROGRAM = r"""
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <pthread.h>
+    #include <stdio.h>
+    #include <string.h>
+
+    #include "pocketphi_runtime.h"
+
+    static void *library;
+    static const char *folder;
+    static float results[2];
+
+    static void *use(void *index) {
+      int i = *(int *)index;
+      float logits[96];
+      int32_t tokens[3] = {1, 2, 3};
+      char error[64];
+      pocketphi *(*open)(const char *, const char *, char *, size_t);
+      int (*prefill)(pocketphi *, const int32_t *, int32_t, float *);
+      int (*decode)(pocketphi *, int32_t, float *);
+      void (*reset)(pocketphi *);
+      void (*close)(pocketphi *);
+      *(void **)&open = dlsym(library, "pocketphi_open");
+      *(void **)&prefill = dlsym(library, "pocketphi_prefill");
+      *(void **)&decode = dlsym(library, "pocketphi_decode");
+      *(void **)&reset = dlsym(library, "pocketphi_reset");
+      *(void **)&close = dlsym(library, "pocketphi_close");
+      if (open("/nowhere", NULL, error, 9) || strcmp(error, "/nowhere")) return "not cut to its size";
+      if (open("/nowhere", NULL, NULL, 0)) return "opened nothing";
+      pocketphi *model = open(folder, i ? "{\"mode\": \"exact\", \"threads\": 2}" : "", error, sizeof error);
+      if (!model) return "not opened";
+      for (int n = 0; n < 200; ++n) {
+        reset(model);
+        if (prefill(model, tokens, 3, logits) || decode(model, 4, logits)) return "failed";
+      }
+      if (!prefill(model, tokens, 0, logits)) return "no tokens were accepted";
+      results[i] = logits[7];
+      close(model);
+      close(NULL);
+      return NULL;
+    }
+
+    int main(int argc, char **argv) {
+      int indices[2] = {0, 1}, failed = argc != 3;
+      pthread_t threads[2];
+      library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+      folder = argv[2];
+      if (!library) return 1;
+      for (int i = 0; i < 2; ++i) pthread_create(&threads[i], NULL, use, &indices[i]);
+      for (int i = 0; i < 2; ++i) {
+        void *problem;
+        pthread_join(threads[i], &problem);
+        if (problem) fprintf(stderr, "%s\n", (char *)problem), failed = 1;
+      }
+      printf("%.6g %.6g\n", results[0], results[1]);
+      return failed;
+    }
+"""
+
+
+def test_sha256_is_hashlibs(machine: Any, tmp_path: Path) -> None:
+    source, program = tmp_path / "sha.cc", tmp_path / "sha"
+    source.write_text(
+        '#include "sha256.h"\n#include <cstdio>\nint main() { pocketphi_runtime::Sha256 h; unsigned char b[37]; size_t n;'
+        " while ((n = fread(b, 1, sizeof b, stdin))) h.update(b, n); puts(h.hex().c_str()); }"
+    )
+    machine(host_arch())[0].run("-std=c++17", f"-I{SOURCES}", str(source), "-o", str(program))
+    data = np.random.default_rng(0).bytes(100_000)
+    for size in (0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 100_000):
+        done = subprocess.run([str(program)], input=data[:size], capture_output=True, check=True)
+        assert done.stdout.decode().strip() == hashlib.sha256(data[:size]).hexdigest(), size
