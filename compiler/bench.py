@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from pocketphi.targets.base import Runner
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over rounds; tokens a second; load in seconds; memory: peak resident bytes of the process so far."""
+    """Medians over rounds; tokens a second; load in seconds; memory: peak resident bytes so far of
+    the process that runs the model."""
 
     threads: int
     prompt: int
@@ -54,10 +54,10 @@ def bench(
             for count in threads:
                 times[count].append(_round(runners[count], tokens, generate))
                 advance(1)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speeds = []
     for count in threads:
         prefill, decode = (statistics.median(side) for side in zip(*times[count][1:]))  # the first round warms up
+        memory = host.peak_bytes(runners[count])
         speeds.append(Speed(count, prompt, generate, prompt / prefill, generate / decode, loads[count], memory))
     return speeds
 

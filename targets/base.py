@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
@@ -88,6 +89,10 @@ class Host(ABC):
     def write_extras(self, prompt: torch.Tensor) -> None:
         """Add files to a bundle under construction that come out of running it, such as test vectors for a device."""
         return
+
+    def peak_bytes(self, runner: Runner) -> int:
+        """Largest resident memory so far of the process that runs the model: this one, if it is not another."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @abstractmethod
     def other_runners(self, max_tokens: int) -> dict[str, Runner]:

@@ -46,6 +46,9 @@ class TvmHost(Host):
         toolchain.command(Path("runner"))  # refuses before anything is built
         return toolchain.command(build_runtime(toolchain).runner)
 
+    def peak_bytes(self, runner: Runner) -> int:
+        return runner.peak_bytes if isinstance(runner, TvmRunner) else super().peak_bytes(runner)
+
     def other_runners(self, max_tokens: int) -> dict[str, Runner]:
         return {}
 

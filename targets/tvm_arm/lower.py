@@ -25,6 +25,9 @@ from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention
 from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 
+CHUNK = 256
+"""Tokens of a prefill call at most: activations of that many, int8, stay in a core's cache."""
+
 CACHE_TYPES = {False: "float16", True: "float32"}
 """Of keys and values, by whether a function is exact."""
 
@@ -147,7 +150,9 @@ class _Function:
             for number, (target, spec) in enumerate(stored_parameters(self.program, self.isa).items())
         }
         arguments = [tokens, position, *caches.values(), *self.parameters.values()]
-        with self.builder.function(self.way.name, arguments):
+        # with a bound, memory is planned when the library is built, and no sizes are computed in a call
+        bounds = {} if self.way.single else {"tir_var_upper_bound": {self.length.name: CHUNK}}
+        with self.builder.function(self.way.name, arguments, attrs=bounds):
             for node in self.program.graph.nodes:
                 if node.op == "call_function":
                     self._emit(node)
@@ -192,7 +197,7 @@ def _add_rms_norm(f: _Function, node: fx.Node) -> None:
 
 
 def _norm(f: _Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
-    (size,) = (int(n) for n in shape_of(weight))  # type: ignore[arg-type]
+    (size,) = (int(n) for n in shape_of(weight))
     add, single = len(inputs) == 2, f.single
     kernel = f.kernels.get(
         ("norm", size, eps, add, single), "norm", lambda name: rms_norm(name, f.isa, size, float(eps), add, single)

@@ -3,6 +3,9 @@
 model.so        kernels and the functions that call them, for one operating system and instruction set
 model.params    every weight as the kernels read it, mapped by the device
 model.json      for the runtime: functions, shapes, offsets, what the CPU must have
+libpocketphi.so, pocketphi_runtime.h    the runtime and its C interface
+
+Where no compiler links for the operating system here, libmodel.a takes the place of model.so; its link line is in model.json.
 """
 
 from __future__ import annotations
@@ -20,18 +23,16 @@ from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import KEYS
-from pocketphi.targets.tvm_arm.library import build_library
-from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, WAYS, lower
+from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
+from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, CHUNK, WAYS, lower
 from pocketphi.targets.tvm_arm.params import PARAMS_FILE, ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
 
 DESCRIPTION = "model.json"
 FORMAT = 1
-CHUNK = 256
-"""Tokens of a prefill call: activations of that many, int8, stay in a core's cache."""
-
-LIBRARY_BYTES = 3_000_000
-"""What the plan sets aside for the library."""
+LIBRARY_BYTES = 4_000_000
+"""What the plan sets aside for the library and the runtime."""
 
 
 class TvmArm(Target):
@@ -50,7 +51,9 @@ class TvmArm(Target):
 
     def planned_notes(self, program: Program) -> list[str]:
         _refuse_unfit(program, self.platform.isa)
-        return self.platform.notes()
+        notes = [self.platform.described(), *self.platform.notes()]
+        toolchain = toolchain_of(self.platform)
+        return notes if toolchain.links else [*notes, f"{ARCHIVE} to link into an app: {toolchain.link_line()}"]
 
     def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
         notes = self.planned_notes(program)

@@ -39,7 +39,9 @@ def random_int4(rows: int, columns: int, block: int, zero: bool = False, offset:
     """A matrix of random values, with scales of both signs, a block of zeros and an outlier."""
     generator = torch.Generator().manual_seed(seed)
     blocks = columns // block
-    scale = (torch.rand(rows, blocks, generator=generator) * 0.1 + 0.01) * torch.tensor([1.0, -1.0]).repeat(blocks)[:blocks]
+    scale = (torch.rand(rows, blocks, generator=generator) * 0.1 + 0.01) * torch.tensor([1.0, -1.0]).repeat(blocks)[
+        :blocks
+    ]
     scale[0, 0], scale[-1, -1] = 0, 40.0
     zeros = torch.randint(0, 16, (rows, blocks), generator=generator, dtype=torch.uint8) if zero else None
     made = Int4.pack(

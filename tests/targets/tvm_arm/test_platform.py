@@ -59,7 +59,7 @@ def test_host_is_the_widest_that_the_cpu_has(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(platform, "cpu_flags", lambda: {LINUX_NAMES.get(n, n) for isa in own for n in isa.features})
     assert host_isa() == own[-1]
     monkeypatch.setattr(platform, "cpu_flags", set)
-    with pytest.raises(InputError, match="--os host: this .* CPU has none of neon, dotprod"):
+    with pytest.raises(InputError, match=r"--os host: this .* CPU has none of neon, dotprod"):
         host_isa()
 
 

@@ -10,12 +10,12 @@ from tvm_kernels import here, random_int4, run
 
 pytest.importorskip("tvm")
 
-from pocketphi.graph import edge_ops  # noqa: E402 - only where TVM is installed
-from pocketphi.graph.recipe import as_parts  # noqa: E402
-from pocketphi.targets.tvm_arm.interleave import Interleaved  # noqa: E402
-from pocketphi.targets.tvm_arm.isa import Isa  # noqa: E402
-from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm  # noqa: E402
-from pocketphi.targets.tvm_arm.kernels.matmul import Form  # noqa: E402
+from pocketphi.graph import edge_ops
+from pocketphi.graph.recipe import as_parts
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
+from pocketphi.targets.tvm_arm.kernels.matmul import Form
 
 EPS = torch.finfo(torch.float32).eps
 

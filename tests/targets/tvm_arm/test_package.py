@@ -1,0 +1,183 @@
+"""Bundles of small models: every weight as it was, every way of running against the quantized program, on every CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_phi3 import SWITCH, TINY, inputs, quantized, rounding
+from tvm_kernels import here
+
+pytest.importorskip("tvm")
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.program import Program
+from pocketphi.graph.recipe import digest, materialize
+from pocketphi.passes.last_logits import LastLogits
+from pocketphi.targets.tvm_arm.host import TvmHost
+from pocketphi.targets.tvm_arm.isa import ISAS, Isa
+from pocketphi.targets.tvm_arm.package import TvmArm
+from pocketphi.targets.tvm_arm.platform import Platform
+
+needs_arm = pytest.mark.skipif(
+    not (shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-g++")),
+    reason="needs qemu-aarch64 and aarch64-linux-gnu-g++: apt install qemu-user g++-aarch64-linux-gnu",
+)
+ON_ARM = [
+    ("dotprod", "longrope"),
+    ("i8mm", "partial"),
+    ("i8mm", "asymmetric"),
+    ("neon", "tied"),
+    ("neon", "asymmetric"),
+]
+
+
+def program_of(variant: str) -> Program:
+    made = quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    LastLogits()(made)
+    return made
+
+
+def packaged(variant: str, isa: Isa, folder: Path, system: str = "linux") -> tuple[Program, TvmHost, dict[str, str]]:
+    program = program_of(variant)
+    made = TvmArm(Platform(system, isa)).package(program, folder, lambda amount: None)
+    (folder / "config.json").write_text(json.dumps(program.config.to_hf()))
+    return program, TvmHost(folder), made.weights
+
+
+def check(variant: str, isa: Isa, folder: Path) -> None:
+    """A prompt in two pieces and steps, exact and as saved, with the logits of the last position and of all."""
+    program, host, digests = packaged(variant, isa, folder)
+    saved = host.weights()
+    assert {name: digest(materialize(weight)) for name, weight in saved.items()} == digests
+    tokens = inputs(program.config, SWITCH + 8)["input_ids"]
+    whole = quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    expected = whole.run(whole.prefill_inputs(tokens))["logits"][0]
+    pieces = [tokens[:, :9], tokens[:, 9:10], tokens[:, 10 : SWITCH - 4], *tokens[:, SWITCH - 4 :].split(1, dim=1)]
+    ends = torch.tensor([piece.shape[1] for piece in pieces]).cumsum(0) - 1
+    last = host.runner(SWITCH + 8, exact=True)
+    stepped = torch.cat([last.step(piece)[0] for piece in pieces])
+    every = host.runner(SWITCH + 8, exact=True, every_position=True).step(tokens)[0]
+    bound = rounding(program.config, float(expected.abs().max()), SWITCH)
+    switched = variant == "longrope"  # before the switch, the whole prompt's factors are not those of its beginning
+    seen = ends >= SWITCH if switched else ends >= 0
+    assert (stepped - expected[ends])[seen].abs().max() <= bound
+    assert (every - expected).abs().max() <= bound
+    rounded = host.runner(SWITCH + 8).step(tokens)[0, -1]
+    kl = torch.nn.functional.kl_div(
+        rounded.log_softmax(-1), expected[-1].log_softmax(-1), log_target=True, reduction="sum"
+    )
+    assert bound**2 < kl <= host.saved_bound
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("variant", ["tiny", "asymmetric", "longrope"])
+def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
+    check(variant, isa, tmp_path)
+
+
+@needs_arm
+@pytest.mark.parametrize(("name", "variant"), ON_ARM)
+def test_aarch64_under_qemu(name: str, variant: str, tmp_path: Path) -> None:
+    check(variant, ISAS[name], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Path]:
+    folder = tmp_path_factory.mktemp("tvm")
+    return packaged("tiny", Platform.of("host").isa, folder)[0], folder
+
+
+def test_the_same_bytes_twice(bundle: tuple[Program, Path], tmp_path: Path) -> None:
+    packaged("tiny", Platform.of("host").isa, tmp_path)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == sorted(path.name for path in bundle[1].iterdir())
+    assert [name for name in files if (tmp_path / name).read_bytes() != (bundle[1] / name).read_bytes()] == []
+
+
+def test_planned_bytes(bundle: tuple[Program, Path]) -> None:
+    program, folder = bundle
+    planned = TvmArm(Platform.of("host")).planned_bytes(program)
+    parameters = (folder / "model.params").stat().st_size
+    assert parameters < planned <= parameters + 4_000_000
+    assert (folder / "model.so").stat().st_size < 3_000_000
+
+
+def test_operators_of_a_prompt(tmp_path: Path) -> None:
+    made = TvmArm(Platform.of("host")).package(program_of("tiny"), tmp_path, lambda amount: None)
+    layers = TINY.layers
+    assert made.operators == {
+        "matmul": 4 * layers + 1,
+        "attention": layers,
+        "norm": 2 * layers + 1,
+        "gated_silu": layers,
+        "embedding": 1,
+        "last_row": 1,
+    }
+    assert made.details["context"] == TINY.max_position
+
+
+@pytest.mark.parametrize(("system", "magic"), [("ios", 0xFEEDFACF), ("android", 0x464C457F)])
+def test_an_archive_where_nothing_links_here(
+    system: str, magic: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects of the system's own format, and how an app links them."""
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
+    program = program_of("tiny")
+    target = TvmArm(Platform.of(system))
+    made = target.package(program, tmp_path, lambda amount: None)
+    assert not (tmp_path / "model.so").exists()
+    archive = (tmp_path / "libmodel.a").read_bytes()
+    assert archive.startswith(b"!<arch>\n")
+    assert struct.pack("<I", magic) in archive
+    assert made.details["link"] in made.notes[-1]
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert (described["library"], described["target"]["os"]) == ("libmodel.a", system)
+    (tmp_path / "config.json").write_text(json.dumps(program.config.to_hf()))
+    with pytest.raises(InputError, match=f"a library for {system} does not run on this machine"):
+        TvmHost(tmp_path).runner(8)
+
+
+def test_sizes_that_vectors_do_not_divide(tmp_path: Path) -> None:
+    program = program_of("tiny")
+    program.config = replace(program.config, head_dim=24)
+    with pytest.raises(InputError, match="tvm-arm: the head size is 24, expected a multiple of 16"):
+        TvmArm(Platform.of("linux")).planned_notes(program)
+
+
+def test_a_weight_left_in_float(tmp_path: Path) -> None:
+    from tiny_phi3 import fused
+
+    program = fused()
+    with pytest.raises(InputError, match=r"tvm-arm: .* is left in float, .* choose a --block that divides"):
+        TvmArm(Platform.of("host")).package(program, tmp_path, lambda amount: None)
+
+
+def test_parameters_of_another_build_are_refused(bundle: tuple[Program, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle[1], folder)
+    described = json.loads((folder / "model.json").read_text())
+    described["params_digest"] = "0" * 64
+    (folder / "model.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="are of two builds: their parameters' digests differ"):
+        TvmHost(folder).runner(8)
+    with (folder / "model.params").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(InputError, match=r"model.params: 1000 bytes, expected \d+"):
+        TvmHost(folder).runner(8)
+
+
+def test_more_than_one_row_is_refused(bundle: tuple[Program, Path]) -> None:
+    with pytest.raises(ValueError, match="2 rows: the runtime holds one sequence"):
+        TvmHost(bundle[1]).runner(8).step(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_memory_is_that_of_the_process(bundle: tuple[Program, Path]) -> None:
+    runner = TvmHost(bundle[1]).runner(8)
+    runner.step(torch.zeros(1, 3, dtype=torch.int64))
+    assert 1 << 20 < runner.peak_bytes < 1 << 27
