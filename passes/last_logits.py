@@ -1,14 +1,25 @@
-"""Before: `logits = linear(hidden, head)` for all S positions.  After: `linear(edge.last_token(hidden, …), head)`, for one.
+"""Before: logits of all S positions.  After: of one. `edge.last_token` stands where positions stop to depend on each other.
 
-A phone never reads the others: over a 512-token prompt the head is a fifth of a small model's work.
+A phone never reads the others: over a 512-token prompt the head is a fifth of a small model's work. What follows the last
+attention works position by position too, its projection and the last MLP: it sees one position as well, 2.3 % of the work of a
+model of 32 layers.
+
+    x, attended ──► add_rms_norm ──► MLP ──► … ──► head          last_token(x), last_token(attended) ──► … ──► head
 """
 
 from __future__ import annotations
 
+import operator
+
 import torch
+from torch import fx
 
 from pocketphi.graph.program import Program, op_name
 from pocketphi.passes.base import Pass, PassReport
+
+_PROJECTIONS = ("linear", "edge.matmul_nbits")
+_BY_POSITION = (*_PROJECTIONS, "add", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu")
+"""Operators whose result at a position comes from their inputs at that position."""
 
 
 class LastLogits(Pass):
@@ -18,15 +29,39 @@ class LastLogits(Pass):
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         head = program.outputs["logits"]
-        if op_name(head) not in ("linear", "edge.matmul_nbits"):
+        if op_name(head) not in _PROJECTIONS:
             report.refuse(head.name, f"logits come from {op_name(head)}, not from a projection")
             return
-        hidden = head.args[0]
-        if op_name(hidden) == "edge.last_token":  # type: ignore[arg-type]
+        late = _late(program, head)
+        sources = dict.fromkeys(x for node in late for x in _activations(node) if x not in late)
+        if all(op_name(source) == "edge.last_token" for source in sources):
             return
         inputs = {str(node.target): node for node in program.inputs}
-        arguments = (hidden, inputs["attention_mask"], inputs["position_ids"])
-        last = program.call(torch.ops.edge.last_token.default, arguments, before=head)
-        remade = program.call(head.target, (last, *head.args[1:]), before=head)  # type: ignore[arg-type]
-        head.replace_all_uses_with(remade)
-        report.applied["last_token"] += 1
+        made: dict[fx.Node, fx.Node] = {}
+        for source in sources:
+            arguments = (source, inputs["attention_mask"], inputs["position_ids"])
+            made[source] = program.call(torch.ops.edge.last_token.default, arguments, before=head)
+            report.applied["last_token"] += 1
+        for node in late:
+            arguments = fx.map_arg(node.args, lambda arg: made.get(arg, arg))
+            made[node] = program.call(node.target, arguments, before=head)  # type: ignore[arg-type]
+        head.replace_all_uses_with(made[head])
+
+
+def _late(program: Program, head: fx.Node) -> list[fx.Node]:
+    """The head and what nothing else needs, as far up as positions are apart; in the graph's order."""
+    late = {head}
+    for node in reversed(list(program.graph.nodes)):
+        if node.users and set(node.users) <= late and (op_name(node) in _BY_POSITION or _is_item(node)):
+            late.add(node)
+    # one of two results may be needed at every position: then its operator is, and the other result is picked from it
+    return [node for node in program.graph.nodes if node in late and (not _is_item(node) or node.args[0] in late)]
+
+
+def _is_item(node: fx.Node) -> bool:
+    return node.target is operator.getitem
+
+
+def _activations(node: fx.Node) -> list[fx.Node]:
+    """The arguments that are no weights."""
+    return [arg for arg in node.all_input_nodes if arg.op != "get_attr"]

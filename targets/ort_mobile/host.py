@@ -126,13 +126,13 @@ class OrtRunner:
 
 
 def all_logits(model: onnx.ModelProto) -> None:
-    """Let the head read every position instead of the last: for measuring, over the same weights."""
+    """Keep every position where the graph takes the last one: for measuring, over the same weights."""
     nodes = {output: node for node in model.graph.node for output in node.output}
-    head = nodes["logits"]
-    node = nodes.get(head.input[0])
-    while node is not None and node.op_type in ("Unsqueeze", "GatherND"):
-        head.input[0] = node.input[0]
-        node = nodes.get(head.input[0])
+    rows = {node.input[0]: node for node in model.graph.node if node.op_type == "Unsqueeze"}
+    picked = {rows[n.output[0]].output[0]: n.input[0] for n in nodes.values() if n.op_type == "GatherND"}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = picked.get(name, name)
     tokens = next(value for value in model.graph.output if value.name == "logits").type.tensor_type.shape.dim[1]
     tokens.dim_param = "sequence"
 

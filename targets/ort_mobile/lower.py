@@ -182,6 +182,20 @@ class _Emitter:
 
         return self.shared("total_sequence_length", make)
 
+    def last_column(self) -> str:
+        """int64 [B, 1]: each row's last real token: seqlens_k - (T - S), at least 0 (past tokens of shorter rows are padding
+        to the right)."""
+
+        def make() -> str:
+            length = self.emit("Shape", ["input_ids"], ["new_columns"], start=1, end=2)
+            past = self.emit("Sub", [self.mask_columns(), length], ["past_columns"])
+            total = self.emit("Cast", [self.total_minus_one()], ["tokens_minus_1_int64"], to=TensorProto.INT64)
+            raw = self.emit("Sub", [total, past], ["last_token_raw"])
+            index = self.emit("Max", [raw, self.constant("zero", [0])], ["last_token"])
+            return self.emit("Unsqueeze", [index, self.constant("axis_1", [1])], ["last_token_column"])
+
+        return self.shared("last_token_column", make)
+
     def rotary_rows(self, long_after: int) -> str:
         """int64 [B, S]: rows of a LongRoPE table, the long ones once any position reaches `long_after`."""
 
@@ -251,15 +265,7 @@ def _gated_silu(e: _Emitter, node: fx.Node) -> None:
 
 
 def _last_token(e: _Emitter, node: fx.Node) -> None:
-    """Row b's last real token: seqlens_k - (T - S), at least 0 (past tokens of shorter rows are padding to the right)."""
-    x, name = e.name(node.args[0]), node.name
-    length = e.emit("Shape", ["input_ids"], [f"{name}_length"], start=1, end=2)
-    past = e.emit("Sub", [e.mask_columns(), length], [f"{name}_past"])
-    total = e.emit("Cast", [e.total_minus_one()], [f"{name}_total"], to=TensorProto.INT64)
-    raw = e.emit("Sub", [total, past], [f"{name}_raw"])
-    index = e.emit("Max", [raw, e.constant("zero", [0])], [f"{name}_index"])
-    column = e.emit("Unsqueeze", [index, e.constant("axis_1", [1])], [f"{name}_column"])
-    row = e.emit("GatherND", [x, column], [f"{name}_row"], batch_dims=1)
+    row = e.emit("GatherND", [e.name(node.args[0]), e.last_column()], [f"{node.name}_row"], batch_dims=1)
     e.emit("Unsqueeze", [row, e.constant("axis_1", [1])], [e.result(node)])
 
 

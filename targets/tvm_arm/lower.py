@@ -127,7 +127,6 @@ class _Function:
         self.builder = kernels.builder
         self.length: Any = 1 if way.single else tirx.Var("s", "int64")
         self.values: dict[fx.Node, Any] = {}
-        self.rows: Any = self.length
 
     def build(self) -> None:
         config = self.program.config
@@ -167,18 +166,16 @@ class _Function:
     def value(self, node: Any) -> Any:
         return self.parameters[str(node.target)] if node.op == "get_attr" else self.values[node]
 
-    def call(self, kernel: Any, args: Sequence[Any], width: int | Sequence[int], rows: Any = None) -> Any:
+    def rows(self, node: Any) -> Any:
+        """Rows of a value [B, S, K] of the graph: 1 where it is of the last token, unless every position is wanted."""
+        alone = isinstance(shape_of(node)[1], int) and not self.way.every
+        return 1 if alone else self.length
+
+    def call(self, kernel: Any, args: Sequence[Any], width: int | Sequence[int], rows: Any) -> Any:
         """Call a kernel; its results are float32 [rows, width], one or several."""
-        rows = self.rows if rows is None else rows
         widths = [width] if isinstance(width, int) else width
         types = [relax.TensorType((rows, w), "float32") for w in widths]
-        made = self.builder.emit(relax.call_tir(kernel, list(args), types[0] if len(types) == 1 else types))
-        return made
-
-    @property
-    def single(self) -> bool:
-        """Whether values have one row from here on."""
-        return isinstance(self.rows, int)
+        return self.builder.emit(relax.call_tir(kernel, list(args), types[0] if len(types) == 1 else types))
 
 
 def _getitem(f: _Function, node: fx.Node) -> None:
@@ -198,17 +195,18 @@ def _add_rms_norm(f: _Function, node: fx.Node) -> None:
 
 def _norm(f: _Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
     (size,) = (int(n) for n in shape_of(weight))
-    add, single = len(inputs) == 2, f.single
+    rows = f.rows(inputs[0])
+    add, single = len(inputs) == 2, isinstance(rows, int)
     kernel = f.kernels.get(
         ("norm", size, eps, add, single), "norm", lambda name: rms_norm(name, f.isa, size, float(eps), add, single)
     )
-    return f.call(kernel, [*map(f.value, inputs), f.value(weight)], [size, size] if add else size)
+    return f.call(kernel, [*map(f.value, inputs), f.value(weight)], [size, size] if add else size, rows)
 
 
 def _attention(f: _Function, node: fx.Node) -> None:
     qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
     table_rows, half = (int(n) for n in shape_of(cos))  # type: ignore[arg-type]
-    dim = f.program.config.head_dim
+    dim, rows = f.program.config.head_dim, f.rows(qkv)
     form = AttentionForm(
         int(heads),  # type: ignore[arg-type]
         int(kv_heads),  # type: ignore[arg-type]
@@ -219,11 +217,11 @@ def _attention(f: _Function, node: fx.Node) -> None:
         int(window or 0),  # type: ignore[arg-type]
         int(long_after or 0),  # type: ignore[arg-type]
         CACHE_TYPES[f.way.exact],
-        f.single,
+        isinstance(rows, int),
     )
     kernel = f.kernels.get(("attention", form), "attention", lambda name: attention(name, f.isa, form))
     args = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
-    out = relax.TensorType((f.rows, form.heads * dim), "float32")
+    out = relax.TensorType((rows, form.heads * dim), "float32")
     called = relax.call_tir_inplace(kernel, args, [1, 2, -1], [f.capacity, f.capacity, out])
     result = f.builder.emit(called)
     keys, values, mixed = (f.builder.emit(relax.TupleGetItem(result, i)) for i in range(3))
@@ -231,21 +229,20 @@ def _attention(f: _Function, node: fx.Node) -> None:
 
 
 def _gated_silu(f: _Function, node: fx.Node) -> None:
-    size = int(shape_of(node)[-1])
-    single = f.single
+    size, rows = int(shape_of(node)[-1]), f.rows(node)
+    single = isinstance(rows, int)
     kernel = f.kernels.get(("silu", size, single), "gated_silu", lambda name: gated_silu(name, f.isa, size, single))
-    f.values[node] = f.call(kernel, [f.value(node.args[0])], size)
+    f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
 
 
 def _last_token(f: _Function, node: fx.Node) -> None:
     x = f.value(node.args[0])
-    if f.way.every or f.single:
+    if f.rows(node) is f.rows(node.args[0]):
         f.values[node] = x
         return
     size = int(shape_of(node)[-1])
     kernel = f.kernels.get(("last", size), "last_row", lambda name: last_row(name, f.isa, size))
-    f.rows = 1
-    f.values[node] = f.call(kernel, [x], size)
+    f.values[node] = f.call(kernel, [x], size, 1)
 
 
 def _form(f: _Function, node: fx.Node) -> tuple[Form, list[Any]]:
@@ -254,19 +251,19 @@ def _form(f: _Function, node: fx.Node) -> tuple[Form, list[Any]]:
     name, _ = split_target(str(held[0].target))  # type: ignore[union-attr]
     parts = f.program.weights[name].parts
     matrix = Interleaved.of(parts, f.isa)
-    form = Form(matrix, "zero" in parts, "offset" in parts, f.way.exact, f.single)
+    form = Form(matrix, "zero" in parts, "offset" in parts, f.way.exact, isinstance(f.rows(node), int))
     return form, [f.value(arg) for arg in held]
 
 
 def _matmul_nbits(f: _Function, node: fx.Node) -> None:
     form, held = _form(f, node)
-    f.values[node] = f.call(f.kernels.matmul(form), [f.value(node.args[0]), *held], form.matrix.rows)
+    f.values[node] = f.call(f.kernels.matmul(form), [f.value(node.args[0]), *held], form.matrix.rows, f.rows(node))
 
 
 def _embedding_nbits(f: _Function, node: fx.Node) -> None:
     form, held = _form(f, node)
     kernel = f.kernels.get(("embedding", form), "embedding", lambda name: embedding(name, f.isa, form))
-    f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns)
+    f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns, f.rows(node))
 
 
 def _left_in_float(f: _Function, node: fx.Node) -> None:

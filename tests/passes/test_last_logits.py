@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_phi3 import CASES, TINY, VARIANTS, fused, inputs, normal, quantized, rounding, runs, small, twice
+from torch import fx
 
-from pocketphi.graph.program import op_name
+from pocketphi.graph.program import Program, op_name, shape_of
 from pocketphi.passes.last_logits import LastLogits
 
 aten = torch.ops.aten
@@ -15,11 +16,12 @@ aten = torch.ops.aten
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("make", [fused, quantized])
 def test_on_a_model(variant: str, make) -> None:
-    """The head multiplies one row instead of all: its sums may be taken in another order."""
+    """What follows the last attention sees one row instead of all: its sums may be taken in another order."""
     program = make(variant)
     want = runs(program)
     report = twice(LastLogits(), program)
-    assert (dict(report.applied), report.refused) == ({"last_token": 1}, [])
+    assert (dict(report.applied), report.refused) == ({"last_token": 2}, [])  # what was attended to, and the residual
+    assert [node for node in late_operators(program) if shape_of(node)[1] != 1] == []
     got = runs(program)
     size = max(float(w["logits"].abs().max()) for w in want)
     assert [g["logits"].shape for g in got] == [(batch, 1, TINY.vocab_size) for _, _, batch in CASES]
@@ -28,6 +30,13 @@ def test_on_a_model(variant: str, make) -> None:
     )
     caches = [name for g, w in zip(got, want) for name in w if name != "logits" and not torch.equal(g[name], w[name])]
     assert caches == []
+
+
+def late_operators(program: Program) -> list[fx.Node]:
+    """The products of the last layer behind its attention, and the head."""
+    products = [n for n in program.graph.nodes if op_name(n) in ("linear", "edge.matmul_nbits")]
+    assert len(products) == 4 * TINY.layers + 1
+    return products[-4:]
 
 
 def test_right_padded_rows_have_their_own_last_token() -> None:

@@ -162,8 +162,8 @@ def test_operators() -> None:
         "Shape": 1 + 1,
         "Squeeze": 1,
         "Max": 1,
-        "Unsqueeze": 2,
-        "GatherND": 1,
+        "Unsqueeze": 1 + 2,
+        "GatherND": 2,
     }
     assert len({node.name for node in lowered.nodes}) == len(lowered.nodes)
     assert {value.name for value in lowered.inputs} == {str(n.target) for n in program.inputs} - {"position_ids"}
