@@ -18,6 +18,7 @@ from typing import Any
 
 from pocketphi.compiler import __version__
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
+from pocketphi.compiler.read_ahead import read_ahead
 from pocketphi.compiler.ui import RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
 
@@ -271,6 +272,7 @@ def _compile(a: argparse.Namespace) -> int:
         made = plan(options, [make_target(name, options) for name in options.targets])
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
+    read_ahead(options.model)
     from pocketphi.compiler.compile import compile_model
 
     bundle = compile_model(options, _ui(a))
