@@ -18,7 +18,7 @@ class LastLogits(Pass):
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         head = program.outputs["logits"]
-        if op_name(head) not in ("linear", "edge.matmul_nbits"):
+        if op_name(head) not in ("linear", "edge.matmul_nbits", "edge.matmul_int8", "edge.matmul_palette"):
             report.refuse(head.name, f"logits come from {op_name(head)}, not from a projection")
             return
         hidden = head.args[0]
