@@ -151,7 +151,7 @@ class Lut(Weight):
         return self._decode(slice(0, self.indices.shape[0]))
 
     def _decode_bytes(self, rows: Rows) -> Tensor:
-        """A matrix of four-bit indices with a table for every few rows: two values at a time, a byte being an index of pairs."""
+        """A matrix of four-bit indices with a table for every few rows: two values at a time, as a byte."""
         assert isinstance(self.indices, Stored)
         raw, share = self.indices.raw, self.shape[0] // self.lut.shape[0]
         numbers = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows

@@ -93,7 +93,19 @@ def test_the_plan_has_the_size_of_the_embedding(capsys: pytest.CaptureFixture[st
     assert plan["artifact"] == pytest.approx(embedding * values + rest / 2, rel=0.002)
 
 
-def test_a_bundle_of_palettes_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_coremltools_the_extra_is_named(tmp_path: Path) -> None:
+    arguments = ["compile", "random:tiny", "-o", "out", "--target", "coreml"]
+    script = (
+        "import sys; sys.modules['coremltools'] = None; from pocketphi.compiler.cli import main; sys.exit(main({}))"
+    )
+    command = [sys.executable, "-c", script.format(arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "needs the package 'coremltools'; install it with: pip install 'pocketphi[coreml]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_on_a_bundle_of_palettes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = str(tmp_path / "b")
     options = ("--recipe", "rtn", "--palette", "8", "--head-bits", "8", "--target", "coreml", "--verify", "never")
     assert run(capsys, "compile", "random:tiny", "-o", out, *options)[0] == 0
@@ -101,6 +113,10 @@ def test_a_bundle_of_palettes_is_shown(capsys: pytest.CaptureFixture[str], tmp_p
     assert "int4 rtn, palettes of 8 rows, int8 head" in printed
     assert "256 tokens, 384 bytes of K/V cache each" in printed
     assert "Neural Engine (cpuAndNeuralEngine): not fit: state keyCache [3, 1, 2, 256, 16]" in printed
+    evaluated = run(capsys, "eval", out, "--reference", "random:tiny", "--tokens", "64", "--window", "32", "--json")[1]
+    assert 0 < json.loads(evaluated)["kl"] < 0.5
+    short = ("--threads", "1", "--prompt-tokens", "8", "--generate", "2", "--rounds", "1", "--json")
+    assert json.loads(run(capsys, "bench", out, *short)[1])[0]["decode"] > 0
 
 
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
