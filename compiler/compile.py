@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler import __version__
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan
 from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
@@ -37,17 +37,18 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
     targets = [make_target(name, options) for name in options.targets]
-    quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
+    quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
+    special = eight_bits(options, source.config)
     program, reports = build_program(source, options, ui)
 
     quantized = program.copy()
-    passes = quantization(quantizer, {}, options.all_logits)
+    passes = quantization(quantizer, {}, options.all_logits, special)
     reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
     needed = check_plan(quantized, reports, targets, options)  # before the work: what will be refused, is refused now
 
     with new_folder(options.out, needed) as folder:
         if quantizer.weighted:
-            quantized.weights.update(calibrate(program, source, quantizer, options, ui))
+            quantized.weights.update(calibrate(program, source, quantizer, options, ui, special))
         packaged = {}
         for target in targets:
             with ui.task(f"write {target.name}", target.planned_bytes(quantized), "bytes") as advance:
@@ -69,9 +70,14 @@ def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[
 
 
 def calibrate(
-    program: Program, source: HashedCheckpoint, quantizer: Quantizer, options: CompileOptions, ui: Ui
+    program: Program,
+    source: HashedCheckpoint,
+    quantizer: Quantizer,
+    options: CompileOptions,
+    ui: Ui,
+    without: Collection[str] = (),
 ) -> Mapping[str, Recipe]:
-    """Quantize every layer on the calibration text, into the cache on disk or from it."""
+    """Quantize every layer on the calibration text, into the cache on disk or from it. without: weights to leave alone."""
     text = None if options.calibration is None else read_text(options.calibration, "the calibration text")
     files = source.tokenizer_files()
     if not files:
@@ -82,7 +88,7 @@ def calibrate(
     cache = Int4Cache(options.cache or default_folder(), source)
     with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
         rows = windows(tokens, min(WINDOW, options.context or source.config.max_position))
-        stored = quantize_calibrated(program, rows, quantizer, cache, lambda: advance(1))
+        stored = quantize_calibrated(program, rows, quantizer, cache, lambda: advance(1), without)
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantize_weights import BLOCKS
+from pocketphi.passes.quantizers import BLOCKS, GROUPS
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
 
@@ -19,7 +21,9 @@ class CompileOptions:
 
     model:        checkpoint, as `open_checkpoint` reads it
     out:          folder of the bundle
-    recipe:       `search`, `rtn` or `keep`; block, symmetric: its parameters
+    recipe:       `search`, `rtn` or `keep`; block (0: whole rows), symmetric: its parameters
+    palette:      rows that share a lookup table of 16 values, in place of blocks with a scale
+    embedding_bits, head_bits: 4, or 8 (a tied weight gets the larger)
     context:      positions that the rotary tables cover; the model's maximum if None
     calibration:  a UTF-8 text; pages of our own and Python's language reference if None
     all_logits:   logits of every position instead of the last
@@ -37,6 +41,9 @@ class CompileOptions:
     recipe: str = "search"
     block: int = 32
     symmetric: bool = True
+    palette: int | None = None
+    embedding_bits: int = 4
+    head_bits: int = 4
     context: int | None = None
     calibration: Path | None = None
     calibration_tokens: int = 4096
@@ -59,8 +66,13 @@ class CompileOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.block not in BLOCKS:
-            raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}")
+        if self.block and self.block not in BLOCKS:
+            raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}, or row")
+        if self.palette is not None and self.palette not in GROUPS:
+            raise InputError(f"--palette {self.palette}: expected one of {', '.join(map(str, GROUPS))} rows")
+        for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)):
+            if bits not in (4, 8):
+                raise InputError(f"--{what}-bits {bits}: expected 4 or 8")
         if self.calibration_tokens < 1:
             raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
         if self.context is not None and self.context < 1:
@@ -79,8 +91,7 @@ class CompileOptions:
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""
-        symmetry = "symmetric" if self.symmetric else "asymmetric"
-        return f"int4 {self.recipe}, block {self.block}, {symmetry}"
+        return describe_recipe({**vars(self), "name": self.recipe})
 
     def recorded(self) -> dict[str, object]:
         """The options that decide a bundle's bytes, for its manifest."""
@@ -88,12 +99,34 @@ class CompileOptions:
             "name": self.recipe,
             "block": self.block,
             "symmetric": self.symmetric,
+            "palette": self.palette,
+            "embedding_bits": self.embedding_bits,
+            "head_bits": self.head_bits,
             "context": self.context,
             "all_logits": self.all_logits,
             "accuracy_level": self.accuracy_level,
             "calibration": self._calibration_text(),
             "calibration_tokens": self.calibration_tokens if self.recipe == "search" else None,
         }
+
+
+def describe_recipe(recipe: Mapping[str, Any]) -> str:
+    """How weights are quantized, in a few words, from what `CompileOptions.recorded` gave."""
+    if recipe.get("palette"):
+        how = f"palettes of {recipe['palette']} rows"
+    else:
+        how = f"block {recipe['block'] or 'row'}, {'symmetric' if recipe['symmetric'] else 'asymmetric'}"
+    eight = [what for what in ("embedding", "head") if recipe.get(f"{what}_bits") == 8]
+    return f"int4 {recipe['name']}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
+
+
+def parse_block(text: str) -> int:
+    """A number, or `row` → 0. Raises InputError for anything else."""
+    if text == "row":
+        return 0
+    if not text.isdigit() or not int(text):
+        raise InputError(f"--block {text}: expected one of {', '.join(map(str, BLOCKS))}, or row")
+    return int(text)
 
 
 def parse_size(text: str) -> int:

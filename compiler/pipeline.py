@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
@@ -18,7 +20,7 @@ from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.quantize_weights import QuantizeWeights
-from pocketphi.passes.quantizers import Quantizer
+from pocketphi.passes.quantizers import EightBits, Quantizer
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +36,25 @@ def fusions(context: int | None) -> list[Pass]:
     ]
 
 
-def quantization(quantizer: Quantizer, stored: Mapping[str, Recipe], all_logits: bool) -> list[Pass]:
-    """float → int4. stored: weights that calibration has quantized already."""
+def quantization(
+    quantizer: Quantizer,
+    stored: Mapping[str, Recipe],
+    all_logits: bool,
+    special: Mapping[str, Quantizer] | None = None,
+) -> list[Pass]:
+    """float → int4. stored: weights that calibration has quantized already; special: quantizers of single weights."""
     last: list[Pass] = [] if all_logits else [LastLogits()]
     return [
-        QuantizeWeights(quantizer, stored),
+        QuantizeWeights(quantizer, stored, special),
         *last,  # last: calibration and the reference want every position
     ]
+
+
+def eight_bits(options: CompileOptions, config: ModelConfig) -> dict[str, Quantizer]:
+    """The weights that get 8 bits: name → quantizer. A tied embedding and head is one weight."""
+    head = EMBEDDING if config.tied_embeddings else HEAD
+    wanted = [name for name, bits in ((EMBEDDING, options.embedding_bits), (head, options.head_bits)) if bits == 8]
+    return {name: EightBits(0 if options.palette else options.block) for name in wanted}
 
 
 def run_passes(program: Program, passes: Sequence[Pass], dump: Path | None = None, first: int = 0) -> list[PassReport]:

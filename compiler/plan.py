@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -18,7 +18,7 @@ from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.targets.base import Target
+from pocketphi.targets.base import RunMemory, Target
 
 _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
@@ -28,8 +28,8 @@ _CHUNK_COPIES = 14
 class Plan:
     """Sizes in bytes.
 
-    artifact: files of all targets; compile_memory: peak of the compile itself; run_memory: weights mapped and
-    prepacked, as onnxruntime holds them, without the cache; kv_cache: keys and values at the full context
+    artifact: files of all targets; compile_memory: peak of the compile itself; run: of each target, when it runs;
+    run_memory, kv_cache, context: the same of the first target
     """
 
     model: str
@@ -40,37 +40,42 @@ class Plan:
     run_memory: int
     kv_cache: int
     context: int
+    run: dict[str, RunMemory] = field(default_factory=dict)
     applied: dict[str, dict[str, int]] = field(default_factory=dict)
     refused: list[list[str]] = field(default_factory=list)
     operators: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return asdict(self)
 
 
 def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
-    quantizer = make_quantizer(options.recipe, options.block, options.symmetric)
+    quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     program = trace(source)
-    passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits)]
+    special = eight_bits(options, source.config)
+    passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits, special)]
     reports = run_passes(program, passes, options.dump_graphs)
     artifact = check_plan(program, reports, targets, options)
     context = min(options.context or source.config.max_position, source.config.max_position)
+    run = {target.name: target.run_memory(program, context) for target in targets}
+    first = next(iter(run.values()))
     return Plan(
         model=source.label,
         parameters=source.config.parameters,
         layers=source.config.layers,
         artifact=artifact,
         compile_memory=compile_memory(source.config, options),
-        run_memory=2 * artifact,
-        kv_cache=source.config.kv_cache_bytes(context),
-        context=context,
+        run_memory=first.weights,
+        kv_cache=first.kv_cache,
+        context=first.tokens,
+        run=run,
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),
-        notes=[note for target in targets for note in target.planned_notes(program)],
+        notes=[f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)],
     )
 
 
@@ -102,6 +107,7 @@ def check_plan(
         name, place, reason = refused[0]
         raise InputError(f"--strict: {name} left {len(refused)} places alone, first {place}: {reason}")
     for target in targets:
+        target.check_forms(program)
         target.planned_notes(program)
     needed = sum(target.planned_bytes(program) for target in targets)
     if options.max_bytes is not None and needed > options.max_bytes:

@@ -12,6 +12,7 @@ from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, CompilerBug
+from pocketphi.graph.forms import form_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe
 from pocketphi.graph.trace import trace
@@ -37,7 +38,7 @@ def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]
     """
     program = trace(_ShapesOnly(read_config(folder)))
     quantizer = RoundToNearest(recipe["block"], recipe["symmetric"])
-    int4 = {name: weight for name, weight in saved.items() if "q" in weight.parts}
+    int4 = {name: weight for name, weight in saved.items() if form_of(weight.parts)}
     run_passes(program, [*fusions(recipe["context"]), *quantization(quantizer, int4, all_logits=True)])
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))

@@ -11,6 +11,7 @@ from rich.table import Table
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
+from pocketphi.compiler.options import describe_recipe
 from pocketphi.compiler.plan import Plan
 from pocketphi.compiler.run_mlpackage import Ran
 from pocketphi.graph.checkpoint import Checkpoint
@@ -20,14 +21,14 @@ def bundle(made: Bundle) -> None:
     """What a bundle holds."""
     manifest = made.manifest
     model, recipe = manifest["model"], manifest["recipe"]
-    symmetry = "symmetric" if recipe["symmetric"] else "asymmetric"
     table = _table(f"{made.path}: {manifest['source']['model']}, {model['parameters'] / 1e6:,.0f} M parameters")
     total = sum(entry["bytes"] for entry in manifest["files"].values())
-    table.add_row("recipe", f"int4 {recipe['name']}, block {recipe['block']}, {symmetry}")
+    table.add_row("recipe", describe_recipe(recipe))
     table.add_row("size", f"{_size(total)} in {len(manifest['files'])} files")
-    table.add_row(
-        "context", f"{model['context']:,} tokens, {_size(model['kv_cache_bytes_per_token'])} of K/V cache each"
-    )
+    for name, target in manifest["targets"].items():
+        found = {**model, **target}  # a target may have its own context, and its own type of cache
+        cache = f"{found['context']:,} tokens, {_size(found['kv_cache_bytes_per_token'])} of K/V cache each"
+        table.add_row("context", f"{name}: {cache}" if len(manifest["targets"]) > 1 else cache)
     table.add_row("operators", ", ".join(f"{n} {name}" for name, n in sorted(manifest["operators"].items())))
     for entry in manifest["passes"]:
         for place, reason in entry["refused"]:
@@ -70,10 +71,9 @@ def plan(made: Plan) -> None:
     table = _table(f"plan for {made.model}: {made.parameters / 1e6:,.0f} M parameters, {made.layers} layers")
     table.add_row("files", _size(made.artifact))
     table.add_row("memory to compile", f"about {_size(made.compile_memory)}")
-    table.add_row(
-        "memory to run",
-        f"about {_size(made.run_memory)} and {_size(made.kv_cache)} of K/V cache at {made.context:,} tokens",
-    )
+    for name, run in made.run.items():
+        memory = f"about {_size(run.weights)} and {_size(run.kv_cache)} of K/V cache at {run.tokens:,} tokens"
+        table.add_row("memory to run", f"{name}: {memory}" if len(made.run) > 1 else memory)
     for name, applied in made.applied.items():
         table.add_row(name, ", ".join(f"{n} {rule}" for rule, n in applied.items()) or "nothing")
     for name, place, reason in made.refused:

@@ -25,6 +25,7 @@ from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.forms import form_of
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
@@ -116,7 +117,7 @@ def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterab
     """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
     digests = [target["weights"] for target in manifest["targets"].values()]
     if len(digests) > 1:
-        int4 = [name for name, recipe in program.weights.items() if "q" in recipe.parts]
+        int4 = [name for name, recipe in program.weights.items() if form_of(recipe.parts)]
         wrong = sorted(name for name in int4 if len({one.get(name) for one in digests}) > 1)
         detail = f"{len(int4)} weights in {len(digests)} targets" if not wrong else f"first {wrong[0]}"
         yield Check("int4 weights that differ between targets", len(wrong), 0, detail)

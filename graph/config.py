@@ -13,6 +13,8 @@ from typing import Any
 from pocketphi.graph.errors import InputError
 
 ARCHITECTURE = "Phi3ForCausalLM"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The names of two tensors; where they are tied, there is only the first."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ModelConfig:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this model holds: name → shape."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, hidden)}
         for i in range(self.layers):
             layer = f"model.layers.{i}"
             tensors[f"{layer}.input_layernorm.weight"] = (hidden,)
@@ -85,7 +87,7 @@ class ModelConfig:
             tensors[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
         tensors["model.norm.weight"] = (hidden,)
         if not self.tied_embeddings:
-            tensors["lm_head.weight"] = (self.vocab_size, hidden)
+            tensors[HEAD] = (self.vocab_size, hidden)
         return tensors
 
     @staticmethod

@@ -37,6 +37,11 @@ class Int4:
     offset: torch.Tensor | None = None
 
     @property
+    def half_values(self) -> torch.Tensor:
+        """What a target keeps as float16 in any case: float32 [N, …]."""
+        return self.scale
+
+    @property
     def block(self) -> int:
         return self.q.shape[1] * 2 // self.scale.shape[1]
 

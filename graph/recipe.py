@@ -9,9 +9,11 @@ from typing import Protocol
 import torch
 from blake3 import blake3
 
-from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.checkpoint import ROWS_TOGETHER, Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import Int4, tensor_bytes
+from pocketphi.graph.forms import Quantized
+from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.palette import ENTRIES
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class PartSpec:
 class Recipe(Protocol):
     """A weight that is made when it is asked for.
 
-    parts: what it yields: `""` for a plain tensor; `q`, `scale` and perhaps `zero` for a quantized one.
+    parts: what it yields: `""` for a plain tensor; those of its form (`graph.forms`) for a quantized one, `q`, `scale` and
+    perhaps `zero` for instance.
     """
 
     @property
@@ -111,9 +114,9 @@ def materialize(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def row_chunks(parts: Mapping[str, PartSpec], size: int = 1 << 22) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `size` bytes that cover a weight which only has to be read."""
+    """Row ranges of about `size` bytes that cover a weight which only has to be read; see ROWS_TOGETHER."""
     rows = next(iter(parts.values())).shape[0]
-    step = max(1, size * rows // max(1, sum(spec.bytes for spec in parts.values())))
+    step = max(1, size * rows // max(1, sum(spec.bytes for spec in parts.values())) // ROWS_TOGETHER) * ROWS_TOGETHER
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
@@ -132,8 +135,26 @@ def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool, offset: bool
     return parts
 
 
-def as_parts(weight: Int4) -> dict[str, torch.Tensor]:
-    """An `Int4` as the parts of a recipe."""
+def int8_parts(shape: tuple[int, ...], block: int) -> dict[str, PartSpec]:
+    """The parts of an int8 weight [N, K]; see `Int8`."""
+    rows, columns = shape
+    return {
+        "q8": PartSpec((rows, columns), torch.uint8),
+        "scale": PartSpec((rows, columns // block), torch.float32),
+    }
+
+
+def palette_parts(shape: tuple[int, ...], rows: int) -> dict[str, PartSpec]:
+    """The parts of a weight [N, K] with a lookup table for every `rows` of its rows; see `Palette`."""
+    groups = shape[0] // rows
+    return {
+        "index": PartSpec((groups, rows, shape[1] // 2), torch.uint8),
+        "lut": PartSpec((groups, ENTRIES), torch.float32),
+    }
+
+
+def as_parts(weight: Quantized) -> dict[str, torch.Tensor]:
+    """A quantized weight as the parts of a recipe."""
     return {part: tensor for part, tensor in vars(weight).items() if tensor is not None}
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import fx
 
-from pocketphi.graph.int4 import Int4, tensor_bytes
+from pocketphi.graph.forms import from_parts
+from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.graph.recipe import FloatWeight, Recipe, materialize
 from pocketphi.passes.int4_cache import Int4Cache, StoredInt4
-from pocketphi.passes.quantize_weights import Int4Weight, check_block
+from pocketphi.passes.quantize_weights import Int4Weight
 from pocketphi.passes.quantizers import Quantizer
 
 aten = torch.ops.aten
@@ -50,13 +51,15 @@ def quantize_calibrated(
     quantizer: Quantizer,
     cache: Int4Cache,
     progress: Callable[[], None] = lambda: None,
+    without: Collection[str] = (),
 ) -> dict[str, Recipe]:
     """Quantize every weight of linear layers and embeddings into the cache.
 
-    program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight. Returns name → stored weight.
+    program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight; without: weights that are left to
+    another quantizer. Returns name → stored weight.
     Raises InputError where a weight is not finite or the block does not divide its columns.
     """
-    weights = _quantizable(program, quantizer)
+    weights = {n: w for n, w in _quantizable(program, quantizer).items() if n not in without}
     key = _run_key(cache, tokens, quantizer)
     recalled = cache.recall(key, weights)
     if recalled is not None:
@@ -74,7 +77,7 @@ def quantize_calibrated(
         if node.target is not aten.linear.default:
             return args
         made = quantize(node.args[1], args[0])  # type: ignore[arg-type]
-        return args if made is None else (args[0], Int4(**materialize(made)).dequantize(), *args[2:])
+        return args if made is None else (args[0], from_parts(materialize(made)).dequantize(), *args[2:])
 
     head: Any = program.outputs["logits"]
     inputs = program.prefill_inputs(tokens)
@@ -99,7 +102,7 @@ def _quantizable(program: Program, quantizer: Quantizer) -> dict[str, Int4Weight
             continue
         source = program.weights.get(name)
         if isinstance(source, FloatWeight):
-            check_block(name, source.parts[""].shape[1], quantizer.block)
+            quantizer.check(name, *source.parts[""].shape)
             found[name] = Int4Weight(source, quantizer)
     return found
 

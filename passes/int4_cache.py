@@ -19,11 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pocketphi.graph.checkpoint import ROWS_TOGETHER
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
-from pocketphi.graph.recipe import PartSpec, digest
+from pocketphi.graph.recipe import PartSpec, digest, row_chunks
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.passes.quantize_weights import Int4Weight
 from pocketphi.passes.quantizers import Feedback
@@ -47,9 +46,7 @@ class StoredInt4:
     made_by: str
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        rows = self.parts["q"].shape[0]
-        step = max(1, (1 << 22) // self.parts["q"].shape[1] // ROWS_TOGETHER) * ROWS_TOGETHER
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+        return row_chunks(self.parts)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         with safe_open(self.path, "pt") as file:
@@ -122,8 +119,9 @@ class Int4Cache:
 def _compute(weight: Int4Weight) -> dict[str, torch.Tensor]:
     """All parts, by two threads with half of the rows each: torch's own threads cost more than they give here."""
     made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in weight.parts.items()}
-    rows, columns = weight.source.parts[""].shape
-    step = min(-(-rows // WORKERS), max(64, MAX_VALUES // columns))
+    group, (rows, columns) = weight.quantizer.group, weight.source.parts[""].shape
+    rows //= group
+    step = min(-(-rows // WORKERS), max(-(-64 // group), MAX_VALUES // (group * columns)))
 
     def work(start: int) -> None:
         for part, tensor in weight.read(start, min(start + step, rows)).items():

@@ -17,7 +17,7 @@ from torch import fx
 from pocketphi.graph.program import Program, op_name
 from pocketphi.passes.base import Pass, PassReport
 
-_PROJECTIONS = ("linear", "edge.matmul_nbits")
+_PROJECTIONS = ("linear", "edge.matmul_nbits", "edge.matmul_int8", "edge.matmul_palette")
 _BY_POSITION = (*_PROJECTIONS, "add", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu")
 """Operators whose result at a position comes from their inputs at that position."""
 

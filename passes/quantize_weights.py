@@ -1,4 +1,5 @@
-"""Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`.
+"""Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`,
+or the operators of another canonical form.
 
 Only the graph and the recipes change: nothing is read or computed here. A weight that both the embedding and the head
 read (tied) stays one weight.
@@ -13,20 +14,26 @@ from typing import Any
 import torch
 from torch import fx
 
-from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.forms import PARTS, Quantized, form_of
 from pocketphi.graph.program import Program, shape_of
 from pocketphi.graph.recipe import FloatWeight, PartSpec, Recipe, as_parts
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.quantizers import Feedback, Quantizer
 
 aten = torch.ops.aten
-BLOCKS = (16, 32, 64, 128, 256)
+edge = torch.ops.edge
+
+_OPERATORS = {
+    "int4": (edge.matmul_nbits.default, edge.embedding_nbits.default),
+    "int8": (edge.matmul_int8.default, edge.embedding_int8.default),
+    "palette": (edge.matmul_palette.default, edge.embedding_palette.default),
+}
+"""Canonical form → the operators that read it."""
 
 
 @dataclass(frozen=True)
 class Int4Weight:
-    """A float weight [N, K], quantized row by row when it is read."""
+    """A float weight [N, K], quantized row by row, or group by group, when it is read."""
 
     source: FloatWeight
     quantizer: Quantizer
@@ -37,73 +44,77 @@ class Int4Weight:
         return self.quantizer.parts(self.source)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        return self.source.checkpoint.chunks(self.source.tensor)
+        group = self.quantizer.group
+        for start, stop in self.source.checkpoint.chunks(self.source.tensor, multiple=group):
+            yield start // group, stop // group
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         return as_parts(self.quantize(start, stop))
 
-    def quantize(self, start: int, stop: int) -> Int4:
-        """Rows [start, stop) in the canonical form. Raises InputError where they are not finite."""
-        return self.quantizer.quantize_rows(self.source, start, stop, self.feedback)
+    def quantize(self, start: int, stop: int) -> Quantized:
+        """Rows [start, stop) of the canonical form. Raises InputError where they are not finite."""
+        group = self.quantizer.group
+        return self.quantizer.quantize_rows(self.source, group * start, group * stop, self.feedback)
 
     def describe(self) -> str:
         return f"{self.source.describe()} → {self.quantizer.describe()}"
 
 
 class QuantizeWeights(Pass):
-    """int4 for every linear layer, the head and the embedding."""
+    """int4 for every linear layer, the head and the embedding, or what else their quantizer makes."""
 
     name = "quantize-weights"
 
-    def __init__(self, quantizer: Quantizer, stored: Mapping[str, Recipe] | None = None) -> None:
-        """stored: weights that calibration has quantized already, by name."""
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        stored: Mapping[str, Recipe] | None = None,
+        special: Mapping[str, Quantizer] | None = None,
+    ) -> None:
+        """stored: weights that calibration has quantized already, by name; special: quantizers of single weights."""
         self.quantizer = quantizer
         self.stored = stored or {}
+        self.special = special or {}
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         for node in list(program.graph.nodes):
             if node.target is aten.linear.default:
-                self._linear(program, node, report)
+                if len(node.args) > 2:
+                    report.refuse(node.name, "it has a bias")
+                else:
+                    self._replace(program, node, node.args[0], node.args[1], 0, report)
             elif node.target is aten.embedding.default:
-                self._embedding(program, node, report)
+                self._replace(program, node, node.args[1], node.args[0], 1, report)
 
-    def _linear(self, program: Program, node: fx.Node, report: PassReport) -> None:
-        if len(node.args) > 2:
-            report.refuse(node.name, "it has a bias")
-            return
-        parts = self._quantized(program, node, node.args[1], report)
-        if parts:
-            made = program.call(torch.ops.edge.matmul_nbits.default, (node.args[0], *parts), before=node)
+    def _replace(self, program: Program, node: fx.Node, x: Any, weight: Any, which: int, report: PassReport) -> None:
+        """which: 0 for a product, 1 for an embedding."""
+        recipe = self._quantized(program, node, weight, report)
+        if recipe:
+            form = str(form_of(recipe.parts))
+            nodes = program.weight(str(weight.target), recipe, before=node)
+            operator = _OPERATORS[form][which]
+            made = program.call(operator, (x, *(nodes.get(part) for part in PARTS[form])), before=node)
             node.replace_all_uses_with(made)
-            report.applied["matmul_nbits"] += 1
+            report.applied[operator._schema.name.removeprefix("edge::")] += 1
 
-    def _embedding(self, program: Program, node: fx.Node, report: PassReport) -> None:
-        parts = self._quantized(program, node, node.args[0], report)
-        if parts:
-            made = program.call(torch.ops.edge.embedding_nbits.default, (node.args[1], *parts), before=node)
-            node.replace_all_uses_with(made)
-            report.applied["embedding_nbits"] += 1
-
-    def _quantized(
-        self, program: Program, node: fx.Node, weight: Any, report: PassReport
-    ) -> list[fx.Node | None] | None:
-        """Nodes of q, scale and zero; None where the weight cannot be quantized."""
+    def _quantized(self, program: Program, node: fx.Node, weight: Any, report: PassReport) -> Recipe | None:
+        """The quantized weight; None where it cannot be quantized."""
         name = str(weight.target)
         recipe = program.weights[name] if weight.op == "get_attr" else None
-        if recipe is None or not (isinstance(recipe, FloatWeight) or "q" in recipe.parts):
+        if recipe is None or not (isinstance(recipe, FloatWeight) or form_of(recipe.parts)):
             report.refuse(node.name, f"{name} is not a weight of the checkpoint")
             return None
         if not _only_projections(program, name):
             report.refuse(node.name, f"another operator reads {name} too")
             return None
-        if isinstance(recipe, FloatWeight):  # a tied weight may be int4 already, by its other reader
-            check_block(name, int(shape_of(weight)[1]), self.quantizer.block)
-            remark = self.quantizer.remark(recipe)
-            if remark and name not in self.stored:
-                report.refuse(node.name, remark)
-            recipe = self.stored.get(name) or Int4Weight(recipe, self.quantizer)
-        nodes = program.weight(name, recipe, before=node)
-        return [nodes["q"], nodes["scale"], nodes.get("zero"), nodes.get("offset")]
+        if not isinstance(recipe, FloatWeight):  # a tied weight, which its other reader has met before
+            return recipe
+        quantizer = self.special.get(name, self.quantizer)
+        quantizer.check(name, *map(int, shape_of(weight)))
+        remark = quantizer.remark(recipe)
+        if remark and name not in self.stored:
+            report.refuse(node.name, remark)
+        return self.stored.get(name) or Int4Weight(recipe, quantizer)
 
 
 def _only_projections(program: Program, name: str) -> bool:
@@ -117,11 +128,3 @@ def _is_projection(node: fx.Node, weight: fx.Node) -> bool:
     if node.target is aten.linear.default:
         return places == [1] and len(node.args) == 2
     return node.target is aten.embedding.default and places == [0]
-
-
-def check_block(name: str, columns: int, block: int) -> None:
-    """Raise InputError unless `block` divides K, offering the blocks that do."""
-    if columns % block:
-        fitting = [str(b) for b in BLOCKS if columns % b == 0]
-        choice = f"choose --block {' or '.join(fitting)}" if fitting else "no block size fits"
-        raise InputError(f"{name}: K={columns} is not a multiple of block {block}; {choice}")

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.forms import form_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
 
@@ -99,15 +101,47 @@ class Host(ABC):
         """Other ways to run the bundle as it is saved, by name: another runtime that is installed, another file in it."""
 
 
+_FORMS = {"palette": "a palette", "int8": "int8"}
+_INSTEAD = {
+    "palette": "leave out --palette, or compile it for coreml alone",
+    "int8": "leave out --embedding-bits and --head-bits",
+}
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """Bytes that a model takes when it runs. weights: without the cache; kv_cache: keys and values of `tokens` tokens."""
+
+    weights: int
+    kv_cache: int
+    tokens: int
+
+
 class Target(ABC):
     """A runtime to compile for. name: what the command line calls it; packages: those whose versions decide its bytes."""
 
     name: str
     packages: tuple[str, ...]
+    forms = frozenset({"int4"})
+    """The canonical forms of weights that the target's files can hold."""
+
+    def check_forms(self, program: Program) -> None:
+        """Raise InputError where the program has a weight in another form."""
+        for name, recipe in program.weights.items():
+            form = form_of(recipe.parts)
+            if form and form not in self.forms:
+                raise InputError(
+                    f"{self.name}: {name} is {_FORMS[form]}, which the target cannot hold; {_INSTEAD[form]}"
+                )
 
     @abstractmethod
     def planned_bytes(self, program: Program) -> int:
         """Size of the files that `package` would write, within 1 %."""
+
+    def run_memory(self, program: Program, context: int) -> RunMemory:
+        """What running the files takes, at a context of so many tokens or the most that they hold: weights mapped and
+        prepacked, and a cache in float32, where a target does not say otherwise."""
+        return RunMemory(2 * self.planned_bytes(program), program.config.kv_cache_bytes(context), context)
 
     def planned_notes(self, program: Program) -> list[str]:
         """What a user should know before a file is written. Raises InputError for what cannot be written as asked."""

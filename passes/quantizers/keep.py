@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.forms import Quantized
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
@@ -42,7 +43,7 @@ class Keep(Quantizer):
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         return RoundToNearest(self.block, self.symmetric).quantize(w)
 
-    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Int4:
+    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Quantized:
         if source.checkpoint.int4_kind(source.tensor):
             return source.checkpoint.read_int4(source.tensor, start, stop)
         return super().quantize_rows(source, start, stop, feedback)

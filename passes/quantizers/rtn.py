@@ -20,7 +20,7 @@ class RoundToNearest(Quantizer):
     version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
-        blocks = w.view(w.shape[0], -1, self.block)
+        blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
         low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # aminmax takes four times as long
         if self.symmetric:
             scale = half_precision(torch.where(high > -low, high, low) / -8)

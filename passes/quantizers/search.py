@@ -17,6 +17,7 @@ import torch
 
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, half_precision
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
+from pocketphi.passes.quantizers.in_turn import PANEL, Nearest, round_in_turn
 from pocketphi.passes.quantizers.rtn import RoundToNearest, reciprocal
 
 _SHRINK = [1.05 - 0.05 * i for i in range(12)]
@@ -33,22 +34,26 @@ class ScaleSearch(Quantizer):
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         if feedback is None:
-            return self._search(w.view(w.shape[0], -1, self.block), torch.ones(self.block))
+            blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
+            return self._search(blocks, torch.ones(blocks.shape[2]))
         w = w.clone()
-        made = []
-        for start in range(0, w.shape[1], self.block):
-            stop = start + self.block
+        values, scales, zeros = [], [], []
+        block = self.block or w.shape[1]
+        panel = self.block or PANEL
+        for start in range(0, w.shape[1], panel):
+            stop = min(start + panel, w.shape[1])
             upper = feedback.upper[start:stop]
-            inside, later = upper[:, start:stop], upper[:, stop:]
-            # what a unit error of column k costs once the columns after it have made up for it: 1 / upper[k, k]²
-            found = self._search(w[:, None, start:stop], inside.diagonal() ** -2)
-            rounded, error = _round_in_turn(w[:, start:stop], found, inside)
-            w[:, stop:] -= error @ later
-            made.append(rounded)
+            if start % block == 0:
+                # what a unit error of column k costs once the columns after it have made up for it: 1 / upper[k, k]²
+                cost = feedback.upper.diagonal()[start : start + block] ** -2
+                scale, zero = _scale_and_zero(self._search(w[:, None, start : start + block], cost))
+                scales.append(scale)
+                zeros.append(zero)
+            rounded, error = round_in_turn(w[:, start:stop], upper[:, start:stop], _to_levels(scale, zero))
+            w[:, stop:] -= error @ upper[:, stop:]
+            values.append(rounded)
         return Int4.pack(
-            torch.cat([values for values, _, _ in made], dim=1),
-            torch.cat([scale for _, scale, _ in made], dim=1),
-            None if self.symmetric else torch.cat([zero for _, _, zero in made], dim=1),
+            torch.cat(values, dim=1), torch.cat(scales, dim=1), None if self.symmetric else torch.cat(zeros, dim=1)
         )
 
     def _search(self, blocks: torch.Tensor, h: torch.Tensor) -> Int4:
@@ -66,26 +71,21 @@ class ScaleSearch(Quantizer):
         return Int4.pack(best.q.view(flat.shape), best.scale[..., 0], None if self.symmetric else zero)
 
 
-def _round_in_turn(
-    w: torch.Tensor, found: Int4, upper: torch.Tensor
-) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Round one block column by column with the scale found for it.
+def _scale_and_zero(found: Int4) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [N, 1] each, of rows that are one block."""
+    zeros = found.zeros()
+    return found.scale, torch.full_like(found.scale, SYMMETRIC_ZERO) if zeros is None else zeros.float()
 
-    w: float32 [N, block]; upper: [block, block]. Returns ((values uint8 [N, block], scale [N, 1], zero [N, 1]), and the
-    errors [N, block] in units of upper's diagonal, for the columns behind the block).
-    """
-    scale, zeros = found.scale, found.zeros()
-    zero = torch.full_like(scale, SYMMETRIC_ZERO) if zeros is None else zeros.float()
+
+def _to_levels(scale: torch.Tensor, zero: torch.Tensor) -> Nearest:
+    """Round to the levels of one block: scale and zero float32 [N, 1]."""
     inverse = reciprocal(scale)
-    w = w.clone()
-    values, errors = torch.empty_like(w), torch.empty_like(w)
-    for k in range(w.shape[1]):
-        column = w[:, k : k + 1]
+
+    def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         q = (column * inverse).round_().add_(zero).clamp_(0, 15)
-        error = (column - (q - zero) * scale) / upper[k, k]
-        w[:, k + 1 :] -= error * upper[k, k + 1 :]
-        values[:, k : k + 1], errors[:, k : k + 1] = q, error
-    return (values.to(torch.uint8), scale, zero), errors
+        return q, (q - zero) * scale
+
+    return nearest
 
 
 class _Best:

@@ -77,19 +77,25 @@ class Emitter:
             if index < len(items):
                 self.values[user] = items[index]
 
-    def int4(self, node: fx.Node) -> Var:
-        """The int4 weight of a node, decompressed where it is used: float16 [N, K]. One value for tied uses."""
-        _, q, scale, zero, _ = node.args
-        name = identifier(split_target(str(q.target))[0])  # type: ignore[union-attr]
+    def decoded(self, node: fx.Node) -> Var:
+        """The quantized weight of a node, decompressed where it is used: float16 [N, K]. One value for tied uses."""
+        targets = [str(arg.target) for arg in node.args[1:] if isinstance(arg, fx.Node)]
+        parts = {split_target(target)[1]: target for target in targets}
+        name = identifier(split_target(targets[0])[0])
+
+        def stored(part: str) -> Var:
+            return self.builder.weight(parts[part], f"{name}_{part}")
 
         def make() -> Var:
-            data = self.builder.weight(str(q.target), f"{name}_q")  # type: ignore[union-attr]
-            arguments = {"scale": self.builder.weight(str(scale.target), f"{name}_scale")}  # type: ignore[union-attr]
-            if zero is not None:
-                arguments["offset"] = self.builder.weight(str(zero.target), f"{name}_zero")  # type: ignore[union-attr]
+            if "index" in parts:
+                return self.op("constexpr_lut_to_dense", name, indices=stored("index"), lut=stored("lut"))
+            data = stored("q8" if "q8" in parts else "q")
+            arguments = {"scale": stored("scale")}
+            if "zero" in parts:
+                arguments["offset"] = stored("zero")
             return self.op("constexpr_blockwise_shift_scale", name, data=data, **arguments)
 
-        return self.builder.shared(f"int4 {name}", make)
+        return self.builder.shared(f"decoded {name}", make)
 
     # positions, in int32: float16 counts exactly to 2048 only
 

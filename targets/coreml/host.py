@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.forms import form_of
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, pack_nibbles
-from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, row_chunks
+from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, int8_parts, palette_parts, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage
@@ -47,7 +49,7 @@ class CoreMLHost(Host):
         for name in self._names:
             parts = _parts(self.package, function, identifier(name))
             if parts:
-                found[name] = SavedInt4(parts) if "q" in parts else SavedFloat(parts[""])
+                found[name] = _SAVED[form_of(parts)](parts)
         return found
 
     def stored(self, name: str, constant: Recipe) -> Recipe:
@@ -191,8 +193,8 @@ def _parts(package: MLPackage, function: str, name: str) -> dict[str, Raw]:
     except InputError:
         return {}
     if "data" not in parts:
-        return parts
-    found = {"q": parts["data"], "scale": parts["scale"]}
+        return {"index": parts["indices"], "lut": parts["lut"]} if "indices" in parts else parts
+    found = {"q8" if parts["data"].dtype == "int8" else "q": parts["data"], "scale": parts["scale"]}
     if "offset" in parts:
         found["zero"] = parts["offset"]
     with contextlib.suppress(InputError):
@@ -201,39 +203,44 @@ def _parts(package: MLPackage, function: str, name: str) -> dict[str, Raw]:
 
 
 @dataclass(frozen=True)
-class SavedFloat:
-    """A float weight of a package: float32 of the float16 values."""
+class Saved(ABC):
+    """A weight of a package, back in canonical form: the inverse of `weightfile.encode`."""
 
-    raw: Raw = field(repr=False)
+    raw: Mapping[str, Raw] = field(repr=False)
 
     @property
-    def parts(self) -> Mapping[str, PartSpec]:
-        return {"": PartSpec(tuple(int(s or 0) for s in self.raw.shape), torch.float32)}
+    @abstractmethod
+    def parts(self) -> Mapping[str, PartSpec]: ...
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]: ...
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         return row_chunks(self.parts)
-
-    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {"": self.raw.rows(start, stop).tensor().float()}
 
     def describe(self) -> str:
         return "as saved in the package"
 
 
-@dataclass(frozen=True)
-class SavedInt4:
-    """An int4 weight of a package, back in canonical form: the inverse of `weightfile.encode`."""
+class SavedFloat(Saved):
+    """A float weight: float32 of the float16 values."""
 
-    raw: Mapping[str, Raw] = field(repr=False)
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return {"": PartSpec(self.raw[""].shape, torch.float32)}
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return {"": self.raw[""].rows(start, stop).tensor().float()}
+
+
+class SavedInt4(Saved):
+    """An int4 weight."""
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
         rows, columns = self.raw["q"].shape
         block = columns // self.raw["scale"].shape[1]
         return int4_parts((rows, columns), block, "zero" not in self.raw, "offset" in self.raw)
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        return row_chunks(self.parts)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         q = self.raw["q"].rows(start, stop)
@@ -246,5 +253,38 @@ class SavedInt4:
             found["offset"] = self.raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
         return found
 
-    def describe(self) -> str:
-        return "as saved in the package"
+
+class SavedInt8(Saved):
+    """An int8 weight."""
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        shape = self.raw["q8"].shape
+        return int8_parts(shape, shape[1] // self.raw["scale"].shape[1])
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        q8 = self.raw["q8"].rows(start, stop).data.view(stop - start, -1) ^ 0x80
+        return {"q8": q8, "scale": self.raw["scale"].rows(start, stop).tensor().float()}
+
+
+class SavedPalette(Saved):
+    """Indices and their lookup tables; a row is a group of rows that share one."""
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        rows, columns = self.raw["index"].shape
+        return palette_parts((rows, columns), rows // self.raw["lut"].shape[0])
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        _, group, half = self.parts["index"].shape
+        packed = self.raw["index"].rows(start * group, stop * group).data.view(stop - start, group, half)
+        lut = self.raw["lut"].rows(start, stop).tensor().float()
+        return {"index": packed, "lut": lut.view(stop - start, -1)}
+
+
+_SAVED: dict[str | None, type[Saved]] = {
+    None: SavedFloat,
+    "int4": SavedInt4,
+    "int8": SavedInt8,
+    "palette": SavedPalette,
+}

@@ -1,18 +1,24 @@
-"""What each compute unit of a phone makes of a package, and which one it is fit for: from Apple's guides and reported limits.
+"""What each compute unit of a phone makes of a package: is it fit for it, and which limit does it break?
 
-Nothing here was measured on a device. Sources: the guide of coremltools on quantization (per-block int4 is for the GPU,
-per-channel or palettes for the Neural Engine) and its issues #2593 (weight file), #2631 (state sizes), #2600 (flexible shapes).
+From Apple's guides and reported limits; nothing here was measured on a device. Sources: the guides of coremltools on
+quantization and palettization (int4 blocks are for the GPU, palettes and one scale a row for the Neural Engine) and its issues
+#2593 (weight file), #2631 (state sizes), #2600 (flexible shapes).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 ENGINE_WEIGHT_LIMIT = 2**31
 """Bytes of a weight file that the Neural Engine takes: "exceeds the maximum (2147483648 bytes)"."""
+ENGINE_DOUBTFUL = 10**9
+"""Above this, packages have been refused on phones with iOS 18, as the makers of Anemll report."""
 ENGINE_ALIGN = 32
 GPU, ENGINE, CPU = "GPU", "Neural Engine", "CPU"
+_OPTIONS = {GPU: "cpuAndGPU", ENGINE: "cpuAndNeuralEngine", CPU: "cpuOnly"}
+"""The member of `MLComputeUnits` that chooses a unit."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,9 @@ class Facts:
 
     weight_bytes:  size of weight.bin
     states:        name → shape, float16
-    blocks:        sizes of int4 blocks along K → how many matrices; those with one scale a row are not among them
+    blocks:        sizes of int4 and int8 blocks along K → how many matrices; those with one scale a row are not among them
+    palettes:      matrices that are indices into lookup tables
+    dense_bytes:   what all compressed matrices take as float16
     float_weights: matrices left in float16
     float32_norms: norms that compute in float32
     flexible:      inputs without a fixed size
@@ -30,6 +38,8 @@ class Facts:
     weight_bytes: int
     states: dict[str, tuple[int, ...]]
     blocks: dict[int, int]
+    palettes: int
+    dense_bytes: int
     float_weights: list[str]
     float32_norms: int
     flexible: bool
@@ -39,49 +49,76 @@ class Facts:
         return sum(2 * math.prod(shape) for shape in self.states.values())
 
 
-def lint(facts: Facts) -> dict[str, list[str]]:
-    """Compute unit → remarks; the first unit is the one that the package is fit for."""
-    found = {GPU: _gpu(facts), ENGINE: _engine(facts), CPU: _cpu(facts)}
-    # the engine is named only where nothing speaks against it: what it refuses runs on the CPU without a word
-    best = ENGINE if not found[ENGINE] else GPU
-    return {unit: found[unit] for unit in sorted(found, key=lambda unit: unit != best)}
+@dataclass(frozen=True)
+class Unit:
+    """The verdict for one compute unit.
+
+    limits:   what the unit does not take; what breaks one runs elsewhere, without a word
+    slow:     what costs speed or memory on it
+    reported: trouble that others had, and that cannot be looked for here
+    """
+
+    name: str
+    limits: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
+
+    @property
+    def fit(self) -> bool:
+        return not self.limits
+
+    def line(self, best: bool = False) -> str:
+        """The verdict in one line."""
+        fit = f"fit{', the one to choose' if best else ''}" if self.fit else "not fit"
+        slow = [f"slow: {text}" for text in self.slow]
+        remarks = "; ".join([*self.limits, *slow, *(f"reported: {text}" for text in self.reported)])
+        return f"{self.name} ({_OPTIONS[self.name]}): {fit}{f': {remarks}' if remarks else ''}"
+
+    def recorded(self) -> dict[str, Any]:
+        found = asdict(self)
+        return {"fit": self.fit, **{key: found[key] for key in ("limits", "slow", "reported")}}
 
 
-def verdict(remarks: dict[str, list[str]]) -> str:
-    """One line: the unit to choose, and what speaks against the Neural Engine."""
-    best = next(iter(remarks))
-    units = {GPU: "MLComputeUnits.cpuAndGPU", ENGINE: "MLComputeUnits.cpuAndNeuralEngine"}
-    against = f"; not for the Neural Engine: {'; '.join(remarks[ENGINE])}" if remarks[ENGINE] else ""
-    return f"Core ML: fit for the {best} ({units[best]}){against}"
+def lint(facts: Facts) -> list[Unit]:
+    """A verdict for each unit; the first is the one to choose."""
+    engine, gpu, cpu = _engine(facts), _gpu(facts), _cpu(facts)
+    return [engine, gpu, cpu] if engine.fit else [gpu, engine, cpu]
 
 
-def _gpu(facts: Facts) -> list[str]:
-    found = []
-    if facts.float_weights:
-        names = facts.float_weights
-        found.append(f"{len(names)} matrices are float16, four times the size of int4 (first {names[0]})")
-    return found
+def _gpu(facts: Facts) -> Unit:
+    slow = _float_matrices(facts)
+    if facts.palettes:
+        slow.append(f"{facts.palettes} matrices are palettes, which it gains less from than from blocks")
+    return Unit(GPU, slow=slow)
 
 
-def _engine(facts: Facts) -> list[str]:
-    found = []
+def _engine(facts: Facts) -> Unit:
+    limits, reported = [], []
     if facts.weight_bytes > ENGINE_WEIGHT_LIMIT:
-        found.append(f"the weight file has {facts.weight_bytes:,} bytes, its limit is {ENGINE_WEIGHT_LIMIT:,}")
+        limits.append(f"the weight file has {facts.weight_bytes:,} bytes, its limit is {ENGINE_WEIGHT_LIMIT:,}")
+    elif facts.weight_bytes > ENGINE_DOUBTFUL:
+        reported.append(f"weight files of more than {ENGINE_DOUBTFUL / 1e9:.0f} GB were refused on iOS 18")
     if facts.blocks:
         count, sizes = sum(facts.blocks.values()), ", ".join(map(str, sorted(facts.blocks)))
-        found.append(f"{count} matrices have int4 blocks of {sizes}, it wants one scale a row or a palette")
+        limits.append(f"{count} matrices have a scale for each block of {sizes}, it wants one a row or a palette")
     odd = {name: shape for name, shape in facts.states.items() if shape[-1] % ENGINE_ALIGN or shape[-2] % ENGINE_ALIGN}
     if odd:
         name, shape = next(iter(odd.items()))
-        found.append(f"state {name} {list(shape)} has last sizes that are no multiples of {ENGINE_ALIGN}")
+        limits.append(f"state {name} {list(shape)} has last sizes that are no multiples of {ENGINE_ALIGN}")
     if facts.float32_norms:
-        found.append(f"{facts.float32_norms} norms compute in float32, which it has not")
+        limits.append(f"{facts.float32_norms} norms compute in float32, which it has not")
     if facts.flexible:
-        found.append("inputs have flexible shapes, which run on the CPU")
+        limits.append("inputs have flexible shapes, which run on the CPU")
     if facts.states:
-        found.append("the cache is written at a position known at run time only, which has crashed there")
-    return found
+        reported.append("a cache written at a position known at run time only has crashed there")
+    return Unit(ENGINE, limits, _float_matrices(facts), reported)
 
 
-def _cpu(facts: Facts) -> list[str]:
-    return ["int4 weights are decompressed to float16 when the model is loaded or at each call"] if facts.blocks else []
+def _cpu(facts: Facts) -> Unit:
+    dense = f"weights are decompressed to {facts.dense_bytes / 1e9:,.2f} GB of float16 when loaded, or at each call"
+    return Unit(CPU, slow=[*_float_matrices(facts), *([dense] if facts.dense_bytes else [])])
+
+
+def _float_matrices(facts: Facts) -> list[str]:
+    names = facts.float_weights
+    return [f"{len(names)} matrices are float16, four times the size of int4 (first {names[0]})"] if names else []

@@ -94,9 +94,8 @@ def _last_token(e: Emitter, node: fx.Node) -> None:
 
 def _matmul_nbits(e: Emitter, node: fx.Node) -> None:
     """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
-    x, q, _, _, offset = node.args
-    value, weight = e.value(x), e.int4(node)
-    rows = int(shape_of(q)[0])  # type: ignore[arg-type]
+    x, _, _, _, offset = node.args
+    value, weight, rows = e.value(x), e.decoded(node), int(shape_of(node)[-1])
     if offset is None:
         e.values[node] = _times(e, e.name(node), value, weight, rows)
         return
@@ -107,18 +106,29 @@ def _matmul_nbits(e: Emitter, node: fx.Node) -> None:
     e.values[node] = e.op("add", e.name(node), x=scaled, y=lowest)
 
 
+def _matmul(e: Emitter, node: fx.Node) -> None:
+    """A product with a weight of another form."""
+    e.values[node] = _times(e, e.name(node), e.value(node.args[0]), e.decoded(node), int(shape_of(node)[-1]))
+
+
 def _embedding_nbits(e: Emitter, node: fx.Node) -> None:
     _, q, _, _, offset = node.args
-    ids = e.builder.inputs["inputIds"]
     if offset is None:
-        e.values[node] = e.op("gather", e.name(node), x=e.int4(node), indices=ids, axis=0)
+        _rows(e, node)
         return
-    scaled = e.op("gather", f"{node.name}_scaled", x=e.int4(node), indices=ids, axis=0)
+    ids = e.builder.inputs["inputIds"]
+    scaled = e.op("gather", f"{node.name}_scaled", x=e.decoded(node), indices=ids, axis=0)
     lowest = e.op("gather", f"{node.name}_lowest", x=e.value(offset), indices=ids, axis=0)
     column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
     blocks, columns = int(shape_of(offset)[1]), 2 * int(shape_of(q)[1])  # type: ignore[arg-type]
     total = e.op("add", f"{node.name}_sum", x=_in_blocks(e, node, scaled, blocks), y=column)
     e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, columns])
+
+
+def _rows(e: Emitter, node: fx.Node) -> None:
+    """Rows of an embedding in any form."""
+    ids = e.builder.inputs["inputIds"]
+    e.values[node] = e.op("gather", e.name(node), x=e.decoded(node), indices=ids, axis=0)
 
 
 def _in_blocks(e: Emitter, node: fx.Node, x: Var, blocks: int) -> Var:
@@ -158,6 +168,10 @@ _RULES: dict[str, Callable[[Emitter, fx.Node], None]] = {
     "edge.last_token": _last_token,
     "edge.matmul_nbits": _matmul_nbits,
     "edge.embedding_nbits": _embedding_nbits,
+    "edge.matmul_int8": _matmul,
+    "edge.embedding_int8": _rows,
+    "edge.matmul_palette": _matmul,
+    "edge.embedding_palette": _rows,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,

@@ -41,6 +41,7 @@ _TYPES = {"int32": types.int32, "fp16": types.fp16}
 _NUMPY = {
     BlobType.FLOAT16: np.dtype(np.float16),
     BlobType.INT32: np.dtype(np.int32),
+    BlobType.INT8: np.dtype(np.int8),
     BlobType.INT4: types.np_int4_dtype,
     BlobType.UINT4: types.np_uint4_dtype,
 }

@@ -24,12 +24,13 @@ from typing import Any
 
 from pocketphi.artifacts.stream import Progress, write_weights
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, op_name
-from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.base import Packaged, RunMemory, Target
 from pocketphi.targets.coreml.blob import ALIGN, header
 from pocketphi.targets.coreml.emitter import STATES
 from pocketphi.targets.coreml.form import Form, make_form
-from pocketphi.targets.coreml.lint import Facts, lint, verdict
+from pocketphi.targets.coreml.lint import Facts, lint
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
 from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights
@@ -57,6 +58,7 @@ class CoreML(Target):
 
     name = "coreml"
     packages = ("coremltools",)
+    forms = frozenset({"int4", "int8", "palette"})
 
     def __init__(
         self,
@@ -90,24 +92,17 @@ class CoreML(Target):
     def planned_notes(self, program: Program) -> list[str]:
         form = self.form(program)
         facts = facts_of(program, form, plan_weights(program, form))
-        remarks = lint(facts)
-        slow = remarks[next(iter(remarks))]
-        if self.strict and slow:
-            raise InputError(f"coreml: {slow[0]}; without --strict this is only reported")
-        per_token = program.config.kv_cache_bytes(1, bytes_per_value=2)
-        megabytes = facts.state_bytes / 1e6
-        memory = f"Core ML: the cache of {form.positions} tokens takes {megabytes:,.0f} MB, {per_token:,} bytes a token"
+        best, *others = lint(facts)
+        if self.strict and best.slow:
+            raise InputError(f"coreml: {best.slow[0]}; without --strict this is only reported")
         unnamed = form.flexible and self.model_id is None
-        return [
-            verdict(remarks),
-            memory,
-            *slow,
-            *(
-                ["Core ML: swift-transformers must be given a tokenizer: the package names no repository"]
-                if unnamed
-                else []
-            ),
-        ]
+        tokenizer = "swift-transformers must be given a tokenizer: the package names no repository"
+        return [best.line(best=True), *(unit.line() for unit in others), *([tokenizer] if unnamed else [])]
+
+    def run_memory(self, program: Program, context: int) -> RunMemory:
+        form = self.form(program)
+        cache = program.config.kv_cache_bytes(form.positions, bytes_per_value=2)
+        return RunMemory(plan_weights(program, form).size, cache, form.context)
 
     def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
         notes = self.planned_notes(program)
@@ -158,8 +153,9 @@ class CoreML(Target):
             "norm": form.norm,
             "flavor": form.flavor,
             "state_bytes": facts.state_bytes,
+            "kv_cache_bytes_per_token": program.config.kv_cache_bytes(1, bytes_per_value=2),
             "weight_bytes": file.size,
-            "compute_units": lint(facts),
+            "compute_units": {unit.name: unit.recorded() for unit in lint(facts)},
         }
 
 
@@ -168,8 +164,8 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
     config = program.config
     operators = Counter(op_name(node) for node in program.graph.nodes if node.op == "call_function")
     matrices = {name: recipe.parts for name, recipe in file.weights.items()}
-    int4 = {name: 2 * p["q"].shape[1] // p["scale"].shape[1] for name, p in matrices.items() if "q" in p}
-    per_row = [name for name in int4 if matrices[name]["scale"].shape[1] == 1]
+    compressed = {name: (p, shape_of_parts(p)) for name, p in matrices.items() if form_of(p)}
+    scales = [(columns // p["scale"].shape[1], columns) for p, (_, columns) in compressed.values() if "scale" in p]
     state = (config.layers, 1, config.kv_heads, form.positions, config.head_dim)
     floats = {
         str(node.args[i].target)
@@ -180,7 +176,9 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
     return Facts(
         weight_bytes=file.size,
         states=dict.fromkeys(STATES, state),
-        blocks=dict(sorted(Counter(block for name, block in int4.items() if name not in per_row).items())),
+        blocks=dict(sorted(Counter(block for block, columns in scales if block < columns).items())),
+        palettes=len(compressed) - len(scales),
+        dense_bytes=sum(2 * rows * columns for _, (rows, columns) in compressed.values()),
         float_weights=[name for name in matrices if name in floats],
         float32_norms=operators["edge.rms_norm"] + operators["edge.add_rms_norm"] if form.norm == "fp32" else 0,
         flexible=form.flexible,

@@ -6,6 +6,9 @@
     zero                          uint4 [N, K/block]         repacked without the padding at the end of odd rows
     scale                         float16 [N, K/block]       exact, or a bug of the quantizer
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
+    q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
+    index, of a palette           uint4 [N, K]               as it is
+    lut                           float16 [N/R, 1, 16, 1]    exact, or a bug of the quantizer
     a float tensor                float16, same shape        rounded; a rotary table ends where the cache does
 
 Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
@@ -23,7 +26,9 @@ import torch
 
 from pocketphi.artifacts.stream import Layout, Rows
 from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.forms import shape_of_parts
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, pack_nibbles, unpack_nibbles
+from pocketphi.graph.palette import ENTRIES
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.graph.recipe import PartSpec, Recipe
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
@@ -100,8 +105,14 @@ def encode(name: str, rows: Rows) -> Rows:
         elif part == "zero":
             zeros = unpack_nibbles(tensor, rows["scale"].shape[1])
             stored[part] = pack_nibbles(zeros.reshape(1, -1))
-        elif part == "scale":
-            stored[part] = _exact_half(tensor, f"{name}: a scale", CompilerBug)
+        elif part in ("scale", "lut"):
+            stored[part] = _exact_half(
+                tensor, f"{name}: a scale" if part == "scale" else f"{name}: a value", CompilerBug
+            )
+        elif part == "q8":
+            stored[part] = tensor ^ 0x80
+        elif part == "index":
+            stored[part] = tensor
         elif part == "offset":
             stored[part] = _lowest(name, tensor, rows)
         else:
@@ -135,6 +146,12 @@ def _stored_as(part: str, spec: PartSpec, parts: Mapping[str, PartSpec]) -> tupl
         return (BlobType.INT4 if symmetric else BlobType.UINT4), (spec.shape[0], 2 * spec.shape[1])
     if part == "zero":
         return BlobType.UINT4, parts["scale"].shape
+    if part == "q8":
+        return BlobType.INT8, spec.shape
+    if part == "index":
+        return BlobType.UINT4, shape_of_parts(parts)
+    if part == "lut":
+        return BlobType.FLOAT16, (spec.shape[0], 1, ENTRIES, 1)
     if not spec.dtype.is_floating_point:
         raise CompilerBug(f"no blob type for a weight of {spec.dtype}")
     return BlobType.FLOAT16, spec.shape
@@ -146,8 +163,8 @@ def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        if op_name(node) in ("linear", "edge.matmul_nbits"):
-            size = int(shape_of(node.args[1])[0])
+        if op_name(node) in ("linear", "edge.matmul_nbits", "edge.matmul_int8", "edge.matmul_palette"):
+            size = int(shape_of(node)[-1])
             found[f"const.zeros_{size}"] = np.zeros(size, np.float16)
         elif op_name(node) == "edge.attention":
             heads, kv_heads = node.args[6:8]

@@ -173,7 +173,7 @@ class SavedWeight:
 
 
 _DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}
-_PARTS = ("q", "scale", "zero", "offset")
+_PARTS = ("q", "scale", "zero", "offset", "q8")
 
 
 def read_weights(folder: Path) -> dict[str, Recipe]:
@@ -186,7 +186,7 @@ def read_weights(folder: Path) -> dict[str, Recipe]:
         if tensor.data_location != onnx.TensorProto.EXTERNAL or suffix in ("2d", "3d"):  # other shape, same bytes
             continue
         name, part = (stem, suffix) if suffix in _PARTS else (tensor.name, "")
-        dims = tuple(tensor.dims) if suffix != "q" else (tensor.dims[0], math.prod(tensor.dims[1:]))
+        dims = tuple(tensor.dims) if suffix not in ("q", "q8") else (tensor.dims[0], math.prod(tensor.dims[1:]))
         parts.setdefault(name, {})[part] = PartSpec(dims, _DTYPES[tensor.data_type])
         entry = {e.key: e.value for e in tensor.external_data}
         offsets.setdefault(name, {})[part] = int(entry["offset"])

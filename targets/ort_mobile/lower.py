@@ -286,6 +286,24 @@ def _matmul_nbits(e: _Emitter, node: fx.Node) -> None:
     e.emit("Add", [scaled, _times_offset(e, node, e.name(x), block, e.name(offset))], [result])
 
 
+def _matmul_int8(e: _Emitter, node: fx.Node) -> None:
+    x, q8, scale = node.args
+    rows, columns = (int(s) for s in shape_of(q8))  # type: ignore[arg-type]
+    blocks = int(shape_of(scale)[1])  # type: ignore[arg-type]
+    block = columns // blocks
+    inputs = [e.name(x), e.weight(q8, (rows, blocks, block)), e.name(scale)]  # type: ignore[arg-type]
+    attributes = {"K": columns, "N": rows, "bits": 8, "block_size": block, "accuracy_level": e.accuracy_level}
+    e.emit("MatMulNBits", inputs, [e.result(node)], domain=MS, **attributes)
+
+
+def _embedding_int8(e: _Emitter, node: fx.Node) -> None:
+    ids, q8, scale = node.args
+    block = int(shape_of(q8)[1]) // int(shape_of(scale)[1])  # type: ignore[arg-type]
+    attributes = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [e.name(q8), e.name(ids), e.name(scale)]
+    e.emit("GatherBlockQuantized", inputs, [e.result(node)], domain=MS, **attributes)
+
+
 def _times_offset(e: _Emitter, node: fx.Node, x: str, block: int, offset: str) -> str:
     """x · (offset repeated over its block)ᵀ = (sums of x over blocks) · offsetᵀ: a float product of 1/block of the size.
 
@@ -340,6 +358,8 @@ _RULES: dict[str, Callable[[_Emitter, fx.Node], None]] = {
     "edge.last_token": _last_token,
     "edge.matmul_nbits": _matmul_nbits,
     "edge.embedding_nbits": _embedding_nbits,
+    "edge.matmul_int8": _matmul_int8,
+    "edge.embedding_int8": _embedding_int8,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,

@@ -19,12 +19,13 @@ import onnx
 from onnx import TensorProto
 
 from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, split_target
 from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.base import Packaged, Target
-from pocketphi.targets.ort_mobile.lint import lint
+from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS, Lowered, Placed, lower
 
 GRAPH_FILE = "model.onnx"
@@ -42,6 +43,7 @@ class OrtMobile(Target):
 
     name = "ort-mobile"
     packages = ("onnx", "onnxruntime")
+    forms = frozenset({"int4", "int8"})
 
     def __init__(
         self,
@@ -61,6 +63,17 @@ class OrtMobile(Target):
     def planned_bytes(self, program: Program) -> int:
         size = plan_layout(_ordered(program)).size
         return 2 * size + _tied_bytes(program) if self.ort_file else size
+
+    def check_forms(self, program: Program) -> None:
+        super().check_forms(program)
+        for name, recipe in program.weights.items():
+            if form_of(recipe.parts):
+                columns, blocks = shape_of_parts(recipe.parts)[1], recipe.parts["scale"].shape[1]
+                if columns // blocks not in FAST_BLOCKS:
+                    raise InputError(
+                        f"ort-mobile: {name} has blocks of {columns // blocks}, MatMulNBits takes "
+                        f"{', '.join(map(str, FAST_BLOCKS))}; choose such a --block, or compile it for coreml alone"
+                    )
 
     def planned_notes(self, program: Program) -> list[str]:
         slow = lint(lower(program, self.accuracy_level))
@@ -198,11 +211,8 @@ def _tied_bytes(program: Program) -> int:
     """What the single file holds twice: there, initializers of two shapes cannot share their bytes."""
     if not program.config.tied_embeddings:
         return 0
-    return program.weights["model.embed_tokens.weight"].parts["q"].bytes if _is_int4(program) else 0
-
-
-def _is_int4(program: Program) -> bool:
-    return "q" in program.weights["model.embed_tokens.weight"].parts
+    parts = program.weights[EMBEDDING].parts
+    return sum(parts[part].bytes for part in ("q", "q8") if part in parts)
 
 
 def _too_large(single: int) -> str:

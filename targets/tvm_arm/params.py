@@ -78,10 +78,7 @@ class SavedWeight:
     matrix: Interleaved | None
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        step = self.matrix.lanes if self.matrix else 1
-        rows = next(iter(self.parts.values())).shape[0]
-        size = max(1, next((stop for _, stop in row_chunks(self.parts)), 1) // step) * step
-        return ((start, min(start + size, rows)) for start in range(0, rows, size))
+        return row_chunks(self.parts)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         if self.matrix is None:

@@ -63,6 +63,62 @@ def test_two_compiles_give_the_same_bytes(capsys: pytest.CaptureFixture[str], tm
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_a_block_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, stderr = run(capsys, "compile", "random:tiny", "--block", "big")
+    assert (code, stderr) == (2, "pocketphi: --block big: expected one of 16, 32, 64, 128, 256, or row\n")
+
+
+def test_the_plan_of_each_target(capsys: pytest.CaptureFixture[str]) -> None:
+    """Core ML keeps keys and values in float16, for as many tokens as its cache has rows; and who is fit for what."""
+    targets = ("--target", "ort-mobile", "--target", "coreml", "--embedding-bits", "8", "--head-bits", "8")
+    arguments = ("compile", "random:phi-3-mini-4k", "--dry-run", *targets)
+    plan = json.loads(run(capsys, *arguments, "--json")[1])
+    assert {name: (r["kv_cache"], r["tokens"]) for name, r in plan["run"].items()} == {
+        "ort-mobile": (786_432 * 4096, 4096),
+        "coreml": (393_216 * 2048, 2048),
+    }
+    assert plan["applied"]["quantize-weights"] == {"embedding_int8": 1, "matmul_int8": 1, "matmul_nbits": 128}
+    printed = run(capsys, *arguments)[1]
+    assert "coreml: about 2.25 GB and " in printed
+    assert "805.31 MB of K/V cache at 2,048 tokens" in printed
+    assert "coreml: GPU (cpuAndGPU): fit, the one to choose" in printed
+    assert "coreml: Neural Engine (cpuAndNeuralEngine): not fit: the weight file has 2,2" in printed
+
+
+@pytest.mark.parametrize(("bits", "values"), [("4", 0.5), ("8", 1.0)])
+def test_the_plan_has_the_size_of_the_embedding(capsys: pytest.CaptureFixture[str], bits: str, values: float) -> None:
+    arguments = ("compile", "random:phi-3-mini-4k", "--dry-run", "--json", "--target", "coreml", "--block", "row")
+    plan = json.loads(run(capsys, *arguments, "--embedding-bits", bits)[1])
+    embedding, rest = 32064 * 3072, 3_723_000_000
+    assert plan["artifact"] == pytest.approx(embedding * values + rest / 2, rel=0.002)
+
+
+def test_without_coremltools_the_extra_is_named(tmp_path: Path) -> None:
+    arguments = ["compile", "random:tiny", "-o", "out", "--target", "coreml"]
+    script = (
+        "import sys; sys.modules['coremltools'] = None; from pocketphi.compiler.cli import main; sys.exit(main({}))"
+    )
+    command = [sys.executable, "-c", script.format(arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "needs the package 'coremltools'; install it with: pip install 'pocketphi[coreml]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_on_a_bundle_of_palettes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = str(tmp_path / "b")
+    options = ("--recipe", "rtn", "--palette", "8", "--head-bits", "8", "--target", "coreml", "--verify", "never")
+    assert run(capsys, "compile", "random:tiny", "-o", out, *options)[0] == 0
+    printed = run(capsys, "inspect", out)[1]
+    assert "int4 rtn, palettes of 8 rows, int8 head" in printed
+    assert "256 tokens, 384 bytes of K/V cache each" in printed
+    assert "Neural Engine (cpuAndNeuralEngine): not fit: state keyCache [3, 1, 2, 256, 16]" in printed
+    evaluated = run(capsys, "eval", out, "--reference", "random:tiny", "--tokens", "64", "--window", "32", "--json")[1]
+    assert 0 < json.loads(evaluated)["kl"] < 0.5
+    short = ("--threads", "1", "--prompt-tokens", "8", "--generate", "2", "--rounds", "1", "--json")
+    assert json.loads(run(capsys, "bench", out, *short)[1])[0]["decode"] > 0
+
+
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     code, stdout, _ = run(capsys, "compile", "random:phi-3-mini-4k", "-o", str(out), "--dry-run", "--json")
@@ -116,7 +172,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("nowhere", (), "nowhere: no such model; expected a Hugging Face folder"),
         ("random:phi-9", (), "unknown shape 'phi-9'; expected one of phi-3-mini-4k"),
         ("random:tiny", ("--recipe", "magic"), "--recipe magic: expected one of search, rtn, keep"),
-        ("random:tiny", ("--block", "48"), "--block 48: expected one of 16, 32, 64, 128, 256"),
+        ("random:tiny", ("--block", "48"), "--block 48: expected one of 16, 32, 64, 128, 256, or row"),
+        ("random:tiny", ("--palette", "5"), "--palette 5: expected one of 1, 2, 4, 8, 16, 32, 64 rows"),
+        ("random:tiny", ("--palette",), "ort-mobile: model.embed_tokens.weight is a palette, which the target cannot"),
         ("random:tiny", ("--block", "128"), "K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"),
         ("random:tiny", ("--context", "0"), "--context 0: expected a positive number"),
         ("random:tiny", ("--context", "257"), "--context 257: the model has 256 positions"),
@@ -380,6 +438,8 @@ def test_what_can_be_refused_early_is(
     [
         (("--calibration", "x", "--recipe", "rtn"), "--calibration: --recipe rtn has no use for it"),
         (("--recipe", "keep", "--asymmetric"), "leave out --asymmetric"),
+        (("--recipe", "keep", "--palette"), "--palette: --recipe keep keeps the file's blocks; choose search or rtn"),
+        (("--palette", "--asymmetric"), "--palette: a table has no zero points; leave out --asymmetric"),
         (("--recipe", "keep", "--block", "64"), "the file's blocks are of 32, not --block 64"),
         (("--cache", "/proc/none"), "/proc/none: the cache cannot be made"),
     ],

@@ -86,3 +86,21 @@ def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
     result = evaluate_model(str(tmp_path / "keep"), None, 512, 512, "sample", Ui())
     assert result.kl is not None
     assert result.kl < 0.12  # the embedding's rounding alone
+
+
+def test_core_ml_says_the_same(sample_bundle: Path, sample_cache: Path, tmp_path: Path) -> None:
+    """With the same int4 weights, from the cache: verified in the interpreter, which then answers."""
+    pytest.importorskip("coremltools")
+    out = tmp_path / "coreml"
+    options = CompileOptions("sample", out, ("coreml",), context=512, verify="always", cache=sample_cache)
+    recorded = {check["name"]: check for check in compile_model(options).manifest["verification"]["checks"]}
+    for part in ("prefill", "decode"):
+        assert recorded[f"KL {part}, exact"]["measured"] <= 5e-6
+        assert recorded[f"KL {part}, as saved"]["measured"] <= 1e-4
+    assert recorded["greedy tokens that differ"]["detail"].startswith("64/64 equal")
+    ort, coreml = (Bundle.open(folder).manifest["targets"] for folder in (sample_bundle, out))
+    assert (
+        coreml["coreml"]["weights"]["model.layers.0.mlp.down_proj.weight"]
+        == (ort["ort-mobile"]["weights"]["model.layers.0.mlp.down_proj.weight"])
+    )
+    assert "Paris" in Chat(out, max_tokens=128).say("What is the capital of France?").text

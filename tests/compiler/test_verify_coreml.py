@@ -35,6 +35,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def palettes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of palettes with an int8 embedding, not verified."""
+    folder = tmp_path_factory.mktemp("palettes") / "bundle"
+    options = CompileOptions(
+        "random:tiny", folder, ("coreml",), "rtn", palette=16, embedding_bits=8, chunk=16, verify="never"
+    )
+    compile_model(options)
+    return folder
+
+
 def verify(folder: Path, only: str | None = "coreml") -> Verification:
     return verify_folder(folder, Bundle.open(folder, check=False).manifest, Ui(), only=only)
 
@@ -62,10 +73,10 @@ def test_a_good_bundle_passes_every_check(both: Path) -> None:
     assert (bounds["coreml: KL prefill, exact"], bounds["coreml: KL prefill, as saved"]) == (5e-6, 1e-4)
 
 
-def edit_weights(folder: Path, part: str, edit: Callable[[Any], Any]) -> None:
-    """Change the bytes of one stored part of MATRIX in the file."""
+def edit_weights(folder: Path, part: str, edit: Callable[[Any], Any], weight: str = MATRIX) -> None:
+    """Change the bytes of one stored part of a weight in the file."""
     package = MLPackage.open(folder / PACKAGE)
-    old = package.parts("decode", MATRIX)[part].data.numpy().tobytes()
+    old = package.parts("decode", weight)[part].data.numpy().tobytes()
     path = next((folder / PACKAGE).rglob("weight.bin"))
     content = path.read_bytes()
     assert content.count(old) == 1
@@ -101,6 +112,43 @@ def test_a_changed_weight_is_caught(both: Path, tmp_path: Path, damage: Callable
     assert failed(result)[0].endswith("weights equal, bit for bit")
     assert result.checks[0].measured == 1
     assert "model.layers.1.self_attn.o_proj.weight" in result.checks[0].detail
+
+
+def flip_one_index(folder: Path) -> None:
+    def flip(data: Any) -> Any:
+        data[77] ^= 0x10
+        return data
+
+    edit_weights(folder, "indices", flip)
+
+
+def change_one_entry(folder: Path) -> None:
+    """The last bit of one value of one table."""
+
+    def change(data: Any) -> Any:
+        data[2 * 21] ^= 1
+        return data
+
+    edit_weights(folder, "lut", change)
+
+
+def test_a_good_bundle_of_palettes_passes(palettes: Path) -> None:
+    assert failed(verify(palettes)) == []
+
+
+@pytest.mark.parametrize("damage", [flip_one_index, change_one_entry])
+def test_a_changed_palette_is_caught(palettes: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = shutil.copytree(palettes, tmp_path / "bundle")
+    damage(folder)
+    result = verify(folder)
+    assert failed(result)[0].endswith("weights equal, bit for bit")
+    assert (result.checks[0].measured, result.checks[0].detail) == (1, "first model.layers.1.self_attn.o_proj.weight")
+
+
+def test_a_changed_byte_of_the_int8_embedding_is_caught(palettes: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(palettes, tmp_path / "bundle")
+    edit_weights(folder, "data", lambda data: data ^ (np.arange(data.size) == 5), "model_embed_tokens_weight")
+    assert verify(folder).checks[0].detail == "first model.embed_tokens.weight"
 
 
 def edit_model(folder: Path, edit: Callable[[Any], int]) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_phi3 import quantized
+from tiny_phi3 import quantized, quantized_by
 
+from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.int4 import Int4, pack_nibbles
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, PartSpec, as_parts
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.quantizers import EightBits, KMeans
 from pocketphi.targets.base import Packaged
 
 CONTEXT, CHUNK = 100, 16  # 7 chunks, the last one incomplete
@@ -22,6 +24,13 @@ CONTEXT, CHUNK = 100, 16  # 7 chunks, the last one incomplete
 def finished(variant: str = "tiny", block: int = 32, symmetric: bool = True) -> Program:
     """Quantized, logits of the last token."""
     program = quantized(variant, block, symmetric)
+    LastLogits()(program)
+    return program
+
+
+def in_forms(variant: str = "tiny") -> Program:
+    """Palettes of 16 rows and an int8 embedding, logits of the last token."""
+    program = quantized_by(KMeans(16, weighted=False), variant, {EMBEDDING: EightBits(0)})
     LastLogits()(program)
     return program
 
@@ -118,6 +127,7 @@ class Blobs:
         offset = value.blobFileValue.offset
         read = {
             10: lambda: np.array(self._reader.read_fp16_data(offset), np.uint16).view(np.float16),
+            21: lambda: np.array(self._reader.read_int8_data(offset)),
             23: lambda: np.array(self._reader.read_int32_data(offset)),
             25: lambda: np.array(self._reader.read_int4_data(offset)),
             35: lambda: np.array(self._reader.read_uint4_data(offset)),
@@ -126,13 +136,16 @@ class Blobs:
 
 
 def saved_parts(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Value name → its blobs: data, scale and offset of an int4 weight, `val` of a constant. Functions must agree."""
+    """Value name → its blobs: data, scale and offset of blocks, indices and lut of a palette, `val` of a constant.
+
+    Functions must agree.
+    """
     blobs = Blobs(folder)
     found: dict[str, dict[str, np.ndarray]] = {}
     where: dict[str, dict[str, int]] = {}
     for operations in functions(spec(folder)).values():
         for op in operations:
-            if op.type == "constexpr_blockwise_shift_scale":
+            if op.type in ("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"):
                 values = {key: argument.arguments[0].value for key, argument in op.inputs.items()}
             elif op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
                 values = {"val": op.attributes["val"]}

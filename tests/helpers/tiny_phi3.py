@@ -24,7 +24,7 @@ from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
 from pocketphi.passes.quantize_weights import QuantizeWeights
-from pocketphi.passes.quantizers import RoundToNearest
+from pocketphi.passes.quantizers import Quantizer, RoundToNearest
 
 TINY = PUBLISHED["tiny"]  # 3 layers, 4 heads over 2, a window of 48, untied
 SWITCH = 64
@@ -72,8 +72,15 @@ def fused(variant: str = "tiny") -> Program:
 
 
 def quantized(variant: str = "tiny", block: int = 32, symmetric: bool = True) -> Program:
+    return quantized_by(RoundToNearest(block, symmetric), variant)
+
+
+def quantized_by(
+    quantizer: Quantizer, variant: str = "tiny", special: Mapping[str, Quantizer] | None = None
+) -> Program:
+    """special: quantizers of single weights."""
     program = fused(variant)
-    QuantizeWeights(RoundToNearest(block, symmetric))(program)
+    QuantizeWeights(quantizer, special=special)(program)
     return program
 
 

@@ -79,3 +79,13 @@ def test_zeros_stay_zeros_and_dead_inputs_do_no_harm() -> None:
     made = ScaleSearch(32).quantize(torch.zeros_like(w), Feedback.of(x.T @ x))
     assert torch.equal(made.dequantize(), torch.zeros_like(w))
     assert torch.isfinite(ScaleSearch(32).quantize(w, Feedback.of(x.T @ x)).scale).all()
+
+
+def test_a_scale_for_a_whole_row() -> None:
+    """One scale a row; columns in panels, whose errors reach those behind as the errors of blocks do."""
+    w, x = matrix(columns=160), inputs(160)
+    feedback = Feedback.of(x.T @ x / x.shape[0])
+    made, plain = ScaleSearch(0).quantize(w, feedback), ScaleSearch(0).quantize(w)
+    assert (made.scale.shape, made.block) == ((48, 1), 160)
+    errors = [float((x @ (q.dequantize() - w).T).square().mean()) for q in (made, plain, RoundToNearest(0).quantize(w))]
+    assert errors[0] < errors[1] < errors[2]

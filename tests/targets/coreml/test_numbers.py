@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from coreml_package import CHUNK, finished, package, with_offsets
+from coreml_package import CHUNK, finished, in_forms, package, with_offsets
 from tiny_phi3 import SWITCH, TINY, VARIANTS, Call, fused, normal, quantized, small
 from torch import fx
 
@@ -93,6 +93,17 @@ def divergence(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest KL(a, b) of a position, in nats."""
     a, b = (torch.log_softmax(x.double(), -1) for x in (a, b))
     return float((a.exp() * (a - b)).sum(-1).max())
+
+
+@pytest.mark.parametrize("variant", ["tiny", "tied"])
+def test_palettes_and_an_int8_embedding(tmp_path: Path, variant: str) -> None:
+    program, tokens = in_forms(variant), tokens_of(40)
+    package(program, tmp_path)
+    want = reference(program, tokens, 37)
+    assert divergence(want, Player(tmp_path).play(tokens, 37)) < EXACT_BOUND
+    assert divergence(want, Player(tmp_path, "fp16").play(tokens, 37)) < SAVED_BOUND
+    # and it is not met by chance: int4 blocks of the same weights are further away
+    assert divergence(reference(finished(variant), tokens, 37), want) > SAVED_BOUND
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

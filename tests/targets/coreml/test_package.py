@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coreml_package import CONTEXT, finished, functions, ignore, package, saved_parts, spec, with_offsets
-from tiny_phi3 import SWITCH, VARIANTS, fused, quantized
+from coreml_package import CONTEXT, finished, functions, ignore, in_forms, package, saved_parts, spec, with_offsets
+from tiny_phi3 import SWITCH, TINY, VARIANTS, fused, quantized
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.forms import form_of
 from pocketphi.graph.int4 import Int4, pack_nibbles
+from pocketphi.graph.int8 import Int8
+from pocketphi.graph.palette import Palette
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import as_parts, digest, materialize
+from pocketphi.targets.base import RunMemory
 
 ct = pytest.importorskip("coremltools")
 
@@ -39,8 +44,18 @@ def read_back(folder: Path, program: Program) -> dict[str, str]:
         if "val" in parts:
             found[name] = digest({"": torch.from_numpy(parts["val"].astype(np.float32))})
             continue
+        if "lut" in parts:
+            lut = torch.from_numpy(parts["lut"].astype(np.float32))[:, 0, :, 0]
+            index = torch.from_numpy(parts["indices"].astype(np.int16)).view(
+                lut.shape[0], -1, parts["indices"].shape[1]
+            )
+            found[name] = digest(as_parts(Palette.pack(index, lut)))
+            continue
         data = torch.from_numpy(parts["data"].astype(np.int16))
         scale = torch.from_numpy(parts["scale"].astype(np.float32))
+        if "q8" in recipe.parts:
+            found[name] = digest(as_parts(Int8((data + 128).to(torch.uint8), scale)))
+            continue
         zero = torch.from_numpy(parts["offset"]) if "offset" in parts else None
         offset = None
         if "offset" in recipe.parts:
@@ -73,6 +88,24 @@ def test_weights_with_offsets_are_read_back(tmp_path: Path) -> None:
     packaged = package(program, tmp_path)
     assert read_back(tmp_path, program) == packaged.weights
     assert packaged.weights["lm_head.weight"] == digest(materialize(program.weights["lm_head.weight"]))
+
+
+@pytest.mark.parametrize("variant", ["tiny", "tied"])
+def test_palettes_and_int8_are_read_back(tmp_path: Path, variant: str) -> None:
+    program = in_forms(variant)
+    forms = [form_of(recipe.parts) for recipe in program.weights.values()]
+    assert (forms.count("palette"), forms.count("int8")) == (13 - (variant == "tied"), 1)
+    packaged = package(program, tmp_path)
+    assert read_back(tmp_path, program) == packaged.weights
+    for name, recipe in program.weights.items():
+        if form_of(recipe.parts):
+            assert packaged.weights[name] == digest(materialize(recipe))
+    assert packaged.operators["decode.constexpr_lut_to_dense"] == forms.count("palette")
+    assert CoreML(CONTEXT, 16).planned_bytes(program) == (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
+    facts = facts_of(
+        program, CoreML(CONTEXT, 16).form(program), plan_weights(program, CoreML(CONTEXT, 16).form(program))
+    )
+    assert (facts.blocks, facts.palettes) == ({}, forms.count("palette"))
 
 
 def test_a_changed_nibble_is_found(tmp_path: Path) -> None:
@@ -231,9 +264,15 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert packaged.operators["prefill.scaled_dot_product_attention"] == 3
     assert packaged.operators["prefill.slice_update"] == packaged.operators["prefill.write_state"] == 6
     assert packaged.notes == target.planned_notes(program)
-    assert packaged.notes[0].startswith("Core ML: fit for the GPU")
-    assert packaged.notes[1] == "Core ML: the cache of 112 tokens takes 0 MB, 384 bytes a token"
+    assert packaged.notes[0] == "GPU (cpuAndGPU): fit, the one to choose"
+    assert packaged.notes[1].startswith(
+        "Neural Engine (cpuAndNeuralEngine): not fit: 14 matrices have a scale for each"
+    )
+    units = packaged.details["compute_units"]
+    assert {name: unit["fit"] for name, unit in units.items()} == {"GPU": True, "Neural Engine": False, "CPU": True}
     assert packaged.details["state_bytes"] == 384 * 112
+    assert packaged.details["kv_cache_bytes_per_token"] == 384
+    assert target.run_memory(program, 256) == RunMemory(target.planned_bytes(program), 384 * 112, CONTEXT)
     size = (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
     assert target.planned_bytes(program) == size
     assert 0.9 * size < sum(written) <= size  # records and gaps are the rest
@@ -271,7 +310,8 @@ def test_matrices_are_counted_by_their_blocks() -> None:
     program = finished("tiny", block=64)
     form = CoreML(CONTEXT, 16).form(program)
     facts = facts_of(program, form, plan_weights(program, form))
-    assert (facts.blocks, facts.float_weights, facts.float32_norms) == ({64: 3}, [], 0)
+    assert (facts.blocks, facts.palettes, facts.float_weights, facts.float32_norms) == ({64: 3}, 0, [], 0)
+    assert facts.dense_bytes == 2 * sum(math.prod(shape) for shape in TINY.tensors().values() if len(shape) == 2)
     assert (
         facts_of(program, CoreML(CONTEXT, 16, norm="fp32").form(program), plan_weights(program, form)).float32_norms
         == 7
@@ -283,7 +323,7 @@ def test_swift_transformers_without_a_repository_is_noted() -> None:
     notes = [
         len(CoreML(100, 16, flavor="swift-transformers", model_id=m).planned_notes(program)) for m in (None, "a/b")
     ]
-    assert notes == [3, 2]
+    assert notes == [4, 3]
 
 
 def test_an_impossible_form_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def test_a_scale_that_float16_has_not_is_our_fault() -> None:
         encode("lm_head.weight", parts)
 
 
+def test_int8_and_palettes_as_they_are_written() -> None:
+    q8 = torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8)
+    stored = encode("w", {"q8": q8, "scale": torch.ones(1, 1)})["q8"]
+    assert stored.view(torch.int8).tolist() == [[-128, -1, 0, 127]]
+    index, lut = torch.randint(0, 256, (2, 4, 8), dtype=torch.uint8), normal(2, 16).half().float()
+    stored_palette = encode("w", {"index": index, "lut": lut})
+    assert torch.equal(stored_palette["index"], index)
+    assert torch.equal(stored_palette["lut"], lut.half())
+    with pytest.raises(CompilerBug, match=r"w: a value is 0.3333.*, which float16 does not have"):
+        encode("w", {"index": index, "lut": lut.fill_(1 / 3)})
+
+
 def test_offsets_come_back() -> None:
     program = with_offsets(finished())
     parts = materialize(program.weights["lm_head.weight"])

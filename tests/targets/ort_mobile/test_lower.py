@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,29 @@ from tiny_phi3 import (
     inputs,
     normal,
     quantized,
+    quantized_by,
     rounding,
     runs,
     small,
     traced,
 )
 
-from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
+from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.forms import form_of
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import materialize
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.recipe import FloatWeight, digest, materialize
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantizers import EightBits, KMeans, RoundToNearest
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
+from pocketphi.targets.ort_mobile.host import read_weights  # noqa: E402
 from pocketphi.targets.ort_mobile.lower import lower  # noqa: E402 - only where onnx is installed
 from pocketphi.targets.ort_mobile.package import OrtMobile  # noqa: E402
 
@@ -78,6 +85,38 @@ def test_equals_the_quantized_program(tmp_path: Path, variant: str, symmetric: b
     assert [a for w, g in zip(want, got) if (a := apart(w, g)) > limit] == []
     # and it is not met by chance: float weights are further away
     assert apart(runs(fused(variant), CASES)[1], got[1]) > limit
+
+
+@pytest.mark.parametrize("variant", ["tiny", "tied"])
+def test_an_int8_embedding_and_head(tmp_path: Path, variant: str) -> None:
+    """Tied, both operators read the same bytes under two shapes."""
+    eight = EightBits(32)
+    program = quantized_by(RoundToNearest(32), variant, {EMBEDDING: eight, HEAD: eight})
+    packaged, session = package(program, tmp_path)
+    want = runs(program, CASES)
+    got = [run(session, inputs(program.config, *case)) for case in CASES]
+    limit = bound(program.config, want, tokens=72)
+    assert [a for w, g in zip(want, got) if (a := apart(w, g)) > limit] == []
+    saved = read_weights(tmp_path)
+    assert {name: digest(materialize(recipe)) for name, recipe in saved.items()} == packaged.weights
+    assert [name for name, recipe in saved.items() if form_of(recipe.parts) == "int8"] == sorted(
+        {EMBEDDING, EMBEDDING if variant == "tied" else HEAD}, reverse=True
+    )
+
+
+def test_what_the_operators_cannot_hold_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^ort-mobile: .* is a palette, which the target cannot hold; leave out --pal"
+    ):
+        OrtMobile().check_forms(quantized_by(KMeans(16, weighted=False)))
+    message = r"^ort-mobile: model.*gate_up.* has blocks of 320, MatMulNBits takes 16, 32, 64, 128, 256; choose such a"
+    odd = replace(TINY, hidden_size=320)
+    source = FloatWeight(RandomWeights("random:odd", odd), "model.layers.0.mlp.gate_up_proj.weight")
+    program = quantized()
+    program.weights = {source.tensor: Int4Weight(source, RoundToNearest(0))}
+    with pytest.raises(InputError, match=message):
+        OrtMobile().check_forms(program)
+    OrtMobile().check_forms(quantized_by(RoundToNearest(0)))  # rows that are blocks of a size that it takes
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,0 +1,93 @@
+"""The canonical forms beside int4: worked examples, dequantization by definition, operators, and telling them apart."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+import torch
+from tiny_phi3 import normal
+
+from pocketphi.graph import int8, palette
+from pocketphi.graph.forms import PARTS, Quantized, form_of, from_parts, shape_of_parts
+from pocketphi.graph.int4 import Int4
+from pocketphi.graph.int8 import Int8
+from pocketphi.graph.palette import Palette
+from pocketphi.graph.recipe import as_parts, int4_parts, int8_parts, palette_parts
+
+edge = torch.ops.edge
+
+
+def random_int8(rows: int, columns: int, block: int) -> Int8:
+    generator = torch.Generator().manual_seed(rows)
+    q8 = torch.randint(0, 256, (rows, columns), generator=generator, dtype=torch.uint8)
+    return Int8(q8, normal(rows, columns // block))
+
+
+def random_palette(groups: int, rows: int, columns: int) -> Palette:
+    generator = torch.Generator().manual_seed(rows)
+    return Palette.pack(torch.randint(0, 16, (groups, rows, columns), generator=generator), normal(groups, 16))
+
+
+FORMS: dict[str, Quantized] = {
+    "int4": Int4.pack(torch.randint(0, 16, (12, 64)), normal(12, 2)),
+    "int8": random_int8(12, 64, 32),
+    "palette": random_palette(3, 4, 64),
+}
+
+
+@pytest.mark.parametrize(("module", "examples"), [(int8, 1), (palette, 2)])
+def test_the_worked_examples_run(module: object, examples: int) -> None:
+    results = doctest.testmod(module, extraglobs={"torch": torch})  # type: ignore[arg-type]
+    assert (results.attempted, results.failed) == (examples, 0)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_int8_by_its_definition(block: int) -> None:
+    weight, made = random_int8(3, 64, block), random_int8(3, 64, block).dequantize()
+    for n in range(3):
+        for k in range(64):
+            assert made[n, k] == (float(weight.q8[n, k]) - 128) * weight.scale[n, k // block]
+
+
+def test_a_palette_by_its_definition() -> None:
+    weight, made = random_palette(3, 4, 10), random_palette(3, 4, 10).dequantize()
+    values = weight.values()
+    for n in range(12):
+        for k in range(10):
+            assert made[n, k] == weight.lut[n // 4, int(values[n // 4, n % 4, k])]
+    numbers = torch.tensor([11, 0, 5, 5])
+    assert torch.equal(weight.take(numbers), made[numbers])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_are_told_apart_by_their_parts(form: str) -> None:
+    weight = FORMS[form]
+    parts = as_parts(weight)
+    assert (form_of(parts), shape_of_parts(parts)) == (form, (12, 64))
+    assert set(parts) <= set(PARTS[form])
+    assert torch.equal(from_parts(parts).dequantize(), weight.dequantize())
+    specs = {
+        "int4": int4_parts((12, 64), 32, True),
+        "int8": int8_parts((12, 64), 32),
+        "palette": palette_parts((12, 64), 4),
+    }[form]
+    assert {p: (tuple(t.shape), t.dtype) for p, t in parts.items()} == {p: (s.shape, s.dtype) for p, s in specs.items()}
+    assert len({s.shape[0] for s in specs.values()}) == 1  # rows of all parts, that they can be streamed together
+
+
+def test_a_float_weight_has_no_form() -> None:
+    assert form_of({"": torch.zeros(1)}) is None
+
+
+def test_the_operators() -> None:
+    x, ids = normal(2, 5, 64), torch.tensor([[0, 11], [7, 7]])
+    for product, embedding, weight in (
+        (edge.matmul_int8, edge.embedding_int8, FORMS["int8"]),
+        (edge.matmul_palette, edge.embedding_palette, FORMS["palette"]),
+    ):
+        parts, dense = list(as_parts(weight).values()), weight.dequantize()
+        assert torch.equal(product(x, *parts), torch.nn.functional.linear(x, dense))
+        assert torch.equal(embedding(ids, *parts), dense[ids])
+        torch.library.opcheck(product.default, (x, *parts), test_utils="test_faketensor")
+        torch.library.opcheck(embedding.default, (ids, *parts), test_utils="test_faketensor")
