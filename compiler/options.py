@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantizers import BLOCKS, GROUPS
+from pocketphi.passes.choices import BLOCKS, GROUPS
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
 

@@ -10,6 +10,7 @@ model of 32 layers.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -43,8 +44,8 @@ class LastLogits(Pass):
             made[source] = program.call(torch.ops.edge.last_token.default, arguments, before=head)
             report.applied["last_token"] += 1
         for node in late:
-            arguments = fx.map_arg(node.args, lambda arg: made.get(arg, arg))
-            made[node] = program.call(node.target, arguments, before=head)  # type: ignore[arg-type]
+            remade: Any = fx.map_arg(node.args, lambda arg: made.get(arg, arg))
+            made[node] = program.call(node.target, remade, before=head)  # type: ignore[arg-type]
         head.replace_all_uses_with(made[head])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantizers.base import BLOCKS, Feedback, Quantizer, check_block
+from pocketphi.passes.quantizers.base import Feedback, Quantizer, check_block
 from pocketphi.passes.quantizers.eight_bits import EightBits
 from pocketphi.passes.quantizers.keep import Keep
-from pocketphi.passes.quantizers.palette import GROUPS, KMeans
+from pocketphi.passes.quantizers.palette import KMeans
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 from pocketphi.passes.quantizers.search import ScaleSearch
 
@@ -34,8 +34,6 @@ def make_quantizer(recipe: str, block: int, symmetric: bool, palette: int | None
 
 
 __all__ = [
-    "BLOCKS",
-    "GROUPS",
     "RECIPES",
     "EightBits",
     "Feedback",

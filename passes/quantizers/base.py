@@ -10,9 +10,7 @@ import torch
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import Quantized
 from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
-
-BLOCKS = (16, 32, 64, 128, 256)
-"""Block sizes that a user may choose, beside whole rows."""
+from pocketphi.passes.choices import BLOCKS
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""

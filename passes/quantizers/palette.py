@@ -19,11 +19,10 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import half_precision
 from pocketphi.graph.palette import ENTRIES, Palette
 from pocketphi.graph.recipe import FloatWeight, PartSpec, palette_parts
+from pocketphi.passes.choices import GROUPS
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
 from pocketphi.passes.quantizers.in_turn import PANEL, Nearest, round_in_turn
 
-GROUPS = (1, 2, 4, 8, 16, 32, 64)
-"""Rows that may share a table."""
 _BINS = 1024
 _STEPS = 24
 """Of Lloyd's algorithm; more change nothing in the third digit of the error."""

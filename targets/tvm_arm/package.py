@@ -19,7 +19,7 @@ from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
-from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.base import Packaged, RunMemory, Target
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import KEYS
@@ -48,6 +48,14 @@ class TvmArm(Target):
 
     def planned_bytes(self, program: Program) -> int:
         return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
+
+    def run_memory(self, program: Program, context: int) -> RunMemory:
+        """model.params is mapped and never copied; beside it lies a chunk's activations."""
+        held = min(context, self.context or context)
+        widest = max(2 * program.config.intermediate_size, program.config.qkv_size)
+        activations = 4 * CHUNK * (widest + 4 * program.config.hidden_size)
+        weights = ParamsFile.plan(program, self.platform.isa).layout.size + activations
+        return RunMemory(weights, program.config.kv_cache_bytes(_rounded_up(held), bytes_per_value=2), held)
 
     def planned_notes(self, program: Program) -> list[str]:
         _refuse_unfit(program, self.platform.isa)

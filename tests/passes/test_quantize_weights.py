@@ -12,8 +12,9 @@ from tiny_phi3 import TINY, VARIANTS, checkpoint, differing, fused, normal, runs
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import op_name
 from pocketphi.graph.recipe import Constant, FloatWeight, materialize
+from pocketphi.passes.choices import BLOCKS
 from pocketphi.passes.quantize_weights import Int4Weight, QuantizeWeights
-from pocketphi.passes.quantizers import BLOCKS, RoundToNearest, check_block
+from pocketphi.passes.quantizers import RoundToNearest, check_block
 
 aten = torch.ops.aten
 HEAD = "lm_head.weight"

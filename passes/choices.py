@@ -1,0 +1,7 @@
+"""What a user may choose of quantization. Without imports: the command line reads it before torch is loaded."""
+
+BLOCKS = (16, 32, 64, 128, 256)
+"""Block sizes, beside whole rows."""
+
+GROUPS = (1, 2, 4, 8, 16, 32, 64)
+"""Rows that may share a lookup table."""
