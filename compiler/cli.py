@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler import __version__
+from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.ui import RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
@@ -76,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a bundle's files and numbers; exit 1 where a check fails")
     verify.add_argument("bundle", type=Path)
     verify.add_argument("--reference", metavar="MODEL", help="also measure the quantization error against this model")
+    verify.add_argument("--key", type=Path, metavar="PEM", help="also the signature, by this Ed25519 public key")
+    verify.add_argument("--files-only", action="store_true", help="checksums and signature, and nothing is run")
     _target_argument(verify)
 
     evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
@@ -109,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
     _run_mlpackage_arguments(
         command("run-mlpackage", _run_mlpackage, "run any Core ML package (.mlpackage) on this machine")
     )
+
+    add_build_commands(command)
 
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
@@ -270,10 +275,16 @@ def _compile(a: argparse.Namespace) -> int:
 
 def _verify(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.artifacts.signature import check_signature
     from pocketphi.compiler import show
     from pocketphi.compiler.verify import verify_folder
 
     bundle = Bundle.open(a.bundle)
+    signed = check_signature(a.bundle, a.key) if a.key else None
+    if a.files_only:
+        files = {"bundle": str(a.bundle), "files": len(bundle.manifest["files"]), "signed_by": signed}
+        _print(a, files, lambda: show.files(bundle, signed))
+        return 0
     result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
     _print(a, result.recorded(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
