@@ -36,7 +36,7 @@ def check_signature(folder: Path, trusted: Path | None = None) -> str:
     """Check a bundle's signature; returns the public key that made it, in base64.
 
     trusted: PEM file of the public key that it must be. Without it, the one in the signature is taken at its word: damage is
-    found, a forgery is not. Raises InputError for a bundle that is not signed, or not by that key, or whose signature is damaged.
+    found, a forgery is not. Raises InputError for a bundle that is not signed, signed by another key, or damaged.
     """
     path = folder / SIGNATURE
     if not path.is_file():

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler import __version__
-from pocketphi.compiler.cli_build import add_build_commands
+from pocketphi.compiler.cli_build import add_build_commands, device_arguments, for_device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
-from pocketphi.compiler.ui import RichUi, Ui
+from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
@@ -182,6 +182,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         default="auto",
         help="run the saved files against the program (auto: where memory allows)",
     )
+    device_arguments(p)
     p.add_argument("--max-bytes", type=parse_size, metavar="SIZE", help="fail if the bundle would be larger")
     p.add_argument("--max-memory", type=parse_size, metavar="SIZE", help="fail if compiling would take more memory")
     p.add_argument(
@@ -255,7 +256,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
 def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
-    options = _options(a)
+    options = for_device(a, _options(a), _ui(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
@@ -394,7 +395,7 @@ def _write(text: str) -> None:
 
 
 def _ui(a: argparse.Namespace) -> Ui:
-    return Ui() if a.json else RichUi()
+    return Ui() if a.json else RichUi() if sys.stderr.isatty() else PlainUi()
 
 
 def _quiet_libraries(verbose: bool) -> None:

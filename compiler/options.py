@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketphi.graph.blocks import BLOCKS
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantize_weights import BLOCKS
 
 TARGETS = ("ort-mobile", "coreml")
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.blocks import BLOCKS
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.program import Program, shape_of
@@ -21,7 +22,6 @@ from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.quantizers import Feedback, Quantizer
 
 aten = torch.ops.aten
-BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)

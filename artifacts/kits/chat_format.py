@@ -28,7 +28,7 @@ def read_chat_format(render: Render) -> ChatFormat:
     return made
 
 
-_WANT = "writes more than one message after the other: the kits cannot do that without Jinja; simplify it, or render it yourself"
+_WANT = "does more than write one message after the other, which the kits cannot do without Jinja; simplify it"
 
 PROBES: list[Messages] = [
     [("user", "Hi")],
