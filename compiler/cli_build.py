@@ -47,6 +47,19 @@ def add_build_commands(command: AddCommand) -> None:
     )
     device_arguments(devices, fit=False)
 
+    kit = command("integrate", _integrate, "write code that runs a bundle in an app: Swift or Kotlin, with tests")
+    kit.add_argument("bundle", type=Path)
+    kit.add_argument("--platform", choices=["ios", "android"], required=True)
+    kit.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
+    kit.add_argument(
+        "--runtime",
+        choices=["coreml", "genai", "tvm"],
+        help="Core ML, onnxruntime-genai or TVM (default: the first of the platform's that the bundle has files for)",
+    )
+    kit.add_argument("--name", help="Swift module (default: from the model's name)")
+    kit.add_argument("--package", help="Kotlin package (default: com.example.NAME)")
+    kit.add_argument("--context", type=int, help="tokens of the cache (default: the bundle's, at most 2048)")
+
     sbom = command("sbom", _sbom, "a bundle's bill of materials, CycloneDX JSON")
     sbom.add_argument("bundle", type=Path)
     sbom.add_argument("-o", "--out", type=Path, metavar="FILE", help="write it there (default: print it)")
@@ -151,6 +164,16 @@ def _diff(a: argparse.Namespace) -> int:
     found = changes(*(Bundle.open(path, check=False).manifest for path in (a.old, a.new)))
     human = "\n".join(change.described() for change in found) or "no difference in sizes, errors and operators"
     _print(a, [vars(change) for change in found], human)
+    return 0
+
+
+def _integrate(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.integrate import integrate
+
+    files = integrate(a.bundle, a.platform, a.out, a.runtime, a.name, a.package, a.context)
+    _print(
+        a, {"kit": str(a.out), "files": files}, "\n".join([f"{a.out}: {len(files)} files", *(f"  {f}" for f in files)])
+    )
     return 0
 
 

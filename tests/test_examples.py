@@ -1,4 +1,4 @@
-"""What lies in examples/ runs: the steps of the CI workflow, on the sample and its own matrix."""
+"""What lies in examples/ runs: the steps of the CI workflow, on the sample and one target of its matrix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build(folder: Path, cache: Path) -> tuple[list[dict[str, Any]], str, float]:
     }
     begin = time.perf_counter()
     done = subprocess.run(
-        [str(CI / "build.sh"), str(folder / "pocketphi.toml"), str(folder / "results")],
+        [str(CI / "build.sh"), str(folder / "pocketphi.toml"), str(folder / "results"), "--only", "ort-mobile"],
         env=environment,
         capture_output=True,
         text=True,
@@ -39,19 +39,16 @@ def build(folder: Path, cache: Path) -> tuple[list[dict[str, Any]], str, float]:
 def test_the_steps_of_the_workflow(tmp_path: Path) -> None:
     shutil.copy(CI / "pocketphi.toml", tmp_path)
     results, log, _ = build(tmp_path, tmp_path / "cache")
-    assert [(r["name"], r["cached"], r["exit_code"]) for r in results] == [
-        ("sample-ort-mobile-rtn", False, 0),
-        ("sample-coreml-rtn", False, 0),
-    ]
+    assert [(r["name"], r["cached"], r["exit_code"]) for r in results] == [("sample-ort-mobile-rtn", False, 0)]
     assert {"gate max_bytes", "gate lowering", "gate kl", "gate ppl"} <= {
         claim["name"] for claim in results[0]["claims"]
     }
     assert "\x1b" not in log
     assert "\r" not in log
     results, log, seconds = build(tmp_path, tmp_path / "cache")
-    assert [(r["cached"], r["changes"]) for r in results] == [(True, [])] * 2
-    assert log.count("the same as before") == 2
-    assert seconds < 20  # two commands more than the build itself, whose bar is 10 s
+    assert [(r["cached"], r["changes"]) for r in results] == [(True, [])]
+    assert log.count("the same as before") == 1
+    assert seconds < 30  # three processes; the bar of the build alone is 10 s on a quiet machine
 
 
 def test_the_workflow_runs_that_script() -> None:

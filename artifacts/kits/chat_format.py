@@ -69,13 +69,17 @@ def _read(render: Render) -> ChatFormat:
 def _split(between: str, next_: str, rest: str, start: str) -> tuple[str, str, str, str, str]:
     """(before user, after user, before reply, after reply, answer) from user→reply, reply→user, user→answer, and the start.
 
-    Where one message's end and the next one's start meet, any place to cut gives the same prompts: what two neighbours share
-    goes to the user's message.
+    Where one message's end and the next one's start meet, any place to cut gives the same prompts. The natural one is before
+    the last tag of what both kinds of message end with; without one, what two neighbours share goes to the user's message.
     """
+    end = _common_prefix(between, next_)
+    end = end[: end.rindex("<")] if "<" in end else ""
+    user_before = next_[len(end) :]
+    if end and start.endswith(user_before) and rest.startswith(end):
+        return user_before, end, between[len(end) :], end, rest[len(end) :]
     user_after = _common_prefix(between, rest)
-    reply_before, answer = between[len(user_after) :], rest[len(user_after) :]
     user_before = _common_suffix(start, next_)
-    return user_before, user_after, reply_before, next_.removesuffix(user_before), answer
+    return user_before, user_after, between[len(user_after) :], next_.removesuffix(user_before), rest[len(user_after) :]
 
 
 def _cut(text: str, marks: Sequence[str]) -> list[str]:
