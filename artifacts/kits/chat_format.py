@@ -37,7 +37,7 @@ PROBES: list[Messages] = [
     [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")],
     [("user", "  white space \n"), ("assistant", "\n x "), ("user", "line\nline\n\n")],
     [("user", "")],
-    [("user", "{{ 1 }} <b> \\ \" ' é 日本 🙂 $ \u2028")],
+    [("user", "{{ 1 }} <b> \\ \" ' é 日本 \u2028 🙂 $")],
 ]
 
 

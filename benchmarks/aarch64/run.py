@@ -121,6 +121,12 @@ def main() -> None:
         sys.exit(why)
     tokenizer = Tokenizer.load(arguments.bundle)
     prompt = tokenizer.encode_chat([{"role": "user", "content": arguments.prompt}])
+    with tempfile.TemporaryDirectory(dir=arguments.bundle.parent) as folder:
+        exact = exact_copy(arguments.bundle, Path(folder) / "exact")
+        host, guest, apart = compare(exact, prompt, min(8, arguments.steps), "cortex-a76")
+        print(
+            f"in float32, cortex-a76: KL {apart.kl:.1e} nats/token, top-1 {apart.top1:.3f}, max |Δlogit| {apart.largest:.2g}"
+        )
     for cpu, features in CPUS.items():
         host, guest, apart = compare(arguments.bundle, prompt, arguments.steps, cpu)
         alone = run(arguments.bundle, prompt, arguments.steps, cpu)
