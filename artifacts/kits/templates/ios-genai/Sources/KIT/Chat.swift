@@ -65,13 +65,13 @@ public actor Chat {
         let prompt = try tokens(of: tokenizer.encode(ModelInfo.chat.render(messages)))
         guard prompt.count < ModelInfo.context else { throw ConversationTooLong(tokens: prompt.count) }
         let start = ModelInfo.rules.calls(seen: seen, tokens: prompt)[0].start
-        if start == 0 && !seen.isEmpty { try generator.rewind(to: 0) }
+        try generator.rewind(to: start)
         try generator.appendTokens(prompt[start...].map { NSNumber(value: $0) })
         var answer = ""
         var made: [Int] = []
         defer {
             messages.append(Message(role: "assistant", content: answer))
-            seen = prompt + made
+            seen = Array((prompt + made).dropLast())  // the last token is not in the cache yet
         }
         let stream = try OGATokenizerStream(tokenizer: tokenizer)
         while !Task.isCancelled {

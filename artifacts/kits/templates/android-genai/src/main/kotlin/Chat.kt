@@ -51,7 +51,7 @@ class Chat(context: Context, bundle: File, sampling: Sampling = Sampling(), syst
         val prompt = tokenizer.encode(ModelInfo.chat.render(messages)).use { it.getSequence(0).toList() }
         require(prompt.size < ModelInfo.CONTEXT) { "the conversation has ${prompt.size} tokens; start a new one" }
         val start = ModelInfo.rules.calls(seen, prompt).first().start
-        if (start == 0 && seen.isNotEmpty()) generator.rewindTo(0)
+        generator.rewindTo(start.toLong())
         generator.appendTokens(prompt.subList(start, prompt.size).toIntArray())
         val answer = StringBuilder()
         try {
@@ -70,7 +70,7 @@ class Chat(context: Context, bundle: File, sampling: Sampling = Sampling(), syst
                 } while (end == null)
             }
         } finally { // also where the collector was cancelled
-            seen = generator.getSequence(0).toList()
+            seen = generator.getSequence(0).toList().dropLast(1) // the last token is not in the cache yet
             messages += Message("assistant", answer.toString())
         }
     }.flowOn(Dispatchers.Default)
