@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from pocketphi.compiler.build import Result
+from pocketphi.compiler.build_result import Result
 
 
 def to_junit(results: Sequence[Result]) -> str:

@@ -15,8 +15,9 @@ import pytest
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.sbom import sbom
-from pocketphi.compiler.build import Claim, build_matrix
+from pocketphi.compiler.build import build_matrix
 from pocketphi.compiler.build_file import read_build_file
+from pocketphi.compiler.build_result import Claim
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.diff import changes
 from pocketphi.compiler.ui import PlainUi, Ui
