@@ -1,4 +1,7 @@
-"""`pocketphi.toml`: models × targets × recipes, with gates that each bundle must pass."""
+"""`pocketphi.toml`: models × targets × recipes, with gates that each bundle must pass.
+
+Longer than most files here: it is one format, and each of its values has a message of its own for what is wrong with it.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler import __version__
-from pocketphi.compiler.cli_build import add_build_commands, device_arguments, for_device
+from pocketphi.compiler.cli_build import add_build_commands
+from pocketphi.compiler.cli_devices import device_arguments, for_device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
