@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop/.installed
 
-.PHONY: help demo test test-fast lint interop clean
+.PHONY: help demo test test-fast lint interop clean build/aarch64
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
