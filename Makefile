@@ -5,13 +5,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop/.installed
 
-.PHONY: help demo test test-fast lint interop clean
+.PHONY: help demo test test-fast lint interop clean build/aarch64
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
 	@echo "make test      all tests (about 10 minutes on 2 cores)"
 	@echo "make test-fast tests on tiny random models only"
 	@echo "make lint      ruff and mypy --strict"
+	@echo "make build/aarch64  what the aarch64 tests and benchmarks need (Debian)"
 	@echo "make interop   load bundles with optimum, in an environment of its own"
 
 $(INSTALLED): requirements.txt setup.cfg
@@ -35,6 +36,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# an aarch64 Python and onnxruntime for qemu, in that folder: 620 MB
+build/aarch64: $(INSTALLED)
+	PIP=$(BIN)/pip benchmarks/aarch64/setup.sh build/aarch64
 
 # optimum's ONNX part needs transformers 4: an environment of its own
 $(INTEROP): tests/interop/requirements.txt

@@ -1,6 +1,7 @@
 """A bundle is a folder with a `manifest.json` that names every other file with its size and SHA-256.
 
-Made through `new_folder`: a bundle that exists is complete.
+Made through `new_folder`: a bundle that exists is complete. The manifest's last line holds the SHA-256 of the bytes before it,
+so that no byte of it can change unseen, and that a check needs no JSON writer: the app kits do the same in Swift and Kotlin.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ from typing import Any
 from pocketphi.graph.errors import InputError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+SIGNATURE = "manifest.sig"
+FORMAT = 2
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
+_SEAL_BYTES = 82
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,29 @@ class Bundle:
         Raises InputError naming the first file that is missing, extra, truncated or changed.
         """
         try:
-            manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+            text = (path / MANIFEST).read_bytes()
+            manifest = json.loads(text.decode("utf-8"))
             format_, files = manifest["format"], manifest["files"]
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path}: not a bundle: it has no {MANIFEST}; make one with 'pocketphi compile'") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path / MANIFEST}: damaged: it does not parse as a manifest") from None
         if format_ != FORMAT:
             raise InputError(f"{path}: bundle format {format_}, this pocketphi reads {FORMAT}; compile it again")
         bundle = Bundle(path, manifest)
         if check:
+            if not is_sealed(text):
+                raise InputError(f"{path / MANIFEST}: was edited: its own checksum does not match; compile again")
             bundle._check_files(files)
         return bundle
 
     def _check_files(self, files: dict[str, dict[str, Any]]) -> None:
-        if manifest_digest(self.manifest) != self.manifest.get("sha256"):
-            raise InputError(f"{self.path / MANIFEST}: was edited: its own checksum does not match; compile again")
-        extra = sorted(set(_list_files(self.path)) - set(files) - {MANIFEST})
+        outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+        if outside:
+            raise InputError(
+                f"{self.path / MANIFEST}: names {outside[0]}, which lies outside the bundle; compile it again"
+            )
+        extra = sorted(set(_list_files(self.path)) - set(files) - {MANIFEST, SIGNATURE})
         if extra:
             raise InputError(f"{self.path / extra[0]}: is not part of this bundle; remove it")
         for name, entry in files.items():
@@ -60,6 +71,10 @@ class Bundle:
                 raise InputError(f"{path}: {size} bytes, the manifest says {entry['bytes']}; copy or compile it again")
             if file_digest(path) != entry["sha256"]:
                 raise InputError(f"{path}: content differs from its SHA-256 in the manifest; copy or compile it again")
+        if (self.path / SIGNATURE).exists():
+            from pocketphi.artifacts.signature import check_signature  # needs a package of the extra `build`
+
+            check_signature(self.path)
 
 
 def check_replaceable(path: Path, force: bool) -> None:
@@ -77,18 +92,26 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
         for name in _list_files(folder)
-        if name != MANIFEST
+        if name not in (MANIFEST, SIGNATURE)
     }
     manifest = {"format": FORMAT, **content, "files": files}
-    manifest["sha256"] = manifest_digest(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    return manifest
+    text = seal(json.dumps(manifest, indent=1).removesuffix("\n}").encode())
+    (folder / MANIFEST).write_bytes(text)
+    return {**manifest, "sha256": json.loads(text)["sha256"]}
 
 
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own digest."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def seal(head: bytes) -> bytes:
+    """A manifest without its end → the manifest: the SHA-256 of what came before is its last entry."""
+    return head + b',\n "sha256": "%s"\n}\n' % hashlib.sha256(head).hexdigest().encode()
+
+
+def is_sealed(manifest: bytes) -> bool:
+    """Whether a manifest ends with the SHA-256 of what stands before its last line.
+
+    The last 82 bytes are a comma, a line break, ` "sha256": "…"` with 64 lower-case digits, and `}` on a line of its own.
+    """
+    head, end = manifest[:-_SEAL_BYTES], _SEAL.fullmatch(manifest[-_SEAL_BYTES:])
+    return end is not None and hashlib.sha256(head).hexdigest().encode() == end[1]
 
 
 def file_digest(path: Path) -> str:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler import __version__
+from pocketphi.compiler.cli_build import add_build_commands
+from pocketphi.compiler.cli_devices import device_arguments, for_device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block, parse_size
 from pocketphi.compiler.read_ahead import read_ahead
-from pocketphi.compiler.ui import RichUi, Ui
+from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
@@ -77,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a bundle's files and numbers; exit 1 where a check fails")
     verify.add_argument("bundle", type=Path)
     verify.add_argument("--reference", metavar="MODEL", help="also measure the quantization error against this model")
+    verify.add_argument("--key", type=Path, metavar="PEM", help="also the signature, by this Ed25519 public key")
+    verify.add_argument("--files-only", action="store_true", help="checksums and signature, and nothing is run")
     _target_argument(verify)
 
     evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
@@ -110,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     _run_mlpackage_arguments(
         command("run-mlpackage", _run_mlpackage, "run any Core ML package (.mlpackage) on this machine")
     )
+
+    add_build_commands(command)
 
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
@@ -203,6 +209,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         default="auto",
         help="run the saved files against the program (auto: where memory allows)",
     )
+    device_arguments(p)
     p.add_argument("--max-bytes", type=parse_size, metavar="SIZE", help="fail if the bundle would be larger")
     p.add_argument("--max-memory", type=parse_size, metavar="SIZE", help="fail if compiling would take more memory")
     p.add_argument(
@@ -281,7 +288,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
 def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
-    options = _options(a)
+    options = for_device(a, _options(a), _ui(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
@@ -302,10 +309,16 @@ def _compile(a: argparse.Namespace) -> int:
 
 def _verify(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.artifacts.signature import check_signature
     from pocketphi.compiler import show
     from pocketphi.compiler.verify import verify_folder
 
     bundle = Bundle.open(a.bundle)
+    signed = check_signature(a.bundle, a.key) if a.key else None
+    if a.files_only:
+        files = {"bundle": str(a.bundle), "files": len(bundle.manifest["files"]), "signed_by": signed}
+        _print(a, files, lambda: show.files(bundle, signed))
+        return 0
     result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
     _print(a, result.recorded(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
@@ -415,7 +428,7 @@ def _write(text: str) -> None:
 
 
 def _ui(a: argparse.Namespace) -> Ui:
-    return Ui() if a.json else RichUi()
+    return Ui() if a.json else RichUi() if sys.stderr.isatty() else PlainUi()
 
 
 def _quiet_libraries(verbose: bool) -> None:

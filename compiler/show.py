@@ -43,6 +43,16 @@ def bundle(made: Bundle) -> None:
         _console().print("not verified: run 'pocketphi verify'")
 
 
+def files(made: Bundle, signed_by: str | None) -> None:
+    """That all files are as the manifest says."""
+    total = sum(entry["bytes"] for entry in made.manifest["files"].values())
+    _console().print(
+        f"[green]ok[/] {made.path}: {len(made.manifest['files'])} files, {_size(total)}, all as the manifest says"
+    )
+    if signed_by:
+        _console().print(f"[green]ok[/] signed with the key {signed_by}", markup=True)
+
+
 def verification(recorded: dict[str, Any]) -> None:
     """The checks, one a line."""
     table = Table(title="verification", title_justify="left", box=None, pad_edge=False, header_style="dim")

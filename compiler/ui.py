@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,8 +23,35 @@ class Ui:
         """One line of news."""
 
 
+class PlainUi(Ui):
+    """For logs: a line for each step as it ends, and one every half a minute while it runs; all on standard error."""
+
+    _EVERY = 30.0
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
+        begin = said = time.perf_counter()
+        done = 0
+        lock = threading.Lock()
+
+        def advance(amount: int) -> None:
+            nonlocal done, said
+            with lock:
+                done += amount
+                now = time.perf_counter()
+                if now - said >= self._EVERY:
+                    said = now
+                    self.say(f"{title}: {done / max(total, 1):.0%} after {now - begin:.0f} s")
+
+        yield advance
+        self.say(f"{title}: {time.perf_counter() - begin:.1f} s")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
 class RichUi(Ui):
-    """Progress bars on a terminal, one line for each step elsewhere; all on standard error."""
+    """Progress bars, for a terminal; all on standard error."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -34,14 +63,11 @@ class RichUi(Ui):
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
         begin = time.perf_counter()
-        if self.console.is_terminal:
-            size = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total}")
-            columns = (TextColumn("{task.description:<22}"), BarColumn(), size, TimeRemainingColumn())
-            with Progress(*columns, console=self.console, transient=True) as progress:
-                task = progress.add_task(title, total=total)
-                yield lambda amount: progress.advance(task, amount)
-        else:
-            yield lambda amount: None
+        size = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total}")
+        columns = (TextColumn("{task.description:<22}"), BarColumn(), size, TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda amount: progress.advance(task, amount)
         self.say(f"{title}: {time.perf_counter() - begin:.1f} s")
 
     def say(self, text: str) -> None:

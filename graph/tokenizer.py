@@ -80,6 +80,11 @@ class Tokenizer:
         except jinja2.TemplateError as error:
             raise InputError(f"chat: the chat template failed ({error})") from None
 
+    def special_tokens(self, text: str) -> list[int]:
+        """The special tokens in a text, as ids in their order."""
+        special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        return [number for number in self._tokenizer.encode(text, add_special_tokens=False).ids if number in special]
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of `render_chat`; a start token comes only from the template."""
         return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)

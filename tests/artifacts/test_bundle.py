@@ -16,7 +16,7 @@ from pocketphi.artifacts.bundle import (
     Bundle,
     check_replaceable,
     file_digest,
-    manifest_digest,
+    is_sealed,
     write_manifest,
 )
 from pocketphi.graph.errors import InputError
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_is_written(folder: Path) -> None:
     bundle = Bundle.open(folder)
-    assert bundle.manifest["format"] == 1
+    assert bundle.manifest["format"] == 2
     assert bundle.manifest["recipe"] == {"name": "rtn"}
     want = hashlib.sha256(bytes(range(200))).hexdigest()
     assert bundle.manifest["files"]["model.onnx"] == {"bytes": 200, "sha256": want}
@@ -116,11 +116,11 @@ def test_refuses_what_is_no_manifest(folder: Path, text: bytes) -> None:
         Bundle.open(folder, check=False)
 
 
-@pytest.mark.parametrize("format_", [0, 2, "1", None])
+@pytest.mark.parametrize("format_", [0, 1, "2", None])
 def test_refuses_another_format(folder: Path, format_: Any) -> None:
     data = json.loads((folder / MANIFEST).read_text()) | {"format": format_}
     (folder / MANIFEST).write_text(json.dumps(data))
-    with pytest.raises(InputError, match=rf"bundle: bundle format {format_}, this pocketphi reads 1; compile it again"):
+    with pytest.raises(InputError, match=rf"bundle: bundle format {format_}, this pocketphi reads 2; compile it again"):
         Bundle.open(folder)
 
 
@@ -132,12 +132,22 @@ def test_refuses_what_is_no_bundle(folder: Path) -> None:
             Bundle.open(path)
 
 
-def test_the_manifest_digest_is_of_content_not_of_spelling(folder: Path) -> None:
-    data = json.loads((folder / MANIFEST).read_text())
-    assert manifest_digest(dict(reversed(data.items()))) == data["sha256"]
-    (folder / MANIFEST).write_text(json.dumps(data))
-    Bundle.open(folder)
-    assert manifest_digest(data | {"passes": [2, 1]}) != data["sha256"]
+def test_the_seal_is_of_the_bytes(folder: Path) -> None:
+    text = (folder / MANIFEST).read_bytes()
+    assert is_sealed(text)
+    assert json.loads(text)["sha256"] == hashlib.sha256(text[:-82]).hexdigest()
+    respelled = [
+        text.replace(b"[\n  1,", b"[1,"),
+        text[:-1],
+        text + b"\n",
+        text.replace(b"}\n", b"}\r\n"),
+        b"",
+        text[-82:],
+    ]
+    data = json.loads(text)
+    respelled.append(json.dumps(dict(reversed(data.items())), indent=1).encode() + b"\n")
+    respelled.append(text.replace(data["sha256"].encode(), data["sha256"].upper().encode()))
+    assert [is_sealed(other) for other in respelled] == [False] * len(respelled)
 
 
 def test_replaceable(folder: Path, tmp_path: Path) -> None:

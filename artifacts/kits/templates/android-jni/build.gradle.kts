@@ -1,0 +1,23 @@
+plugins {
+    id("com.android.library")
+    id("org.jetbrains.kotlin.android")
+}
+
+android {
+    namespace = "«package»"
+    compileSdk = 35
+
+    defaultConfig {
+        minSdk = 28
+        ndk { abiFilters += "arm64-v8a" }
+    }
+    externalNativeBuild { cmake { path = file("src/main/cpp/CMakeLists.txt") } }
+}
+
+dependencies {
+    implementation("ai.djl.huggingface:tokenizers:0.33.0")
+    runtimeOnly("ai.djl.android:tokenizer-native:0.33.0")
+    implementation("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.9.0")
+    testImplementation("junit:junit:4.13.2")
+    testImplementation("org.json:json:20240303")
+}

@@ -1,0 +1,14 @@
+// swift-tools-version: 6.0
+import PackageDescription
+
+let package = Package(
+    name: "«name»",
+    platforms: [.iOS(.v18), .macOS(.v15)],
+    products: [.library(name: "«name»", targets: ["«name»"])],
+    dependencies: [.package(url: "https://github.com/huggingface/swift-transformers", from: "1.3.0")],
+    targets: [
+        .target(name: "«name»", dependencies: [.product(name: "Tokenizers", package: "swift-transformers")]),
+        .testTarget(name: "«name»Tests", dependencies: ["«name»"], resources: [.copy("vectors.json")]),
+    ],
+    swiftLanguageModes: [.v5]
+)

@@ -1,0 +1,246 @@
+"""`pocketphi.toml`: models × targets × recipes, with gates that each bundle must pass.
+
+Longer than most files here: it is one format, and each of its values has a message of its own for what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
+from pocketphi.graph.errors import InputError
+
+_SECTIONS = ("build", "models", "targets", "recipes", "gates", "measure")
+_BUILD = ("out", "cache", "device", "sign", "baseline")
+_GATES = ("max_bytes", "kl", "ppl", "lowering")
+_MEASURE = ("text", "tokens", "window")
+_NOT_SET_HERE = {"model", "out", "targets", "force", "cache", "dump_graphs"}
+_OPTIONS = {f.name: str(f.type) for f in dataclasses.fields(CompileOptions) if f.name not in _NOT_SET_HERE}
+_SIZES = ("max_bytes", "max_memory")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a bundle must not exceed; None: no gate.
+
+    max_bytes: of all its files; kl: nats a token to the float model; ppl: perplexity; lowering: the largest KL divergence
+    (nats a token) that its verification measured
+    """
+
+    max_bytes: int | None = None
+    kl: float | None = None
+    ppl: float | None = None
+    lowering: float | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How `kl` and `ppl` are measured. text: a UTF-8 file, Python's language reference if None; see `evaluate_model`."""
+
+    text: Path | None = None
+    tokens: int = 2048
+    window: int = 512
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One bundle to build: name: MODEL-TARGET-RECIPE, also its folder's."""
+
+    name: str
+    options: CompileOptions
+    gates: Gates
+
+
+@dataclass(frozen=True)
+class BuildFile:
+    """A matrix, read. sign: a private key, as `pocketphi sign --key` takes it; baseline: folder of bundles to compare with."""
+
+    path: Path
+    out: Path
+    cells: list[Cell]
+    cache: Path | None = None
+    device: str | None = None
+    sign: str | None = None
+    baseline: Path | None = None
+    measure: Measure = field(default_factory=Measure)
+
+
+def read_build_file(path: Path) -> BuildFile:
+    """Raises InputError, with the nearest name, for a key or a target that there is not, and for a value of another type."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a build file in TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not TOML ({error})") from None
+    return _Reader(path, data).read()
+
+
+class _Reader:
+    def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
+        self._path, self._data = path, data
+        self._folder = path.resolve().parent
+
+    def read(self) -> BuildFile:
+        self._check_keys("", self._data, _SECTIONS)
+        build = self._table("build", _BUILD)
+        measure = self._table("measure", _MEASURE)
+        for key in build:
+            self._typed("build", key, build[key], "str")
+        models = self._models()
+        targets = self._options("targets", TARGETS) or {"ort-mobile": {}}
+        recipes = self._options("recipes") or {"search": {}}
+        gates = self._gates(list(targets))
+        return BuildFile(
+            path=self._path,
+            out=self._at(build.get("out", "bundles")),
+            cells=[
+                self._cell(m, t, r, models, targets, recipes, gates) for m in models for t in targets for r in recipes
+            ],
+            cache=self._at(build["cache"]) if "cache" in build else None,
+            device=build.get("device"),
+            sign=self._key(build.get("sign")),
+            baseline=self._at(build["baseline"]) if "baseline" in build else None,
+            measure=self._measure(measure),
+        )
+
+    def _cell(
+        self,
+        model: str,
+        target: str,
+        recipe: str,
+        models: Mapping[str, str],
+        targets: Mapping[str, dict[str, Any]],
+        recipes: Mapping[str, dict[str, Any]],
+        gates: Mapping[str, Gates],
+    ) -> Cell:
+        name = f"{model}-{target}-{recipe}"
+        options = {**recipes[recipe], **targets[target]}
+        try:
+            made = CompileOptions(model=models[model], out=Path(name), targets=(target,), **options)
+        except InputError as error:
+            raise InputError(f"{self._path}: {name}: {error}") from None
+        return Cell(name, made, gates[target])
+
+    def _models(self) -> dict[str, str]:
+        models = self._table("models", None)
+        if not models:
+            raise InputError(f'{self._path}: names no model; expected [models] with lines like: chat = "sample"')
+        for name, source in models.items():
+            self._name("models", name)
+            self._typed("models", name, source, "str")
+            local = self._folder / source
+            models[name] = str(local) if local.exists() and not source.startswith("random:") else source
+        return models
+
+    def _options(self, section: str, known: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Tables of compile options, by name; a list of names where there are none to set."""
+        found = self._data.get(section, {})
+        if isinstance(found, list) and all(isinstance(name, str) for name in found):
+            found = {name: {"recipe": name} if section == "recipes" else {} for name in found}
+        if not isinstance(found, dict):
+            raise InputError(f"{self._path}: {section}: expected tables or a list of names, got {found!r}")
+        if known:
+            self._check_keys(section, found, known)
+        made = {}
+        for name, options in found.items():
+            self._name(section, name)
+            if not isinstance(options, dict):
+                raise InputError(f"{self._path}: {section}.{name}: expected a table of options, got {options!r}")
+            self._check_keys(f"{section}.{name}", options, _OPTIONS)
+            where = f"{section}.{name}"
+            made[name] = {key: self._option(where, key, value) for key, value in options.items()}
+            if section == "recipes" and name in ("search", "rtn", "keep"):
+                made[name] = {"recipe": name, **made[name]}
+        return made
+
+    def _option(self, where: str, key: str, value: Any) -> Any:
+        if key in _SIZES and isinstance(value, str):
+            return self._size(where, key, value)
+        kind = _OPTIONS[key].removesuffix(" | None")
+        self._typed(where, key, value, "str" if kind == "Path" else kind)
+        return self._at(value) if kind == "Path" else value
+
+    def _gates(self, targets: list[str]) -> dict[str, Gates]:
+        """Gates for every target: the common ones, and its own over them."""
+        table = self._table("gates", [*_GATES, *targets])
+        common = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        made = {}
+        for target in targets:
+            own = table.get(target, {})
+            self._check_keys(f"gates.{target}", own, _GATES)
+            made[target] = Gates(**{key: self._gate(key, value) for key, value in {**common, **own}.items()})
+        return made
+
+    def _gate(self, key: str, value: Any) -> Any:
+        if key == "max_bytes":
+            return (
+                self._size("gates", key, value) if isinstance(value, str) else self._typed("gates", key, value, "int")
+            )
+        return float(self._typed("gates", key, value, "float"))
+
+    def _measure(self, table: Mapping[str, Any]) -> Measure:
+        kinds = {"text": "str", "tokens": "int", "window": "int"}
+        values = {key: self._typed("measure", key, value, kinds[key]) for key, value in table.items()}
+        for key in ("tokens", "window"):
+            if values.get(key, 2) < 2:
+                raise InputError(f"{self._path}: measure.{key} is {values[key]}, expected at least 2")
+        text = values.pop("text", None)
+        return Measure(text=self._at(text) if text else None, **values)
+
+    def _table(self, section: str, known: Iterable[str] | None) -> dict[str, Any]:
+        table = self._data.get(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{self._path}: {section}: expected a table, [{section}], got {table!r}")
+        if known is not None:
+            self._check_keys(section, table, known)
+        return dict(table)
+
+    def _check_keys(self, section: str, table: Any, known: Iterable[str]) -> None:
+        if not isinstance(table, dict):
+            raise InputError(f"{self._path}: {section}: expected a table, got {table!r}")
+        for key in table:
+            if key not in known:
+                raise InputError(
+                    f"{self._path}: unknown {'target' if section == 'targets' else 'key'} "
+                    f"{f'{section}.' if section else ''}{key}; {nearest(key, known)}"
+                )
+
+    def _typed(self, section: str, key: str, value: Any, kind: str) -> Any:
+        types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+        if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
+            words = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+            raise InputError(f"{self._path}: {section}.{key} is {value!r}, expected {words[kind]}")
+        return value
+
+    def _size(self, section: str, key: str, value: str) -> int:
+        try:
+            return parse_size(value)
+        except InputError as error:
+            raise InputError(f"{self._path}: {section}.{key}: {error}") from None
+
+    def _name(self, section: str, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{self._path}: {section}.{name!r}: expected a name of letters, digits, '.', '_' and '-'")
+
+    def _key(self, key: str | None) -> str | None:
+        return key if key is None or key.startswith("env:") else str(self._at(key))
+
+    def _at(self, path: str) -> Path:
+        """A path in the file, from the file's folder."""
+        return self._folder / Path(path).expanduser()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean …?`, or the choices."""
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"

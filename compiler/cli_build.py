@@ -1,0 +1,142 @@
+"""Commands around bundles: build a matrix of them, compare, sign, list what is in them.
+
+Like `cli.py`: parse, call one function, show what it returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler.cli_devices import AddCommand, add_device_command
+from pocketphi.compiler.ui import PlainUi, Ui
+from pocketphi.graph.errors import InputError
+
+
+def add_build_commands(command: AddCommand) -> None:
+    """command: makes a parser from a name, the function that runs it, and a help text."""
+    build = command("build", _build, "build a matrix of bundles from a build file; exit 1 where a gate is not met")
+    build.add_argument("file", type=Path, nargs="?", default=Path("pocketphi.toml"), help="default: %(default)s")
+    build.add_argument("--only", metavar="TEXT", help="only bundles with this in their name, MODEL-TARGET-RECIPE")
+    build.add_argument("--junit", type=Path, metavar="FILE", help="also write the results as JUnit XML")
+    build.add_argument("--results", type=Path, metavar="FILE", help="also write the results as JSON")
+    build.add_argument("--list", action="store_true", help="only name the bundles")
+
+    diff = command("diff", _diff, "what changed from one bundle to another: sizes, errors, operators")
+    diff.add_argument("old", type=Path)
+    diff.add_argument("new", type=Path)
+
+    add_device_command(command)
+
+    kit = command("integrate", _integrate, "write code that runs a bundle in an app: Swift or Kotlin, with tests")
+    kit.add_argument("bundle", type=Path)
+    kit.add_argument("--platform", choices=["ios", "android"], required=True)
+    kit.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
+    kit.add_argument(
+        "--runtime",
+        choices=["coreml", "genai", "tvm"],
+        help="Core ML, onnxruntime-genai or TVM (default: the first of the platform's that the bundle has files for)",
+    )
+    kit.add_argument("--name", help="Swift module (default: from the model's name)")
+    kit.add_argument("--package", help="Kotlin package (default: com.example.NAME)")
+    kit.add_argument("--context", type=int, help="tokens of the cache (default: the bundle's, at most 2048)")
+
+    sbom = command("sbom", _sbom, "a bundle's bill of materials, CycloneDX JSON")
+    sbom.add_argument("bundle", type=Path)
+    sbom.add_argument("-o", "--out", type=Path, metavar="FILE", help="write it there (default: print it)")
+
+    sign = command("sign", _sign, "sign a bundle with an Ed25519 key")
+    sign.add_argument("bundle", type=Path)
+    sign.add_argument(
+        "--key",
+        metavar="PEM",
+        help="private key: a PEM file, or env:NAME for a variable that holds one (default env:POCKETPHI_SIGNING_KEY)",
+        default="env:POCKETPHI_SIGNING_KEY",
+    )
+
+
+def _build(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.build import build_matrix
+    from pocketphi.compiler.build_file import read_build_file
+    from pocketphi.compiler.junit import to_junit
+
+    file = read_build_file(a.file)
+    if a.list:
+        _print(a, [cell.name for cell in file.cells], "\n".join(cell.name for cell in file.cells))
+        return 0
+    for path in (a.junit, a.results):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: cannot be written: {path.absolute().parent} is not a folder")
+    key = read_key(file.sign) if file.sign else None
+    results = build_matrix(file, Ui() if a.json else PlainUi(), key, a.only)
+    data = json.dumps([result.as_json() for result in results], indent=1) + "\n"
+    if a.results:
+        a.results.write_text(data, "utf-8")
+    if a.junit:
+        a.junit.write_text(to_junit(results), "utf-8")
+    good = sum(result.exit_code == 0 for result in results)
+    sys.stdout.write(data if a.json else f"{good} of {len(results)} bundles as they should be, in {file.out}\n")
+    return max(result.exit_code for result in results)
+
+
+def _diff(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.compiler.diff import changes
+
+    found = changes(*(Bundle.open(path, check=False).manifest for path in (a.old, a.new)))
+    human = "\n".join(change.described() for change in found) or "no difference in sizes, errors and operators"
+    _print(a, [vars(change) for change in found], human)
+    return 0
+
+
+def _integrate(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.integrate import integrate
+
+    files = integrate(a.bundle, a.platform, a.out, a.runtime, a.name, a.package, a.context)
+    _print(
+        a, {"kit": str(a.out), "files": files}, "\n".join([f"{a.out}: {len(files)} files", *(f"  {f}" for f in files)])
+    )
+    return 0
+
+
+def _sbom(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.sbom import sbom
+
+    text = sbom(a.bundle)
+    if a.out:
+        a.out.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _sign(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.artifacts.signature import sign_bundle
+
+    key = read_key(a.key)
+    Bundle.open(a.bundle)
+    public = sign_bundle(a.bundle, key, a.key)
+    _print(a, {"bundle": str(a.bundle), "signed_by": public}, f"{a.bundle}: signed with the key {public}")
+    return 0
+
+
+def read_key(where: str) -> bytes:
+    """The PEM text of a key from a file, or from the environment for `env:NAME`."""
+    if where.startswith("env:"):
+        text = os.environ.get(where[4:])
+        if not text:
+            raise InputError(f"--key {where}: the variable is not set; expected a private key in PEM")
+        return text.encode()
+    try:
+        return Path(where).read_bytes()
+    except OSError as error:
+        raise InputError(f"--key {where}: cannot be read ({error.strerror})") from None
+
+
+def _print(a: argparse.Namespace, data: Any, human: str) -> None:
+    sys.stdout.write((json.dumps(data, indent=1, default=str) if a.json else human) + "\n")

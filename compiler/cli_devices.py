@@ -1,0 +1,96 @@
+"""The command `devices`, and the options `--device` and `--fit` of a compile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler.footprint import RUNTIMES
+from pocketphi.compiler.options import TARGETS, CompileOptions
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.errors import InputError
+
+AddCommand = Callable[[str, Any, str], argparse.ArgumentParser]
+
+
+def add_device_command(command: AddCommand) -> None:
+    """command: as `add_build_commands` takes it."""
+    devices = command(
+        "devices", _devices, "the table of devices; with a model: does it fit, and how fast can it be at best"
+    )
+    devices.add_argument("model", nargs="?", metavar="MODEL")
+    devices.add_argument("--target", action="append", choices=TARGETS, help="default: all that run there")
+    devices.add_argument("--block", type=int, default=32, help="weights that share a scale (default %(default)s)")
+    devices.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
+    devices.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
+    devices.add_argument(
+        "--prompt-tokens", type=int, default=512, help="longest text that is read at once (%(default)s)"
+    )
+    device_arguments(devices, fit=False)
+
+
+def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
+    """`--device`, `--devices` and, for a compile, `--fit`."""
+    p.add_argument(
+        "--device", metavar="NAME", help="refuse what does not fit this device; 'pocketphi devices' lists them"
+    )
+    p.add_argument("--devices", type=Path, metavar="FILE", help="more devices, in TOML")
+    if fit:
+        p.add_argument("--fit", action="store_true", help="take the recipe and context that fit --device")
+
+
+def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> CompileOptions:
+    """The options as `--device` and `--fit` allow them. Raises CheckFailed where the device is too small."""
+    if not a.device:
+        if a.fit:
+            raise InputError("--fit: to what? name a --device; 'pocketphi devices' lists them")
+        return options
+    from pocketphi.compiler.device_plan import config_of, difference, fit, fit_options
+    from pocketphi.compiler.devices import find_device
+
+    device = find_device(a.device, a.devices)
+    fitting = fit_options(options, device, a.fit)
+    if fitting != options:
+        ui.say(f"{device.title}: taking {difference(options, fitting)}")
+    for target in fitting.targets:
+        ui.say(f"{device.title}, {target}: {fit(config_of(fitting.model), fitting, target, device).described()}")
+    return fitting
+
+
+def _devices(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.device_plan import config_of, fit
+    from pocketphi.compiler.devices import find_device, read_devices
+
+    chosen = [find_device(a.device, a.devices)] if a.device else list(read_devices(a.devices).values())
+    if a.model is None:
+        lines = [
+            f"{d.name:<20} {d.title:<38} {d.ram / 2**30:>2.0f} GiB, "
+            f"an app {d.app / 2**30:.1f} GiB, {d.bandwidth / 1e9:.1f} GB/s"
+            for d in chosen
+        ]
+        _print(a, [vars(device) for device in chosen], "\n".join(lines))
+        return 0
+    targets = tuple(a.target or TARGETS)
+    options = CompileOptions(
+        a.model, Path("-"), targets, block=a.block, symmetric=not a.asymmetric, context=a.context, recipe="rtn"
+    )
+    config = config_of(a.model)
+    found = [
+        fit(config, options, target, device, a.prompt_tokens)
+        for device in chosen
+        for target in targets
+        if target in RUNTIMES and (target != "coreml" or device.platform == "ios" or len(chosen) == len(targets) == 1)
+    ]
+    lines = [
+        f"{one.device:<20} {one.target:<11} {one.described()}; largest context {one.largest_context:,}" for one in found
+    ]
+    _print(a, [one.as_json() for one in found], "\n".join(lines))
+    return 0 if any(one.ok for one in found) else 1
+
+
+def _print(a: argparse.Namespace, data: Any, human: str) -> None:
+    sys.stdout.write((json.dumps(data, indent=1) if a.json else human) + "\n")

@@ -1,0 +1,163 @@
+"""Does a model fit a device, up to which context, and how fast can it be at best? Before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler.devices import Device
+from pocketphi.compiler.footprint import RUNTIMES, Footprint, footprint
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.published import PUBLISHED
+from pocketphi.passes.choices import BLOCKS
+
+PROMPT = 512
+"""Tokens of the longest prompt that is planned for, unless the user says another number."""
+_LEAST_CONTEXT = 512
+_DEFAULT_CONTEXT = {"ort-mobile": 4096, "coreml": 2048}
+"""Core ML's is in the package; ONNX Runtime's is what the app asks for (`max_length`)."""
+_ONLY_IOS = "coreml"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model on a device.
+
+    needed: bytes with the whole context; available: what an app may use; largest_context: tokens that fit, up to the model's;
+    decode, decode_full: tokens a second that the memory's bandwidth allows, with an empty cache and with a full one
+    """
+
+    device: str
+    target: str
+    recipe: str
+    context: int
+    prompt: int
+    needed: int
+    available: int
+    largest_context: int
+    decode: float
+    decode_full: float
+    footprint: Footprint
+    measured: str
+
+    @property
+    def ok(self) -> bool:
+        return self.needed <= self.available
+
+    def as_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "ok": self.ok}
+
+    def described(self) -> str:
+        """One line: whether it fits, and what it takes."""
+        need, have = f"{self.needed / 1e9:,.2f} GB", f"{self.available / 1e9:,.2f} GB"
+        speed = f"at most {self.decode:,.0f} tokens/s, {self.decode_full:,.0f} with a full cache"
+        if self.ok:
+            return f"fits: {need} of {have}, {self.context:,} tokens; {speed}"
+        return (
+            f"does not fit: {self.needed - self.available:,} bytes too many ({need} of {have}, {self.context:,} tokens)"
+        )
+
+
+def config_of(model: str) -> ModelConfig:
+    """A model's shape, without reading a weight. Raises InputError as `open_checkpoint` does."""
+    path = Path(model) / "config.json"
+    if model.removeprefix("random:").partition("@")[0] in PUBLISHED and model.startswith("random:"):
+        return PUBLISHED[model.removeprefix("random:").partition("@")[0]]
+    if path.is_file():
+        try:
+            return ModelConfig.from_hf(json.loads(path.read_text("utf-8")), str(path))
+        except ValueError:
+            raise InputError(f"{path}: is not JSON") from None
+    from pocketphi.graph.checkpoint import open_checkpoint
+
+    return open_checkpoint(model).config
+
+
+def fit(config: ModelConfig, options: CompileOptions, target: str, device: Device, prompt: int = PROMPT) -> Fit:
+    """Raises InputError for a target that the device's system does not run."""
+    if target not in RUNTIMES:
+        raise InputError(f"--target {target}: its memory is not modelled; expected one of {', '.join(RUNTIMES)}")
+    if (target == _ONLY_IOS) > (device.platform == "ios"):
+        raise InputError(f"--device {device.name}: has no Core ML; compile for --target ort-mobile")
+    longest = min(options.context or config.max_position, config.max_position)
+    context = longest if options.context else min(longest, _DEFAULT_CONTEXT.get(target, longest))
+    prompt = min(prompt, context)
+    made = footprint(config, target, options, context, prompt)
+    full = made.read_per_token + context * made.kv_per_token
+    return Fit(
+        device=device.name,
+        target=target,
+        recipe=options.described(),
+        context=context,
+        prompt=prompt,
+        needed=made.total(context),
+        available=device.app,
+        largest_context=max(0, min(made.largest_context(device.app), config.max_position)),
+        decode=device.bandwidth / made.read_per_token,
+        decode_full=device.bandwidth / full,
+        footprint=made,
+        measured=RUNTIMES[target].measured,
+    )
+
+
+def fit_options(options: CompileOptions, device: Device, choose: bool, prompt: int = PROMPT) -> CompileOptions:
+    """The options, if every target fits; with `choose`, else the nearest that do: larger blocks first, then a shorter context.
+
+    Raises CheckFailed saying by how many bytes it does not fit, and what would.
+    """
+    config = config_of(options.model)
+    found = [fit(config, options, target, device, prompt) for target in options.targets]
+    over = max(found, key=lambda one: one.needed - one.available)
+    if over.ok:
+        return options
+    for other in _alternatives(config, options, over.context):
+        if other == options:
+            continue
+        if all(fit(config, other, target, device, prompt).ok for target in other.targets):
+            if choose:
+                return other
+            raise CheckFailed(f"{_refusal(over, device)}; would fit: {difference(options, other)}; --fit takes that")
+    least = fit(config, dataclasses.replace(options, block=max(BLOCKS)), over.target, device, prompt)
+    weights = least.footprint.total(0)
+    raise CheckFailed(
+        f"{_refusal(over, device)}; nothing would fit: with --block {max(BLOCKS)} the weights alone take {weights:,} bytes"
+    )
+
+
+def _alternatives(config: ModelConfig, options: CompileOptions, context: int) -> Iterator[CompileOptions]:
+    """In the order in which to try: a coarser recipe costs quality a little, a shorter context what can be said."""
+    blocks = [block for block in BLOCKS if block >= options.block and _divides(config, block)]
+    contexts = [context]
+    while contexts[-1] // 2 >= min(_LEAST_CONTEXT, context):
+        contexts.append(contexts[-1] // 2)
+    for tokens in contexts:
+        for block in blocks[:3]:
+            shorter = tokens if tokens != context else options.context
+            yield dataclasses.replace(options, block=block, context=shorter)
+
+
+def _divides(config: ModelConfig, block: int) -> bool:
+    return all(shape[1] % block == 0 for shape in config.tensors().values() if len(shape) == 2)
+
+
+def _refusal(found: Fit, device: Device) -> str:
+    return (
+        f"{device.title}: {found.target} needs {found.needed:,} bytes with {found.context:,} tokens, "
+        f"{found.needed - found.available:,} more than the {found.available:,} that an app may use"
+    )
+
+
+def difference(options: CompileOptions, other: CompileOptions) -> str:
+    """As options of the command line: what `fit_options` changed."""
+    changed = [
+        f"--{name} {getattr(other, name)}"
+        for name in ("block", "context")
+        if getattr(options, name) != getattr(other, name)
+    ]
+    return " ".join(changed)

@@ -1,0 +1,106 @@
+"""The table of devices, and a user's own lines of it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler.build_file import nearest
+from pocketphi.compiler.options import parse_size
+from pocketphi.graph.errors import InputError
+
+_TABLE = Path(__file__).with_name("devices.toml")
+_USERS = Path("~/.config/pocketphi/devices.toml")
+_KEYS = ("title", "platform", "ram", "app", "bandwidth", "features", "sources")
+_PLATFORMS = ("ios", "android", "linux")
+
+
+@dataclass(frozen=True)
+class Device:
+    """ram, app: bytes of the device, and what one app may use; bandwidth: bytes a second at best; features: of its CPU."""
+
+    name: str
+    title: str
+    platform: str
+    ram: int
+    app: int
+    bandwidth: float
+    features: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def read_devices(more: Path | None = None) -> dict[str, Device]:
+    """The table, over it the user's (`~/.config/pocketphi/devices.toml`), over it a file. Raises InputError for a bad line."""
+    found = _read(_TABLE)
+    if _USERS.expanduser().is_file():
+        found |= _read(_USERS.expanduser())
+    return found | _read(more) if more else found
+
+
+def find_device(name: str, more: Path | None = None) -> Device:
+    """Raises InputError with the nearest name."""
+    devices = read_devices(more)
+    if name not in devices:
+        raise InputError(f"--device {name}: not in the table; {nearest(name, devices)}")
+    return devices[name]
+
+
+def _read(path: Path) -> dict[str, Device]:
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a table of devices in TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not TOML ({error})") from None
+    return {name: _device(path, name, entry) for name, entry in data.items() if name != "defaults"}
+
+
+def _device(path: Path, name: str, entry: Any) -> Device:
+    if not isinstance(entry, dict):
+        raise InputError(f"{path}: {name}: expected a table, [{name}], got {entry!r}")
+    for key in entry:
+        if key not in _KEYS:
+            raise InputError(f"{path}: unknown key {name}.{key}; {nearest(key, _KEYS)}")
+    for key in ("ram", "bandwidth"):
+        if key not in entry:
+            raise InputError(f"{path}: {name} lacks {key}; expected at least ram and bandwidth")
+    platform = entry.get("platform", "linux")
+    if platform not in _PLATFORMS:
+        raise InputError(f"{path}: {name}.platform is {platform!r}, expected one of {', '.join(_PLATFORMS)}")
+    ram = _bytes(path, name, "ram", entry)
+    return Device(
+        name=name,
+        title=str(entry.get("title", name)),
+        platform=platform,
+        ram=ram,
+        app=_bytes(path, name, "app", entry) if "app" in entry else ram // 2,
+        bandwidth=float(_positive(path, name, "bandwidth", entry)),
+        features=tuple(_texts(path, name, "features", entry)),
+        sources=tuple(_texts(path, name, "sources", entry)),
+    )
+
+
+def _bytes(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> int:
+    if isinstance(entry[key], str):
+        try:
+            return parse_size(entry[key])
+        except InputError as error:
+            raise InputError(f"{path}: {name}.{key}: {error}") from None
+    return int(_positive(path, name, key, entry))
+
+
+def _positive(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> float:
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise InputError(f"{path}: {name}.{key} is {value!r}, expected a positive number")
+    return value
+
+
+def _texts(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> list[str]:
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{path}: {name}.{key} is {value!r}, expected a list of texts")
+    return value

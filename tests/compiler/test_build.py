@@ -1,0 +1,290 @@
+"""Matrix builds: what is built once, gates, differences, results for CI, and bad build files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.sbom import sbom
+from pocketphi.compiler.build import build_matrix
+from pocketphi.compiler.build_file import read_build_file
+from pocketphi.compiler.build_result import Claim
+from pocketphi.compiler.cli import main
+from pocketphi.compiler.diff import changes
+from pocketphi.compiler.ui import PlainUi, Ui
+from pocketphi.graph.errors import InputError
+
+FILE = """
+[build]
+out = "bundles"
+cache = "cache"
+
+[models]
+tiny = "random:tiny"
+
+[targets]
+ort-mobile = {}
+coreml = { context = 64, chunk = 16 }
+
+[recipes]
+rtn = { verify = "never" }
+
+[gates]
+max_bytes = "200kB"
+
+[gates.coreml]
+max_bytes = "1MB"
+"""
+
+
+class Said(Ui):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines += text.splitlines()
+
+
+def write(tmp_path: Path, text: str = FILE) -> Path:
+    path = tmp_path / "pocketphi.toml"
+    path.write_text(text)
+    return path
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr("pocketphi.compiler.compile.compile_model", fail)
+
+
+def test_a_matrix_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = read_build_file(write(tmp_path))
+    first = build_matrix(file, Ui())
+    assert [(r.name, r.cached, r.exit_code, r.changes) for r in first] == [
+        ("tiny-ort-mobile-rtn", False, 0, None),
+        ("tiny-coreml-rtn", False, 0, None),
+    ]
+    for result in first:
+        assert list(Bundle.open(result.bundle).manifest["targets"]) == [
+            result.name.removeprefix("tiny-").removesuffix("-rtn")
+        ]
+        assert json.loads((file.out / f"{result.name}.cdx.json").read_text())["bomFormat"] == "CycloneDX"
+    forbid(monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    begin = time.perf_counter()
+    second = build_matrix(file, Ui())
+    assert time.perf_counter() - begin < 10
+    assert [(r.cached, r.exit_code, r.changes) for r in second] == [(True, 0, [])] * 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_damaged_or_gone_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = read_build_file(write(tmp_path))
+    (result, _) = build_matrix(file, Ui())
+    data = result.bundle / "model.onnx.data"
+    whole = data.read_bytes()
+    shutil.rmtree(file.out)
+    (again, _) = build_matrix(file, Ui())
+    assert (again.cached, data.read_bytes()) == (True, whole)
+    data.unlink()
+    data.write_bytes(whole[:-1])  # a copy of its own, and cut
+    (again, _) = build_matrix(file, Ui())
+    assert (again.cached, data.read_bytes()) == (True, whole)
+    data.write_bytes(b"x" + whole[1:])  # the file in the cache as well
+    (again, _) = build_matrix(file, Ui())
+    assert (again.cached, data.read_bytes()) == (False, whole)
+    forbid(monkeypatch)
+    assert build_matrix(file, Ui())[0].exit_code == 0
+
+
+def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: Path) -> None:
+    build_matrix(read_build_file(write(tmp_path)), Ui(), only="ort-mobile")
+    changed = FILE.replace('verify = "never"', 'verify = "never", block = 64')
+    said = Said()
+    (result,) = build_matrix(read_build_file(write(tmp_path, changed)), said, only="ort-mobile")
+    assert not result.cached
+    assert result.changes is not None
+    sizes = {change.name: change for change in result.changes if change.kind == "bytes"}
+    assert sizes["model.onnx.data"].before is not None
+    assert sizes["model.onnx.data"].after is not None
+    assert sizes["model.onnx.data"].before > sizes["model.onnx.data"].after
+    line = next(line for line in said.lines if "model.onnx.data" in line)
+    assert re.fullmatch(r"    model\.onnx\.data: [\d,]+ → [\d,]+ \(-\d+\.\d%\)", line)
+
+
+def test_gates_that_are_not_met(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = FILE.replace("200kB", "100kB").replace(
+        "[gates.coreml]", "kl = 0.0001\nppl = 2\nlowering = 1\n[gates.coreml]"
+    )
+    text += "\n[measure]\ntokens = 64\nwindow = 32\n"
+    path = write(tmp_path, text)
+    junit, results = tmp_path / "r.xml", tmp_path / "r.json"
+    arguments = ["build", str(path), "--only", "ort-mobile", "--junit", str(junit), "--results", str(results)]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "0 of 1 bundles as they should be" in captured.out
+    over = re.search(r"not met: gate max_bytes: ([\d,]+) bytes, ([\d,]+) over 100,000", captured.err)
+    assert over is not None
+    size, more = (int(number.replace(",", "")) for number in over.groups())
+    assert size - more == 100_000
+    assert re.search(r"not met: gate kl: [\d.e-]+ nats/token, [\d.e-]+ over 0.0001", captured.err)
+    assert "not met: gate lowering: not measured: the bundle was not verified" in captured.err
+    (data,) = json.loads(results.read_text())
+    assert {claim["name"]: claim["ok"] for claim in data["claims"]} == dict.fromkeys(
+        ["gate max_bytes", "gate lowering", "gate kl", "gate ppl"], False
+    )
+    root = ET.parse(junit).getroot()
+    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("5", "4", "0")
+    messages = [failure.get("message", "") for failure in root.iter("failure")]
+    assert any(message.startswith("gate ppl: ") and message.endswith(" over 2") for message in messages)
+    assert main(arguments[:-4]) == 1  # found in the cache: what was measured is known, and still not good enough
+    assert "evaluate" not in capsys.readouterr().err
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = FILE.replace("coreml = { context = 64, chunk = 16 }", "coreml = { context = 64, chunk = 100 }")
+    path, junit = write(tmp_path, text), tmp_path / "r.xml"
+    assert main(["build", str(path), "--junit", str(junit)]) == 2
+    captured = capsys.readouterr()
+    assert "1 of 2 bundles as they should be" in captured.out
+    assert "  failed: coreml: prefill chunks of 100 tokens in a context of 64; choose 2 to 64" in captured.err
+    (error,) = ET.parse(junit).getroot().iter("error")
+    assert error.get("message", "").startswith("coreml: prefill chunks of 100 tokens")
+    assert not (tmp_path / "bundles" / "tiny-coreml-rtn").exists()
+
+
+def test_signed_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    pem = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    public = tmp_path / "public.pem"
+    public.write_bytes(key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
+    path = write(tmp_path, FILE.replace('cache = "cache"', 'cache = "cache"\nsign = "env:TEST_KEY"'))
+    assert main(["build", str(path), "--only", "ort"]) == 2
+    assert "--key env:TEST_KEY: the variable is not set" in capsys.readouterr().err
+    monkeypatch.setenv("TEST_KEY", pem.decode())
+    for _ in range(2):
+        assert main(["build", str(path), "--only", "ort"]) == 0
+        bundle = str(tmp_path / "bundles" / "tiny-ort-mobile-rtn")
+        assert main(["verify", bundle, "--files-only", "--key", str(public)]) == 0
+    assert main(["verify", bundle, "--files-only", "--json"]) == 0
+    capsys.readouterr()
+    assert not list((tmp_path / "cache").rglob("manifest.sig"))
+
+
+def test_a_device_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = FILE.replace('cache = "cache"', 'device = "iphone-14"').replace("random:tiny", "random:phi-3-medium-4k")
+    assert main(["build", str(write(tmp_path, text))]) == 1
+    assert "failed: iPhone 14, A15: ort-mobile needs" in capsys.readouterr().err
+
+
+def test_the_bill_of_materials(tiny_bundle: Path) -> None:
+    from cyclonedx.model.bom import Bom
+
+    text = sbom(tiny_bundle)
+    assert text == sbom(tiny_bundle)
+    bom = Bom.from_json(json.loads(text))  # type: ignore[attr-defined]
+    model = bom.metadata.component
+    files = {part.name: {str(h.alg.value): h.content for h in part.hashes}["SHA-256"] for part in model.components}
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert {name: entry["sha256"] for name, entry in manifest["files"].items()}.items() <= files.items()
+    assert {"pkg:pypi/torch@" + manifest["versions"]["torch"].replace("+", "%2B")} <= {
+        str(tool.purl) for tool in bom.metadata.tools.components
+    }
+
+
+def test_no_difference(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert changes(manifest, manifest) == []
+    assert main(["diff", str(tiny_bundle), str(tiny_bundle)]) == 0
+    assert capsys.readouterr().out == "no difference in sizes, errors and operators\n"
+    fewer = {**manifest, "operators": {**manifest["operators"], "edge.attention": 2}}
+    (change,) = changes(manifest, fewer)
+    assert change.described() == "edge.attention: 3 → 2 (-33.3%)"
+
+
+def test_claims() -> None:
+    assert Claim("gate kl", 0.25, 0.5, "nats/token").ok
+    assert not Claim("gate kl", float("nan"), 0.5).ok
+    assert Claim("gate kl", 0.625, 0.5, "nats/token").described() == "gate kl: 0.625 nats/token, 0.125 over 0.5"
+
+
+def test_logs_have_no_progress_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ui = PlainUi()
+    with ui.task("work", 10) as advance:
+        for _ in range(10):
+            advance(1)
+    assert re.fullmatch(r"work: \d\.\d s\n", capsys.readouterr().err)
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr("pocketphi.compiler.ui.time.perf_counter", lambda: float(next(clock)))
+    with ui.task("work", 4) as advance:
+        for _ in range(4):
+            advance(1)
+    assert capsys.readouterr().err == "work: 50% after 40 s\nwork: 100% after 80 s\nwork: 100.0 s\n"
+
+
+MODELS = '[models]\ntiny = "random:tiny"\n'
+BAD = {
+    "": 'names no model; expected [models] with lines like: chat = "sample"',
+    "[model]\n": "unknown key model; did you mean models?",
+    MODELS + "[build]\nouts = 'x'\n": "unknown key build.outs; did you mean out?",
+    MODELS + "[targets]\nort-mobil = {}\n": "unknown target targets.ort-mobil; did you mean ort-mobile?",
+    MODELS + "[targets]\nzzz = {}\n": "unknown target targets.zzz; expected one of ort-mobile, coreml",
+    MODELS + "[recipes]\nrtn = { blok = 32 }\n": "unknown key recipes.rtn.blok; did you mean block?",
+    MODELS + "[recipes]\nrtn = { block = '32' }\n": "recipes.rtn.block is '32', expected a whole number",
+    MODELS
+    + "[recipes]\nrtn = { block = 33 }\n": "tiny-ort-mobile-rtn: --block 33: expected one of 16, 32, 64, 128, 256",
+    MODELS + "[recipes]\nrtn = 3\n": "recipes.rtn: expected a table of options, got 3",
+    MODELS + "[recipes]\n'a/b' = {}\n": "recipes.'a/b': expected a name of letters, digits, '.', '_' and '-'",
+    MODELS + "[gates]\nmax_byte = 3\n": "unknown key gates.max_byte; did you mean max_bytes?",
+    MODELS + "[gates]\nmax_bytes = '3 apples'\n": "gates.max_bytes: '3 apples' is not a size",
+    MODELS + "[gates]\nkl = true\n": "gates.kl is True, expected a number",
+    MODELS + "[measure]\ntokens = 1\n": "measure.tokens is 1, expected at least 2",
+    "models = 3\n": "models: expected a table, [models], got 3",
+    "[models]\ntiny = 3\n": "models.tiny is 3, expected a text",
+    "[models": "is not TOML",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_bad_build_file_is_refused(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError, match=re.escape(f"{path}: {BAD[text]}")):
+        read_build_file(path)
+
+
+def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(tmp_path / "no.toml")]) == 2
+    assert (
+        "no.toml: cannot be read (No such file or directory); expected a build file in TOML" in capsys.readouterr().err
+    )
+    path = write(tmp_path, FILE.replace("random:tiny", "nowhere"))
+    assert main(["build", str(path)]) == 2
+    assert "failed: nowhere: no such model; expected a folder" in capsys.readouterr().err
+    assert main(["build", str(write(tmp_path)), "--only", "tvm"]) == 2
+    assert "--only tvm: builds none of tiny-ort-mobile-rtn, tiny-coreml-rtn" in capsys.readouterr().err
+    assert main(["build", str(write(tmp_path)), "--junit", str(tmp_path / "no" / "r.xml")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    (tmp_path / "bundles").mkdir(exist_ok=True)
+    (tmp_path / "bundles" / "tiny-ort-mobile-rtn").write_text("precious")
+    assert main(["build", str(write(tmp_path)), "--only", "ort"]) == 2
+    assert "exists and is not a bundle; choose another out" in capsys.readouterr().err
+    assert (tmp_path / "bundles" / "tiny-ort-mobile-rtn").read_text() == "precious"
+
+
+def test_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(write(tmp_path)), "--list"]) == 0
+    assert capsys.readouterr().out == "tiny-ort-mobile-rtn\ntiny-coreml-rtn\n"
+    assert os.listdir(tmp_path) == ["pocketphi.toml"]

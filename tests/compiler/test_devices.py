@@ -1,0 +1,181 @@
+"""The device plan: sizes against real bundles, refusals in bytes, what would fit; quick for every device and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pocketphi.compiler.cli import main
+from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
+from pocketphi.compiler.devices import Device, find_device, read_devices
+from pocketphi.compiler.footprint import footprint
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.published import PUBLISHED
+
+MINI = CompileOptions("random:phi-3-mini-4k", Path("x"), recipe="rtn")
+WEIGHTS = {"ort-mobile": "model.onnx.data", "coreml": "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"}
+
+
+def device(app: int, platform: str = "ios") -> Device:
+    return Device("test", "A test", platform, 2 * app, app, 50e9, (), ())
+
+
+def test_the_table_is_complete() -> None:
+    devices = read_devices()
+    assert {"iphone-14", "iphone-15-pro", "iphone-16", "pixel-8", "galaxy-s24", "raspberry-pi-5"} <= set(devices)
+    for one in devices.values():
+        assert one.app <= one.ram * 7 / 8, one.name
+        assert 10e9 < one.bandwidth < 100e9, one.name
+        assert "asimddp" in one.features, one.name
+        assert one.sources != (), one.name
+
+
+def test_every_device_and_family_config_in_no_time() -> None:
+    slowest = 0.0
+    for name in PUBLISHED:
+        options = dataclasses.replace(MINI, model=f"random:{name}")
+        for one in read_devices().values():
+            for target in ("ort-mobile", *(["coreml"] if one.platform == "ios" else [])):
+                begin = time.perf_counter()
+                found = fit(config_of(options.model), options, target, one)
+                slowest = max(slowest, time.perf_counter() - begin)
+                assert found.ok == (found.largest_context >= found.context)
+    assert slowest < 0.1
+
+
+def test_a_plan_needs_no_torch() -> None:
+    code = (
+        "import sys; from pocketphi.compiler.cli import main; main(['devices', 'random:phi-4-mini']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize("target", ["ort-mobile", "coreml"])
+def test_files_are_as_large_as_planned(target: str, tmp_path: Path) -> None:
+    """Within 2 %: what the plan leaves out is alignment, and Core ML's few constants."""
+    from pocketphi.compiler.compile import compile_model
+
+    options = CompileOptions("sample", tmp_path / "bundle", (target,), recipe="rtn", verify="never")
+    files = compile_model(options).manifest["files"]
+    context = 8192 if target == "ort-mobile" else 2048
+    planned = footprint(config_of("sample"), target, options, context, 512).files
+    assert planned == pytest.approx(files[WEIGHTS[target]]["bytes"], rel=0.02)
+
+
+def test_the_full_size_as_measured() -> None:
+    """2.39 GB on disk; 3.34 GB at the peak of loading, 3.96 GB after a prompt of 512 in a cache of 640 tokens."""
+    made = footprint(PUBLISHED["phi-3-mini-4k"], "ort-mobile", MINI, 4096, 512)
+    assert made.files == pytest.approx(2.39e9, rel=0.01)
+    assert made.weights + made.fixed + made.packing == pytest.approx(3.340e9, rel=0.03)
+    assert made.total(640) == pytest.approx(3.962e9, rel=0.03)
+
+
+def test_the_roofline_is_bandwidth_over_bytes() -> None:
+    found = fit(PUBLISHED["phi-3-mini-4k"], MINI, "ort-mobile", device(9 * 10**9))
+    # every matrix but the embedding once: 3.72e9 weights of 4 bits, a float32 scale for each 32; norms
+    reads = (3_821_079_552 - 32064 * 3072 - 65 * 3072) * (0.5 + 4 / 32) + 65 * 3072 * 4
+    assert found.decode == pytest.approx(50e9 / reads, rel=1e-6)
+    assert found.decode_full == pytest.approx(50e9 / (reads + 4096 * 786432), rel=1e-6)
+
+
+def test_what_is_too_large_is_refused_in_bytes_with_what_would_fit() -> None:
+    found = fit(PUBLISHED["phi-3-mini-4k"], MINI, "ort-mobile", device(4 * 10**9))
+    message = (
+        f"A test: ort-mobile needs {found.needed:,} bytes with 4,096 tokens, {found.needed - 4 * 10**9:,} more than the "
+        "4,000,000,000 that an app may use; would fit: --block 64 --context 1024; --fit takes that"
+    )
+    with pytest.raises(CheckFailed, match=re.escape(message)):
+        fit_options(MINI, device(4 * 10**9), choose=False)
+    chosen = fit_options(MINI, device(4 * 10**9), choose=True)
+    assert (chosen.block, chosen.context) == (64, 1024)
+    assert fit(PUBLISHED["phi-3-mini-4k"], chosen, "ort-mobile", device(4 * 10**9)).ok
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    assert fit_options(MINI, device(9 * 10**9), choose=True) is MINI
+    assert fit_options(MINI, device(9 * 10**9), choose=False) is MINI
+
+
+def test_where_nothing_fits() -> None:
+    with pytest.raises(
+        CheckFailed, match=r"nothing would fit: with --block 256 the weights alone take 2,\d{3},\d{3},\d{3} bytes"
+    ):
+        fit_options(MINI, device(10**9), choose=True)
+
+
+def test_core_ml_is_of_apple() -> None:
+    with pytest.raises(InputError, match="--device test: has no Core ML; compile for --target ort-mobile"):
+        fit(PUBLISHED["phi-3-mini-4k"], MINI, "coreml", device(9 * 10**9, "android"))
+
+
+def test_an_unknown_device_has_a_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--device pixel8: not in the table; did you mean pixel-8\?"):
+        find_device("pixel8")
+    own = tmp_path / "own.toml"
+    own.write_text('[kiosk]\nram = "2GiB"\nbandwidth = 12.8e9\n')
+    assert find_device("kiosk", own).app == 2**30
+    assert find_device("pixel-8", own).platform == "android"
+
+
+BAD = {
+    "[x]\nram = 1\n": "x lacks bandwidth; expected at least ram and bandwidth",
+    "[x]\nram = 1\nbandwidth = 0\n": "x.bandwidth is 0, expected a positive number",
+    "[x]\nram = '8 apples'\nbandwidth = 1\n": "x.ram: '8 apples' is not a size",
+    "[x]\nram = 1\nbandwith = 1\n": "unknown key x.bandwith; did you mean bandwidth?",
+    "[x]\nram = 1\nbandwidth = 1\nplatform = 'dos'\n": "x.platform is 'dos', expected one of ios, android, linux",
+    "[x]\nram = 1\nbandwidth = 1\nfeatures = 'neon'\n": "x.features is 'neon', expected a list of texts",
+    "x = 1\n": "x: expected a table, [x], got 1",
+    "[x": "is not TOML",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_bad_table_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(BAD[text])):
+        read_devices(path)
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert main(["compile", "random:phi-3-mini-4k", "-o", str(out), "--recipe", "rtn", "--device", "iphone-15"]) == 1
+    captured = capsys.readouterr()
+    assert "more than the 3,221,225,472 that an app may use; would fit: --block 64 --context 512" in captured.err
+    assert not out.exists()
+    assert main(["compile", "random:tiny", "-o", str(out), "--fit"]) == 2
+    assert "--fit: to what? name a --device" in capsys.readouterr().err
+    assert (
+        main(
+            ["compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--device", "pixel-8", "--dry-run", "--json"]
+        )
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["devices", "random:phi-3-mini-4k", "--device", "iphone-16", "--json"]) == 0
+    (ort, coreml) = json.loads(capsys.readouterr().out)
+    assert (ort["target"], ort["ok"], coreml["target"], coreml["ok"]) == ("ort-mobile", False, "coreml", True)
+    assert set(coreml) == {f.name for f in dataclasses.fields(Fit)} | {"ok"}
+
+
+@pytest.mark.sample
+def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
+    """The sample in onnxruntime, in a process of its own: a prompt of 512 tokens, a cache of 520."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import footprint as measure
+
+    for prompt in (64, 512):
+        measured = measure.resident(sample_bundle, prompt)
+        options = CompileOptions("sample", sample_bundle)
+        predicted = footprint(config_of("sample"), "ort-mobile", options, 8192, prompt).total(prompt + 8)
+        assert predicted == pytest.approx(measured, rel=0.15)

@@ -1,0 +1,42 @@
+"""Kits of a bundle that has the sample's tokenizer and template, and nothing to run: the kits never look into the model."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from pocketphi.artifacts.bundle import write_manifest
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.gguf_file import GgufFile, sample_path
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "ort-mobile": {},
+    "coreml": {"context": 1024, "chunk": 64, "cache_rows": 1024, "flavor": "functions"},
+    "tvm-arm": {},
+}
+STUBS = Path(__file__).parent.parent / "kits" / "stubs"
+JARS = Path("/usr/share/java")
+NEEDED = ["junit4.jar", "hamcrest.jar", "com.android.json.jar", "kotlin-stdlib.jar", "kotlin-stdlib-jdk7.jar"]
+
+
+@functools.cache
+def sample_files() -> tuple[dict[str, bytes], ModelConfig]:
+    """Tokenizer files and config of the sample."""
+    source = GgufFile(sample_path())
+    return source.tokenizer_files(), source.config
+
+
+def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
+    """changes: of the model's entry in the manifest."""
+    files, config = sample_files()
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "config.json").write_text(json.dumps(config.to_hf()))
+    (folder / "weights").write_bytes(bytes(1000))
+    model = {"parameters": config.parameters, "context": config.max_position, "long_rope_after": None, **changes}
+    recipe = {"name": "rtn", "block": 32, "symmetric": True}
+    write_manifest(folder, {"source": {"model": "sample"}, "recipe": recipe, "model": model, "targets": targets})
+    return folder

@@ -1,0 +1,70 @@
+"""Kits of every kind, and a compiler for Kotlin."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kit_bundles import JARS, NEEDED, STUBS, TARGETS, make_bundle
+
+from pocketphi.compiler.integrate import KITS, integrate
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("kits") / "bundle", TARGETS)
+
+
+@pytest.fixture(scope="session")
+def kits(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every kit of that bundle: `android-genai` → its folder."""
+    root = tmp_path_factory.mktemp("kits")
+    found = {}
+    for kit in KITS:
+        name = f"{kit.platform}-{kit.runtime}"
+        integrate(bundle, kit.platform, root / name, kit.runtime)
+        found[name] = root / name
+    return found
+
+
+CLASS_PATH = ":".join(str(JARS / jar) for jar in NEEDED)
+
+
+@pytest.fixture(scope="session")
+def kotlin() -> Callable[..., Path]:
+    """Compile folders and files of Kotlin: kotlin(out, sources) → out."""
+    missing = [tool for tool in ("kotlinc", "java") if not shutil.which(tool)]
+    missing += [str(JARS / jar) for jar in NEEDED if not (JARS / jar).is_file()]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: apt-get install kotlin junit4 libandroid-json-java default-jdk-headless")
+
+    def compile_(out: Path, *sources: Path) -> Path:
+        command = ["kotlinc", "-nowarn", "-cp", CLASS_PATH, "-d", str(out), *map(str, sources)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, "error:" in done.stderr) == (0, False), done.stderr
+        return out
+
+    return compile_
+
+
+@pytest.fixture(scope="session")
+def tvm_classes(kits: dict[str, Path], kotlin: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JNI kit with its tests and ours, compiled."""
+    kit, out = kits["android-tvm"], tmp_path_factory.mktemp("classes") / "tvm"
+    own = Path(__file__).with_name("NativeTest.kt")
+    return kotlin(out, kit / "src/main/kotlin", kit / "src/test/kotlin", own, STUBS / "android", STUBS / "djl")
+
+
+def junit(classes: Path, resources: Path, test: str, *options: str) -> tuple[int, str]:
+    """Run a test class in Java: (exit code, output)."""
+    command = ["java", *options, "-cp", f"{classes}:{resources}:{CLASS_PATH}", "org.junit.runner.JUnitCore", test]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def run_junit() -> Callable[..., tuple[int, str]]:
+    return junit

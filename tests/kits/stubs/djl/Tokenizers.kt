@@ -1,0 +1,20 @@
+// What the kit uses of ai.djl.huggingface:tokenizers 0.33, from https://javadoc.io/doc/ai.djl.huggingface/tokenizers. This one
+// takes characters for tokens.
+package ai.djl.huggingface.tokenizers
+
+import java.nio.file.Path
+
+class Encoding(val ids: LongArray)
+
+class HuggingFaceTokenizer private constructor() : AutoCloseable {
+    fun encode(text: String, addSpecialTokens: Boolean, withOverflowingTokens: Boolean): Encoding =
+        Encoding(text.map { it.toLong() }.toLongArray())
+
+    fun decode(ids: LongArray, skipSpecialTokens: Boolean): String = ids.map { it.toChar() }.joinToString("")
+
+    override fun close() {}
+
+    companion object {
+        @JvmStatic fun newInstance(modelPath: Path): HuggingFaceTokenizer = HuggingFaceTokenizer()
+    }
+}
