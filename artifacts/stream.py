@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from blake3 import blake3
 
+from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.processes import CAN_FORK, in_processes
 from pocketphi.graph.recipe import PartSpec, Recipe, combine
@@ -79,6 +80,8 @@ def write_weights(
         largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
         spread = in_processes if CAN_FORK and layout.size >= _WORTH_A_PROCESS else in_threads
         digests = spread(largest_first, write, progress)
+        if (size := os.fstat(descriptor).st_size) != layout.size:
+            raise CompilerBug(f"{path.name}: {size} bytes were written, {layout.size} were planned")
         return {name: digests[name] for name in weights}
 
 

@@ -7,6 +7,7 @@ read (tied) stays one weight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.checkpoint import ROWS_TOGETHER
 from pocketphi.graph.forms import PARTS, Quantized, form_of
 from pocketphi.graph.program import Program, shape_of
 from pocketphi.graph.recipe import FloatWeight, PartSpec, Recipe, as_parts
@@ -45,7 +47,7 @@ class Int4Weight:
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         group = self.quantizer.group
-        for start, stop in self.source.checkpoint.chunks(self.source.tensor, multiple=group):
+        for start, stop in self.source.checkpoint.chunks(self.source.tensor, math.lcm(group, ROWS_TOGETHER)):
             yield start // group, stop // group
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
