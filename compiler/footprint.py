@@ -1,8 +1,8 @@
 """How much memory a model takes while it runs, from its config alone: what each runtime keeps of the weights, the cache, what a
 prompt needs on the way through.
 
-The numbers of ONNX Runtime were measured with 1.32 on x86 (`benchmarks/footprint.py` measures again); Core ML's follow from the
-package, and have not been measured on a device.
+The numbers of ONNX Runtime 1.32 and of our TVM runtime were measured on x86 (`benchmarks/footprint.py` measures the former again);
+Core ML's follow from the package, and have not been measured on a device.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     # the packed weights hold the scales again, and with them sums of blocks for int8 activations; the mapped ones stay
     "ort-mobile": Runtime(4, 4, 4, 4, 1.9, 2, 22_500_000, None, "with onnxruntime 1.32 on x86"),
     "coreml": Runtime(2, 2, 2, 2, 2.0, 0, 20_000_000, 64, "nowhere: an estimate"),
+    "tvm-arm": Runtime(2, 4, 2, 4, 0.7, 0, 9_300_000, 256, "with our runtime on x86"),
 }
 
 
@@ -96,13 +97,13 @@ def _chunk(options: CompileOptions, runtime: Runtime) -> int | None:
 
 def _int4_bytes(shape: tuple[int, ...], options: CompileOptions, runtime: Runtime) -> int:
     """Two values a byte, a scale for each block, and half a byte of zero point where blocks have one."""
-    blocks = shape[0] * math.ceil(shape[1] / options.block)
+    blocks = shape[0] * math.ceil(shape[1] / (options.block or shape[1]))
     zeros = 0 if options.symmetric else math.ceil(blocks / 2)
     return shape[0] * shape[1] // 2 + blocks * runtime.scale_bytes + zeros
 
 
 def _scale_bytes(shape: tuple[int, ...], options: CompileOptions, runtime: Runtime) -> int:
-    return shape[0] * math.ceil(shape[1] / options.block) * runtime.scale_bytes
+    return shape[0] * math.ceil(shape[1] / (options.block or shape[1])) * runtime.scale_bytes
 
 
 def _rotary_bytes(config: ModelConfig, context: int, runtime: Runtime) -> int:
