@@ -111,12 +111,14 @@ class QuantizeWeights(Pass):
             return None
         if not isinstance(recipe, FloatWeight):  # a tied weight, which its other reader has met before
             return recipe
+        if name in self.stored:
+            return self.stored[name]
         quantizer = self.special.get(name, self.quantizer)
         quantizer.check(name, *map(int, shape_of(weight)))
         remark = quantizer.remark(recipe)
-        if remark and name not in self.stored:
+        if remark:
             report.refuse(node.name, remark)
-        return self.stored.get(name) or Int4Weight(recipe, quantizer)
+        return Int4Weight(recipe, quantizer)
 
 
 def _only_projections(program: Program, name: str) -> bool:
