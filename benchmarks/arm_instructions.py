@@ -194,16 +194,14 @@ def size_of(data: str) -> int:
 
 def joined(blocks: Counter[Block]) -> list[tuple[str, int]]:
     """Blocks with how often they run; those that follow each other in memory and run equally often are one."""
+    at = {address: (data, times) for (address, data), times in sorted(blocks.items()) if times > 0}
     found: list[tuple[str, int]] = []
-    end = -1
-    for (address, data), times in sorted(blocks.items()):
-        if times <= 0:
-            continue
-        if found and address == end and times == found[-1][1]:
-            found[-1] = (found[-1][0] + data, times)
-        else:
+    for address in sorted(at):
+        data, times = at.pop(address, ("", 0))
+        while (end := address + len(data) // 2) in at and at[end][1] == times:
+            data += at.pop(end)[0]
+        if data:
             found.append((data, times))
-        end = address + len(data) // 2
     return found
 
 

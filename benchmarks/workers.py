@@ -58,6 +58,16 @@ def serve(ready: dict[str, Any], answer: Callable[[str, list[str]], dict[str, An
         print(json.dumps(answer(verb, words)), flush=True)
 
 
+def memory_of(process: int | str, field: str) -> int:
+    """Bytes of a process's memory: `VmRSS`, resident now; `VmHWM`, resident at most (Linux's `ru_maxrss` begins with what
+    the parent had when it forked)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return 1024 * int(value.split()[0])
+    raise StepError(f"/proc/{process}/status has no {field}")
+
+
 def build_native(source: str, work: Path, compiler: str, *flags: str) -> Path:
     """Compile a C++ file of `native/`, where it or its flags changed since the last time. Raises StepError."""
     program = work / Path(source).stem
