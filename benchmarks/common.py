@@ -178,6 +178,15 @@ def with_fast_tokenizer(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
+def built(checkpoint: Path, folder: Path) -> Path:
+    """What onnxruntime-genai's model builder makes of a checkpoint at its defaults, made where it is missing."""
+    if not (folder / "genai_config.json").exists():
+        print("building with onnxruntime-genai …", file=sys.stderr)
+        source = with_fast_tokenizer(checkpoint, folder.with_name("builder-input"))
+        run([*BUILDER, "-i", str(source), "-o", str(folder), "-p", "int4", "-e", "cpu"])
+    return folder
+
+
 def _link(checkpoint: Path, folder: Path, without: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import shutil
 import sys
@@ -31,8 +30,8 @@ from common import (
     seconds_to_write,
     size_of,
     with_fast_tokenizer,
-    with_llama_tokenizer,
 )
+from llama_cpp import convert, tools_missing
 
 GIB = 1 << 30
 NOT_LOADED = "not measured: give --llama-cpp DIR, a built llama.cpp with build/bin/llama-quantize"
@@ -77,15 +76,9 @@ class Benchmark:
     def llama_cpp(self) -> Step:
         if self.llama is None:
             return Step(None, note=NOT_LOADED)
-        converter, quantizer = self.llama / "convert_hf_to_gguf.py", self.llama / "build" / "bin" / "llama-quantize"
-        for needed in (converter, quantizer):
-            if not needed.exists():
-                return Step(None, note=f"not measured: {needed} is missing")
-        source = with_llama_tokenizer(self.checkpoint, self.work / "llama-input")
-        between, out = self.work / f"{self.outtype}.gguf", self.work / "Q4_0.gguf"
-        convert = [sys.executable, str(converter), str(source), "--outtype", self.outtype, "--outfile", str(between)]
-        first = self._run(convert, self._sentencepiece())
-        second = self._run([str(quantizer), str(between), str(out), "Q4_0"])
+        for needed in tools_missing(self.llama):
+            return Step(None, note=f"not measured: {needed} is missing")
+        out, between, (first, second) = convert(self.llama, self.checkpoint, self.work, self.outtype, self._run)
         step = Step(
             first + second,
             size_of(out),
@@ -128,27 +121,6 @@ class Benchmark:
         """From a cold cache: neither the checkpoint nor anything an earlier step wrote is in memory."""
         drop_caches([*files_of(self.checkpoint), *files_of(self.work)])
         return run(command, env)
-
-    def _sentencepiece(self) -> dict[str, str]:
-        """llama.cpp's converter reads tokenizer.model with sentencepiece: fetched to the work folder, unmeasured."""
-        folder = self.work / "python-for-llama"
-        if importlib.util.find_spec("sentencepiece") is not None:
-            return {}
-        if not folder.exists():
-            run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--no-deps",
-                    "--target",
-                    str(folder),
-                    "sentencepiece",
-                ]
-            )
-        return {"PYTHONPATH": str(folder)}
 
 
 STEPS: dict[str, Callable[[Benchmark], Step]] = {

@@ -1,0 +1,78 @@
+"""A built llama.cpp source tree: what to compile and link against it with, and its Q4_0 file of a checkpoint."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from common import Cost, StepError, run, with_llama_tokenizer
+
+Run = Callable[[list[str], dict[str, str] | None], Cost]
+
+
+def link_flags(tree: Path, *libraries: str) -> list[str]:
+    """For a program that uses its shared libraries: ggml's, and those named. Raises StepError where they are missing."""
+    tree = tree.resolve()
+    folder = tree / "build" / "bin"
+    names = [*libraries, "ggml", "ggml-cpu", "ggml-base"]
+    missing = [name for name in names if not (folder / f"lib{name}.so").exists()]
+    if missing:
+        raise StepError(f"{folder}: no lib{missing[0]}.so; cmake -B build && cmake --build build in {tree}")
+    include = [f"-I{tree / 'ggml' / 'include'}", f"-I{tree / 'include'}"]
+    return [*include, f"-L{folder}", *(f"-l{name}" for name in names), f"-Wl,-rpath,{folder}"]
+
+
+def tools_missing(tree: Path) -> list[Path]:
+    """Of what `convert` needs."""
+    return [path for path in _tools(tree) if not path.exists()]
+
+
+def convert(
+    tree: Path, checkpoint: Path, work: Path, outtype: str = "bf16", runs: Run = run
+) -> tuple[Path, Path, list[Cost]]:
+    """A checkpoint as Q4_0: the file, the one between (to be deleted), and what each of the two steps took."""
+    converter, quantizer = _tools(tree)
+    source = with_llama_tokenizer(checkpoint, work / "llama-input")
+    between, out = work / f"{outtype}.gguf", work / "Q4_0.gguf"
+    command = [sys.executable, str(converter), str(source), "--outtype", outtype, "--outfile", str(between)]
+    costs = [
+        runs(command, _sentencepiece(work)),
+        runs([str(quantizer), str(between), str(out), "Q4_0"], None),
+    ]
+    return out, between, costs
+
+
+def _tools(tree: Path) -> tuple[Path, Path]:
+    return tree / "convert_hf_to_gguf.py", tree / "build" / "bin" / "llama-quantize"
+
+
+def _sentencepiece(work: Path) -> dict[str, str]:
+    """llama.cpp's converter reads tokenizer.model with sentencepiece: fetched to the work folder, unmeasured."""
+    folder = work / "python-for-llama"
+    if importlib.util.find_spec("sentencepiece") is not None:
+        return {}
+    if not folder.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        run([*pip, "sentencepiece"])
+    return {"PYTHONPATH": str(folder)}
+
+
+def cross_build(tree: Path, work: Path, triple: str, arch: str) -> list[str]:
+    """ggml for another CPU, by Debian's cross compiler: static libraries in the order in which they are linked.
+
+    arch: as `-march` takes it. Takes minutes once.
+    """
+    names = ["ggml", "ggml-cpu", "ggml-base"]
+    wanted = [work / "ggml" / "src" / f"lib{name}.a" for name in names]
+    if not all(path.exists() for path in wanted):
+        system = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": triple.split("-")[0], "BUILD_TYPE": "Release"}
+        compilers = {"C_COMPILER": f"{triple}-gcc", "CXX_COMPILER": f"{triple}-g++"}
+        without = ["GGML_NATIVE", "GGML_OPENMP", "BUILD_SHARED_LIBS"]
+        without += [f"LLAMA_BUILD_{part}" for part in ("COMMON", "TOOLS", "TESTS", "EXAMPLES", "SERVER")]
+        options = [f"-DCMAKE_{key}={value}" for key, value in {**system, **compilers}.items()]
+        options += [f"-D{name}=OFF" for name in without] + [f"-DGGML_CPU_ARM_ARCH={arch}"]
+        run(["cmake", "-S", str(tree.resolve()), "-B", str(work), *options])
+        run(["cmake", "--build", str(work), "--parallel", "2", "--target", "ggml"])
+    return [str(path) for path in wanted]
