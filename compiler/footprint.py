@@ -1,7 +1,7 @@
 """How much memory a model takes while it runs, from its config alone: what each runtime keeps of the weights, the cache, what a
 prompt needs on the way through.
 
-The numbers of ONNX Runtime 1.32 and of our TVM runtime were measured on x86 (`benchmarks/footprint.py` measures the former again);
+The numbers of ONNX Runtime 1.32 (`benchmarks/footprint.py` measures again) and of our TVM runtime were measured on x86;
 Core ML's follow from the package, and have not been measured on a device.
 """
 
