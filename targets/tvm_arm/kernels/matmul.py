@@ -26,15 +26,22 @@ from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.dots import Words, dots_of
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 
+KERNELS = 1
+"""Of the templates, raised when a loop changes so much that schedules tuned for it are no longer the best. They stay right."""
+
+_LINE = 64
+"""Bytes of a cache line."""
+
 
 @dataclass(frozen=True)
 class Schedule:
     """What tuning may change. units: groups of rows that a loop body works on, to hide latency; rows: of activations in a
-    tile (1 for decode); prefetch: bytes ahead of the weights, 0 for none."""
+    tile (1 for decode); prefetch: bytes ahead of the weights, 0 for none; unroll: steps of columns in a loop body."""
 
     units: int = 1
     rows: int = 1
     prefetch: int = 0
+    unroll: int = 1
 
 
 def decode_schedule(isa: Isa) -> Schedule:
@@ -67,11 +74,18 @@ class Form:
         return ("q", "scale", *(("zero",) if self.zero else ()), *(("offset",) if self.offset else ()))
 
 
+def fitted(schedule: Schedule, form: Form) -> Schedule:
+    """The schedule with the parts that do not divide a matrix left out."""
+    matrix = form.matrix
+    units = schedule.units if matrix.groups % schedule.units == 0 else 1
+    unroll = schedule.unroll if matrix.columns // matrix.step % schedule.unroll == 0 else 1
+    return replace(schedule, units=units, unroll=unroll, rows=1 if form.single else schedule.rows)
+
+
 def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc:
     """A function (x float32 [M, K], q, scale, zero?, offset?, y float32 [M, N]); M is 1 where `form.single`."""
     matrix = form.matrix
-    units = schedule.units if matrix.groups % schedule.units == 0 else 1
-    schedule = replace(schedule, units=units, rows=1 if form.single else schedule.rows)
+    schedule = fitted(schedule, form)
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
@@ -176,9 +190,10 @@ class _Body:
     def _tile(self, panel: Expr, first_row: Expr) -> None:
         lanes, units, rows = self.lanes, self.schedule.units, self.schedule.rows
         sums = [[Register(vector("float32", lanes), floats(0.0, lanes)) for _ in range(rows)] for _ in range(units)]
-        with T.serial(0, self.steps) as t:
-            for unit in range(units):
-                self._unit(panel * units + unit, t, first_row, sums[unit])
+        with T.serial(0, self.steps // self.schedule.unroll) as turn:
+            for t in (turn * self.schedule.unroll + i for i in range(self.schedule.unroll)):
+                for unit in range(units):
+                    self._unit(panel * units + unit, t, first_row, sums[unit])
         for unit in range(units):
             for row in range(rows):
                 self._store(panel * units + unit, first_row + row, sums[unit][row].value)
@@ -245,9 +260,10 @@ class _Body:
 
     def _prefetch(self, at: Expr, size: int) -> None:
         """Ask for the lines of a step that comes later; beyond the end of the buffer this does nothing."""
+        read, keep, data = (tirx.IntImm("int32", value) for value in (0, 3, 1))
         for start in range(0, size, _LINE):
-            pointer = self.held["q"].access_ptr("r", offset=at + start)
-            T.evaluate(T.call_llvm_intrin("int32", "llvm.prefetch.p0", pointer, *map(_int32, (0, 3, 1))))
+            pointer = tirx.address_of(self.held["q"][at + start])
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", pointer, read, keep, data))
 
     def _store(self, group: Expr, row: Expr, value: Expr) -> None:
         """One row's `lanes` results, as far as x and the matrix go."""

@@ -1,0 +1,171 @@
+"""Tuned schedules as JSON lines, sorted, one row for each schedule that was tried.
+
+    {"kernels": 1, "isa": "dotprod", "cpu": "cortex-a76", "form": "decode 3072x8192 block 32 q+scale",
+     "schedule": {"prefetch": 0, "rows": 1, "units": 4, "unroll": 1}, "us": 501.2, "how": "model cortex-a76"}
+
+kernels: `KERNELS` of the templates that were timed; cpu: LLVM's name of the core that was compiled for, `any` where a bundle
+is for an instruction set; us: microseconds of a call. The best row of a form counts: measured ones before modelled ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pocketphi.graph.errors import InputError
+from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule
+from pocketphi.targets.tvm_arm.platform import Platform
+
+SHARED = Path(__file__).with_name("database.jsonl")
+BUNDLED = "tuning.jsonl"
+"""What a bundle was built with, in its folder."""
+
+ANY = "any"
+_FIELDS = ("kernels", "isa", "cpu", "form", "schedule", "us", "how")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One timed schedule."""
+
+    kernels: int
+    isa: str
+    cpu: str
+    form: str
+    schedule: Schedule
+    us: float
+    how: str
+
+    @staticmethod
+    def of(platform: Platform, form: str, schedule: Schedule, us: float, how: str) -> Record:
+        return Record(KERNELS, platform.isa.name, platform.cpu or ANY, form, schedule, float(f"{us:.4g}"), how)
+
+    @property
+    def measured(self) -> bool:
+        return not self.how.startswith("model")
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        return (self.kernels, self.isa, self.cpu, self.form, *self.preference)
+
+    @property
+    def preference(self) -> tuple[Any, ...]:
+        """Smaller is better; of equal ones the simpler."""
+        simple = asdict(self.schedule)
+        return (not self.measured, self.us, *simple.values(), self.how)
+
+    def line(self) -> str:
+        return json.dumps({**asdict(self), "schedule": asdict(self.schedule)})
+
+
+def read(path: Path) -> list[Record]:
+    """Raises InputError naming the line that is no record."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a tuning database: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parsed(path: Path, number: int, line: str) -> Record:
+    try:
+        row = json.loads(line)
+        schedule = row["schedule"]
+        known = {field.name for field in fields(Schedule)}
+        if (
+            set(row) != set(_FIELDS)
+            or set(schedule) - known
+            or not all(_is_count(value) for value in schedule.values())
+        ):
+            raise ValueError
+        if not (
+            _is_count(row["kernels"])
+            and float(row["us"]) > 0
+            and schedule.get("units", 1)
+            and schedule.get("unroll", 1)
+        ):
+            raise ValueError
+        return Record(**{**row, "schedule": Schedule(**schedule)})
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}:{number}: not a row of a tuning database: expected {', '.join(_FIELDS)}") from None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Replace a file at once: it holds the old rows or the new ones."""
+    rows = sorted(set(records), key=lambda record: record.order)
+    text = "".join(record.line() + "\n" for record in rows)
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def best(records: Iterable[Record]) -> dict[str, Record]:
+    """By form, of records for one platform."""
+    found: dict[str, Record] = {}
+    for record in sorted(records, key=lambda one: one.preference):
+        found.setdefault(record.form, record)
+    return found
+
+
+def fitting(records: Iterable[Record], platform: Platform) -> dict[str, Record]:
+    """The best records of these kernels for a platform by form: its core's, else those for any core of the instruction set."""
+    own = [r for r in records if (r.kernels, r.isa) == (KERNELS, platform.isa.name)]
+    anyones = best(r for r in own if r.cpu == ANY)
+    return anyones | best(r for r in own if r.cpu == (platform.cpu or ANY))
+
+
+class Tuning:
+    """The shared database, and a user's before it."""
+
+    def __init__(self, platform: Platform, extra: Path | None = None) -> None:
+        self.platform, self.extra = platform, extra
+        self._extra = read(extra) if extra else []
+        self._mine = fitting(self._extra, platform)
+        self.records = fitting(read(SHARED), platform) | self._mine
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        return {form: record.schedule for form, record in self.records.items()}
+
+    def used(self, forms: Iterable[str]) -> list[Record]:
+        """Those that a model with these forms was built with."""
+        return [self.records[form] for form in dict.fromkeys(forms) if form in self.records]
+
+    def notes(self, forms: Iterable[str]) -> list[str]:
+        """What a user should know: a database of theirs that did not apply, and why."""
+        if self.extra is None or any(form in self._mine for form in forms):
+            return []
+        return [f"{self.extra} was ignored: {self._why()}"]
+
+    def _why(self) -> str:
+        def said(values: Iterable[object]) -> str:
+            return ", ".join(map(str, sorted(set(values), key=str)))
+
+        platform = self.platform
+        rows = self._extra
+        if not rows:
+            return "it has no rows"
+        if all(r.kernels != KERNELS for r in rows):
+            return (
+                f"it was made for version {said(r.kernels for r in rows)} of the kernels, these are version {KERNELS}"
+            )
+        if all(r.isa != platform.isa.name for r in rows):
+            return f"it was made for {said(r.isa for r in rows)}, this is {platform.isa.name}"
+        if not self._mine:
+            return f"it was made for {said(r.cpu for r in rows)}, this is for {platform.cpu or ANY}"
+        return "none of its matrices is in this model"

@@ -1,0 +1,95 @@
+"""A kernel's time on this machine.
+
+Other programs run too: schedules take turns, so that each meets the same neighbours, and the least time of each counts, since
+a neighbour only ever adds. With one thread it is the thread's own time. Decode finds its weights in memory, as it does in a
+model, because copies that do not fit into the caches take turns as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from pocketphi.graph.errors import InputError
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
+from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.toolchain import host_arch
+from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
+from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT, weight_bytes
+
+COLD_BYTES = 64 << 20
+"""More than the caches of a phone or a desktop hold."""
+
+_DTYPES = {"q": "uint8", "scale": "float16", "zero": "uint8", "offset": "float32"}
+
+
+class LocalMeasurer:
+    """Runs kernels in this process. rounds: how often each schedule is timed."""
+
+    def __init__(self, platform: Platform, threads: int = 1, rounds: int = 9) -> None:
+        """Raises InputError where this machine cannot run the platform's kernels."""
+        if platform.isa.arch != host_arch():
+            raise InputError(
+                f"kernels for {platform.isa.arch} do not run on this {host_arch()} machine; give a board by --rpc"
+            )
+        self.platform, self.threads, self.rounds = platform, threads, rounds
+
+    @property
+    def how(self) -> str:
+        return f"host {tvm.target.codegen.llvm_get_system_cpu()}, {_threads(self.threads)}"
+
+    def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
+        """Microseconds of each schedule."""
+        tvm.get_global_func("runtime.config_threadpool")(1, self.threads)
+        sets = self._arguments(form)
+        kernels = {schedule: compile_kernel(self.platform, form, schedule).mod[KERNEL] for schedule in schedules}
+        clock = time.thread_time_ns if self.threads == 1 else time.perf_counter_ns
+        found: dict[Schedule, list[float]] = {schedule: [] for schedule in schedules}
+        turn = 0
+        for _ in range(self.rounds + 1):
+            for schedule, kernel in kernels.items():
+                turn += 1
+                found[schedule].append(_timed(kernel, sets[turn % len(sets)], clock))
+        return {schedule: min(times[1:]) for schedule, times in found.items()}
+
+    def _arguments(self, form: Form) -> list[list[Any]]:
+        """Arguments of a call, as often as it takes to leave the caches behind."""
+        copies = 1 + int(COLD_BYTES / weight_bytes(form.matrix)) if form.single else 1
+        arrays = arguments(form)
+        made = [tvm.runtime.tensor(array) for array in arrays]
+        weights = slice(1, len(made) - 1)
+        return [[made[0], *map(tvm.runtime.tensor, arrays[weights]), made[-1]] for _ in range(copies)]
+
+
+def arguments(form: Form, rows: int = PROMPT) -> list[npt.NDArray[Any]]:
+    """Values of a kernel's arguments: x, the parts, y. Random, as zeros would lie on one page of memory."""
+    matrix, random = form.matrix, np.random.default_rng(0)
+    m = 1 if form.single else rows
+    return [
+        random.standard_normal((m, matrix.columns), np.float32),
+        *(_part(part, matrix, random) for part in form.parts),
+        np.zeros((m, matrix.rows), np.float32),
+    ]
+
+
+def _part(part: str, matrix: Interleaved, random: np.random.Generator) -> npt.NDArray[Any]:
+    size = matrix.groups * (matrix.lanes * matrix.columns // 2 if part == "q" else matrix.blocks * matrix.lanes)
+    if _DTYPES[part] == "uint8":
+        return random.integers(0, 256 if part == "q" else 16, size, np.uint8)
+    return (random.random(size, np.float32) / 100).astype(_DTYPES[part])
+
+
+def _timed(kernel: Any, arguments: list[Any], clock: Callable[[], int]) -> float:
+    begin = clock()
+    kernel(*arguments)
+    return (clock() - begin) / 1e3
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + "s" * (count != 1)

@@ -1,0 +1,74 @@
+"""Tune forms one after the other. What is there already is not timed again: a search that was interrupted goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from pocketphi.graph.program import split_target
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Form, Schedule
+from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.tune.database import ANY, Record
+from pocketphi.targets.tvm_arm.tune.space import default_schedule, space
+
+MODEL_MARGIN = 0.05
+"""A modelled schedule has to beat the default one by this much; the model's ranks are no better than that."""
+
+
+class Measurer(Protocol):
+    """Times schedules. how: what a record says of it."""
+
+    platform: Platform
+
+    @property
+    def how(self) -> str: ...
+
+    def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
+        """Microseconds of those that it can time."""
+
+
+def search(
+    measurer: Measurer, forms: list[Form], known: list[Record], tell: Callable[[], None]
+) -> Iterator[list[Record]]:
+    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same measurer."""
+    platform, how = measurer.platform, measurer.how
+    done = {
+        (r.form, r.schedule)
+        for r in known
+        if (r.kernels, r.isa, r.cpu, r.how) == (KERNELS, platform.isa.name, platform.cpu or ANY, how)
+    }
+    for form in forms:
+        missing = [schedule for schedule in space(platform.isa, form) if (form.key, schedule) not in done]
+        if any(not schedule.prefetch for schedule in missing):
+            times = measurer.times(form, missing)
+            yield [Record.of(platform, form.key, schedule, us, how) for schedule, us in times.items()]
+        tell()
+
+
+def modelled_choice(platform: Platform, form: Form, records: list[Record]) -> Record | None:
+    """The best of a form's modelled rows, or the default one where that is nearly as good."""
+    rows = sorted((r for r in records if r.form == form.key), key=lambda record: record.preference)
+    default = next((r for r in rows if r.schedule == default_schedule(platform.isa, form)), None)
+    if default is None or not rows:
+        return None
+    return rows[0] if rows[0].us * (1 + MODEL_MARGIN) < default.us else default
+
+
+def forms_of(described: Mapping[str, Any]) -> list[Form]:
+    """The products of a bundle, from its model.json: each matrix in decode and in prefill, but for the head, which serves the
+    last token alone."""
+    isa = find_isa(described["target"]["isa"])
+    parts: dict[str, set[str]] = {}
+    for row in described["params"]:
+        name, part = split_target(row["name"])
+        parts.setdefault(name, set()).add(part)
+    made = []
+    for name, m in described["matrices"].items():
+        matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs)
+        held = parts[name]
+        for single in (True, False):
+            if single or m["rows"] != described["vocab"]:
+                made.append(Form(matrix, "zero" in held, "offset" in held, single=single))
+    return list(dict.fromkeys(made))

@@ -1,0 +1,44 @@
+"""The schedules worth trying for a kernel: the template's few parameters, as far as the registers go."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, fitted, prefill_schedule
+
+_UNITS = (1, 2, 4, 8)
+_ROWS = (2, 3, 4, 6, 8, 12, 16)
+_UNROLL = (1, 2)
+_PREFETCH = (0, 1024, 4096)
+"""Bytes ahead: some twenty lines, and past the reach of most hardware prefetchers."""
+
+_TEMPORARIES = 6
+"""Registers beside the sums: two vectors of weights, their nibbles, the activations, the mask."""
+
+
+def default_schedule(isa: Isa, form: Form) -> Schedule:
+    """What a kernel gets that nobody tuned."""
+    return fitted(decode_schedule(isa) if form.single else prefill_schedule(isa), form)
+
+
+def space(isa: Isa, form: Form) -> list[Schedule]:
+    """Different schedules for a form, the default one first."""
+    rows, prefetch = ((1,), _PREFETCH) if form.single else (_rows(isa), (0,))
+    made = [Schedule(*values) for values in product(_UNITS, rows, prefetch, _UNROLL)]
+    legal = [
+        schedule
+        for schedule in made
+        if fitted(schedule, form) == schedule and registers(isa, schedule) <= isa.registers
+    ]
+    return list(dict.fromkeys([default_schedule(isa, form), *legal]))
+
+
+def registers(isa: Isa, schedule: Schedule) -> int:
+    """Vector registers that a loop body needs: float sums of all units, int sums of the one that it works on."""
+    ints = 2 if isa.name == "neon" or (isa.pairs and schedule.rows == 1) else 1
+    return (schedule.units + ints) * schedule.rows + _TEMPORARIES
+
+
+def _rows(isa: Isa) -> list[int]:
+    return [rows for rows in _ROWS if not (isa.pairs and rows % 2)]
