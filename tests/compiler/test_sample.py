@@ -54,7 +54,8 @@ def test_onnxruntime_genai_says_the_same(sample_bundle: Path) -> None:
     while not generator.is_done():
         generator.generate_next_token()
     text = tokenizer.decode(generator.get_sequence(0)[len(prompt) :])
-    ours = Chat(sample_bundle, max_tokens=len(prompt) + 40).say("What is the capital of France?").text
+    # a reply that does not end by itself: ours is one token longer than its cache, which the last one need not enter
+    ours = Chat(sample_bundle, max_tokens=len(prompt) + 39).say("What is the capital of France?").text
     assert text.removesuffix("<|im_end|>").strip() == ours.strip()
 
 
