@@ -18,6 +18,7 @@ from pocketphi.artifacts.kits.vectors import make_vectors
 from pocketphi.compiler import __version__
 from pocketphi.compiler.footprint import RUNTIMES, footprint
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ PLATFORMS = tuple(dict.fromkeys(kit.platform for kit in KITS))
 RUNTIME_NAMES = tuple(dict.fromkeys(kit.runtime for kit in KITS))
 DEFAULT_CONTEXT = 2048
 _GENAI, _ORT = "0.18.0", "1.32.0"
+_RUNTIME = "src/main/cpp/runtime"
 
 
 def integrate(
@@ -79,7 +81,19 @@ def integrate(
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(content, "utf-8")
             written.append(file)
+        if kit.target == "tvm-arm":
+            written += _runtime_sources(folder)
     return sorted(written)
+
+
+def _runtime_sources(folder: Path) -> list[str]:
+    """The TVM runtime with its C interface, for the app's own compiler."""
+    try:
+        from pocketphi.targets.tvm_arm.build_runtime import export_sources
+    except ModuleNotFoundError as error:
+        raise missing_extra("tvm-arm", error) from None
+    export_sources(folder / _RUNTIME)
+    return [str(path.relative_to(folder)) for path in (folder / _RUNTIME).rglob("*") if path.is_file()]
 
 
 def _choose(bundle: Bundle, platform: str, runtime: str | None) -> Kit:

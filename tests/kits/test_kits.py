@@ -50,7 +50,7 @@ def test_every_source_file_parses(kits: dict[str, Path], name: str) -> None:
     assert len(files) >= 7
     assert [problem for path in files for problem in problems(path)] == []
     for path in kits[name].rglob("*"):
-        if path.is_file():
+        if path.is_file() and "runtime" not in path.relative_to(kits[name]).parts:  # TVM's own sources
             text = path.read_text("utf-8")
             assert not re.search("[«»]|<%|%>|KIT", text), path
             assert path.suffix in (".json", ".md") or max(map(len, text.splitlines()), default=0) <= 132, path
@@ -112,11 +112,13 @@ def test_kotlin_fails_where_a_vector_is_another(
 
 def native(compiler: str, kit: Path, out: Path, includes: list[Path]) -> Path:
     """The JNI library over the toy runtime, in one shared object."""
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", *(f"-I{path}" for path in includes)]
     cpp = kit / "src/main/cpp"
+    includes = [*includes, cpp / "runtime"]
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", *(f"-I{path}" for path in includes)]
     toy = out.with_suffix(".o")
     subprocess.run(
-        [compiler, "-c", "-fPIC", "-x", "c", f"-I{cpp}", str(HERE / "toy_runtime.c"), "-o", str(toy)], check=True
+        [compiler, "-c", "-fPIC", "-x", "c", f"-I{cpp / 'runtime'}", str(HERE / "toy_runtime.c"), "-o", str(toy)],
+        check=True,
     )
     command = [compiler, "-std=c++17", *flags, str(cpp / "pocketphi_jni.cpp"), str(toy), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
