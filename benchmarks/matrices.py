@@ -49,7 +49,7 @@ class Matrix:
 
     def interleaved(self, isa: Isa) -> tuple[Interleaved, dict[str, Array]]:
         """As our kernels read it: parts by name, flat."""
-        matrix = Interleaved(self.rows, self.columns, BLOCK, isa.lanes, isa.pairs)
+        matrix = Interleaved(self.rows, self.columns, BLOCK, isa.lanes, isa.pairs, isa.signed)
         stored = matrix.store({"q": torch.from_numpy(self.q), "scale": torch.from_numpy(self.scale)})
         return matrix, {part: tensor.numpy().reshape(-1) for part, tensor in stored.items()}
 

@@ -5,6 +5,8 @@ inside. A unit is `step / 8` vectors of 4·lanes bytes. Without `pairs`, byte (r
 low and column step/2 + 4v + j in its high nibble. With `pairs` (smmla), vector 2g + p holds rows 2p and 2p + 1, 8 columns
 each: 8g + j in the low and step/2 + 8g + j in the high nibbles.
 
+Where the instruction set is `signed`, nibbles are q - 8 in two's complement: q ^ 8.
+
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Rows
 beyond N, up to the last group's end, are zeros, and so are their scales.
 
@@ -41,11 +43,12 @@ class Interleaved:
     block: int
     lanes: int
     pairs: bool
+    signed: bool = False
 
     @staticmethod
     def of(parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved:
         rows, half = parts["q"].shape
-        return Interleaved(rows, 2 * half, 2 * half // parts["scale"].shape[1], isa.lanes, isa.pairs)
+        return Interleaved(rows, 2 * half, 2 * half // parts["scale"].shape[1], isa.lanes, isa.pairs, isa.signed)
 
     @property
     def step(self) -> int:
@@ -91,11 +94,12 @@ class Interleaved:
         else:  # [group, row, step, nibble, vector, column]
             split = values.view(groups, self.lanes, -1, 2, self.step // 8, 4)
             ordered = split.permute(0, 2, 4, 1, 5, 3)
-        return pack_nibbles(ordered.reshape(groups, -1))
+        packed = pack_nibbles(ordered.reshape(groups, -1))
+        return packed ^ 0x88 if self.signed else packed
 
     def _restore_q(self, stored: torch.Tensor) -> torch.Tensor:
         groups = stored.shape[0]
-        values = unpack_nibbles(stored, 2 * stored.shape[1])
+        values = unpack_nibbles(stored ^ 0x88 if self.signed else stored, 2 * stored.shape[1])
         if self.pairs:
             split = values.view(groups, -1, self.step // 16, self.lanes // 2, 2, 8, 2)
             ordered = split.permute(0, 3, 4, 1, 6, 2, 5)

@@ -16,7 +16,9 @@ class Isa:
     lanes:      rows of a matrix in a vector of int32 or float32
     features:   what a CPU must have, by LLVM's names; checked when a bundle is opened
     pairs:      its product takes 8 columns of two rows, of weights and of activations: both are stored in that order
+    signed:     weights are stored as q - 8 and multiplied as 16·(q - 8), which one operation unpacks from either nibble
     tile_rows:  activations that a prefill multiplies with a vector of weights while it is in registers
+    decode_units: vectors of rows that a decode works on at once, to hide the products' latency
     registers:  vector registers
     """
 
@@ -27,6 +29,8 @@ class Isa:
     tile_rows: int
     registers: int = 32
     pairs: bool = False
+    signed: bool = False
+    decode_units: int = 1
 
     def target(self, system: str = "linux", cpu: str | None = None) -> dict[str, Any]:
         """The target as TVM takes it. cpu: LLVM's name, whose pipeline instructions are scheduled for."""
@@ -48,9 +52,9 @@ _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("neon", "aarch64", 4, ("neon",), tile_rows=2),
-        Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), tile_rows=4),
-        Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), tile_rows=4, pairs=True),
+        Isa("neon", "aarch64", 4, ("neon",), tile_rows=2, decode_units=2),
+        Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), tile_rows=4, signed=True, decode_units=4),
+        Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), 8, pairs=True, signed=True, decode_units=2),
         Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16),
         Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8),
     )

@@ -112,7 +112,7 @@ def read_weights(folder: Path, described: Mapping[str, object], isa: Isa) -> dic
         matrix = None
         if name in matrices:
             m = matrices[name]
-            matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs)
+            matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs, isa.signed)
             parts = int4_parts((m["rows"], m["columns"]), m["block"], "zero" not in parts, "offset" in parts)
         found[name] = SavedWeight(folder / PARAMS_FILE, parts, offsets[name], matrix)
     return found

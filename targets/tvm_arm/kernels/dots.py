@@ -1,7 +1,7 @@
 """The product of int4 weights and int8 activations over one step, by instruction set.
 
-Weights come as stored vectors (`interleave.py`), activations as loads from a row of int8 values; both are numbers of the
-hardware's kind, q in 0 … 15 and a in -127 … 127. What comes out is Σ q·a, int32, one lane for each row of the matrix.
+Weights come as stored vectors (`interleave.py`), activations as loads from a row of int8 values in -127 … 127. What comes out
+is Σ q·a in int32, one lane for each row of the matrix; where the instruction set is `signed`, 16 · Σ (q - 8)·a.
 """
 
 from __future__ import annotations
@@ -25,20 +25,30 @@ Activation = Callable[[int, int, int], Expr]
 class Dots(ABC):
     """One instruction set's product."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, isa: Isa) -> None:
+        self.lanes, self.signed = isa.lanes, isa.signed
 
     @abstractmethod
     def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
-        """start + Σ q·a over a step, for each row of activations: int32 x lanes."""
+        """start + the products' sum over a step, for each row of activations: int32 x lanes."""
 
     @abstractmethod
     def quad(self, step: int, words: Words, group: int) -> Expr:
         """q of columns 4·group … 4·group + 3, a byte each: int32 x lanes."""
 
     def nibbles(self, stored: Expr, high: int) -> Expr:
-        """The low or the high nibbles of a stored vector, as int32 x lanes with a value in each byte."""
+        """The low or the high nibbles of a stored vector as they are multiplied: int32 x lanes, a value in each byte."""
         width = 4 * self.lanes
+        if self.signed:
+            picked = stored & _bytes(0xF0, width) if high else stored << _bytes(4, width)
+        else:
+            picked = stored >> _bytes(4, width) if high else stored & _bytes(0x0F, width)
+        return T.reinterpret(vector("int32", self.lanes), picked)
+
+    def plain(self, stored: Expr, high: int) -> Expr:
+        """The nibbles as q in 0 … 15."""
+        width = 4 * self.lanes
+        stored = stored ^ _bytes(0x88, width) if self.signed else stored
         picked = stored >> _bytes(4, width) if high else stored & _bytes(0x0F, width)
         return T.reinterpret(vector("int32", self.lanes), picked)
 
@@ -58,7 +68,7 @@ class FourColumns(Dots):
 
     def quad(self, step: int, words: Words, group: int) -> Expr:
         half = step // 8
-        return self.nibbles(words(group % half), group // half)
+        return self.plain(words(group % half), group // half)
 
     @abstractmethod
     def start(self, value: Expr) -> list[Register]:
@@ -150,14 +160,16 @@ class Int8MatMul(Dots):
         return [value + sums for value, sums in zip(start, found(len(start), step, words, activation))]
 
     def quad(self, step: int, words: Words, group: int) -> Expr:
-        both = [T.reinterpret("int32x4", w) for w in self._weights(step, words, group // 2)]
+        both = [self.plain(v, high) for v, high in self._vectors(step, words, group // 2)]
         return shuffle(both, [group % 2 + 2 * row for row in range(4)])
 
-    def _weights(self, step: int, words: Words, group: int) -> list[Expr]:
-        """Columns 8·group … of rows 0 and 1, and of rows 2 and 3: int8x16 each."""
+    def _vectors(self, step: int, words: Words, group: int) -> list[tuple[Expr, int]]:
+        """Where columns 8·group … of rows 0 and 1, and of rows 2 and 3, are stored: a vector and which of its nibbles."""
         half = step // 16
-        vectors = [words(2 * (group % half) + pair) for pair in range(2)]
-        return [T.reinterpret("int8x16", self.nibbles(v, group // half)) for v in vectors]
+        return [(words(2 * (group % half) + pair), group // half) for pair in range(2)]
+
+    def _weights(self, step: int, words: Words, group: int) -> list[Expr]:
+        return [T.reinterpret("int8x16", self.nibbles(v, high)) for v, high in self._vectors(step, words, group)]
 
     def _pairs(self, rows: int, step: int, words: Words, activation: Activation) -> list[Expr]:
         sums = [[Register("int32x4", ints(0, 4)) for _ in range(2)] for _ in range(rows // 2)]
@@ -176,8 +188,7 @@ class Int8MatMul(Dots):
     def _one(self, rows: int, step: int, words: Words, activation: Activation) -> list[Expr]:
         sums = [Register("int32x4", ints(0, 4)) for _ in range(2)]
         for group in range(step // 8):
-            eight = T.reinterpret("int64", activation(0, 8 * group, 8))
-            a = T.reinterpret("int8x16", broadcast(eight, 2))
+            a = activation(0, 8 * group, 16)  # the same eight twice
             for s, w in zip(sums, self._weights(step, words, group)):
                 s.set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", s.value, w, a))
         return [intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *(s.value for s in sums))]
@@ -201,4 +212,4 @@ _CLASSES: dict[str, type[Avx2 | Avx512Vnni | DotProd | Int8MatMul | Neon]] = {
 
 
 def dots_of(isa: Isa) -> Dots:
-    return _CLASSES[isa.name](isa.lanes)
+    return _CLASSES[isa.name](isa)

@@ -29,6 +29,9 @@ from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, fl
 KERNELS = 1
 """Of the templates, raised when a loop changes so much that schedules tuned for it are no longer the best. They stay right."""
 
+_SIGNED_FACTOR = 16
+"""By which signed weights are larger when they are multiplied; see `Isa.signed`."""
+
 _LINE = 64
 """Bytes of a cache line."""
 
@@ -45,7 +48,7 @@ class Schedule:
 
 
 def decode_schedule(isa: Isa) -> Schedule:
-    return Schedule(units=2 if isa.arch == "aarch64" else 1)
+    return Schedule(units=isa.decode_units)
 
 
 def prefill_schedule(isa: Isa) -> Schedule:
@@ -113,16 +116,18 @@ class _Body:
         self.m, self.x, self.held, self.y = m, x, held, y
         self.lanes, self.step = isa.lanes, form.matrix.step
         self.steps = form.matrix.columns // self.step
-        self.paired = isa.pairs and schedule.rows > 1
+        self.subtracts = form.zero or not isa.signed  # a multiple of Σ a is taken off each sum
 
     def emit(self) -> None:
         rows = self.schedule.rows
         tiles = 1 if self.form.single else (self.m + (rows - 1)) // rows
         padded = 1 if self.form.single else tiles * rows
         if not self.form.exact:
-            self.values = T.alloc_buffer((padded * self.matrix.columns,), "int8", layout=None)
+            twice = 2 if self.isa.pairs and self.form.single else 1
+            self.values = T.alloc_buffer((twice * padded * self.matrix.columns,), "int8", layout=None)
             self.scales = T.alloc_buffer((padded, self.steps), "float32", layout=None)
-            self.minus = T.alloc_buffer((padded, self.steps), "int32", layout=None)
+            if self.subtracts:
+                self.minus = T.alloc_buffer((padded, self.steps), "int32", layout=None)
         if not self.form.exact or self.form.offset:
             self.sums = T.alloc_buffer((padded, self.steps), "float32", layout=None)
             with T.serial(0, padded) if self.form.single else T.parallel(0, padded) as row:
@@ -157,7 +162,8 @@ class _Body:
         for value in loads[1:]:
             largest = emit.maximum(largest, emit.absolute(value, self.lanes), self.lanes)
         peak = Register("float32", emit.largest(largest, self.lanes)).value
-        T.buffer_store(self.scales, peak * tirx.FloatImm("float32", 1 / 127), [row, t])
+        unit = 1 / 127 / (_SIGNED_FACTOR if self.isa.signed else 1)
+        T.buffer_store(self.scales, peak * tirx.FloatImm("float32", unit), [row, t])
         inverse = tirx.Select(
             peak > tirx.FloatImm("float32", 0), tirx.FloatImm("float32", 127) / peak, tirx.FloatImm("float32", 0)
         )
@@ -168,20 +174,28 @@ class _Body:
             whole = Register(vector("int32", self.lanes), T.cast(near, vector("int32", self.lanes))).value
             total = whole if total is None else total + whole
             self._store_values(row, t, number * self.lanes, whole)
-        negative = -1 if self.form.zero else -SYMMETRIC_ZERO
-        T.buffer_store(self.minus, emit.total(total, self.lanes, "int32") * tirx.IntImm("int32", negative), [row, t])
+        if self.subtracts:
+            times = _SIGNED_FACTOR if self.isa.signed else 1 if self.form.zero else SYMMETRIC_ZERO
+            minus = emit.total(total, self.lanes, "int32") * tirx.IntImm("int32", -times)
+            T.buffer_store(self.minus, minus, [row, t])
 
     def _store_values(self, row: Expr, t: Expr, start: int, whole: Expr) -> None:
         narrow = T.cast(whole, vector("int8", self.lanes))
-        for first in range(0, self.lanes, 8) if self.paired else [0]:
-            lanes = min(8, self.lanes) if self.paired else self.lanes
-            index = self._index(row, t * self.step + start + first)
+        if not self.isa.pairs:
+            self._store_some(row, t * self.step + start, narrow, self.lanes)
+            return
+        for first in range(0, self.lanes, 8):
+            lanes = min(8, self.lanes)
             picked = narrow if lanes == self.lanes else emit.shuffle([narrow], list(range(first, first + lanes)))
-            T.buffer_store(self.values, picked, [tirx.Ramp(index, 1, lanes)])
+            for copy in range(2 if self.form.single else 1):  # one row is its own pair
+                self._store_some(row + copy, t * self.step + start + first, picked, lanes)
+
+    def _store_some(self, row: Expr, column: Expr, values: Expr, lanes: int) -> None:
+        T.buffer_store(self.values, values, [tirx.Ramp(self._index(row, column), 1, lanes)])
 
     def _index(self, row: Expr, column: Expr) -> Expr:
         """Where an activation lies: row after row, or 8 columns of two rows together."""
-        if not self.paired:
+        if not self.isa.pairs:
             return row * self.matrix.columns + column
         return (row // 2) * (2 * self.matrix.columns) + (column // 8) * 16 + (row % 2) * 8 + column % 8
 
@@ -227,19 +241,22 @@ class _Body:
                 s.set(emit.fma(broadcast(self.sums[first_row + row, t], lanes), offset, s.value, lanes))
 
     def _rounded(self, t: Expr, first_row: Expr, words: Words, zero: Expr | None) -> Iterator[tuple[Expr, Expr]]:
-        """For each row of the tile (Σ (q - zero)·a in float32, the scale of its activations).
+        """For each row of the tile (Σ (q - zero)·a in float32, or 16 times that, and the scale of its activations).
 
-        `minus` holds -Σ a, already times the zero point where that is the same for all: where the sums begin.
+        `minus` holds -Σ a, times the zero point where that is the same for all, and times 16 where weights are signed.
         """
+        lanes = self.lanes
 
         def activation(row: int, column: int, count: int) -> Expr:
             return load(self.values, [self._index(first_row + row, t * self.step + column)], count)
 
         rows = [first_row + row for row in range(self.schedule.rows)]
-        minus = [broadcast(self.minus[row, t], self.lanes) for row in rows]
-        start = minus if zero is None else [zero * value for value in minus]
+        start = [broadcast(self.minus[row, t], lanes) if self.subtracts else ints(0, lanes) for row in rows]
+        if zero is not None:
+            beyond = zero - ints(SYMMETRIC_ZERO, lanes) if self.isa.signed else zero
+            start = [beyond * value for value in start]
         for row, product in zip(rows, self.dots.products(start, self.step, words, activation)):
-            yield T.cast(product, vector("float32", self.lanes)), self.scales[row, t]
+            yield T.cast(product, vector("float32", lanes)), self.scales[row, t]
 
     def _exact(self, t: Expr, first_row: Expr, words: Words, zero: Expr | None) -> Iterator[tuple[Expr, Expr | None]]:
         """For each row of the tile (Σ (q - zero)·x in float32, no further scale)."""

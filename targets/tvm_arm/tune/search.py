@@ -66,7 +66,7 @@ def forms_of(described: Mapping[str, Any]) -> list[Form]:
         parts.setdefault(name, set()).add(part)
     made = []
     for name, m in described["matrices"].items():
-        matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs)
+        matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs, isa.signed)
         held = parts[name]
         for single in (True, False):
             if single or m["rows"] != described["vocab"]:

@@ -16,7 +16,7 @@ from pocketphi.targets.tvm_arm.isa import ISAS
 @pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (True, True)])
 def test_restores_what_was_stored(isa, rows, columns, block, zero, offset) -> None:
     parts = as_parts(random_int4(rows, columns, block, zero, offset))
-    matrix = Interleaved(rows, columns, block, isa.lanes, isa.pairs)
+    matrix = Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.signed)
     stored = matrix.store(parts)
     specs = matrix.specs({name: PartSpec(tuple(t.shape), t.dtype) for name, t in parts.items()})
     assert {name: (tuple(t.shape), t.dtype) for name, t in stored.items()} == {
@@ -32,7 +32,7 @@ def test_a_vector_holds_what_an_instruction_takes(isa, block: int) -> None:
     """Every nibble of the file, from the row and column that the instruction multiplies it with."""
     rows, columns = 2 * isa.lanes, 64
     weight = random_int4(rows, columns, block)
-    stored = Interleaved(rows, columns, block, isa.lanes, isa.pairs).store(as_parts(weight))["q"]
+    stored = Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.signed).store(as_parts(weight))["q"]
     values, step = weight.values(), block
     wrong = []
     for row in range(rows):
@@ -44,7 +44,8 @@ def test_a_vector_holds_what_an_instruction_takes(isa, block: int) -> None:
             else:
                 vector, byte = place // 4, lane * 4 + place % 4
             at = (unit * (step // 8) + vector) * 4 * isa.lanes + byte
-            if (int(stored[group, at]) >> (4 * high) & 15) != int(values[row, column]):
+            nibble = int(stored[group, at]) >> (4 * high) & 15
+            if nibble != int(values[row, column]) ^ (8 if isa.signed else 0):
                 wrong.append((row, column))
     assert wrong == []
 

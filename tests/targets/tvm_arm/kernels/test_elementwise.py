@@ -55,7 +55,7 @@ def test_gated_silu(isa: Isa, rows: int) -> None:
 @pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (True, True)])
 def test_embedding(isa: Isa, block: int, zero: bool, offset: bool) -> None:
     weight = random_int4(37, 64, block, zero, offset)
-    matrix = Interleaved(37, 64, block, isa.lanes, isa.pairs)
+    matrix = Interleaved(37, 64, block, isa.lanes, isa.pairs, isa.signed)
     stored = matrix.store(as_parts(weight))
     ids = torch.tensor([36, 0, 17, 17], dtype=torch.int32)
     form = Form(matrix, zero, offset)

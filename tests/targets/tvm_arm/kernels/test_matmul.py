@@ -20,7 +20,7 @@ from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_sche
 def product(isa: Isa, weight: Int4, x: torch.Tensor, exact: bool, schedule: Schedule | None = None) -> torch.Tensor:
     parts = as_parts(weight)
     rows, columns = weight.values().shape
-    matrix = Interleaved(rows, columns, weight.block, isa.lanes, isa.pairs)
+    matrix = Interleaved(rows, columns, weight.block, isa.lanes, isa.pairs, isa.signed)
     form = Form(matrix, "zero" in parts, "offset" in parts, exact, len(x) == 1)
     schedule = schedule or (decode_schedule(isa) if form.single else prefill_schedule(isa))
     stored = matrix.store(parts)
@@ -91,7 +91,7 @@ WANTED = {
 @pytest.mark.parametrize("single", [True, False], ids=["decode", "prefill"])
 def test_the_loop_has_the_instruction_and_no_spills(isa: Isa, single: bool) -> None:
     """For every instruction set, not only this host's: the assembly of the loop over a unit's steps."""
-    form = Form(Interleaved(64, 256, 32, isa.lanes, isa.pairs), single=single)
+    form = Form(Interleaved(64, 256, 32, isa.lanes, isa.pairs, isa.signed), single=single)
     schedule = decode_schedule(isa) if single else prefill_schedule(isa)
     body = hot_loop(assembly(isa, matmul("f", isa, form, schedule)))
     operations = [line.split()[0] for line in body]
