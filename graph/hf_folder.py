@@ -52,7 +52,7 @@ class HfFolder(Checkpoint):
         self.config = replace(self.config, eos=self._end_tokens())
         self._stored = self._find_tensors()
         self.tensors = check_tensors(self.config, {n: s.info for n, s in self._stored.items()}, str(folder))
-        self._files: dict[Path, int] = {}
+        self._files: dict[tuple[int, Path], int] = {}
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -71,10 +71,12 @@ class HfFolder(Checkpoint):
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
     def _descriptor(self, path: Path) -> int:
+        """Each process opens files for itself: the system reads ahead by descriptor, and two readers would confuse it."""
+        key = os.getpid(), path
         with self._lock:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
-            return self._files[path]
+            if key not in self._files:
+                self._files[key] = os.open(path, os.O_RDONLY)
+            return self._files[key]
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
