@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler import __version__
+from pocketphi.compiler import __version__, tune_command
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.ui import RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
@@ -103,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
     _target_argument(bench)
 
+    tune_command.add_arguments(command("tune", tune_command.run, tune_command.TEXT))
+
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
 
@@ -172,11 +174,19 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         "--model-id", metavar="OWNER/NAME", help="repository that swift-transformers reads the tokenizer from"
     )
     tvm = p.add_argument_group("TVM")
-    tvm.add_argument("--os", default="linux", metavar="NAME", help="linux (default), android, ios, or host: this machine")
+    tvm.add_argument(
+        "--os", default="linux", metavar="NAME", help="linux (default), android, ios, or host: this machine"
+    )
     tvm.add_argument(
         "--cpu",
         metavar="NAME",
         help="a core such as cortex-a76 or apple-a15, or an instruction set: neon, dotprod (default), i8mm, avx2, avx512vnni",
+    )
+    tvm.add_argument(
+        "--tuning",
+        type=Path,
+        metavar="FILE",
+        help="schedules that 'pocketphi tune' found (before those that ship with us)",
     )
     p.add_argument(
         "--verify",
@@ -246,6 +256,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         model_id=a.model_id,
         system=a.os,
         cpu=a.cpu,
+        tuning=a.tuning,
         verify=a.verify,
         max_bytes=a.max_bytes,
         max_memory=a.max_memory,

@@ -31,6 +31,10 @@ _TVM = (
     "cpu_device_api device_api file_utils logging module thread_pool threading_backend workspace_pool memory/memory_manager "
     "vm/builtin vm/bytecode vm/executable vm/vm tensor"  # tensor last: it ends with a `using namespace`
 )
+_RPC = (
+    "timer rpc/rpc_channel rpc/rpc_endpoint rpc/rpc_local_session rpc/rpc_session rpc/rpc_module rpc/rpc_server_env "
+    "rpc/rpc_device_api"
+)
 _OURS = ("cpu", "bundle", "pocketphi_runtime")
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 
@@ -78,17 +82,48 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
 
 
 def _build(toolchain: Toolchain, folder: Path) -> Path:
+    objects = compile_units(toolchain, folder, _units(_TVM, _OURS), _FLAGS)
+    result = folder / "runtime"
+    result.mkdir()
+    (folder / "exports").write_text("{ global: pocketphi_*; local: *; };\n")
+    exports = f"-Wl,--version-script={folder / 'exports'}"
+    toolchain.run(*_LINK, exports, *objects, "-lm", *_threads(toolchain), "-o", str(result / "libpocketphi.so"))
+    _build_runner(toolchain, result)
+    return result
+
+
+def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
+    """The program `pocketphi-rpc` for a board: TVM's RPC server without Python. As `build_runtime`."""
+    path = (cache or default_folder()) / "tvm-rpc" / f"{toolchain.os}-{toolchain.arch}-{_key(toolchain)}"
+    if not path.is_file():
+        _LOG.info("building the RPC server for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            folder = Path(temporary)
+            objects = compile_units(toolchain, folder, _units(f"{_RPC} {_TVM}", ("rpc_server",)), _FLAGS)
+            link = ["-Wl,--gc-sections", *_STATIC, *objects, "-lm", *_threads(toolchain)]
+            toolchain.run(*link, "-o", str(folder / "rpc"))
+            os.replace(folder / "rpc", path)
+    return path
+
+
+def _units(tvm_names: str, own_names: tuple[str, ...]) -> dict[str, list[Path]]:
     tvm, ffi = _package("tvm"), _package("tvm_ffi")
-    units = {
+    return {
         "ffi": [ffi / f"src/ffi/{name}.cc" for name in _FFI.split()]
         + [ffi / f"src/ffi/extra/{name}.cc" for name in _FFI_EXTRA.split()],
-        "tvm": [tvm / f"src/runtime/{name}.cc" for name in _TVM.split()],
-        "ours": [SOURCES / f"{name}.cc" for name in _OURS],
+        "tvm": [tvm / f"src/runtime/{name}.cc" for name in tvm_names.split()],
+        "ours": [SOURCES / f"{name}.cc" for name in own_names],
     }
-    include = [SOURCES, tvm / "include", ffi / "include", ffi / "3rdparty/dlpack/include"]
-    # quoted includes climb from a source's folder: from these two they arrive in the shim
+
+
+def compile_units(toolchain: Toolchain, folder: Path, units: dict[str, list[Path]], flags: list[str]) -> list[str]:
+    """Objects in `folder`, one for each unit of sources."""
+    tvm, ffi = _package("tvm"), _package("tvm_ffi")
+    include = [SOURCES, tvm / "include", ffi / "include", ffi / "3rdparty/dlpack/include", tvm.parent]
+    # quoted includes climb from a source's folder: from these they arrive in the shim
     include += [SOURCES / "shim", SOURCES / "shim/tvm", SOURCES / "shim/tvm/support"]
-    flags = [*_FLAGS, *(f"-I{path}" for path in include)]
+    flags = [*flags, *(f"-I{path}" for path in include)]
 
     def compile_unit(name: str, _: object) -> None:
         """Many sources as one: their headers, which take most of the time, are read once."""
@@ -97,14 +132,7 @@ def _build(toolchain: Toolchain, folder: Path) -> Path:
         toolchain.run(*flags, "-c", str(source), "-o", str(folder / f"{name}.o"))
 
     in_threads(list(units), compile_unit, lambda _: None)
-    result = folder / "runtime"
-    result.mkdir()
-    (folder / "exports").write_text("{ global: pocketphi_*; local: *; };\n")
-    objects = [str(folder / f"{name}.o") for name in units]
-    exports = f"-Wl,--version-script={folder / 'exports'}"
-    toolchain.run(*_LINK, exports, *objects, "-lm", *_threads(toolchain), "-o", str(result / "libpocketphi.so"))
-    _build_runner(toolchain, result)
-    return result
+    return [str(folder / f"{name}.o") for name in units]
 
 
 def _build_runner(toolchain: Toolchain, folder: Path) -> None:

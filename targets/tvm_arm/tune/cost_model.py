@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.interleave import Interleaved
@@ -49,6 +49,7 @@ class CostModel:
     platform: Platform
     cpu: str
     tool: str
+    _known: dict[tuple[object, ...], float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def how(self) -> str:
@@ -59,17 +60,29 @@ class CostModel:
         return {schedule: self.time(form, schedule) for schedule in schedules if not schedule.prefetch}
 
     def time(self, form: Form, schedule: Schedule) -> float:
-        isa, core = self.platform.isa, find_core(self.cpu)
-        loop = hot_loop(assembly_of(self.platform, form, schedule), isa)
-        turns = all_products(form, schedule, isa) / products(loop, isa)
-        arithmetic = self.cycles(loop) * turns / core.clock / 1e3
-        return _together(core, arithmetic, memory_time(core, form, schedule))
+        core = find_core(self.cpu)
+        cycles = self._cycles_a_product(form, schedule) * all_products(form, schedule, self.platform.isa)
+        return _together(core, cycles / core.clock / 1e3, memory_time(core, form, schedule))
+
+    def _cycles_a_product(self, form: Form, schedule: Schedule) -> float:
+        """Matrices of all sizes have the same loop, but for the strides: it is looked at once."""
+        key = (form.single, form.parts, form.matrix.block, schedule)
+        if key not in self._known:
+            loop = hot_loop(assembly_of(self.platform, form, schedule), self.platform.isa)
+            self._known[key] = self.cycles(loop) / products(loop, self.platform.isa)
+        return self._known[key]
 
     def cycles(self, loop: list[str]) -> float:
         """Cycles of a turn of a loop in steady state. Raises InputError where llvm-mca does not know the core."""
         isa = self.platform.isa
         features = ",".join(f"+{name}" for name in isa.features)
-        command = [self.tool, f"-mtriple={isa.arch}", f"-mcpu={self.cpu}", f"-mattr={features}", f"-iterations={_TURNS}"]
+        command = [
+            self.tool,
+            f"-mtriple={isa.arch}",
+            f"-mcpu={self.cpu}",
+            f"-mattr={features}",
+            f"-iterations={_TURNS}",
+        ]
         done = subprocess.run(command, input="\n".join(loop), capture_output=True, text=True, check=False)
         if "is not a recognized processor" in done.stderr:
             raise InputError(f"{self.tool} does not know the core {self.cpu}: apt install a newer llvm")

@@ -26,13 +26,17 @@ def space(isa: Isa, form: Form) -> list[Schedule]:
     """Different schedules for a form, the default one first."""
     rows, prefetch = ((1,), _PREFETCH) if form.single else (_rows(isa), (0,))
     made = [Schedule(*values) for values in product(_UNITS, rows, prefetch, _UNROLL)]
-    legal = [schedule for schedule in made if fitted(schedule, form) == schedule and registers(isa, schedule) <= isa.registers]
+    legal = [
+        schedule
+        for schedule in made
+        if fitted(schedule, form) == schedule and registers(isa, schedule) <= isa.registers
+    ]
     return list(dict.fromkeys([default_schedule(isa, form), *legal]))
 
 
 def registers(isa: Isa, schedule: Schedule) -> int:
     """Vector registers that a loop body needs: float sums of all units, int sums of the one that it works on."""
-    ints = 2 if isa.name == "neon" or isa.pairs and schedule.rows == 1 else 1
+    ints = 2 if isa.name == "neon" or (isa.pairs and schedule.rows == 1) else 1
     return (schedule.units + ints) * schedule.rows + _TEMPORARIES
 
 
