@@ -59,7 +59,8 @@ def modelled(isa: Isa) -> list[Record]:
             shared[form].append(times)
         say(f"{isa.name} {core}")
     for form, all_times in shared.items():
-        times = {s: math.prod(t[s] for t in all_times) ** (1 / len(all_times)) for s in all_times[0]}
+        common = [s for s in all_times[0] if all(s in times for times in all_times)]
+        times = {s: math.prod(t[s] for t in all_times) ** (1 / len(all_times)) for s in common}
         schedule = chosen(isa, form, times, MODEL_MARGIN)
         how = f"model of {len(cores)} cores"
         rows.append(Record.of(Platform("linux", isa), form.key, schedule, times[schedule], how))

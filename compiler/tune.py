@@ -147,8 +147,9 @@ def validate(options: TuneOptions, ui: Ui) -> list[Rank]:
     ranks = []
     with ui.task("validate", len(forms)) as advance:
         for form in forms:
-            schedules = [schedule for schedule in space(platform.isa, form) if not schedule.prefetch]
-            measured, modelled = local.times(form, schedules), model.times(form, schedules)
+            modelled = model.times(form, space(platform.isa, form))
+            schedules = list(modelled)
+            measured = local.times(form, schedules)
             rank = spearman([measured[s] for s in schedules], [modelled[s] for s in schedules])
             choice = measured[min(schedules, key=lambda s: modelled[s])]
             ranks.append(Rank(form.key, len(schedules), round(rank, 3), round(min(measured.values()) / choice, 3)))

@@ -21,7 +21,6 @@ from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT
 from pocketphi.targets.tvm_arm.tune.measure import COLD_BYTES, arguments
 
-
 _WAIT_SECONDS = 10
 
 

@@ -1,4 +1,4 @@
-"""The whole way to a board: a tracker, our RPC server for aarch64 under qemu, kernels uploaded and timed, and the server lost."""
+"""The whole way to a board: a tracker, our RPC server for aarch64 under qemu, kernels uploaded and timed, a server lost."""
 
 from __future__ import annotations
 
