@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler import __version__
+from pocketphi.compiler import __version__, tune_command
 from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.cli_devices import device_arguments, for_device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block, parse_size
@@ -107,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--generate", type=int, default=64, help="decode steps (default %(default)s)")
     bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
     _target_argument(bench)
+
+    tune_command.add_arguments(command("tune", tune_command.run, tune_command.TEXT))
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
@@ -203,6 +205,12 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a core such as cortex-a76 or apple-a15, or an instruction set: neon, dotprod (default), i8mm, avx2, avx512vnni",
     )
+    tvm.add_argument(
+        "--tuning",
+        type=Path,
+        metavar="FILE",
+        help="schedules that 'pocketphi tune' found (before those that ship with us)",
+    )
     p.add_argument(
         "--verify",
         choices=["auto", "always", "never"],
@@ -275,6 +283,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         model_id=a.model_id,
         system=a.os,
         cpu=a.cpu,
+        tuning=a.tuning,
         verify=a.verify,
         max_bytes=a.max_bytes,
         max_memory=a.max_memory,

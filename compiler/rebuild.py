@@ -30,8 +30,10 @@ class _ShapesOnly(Checkpoint):
         raise CompilerBug(f"{name}: a bundle does not hold the original weights")
 
 
-def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]) -> Program:
-    """Trace and rewrite as the compile did, with the saved weights, keeping the logits of every position.
+def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe], all_logits: bool = True) -> Program:
+    """Trace and rewrite as the compile did, with the saved weights.
+
+    all_logits: keep the logits of every position, whatever the compile did.
 
     The rotary tables are computed anew, so that a wrong saved one is seen. Raises CheckFailed where the saved weights are
     not those that the program reads.
@@ -39,7 +41,7 @@ def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]
     program = trace(_ShapesOnly(read_config(folder)))
     quantizer = RoundToNearest(recipe["block"], recipe["symmetric"])
     int4 = {name: weight for name, weight in saved.items() if form_of(weight.parts)}
-    run_passes(program, [*fusions(recipe["context"]), *quantization(quantizer, int4, all_logits=True)])
+    run_passes(program, [*fusions(recipe["context"]), *quantization(quantizer, int4, all_logits)])
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
         raise CheckFailed(f"the saved weights are not those of the program: {odd[0]} is on one side only")

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,12 +31,23 @@ _TVM = (
     "cpu_device_api device_api file_utils logging module thread_pool threading_backend workspace_pool memory/memory_manager "
     "vm/builtin vm/bytecode vm/executable vm/vm tensor"  # tensor last: it ends with a `using namespace`
 )
+_RPC = (
+    "timer rpc/rpc_channel rpc/rpc_endpoint rpc/rpc_local_session rpc/rpc_session rpc/rpc_module rpc/rpc_server_env "
+    "rpc/rpc_device_api"
+)
 _UNITS = {
     "ffi": [*(f"ffi/{name}" for name in _FFI.split()), *(f"ffi/extra/{name}" for name in _FFI_EXTRA.split())],
     "tvm": [f"src/runtime/{name}" for name in _TVM.split()],
     "ours": ["cpu", "bundle", "pocketphi_runtime"],
 }
 """Sources compiled as one: their headers, which take most of the time, are read once."""
+
+_SERVER = {
+    "ffi": _UNITS["ffi"],
+    "tvm": [f"src/runtime/{name}" for name in f"{_RPC} {_TVM}".split()],
+    "ours": ["rpc_server"],
+}
+"""Of the RPC server, which stands between a board and the tuner."""
 
 # quoted includes climb from a source's folder: from the last two they arrive in the shim
 _INCLUDES = (".", "include", "shim", "shim/tvm", "shim/tvm/support")
@@ -94,17 +106,31 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
     return files
 
 
-def export_sources(folder: Path) -> None:
+def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
+    """The program `pocketphi-rpc` for a board: TVM's RPC server without Python. As `build_runtime`."""
+    path = (cache or default_folder()) / "tvm-rpc" / f"{toolchain.os}-{toolchain.arch}-{_key(toolchain)}"
+    if not path.is_file():
+        _LOG.info("building the RPC server for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            folder = Path(temporary)
+            objects = _compile(toolchain, folder, _SERVER)
+            toolchain.run("-Wl,--gc-sections", *_STATIC, *objects, *_libraries(toolchain), "-o", "rpc", cwd=folder)
+            os.replace(folder / "rpc", path)
+    return path
+
+
+def export_sources(folder: Path, units: Mapping[str, list[str]] = _UNITS) -> None:
     """Write all that the runtime is built of, with a CMakeLists.txt, for a machine that has the compiler: Xcode, an NDK."""
     tvm, ffi = _package("tvm"), _package("tvm_ffi")
     shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
     for include in (tvm / "include", ffi / "include", ffi / "3rdparty/dlpack/include"):
         shutil.copytree(include, folder / "include", dirs_exist_ok=True)
-    for path in _listed(tvm, "src/runtime", _UNITS["tvm"]):
+    for path in _listed(tvm, "src/runtime", units["tvm"]):
         _copy(path, folder / path.relative_to(tvm))
-    for path in _listed(ffi / "src", "ffi", _UNITS["ffi"]):
+    for path in _listed(ffi / "src", "ffi", units["ffi"]):
         _copy(path, folder / path.relative_to(ffi / "src"))
-    for name, sources in _UNITS.items():
+    for name, sources in units.items():
         (folder / f"{name}.cc").write_text("".join(f'#include "{source}.cc"\n' for source in sources))
     (folder / "CMakeLists.txt").write_text(_CMAKE)
     for name in ("LICENSE", "NOTICE"):
@@ -122,8 +148,9 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copy(source, target)
 
 
-def _build(toolchain: Toolchain, folder: Path) -> Path:
-    export_sources(folder)
+def _compile(toolchain: Toolchain, folder: Path, units: Mapping[str, list[str]]) -> list[str]:
+    """Names of the objects in `folder`, one for each unit of sources."""
+    export_sources(folder, units)
     flags = [
         "-std=c++17",
         "-fPIC",
@@ -135,14 +162,21 @@ def _build(toolchain: Toolchain, folder: Path) -> Path:
     def compile_unit(name: str, _: object) -> None:
         toolchain.run(*flags, "-c", f"{name}.cc", "-o", f"{name}.o", cwd=folder)
 
-    in_threads(list(_UNITS), compile_unit, lambda _: None)
+    in_threads(list(units), compile_unit, lambda _: None)
+    return [f"{name}.o" for name in units]
+
+
+def _libraries(toolchain: Toolchain) -> list[str]:
+    return ["-lm", "-ldl", *(["-pthread"] if toolchain.os == "linux" else [])]
+
+
+def _build(toolchain: Toolchain, folder: Path) -> Path:
+    objects = _compile(toolchain, folder, _UNITS)
     result = folder / "result"
     result.mkdir()
-    objects = [f"{name}.o" for name in _UNITS]
     toolchain.static_archive([folder / name for name in objects], result / "libpocketphi.a")
     (folder / "exports").write_text("{ global: pocketphi_*; local: *; };\n")
-    libraries = ["-lm", "-ldl", *(["-pthread"] if toolchain.os == "linux" else [])]
-    link = [*_LINK, "-Wl,--version-script=exports", *objects, *libraries]
+    link = [*_LINK, "-Wl,--version-script=exports", *objects, *_libraries(toolchain)]
     toolchain.run(*link, "-o", "result/libpocketphi.so", cwd=folder)
     runner = ["-std=c++17", "-O2", "-Lresult", "-Wl,-rpath,$ORIGIN", *_STATIC, "runner.cc", "-lpocketphi"]
     toolchain.run(*runner, "-o", "result/pocketphi-runner", cwd=folder)

@@ -26,7 +26,7 @@ class TvmHost(Host):
         self.folder = folder
         self.described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
         target = self.described["target"]
-        self.platform = Platform(target["os"], find_isa(target["isa"]))
+        self.platform = Platform(target["os"], find_isa(target["isa"]), target.get("cpu"))
 
     @property
     def saved_bound(self) -> float:

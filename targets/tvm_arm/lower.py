@@ -61,12 +61,17 @@ WAYS = (
 
 
 class Schedules:
-    """Which schedule a matrix gets: what was tuned for it, or the instruction set's default."""
+    """Which schedule a matrix gets: what was tuned for it, or the instruction set's default.
+
+    asked: the forms that a lowering asked for, by key
+    """
 
     def __init__(self, isa: Isa, tuned: dict[str, Schedule] | None = None) -> None:
         self.isa, self.tuned = isa, tuned or {}
+        self.asked: dict[str, None] = {}
 
     def of(self, form: Form) -> Schedule:
+        self.asked[form.key] = None
         default = decode_schedule(self.isa) if form.single else prefill_schedule(self.isa)
         return self.tuned.get(form.key, default)
 

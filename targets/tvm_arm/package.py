@@ -4,6 +4,7 @@ model.so        kernels and the functions that call them, for one operating syst
 model.params    every weight as the kernels read it, mapped by the device
 model.json      for the runtime: functions, shapes, offsets, what the CPU must have
 libpocketphi.so, pocketphi_runtime.h    the runtime and its C interface
+tuning.jsonl    the schedules that the kernels were built with, where they were tuned
 
 Where no compiler links for the operating system here, libmodel.a takes the place of model.so; its link line is in model.json.
 """
@@ -17,17 +18,18 @@ from typing import Any
 
 from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.stream import Progress
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
 from pocketphi.targets.base import Packaged, RunMemory, Target
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import KEYS
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
-from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, CHUNK, WAYS, lower
+from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, CHUNK, WAYS, Schedules, lower
 from pocketphi.targets.tvm_arm.params import PARAMS_FILE, ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
+from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
 DESCRIPTION = "model.json"
 FORMAT = 1
@@ -41,10 +43,11 @@ class TvmArm(Target):
     name = "tvm-arm"
     packages = ("apache-tvm", "apache-tvm-ffi")
 
-    def __init__(self, platform: Platform, context: int | None = None) -> None:
-        """platform: what to compile for; context: rows of the K/V cache at most."""
+    def __init__(self, platform: Platform, context: int | None = None, tuning: Path | None = None) -> None:
+        """platform: what to compile for; context: rows of the K/V cache at most; tuning: a database before the shared one."""
         self.platform = platform
         self.context = context
+        self.tuning = Tuning(platform, tuning)
 
     def planned_bytes(self, program: Program) -> int:
         return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
@@ -69,8 +72,8 @@ class TvmArm(Target):
         params = ParamsFile.plan(program, isa)
         digests = params.write(folder / PARAMS_FILE, progress)
         digest = file_digest(folder / PARAMS_FILE)
-        module = lower(program, isa, digest=digest)
-        files = build_library(module, self.platform, folder)
+        module, files, more = self._library(program, folder, digest)
+        notes += more
         described = describe(program, self.platform, params, digest, self.context)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         details = {
@@ -80,6 +83,23 @@ class TvmArm(Target):
             **files,
         }
         return Packaged(_operators(module), digests, notes, details)
+
+    def replace_library(self, program: Program, folder: Path) -> list[str]:
+        """Build the library of a packaged folder anew, with this target's schedules; its parameters stay. Returns notes."""
+        described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        if ParamsFile.plan(program, self.platform.isa).table() != described["params"]:
+            raise CompilerBug("the parameters of the program made again are not those of the bundle")
+        _, files, notes = self._library(program, folder, described["params_digest"])
+        (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
+        return notes
+
+    def _library(self, program: Program, folder: Path, digest: str) -> tuple[Any, dict[str, Any], list[str]]:
+        """Lower and build: the module, what model.json says of the library, notes."""
+        schedules = Schedules(self.platform.isa, self.tuning.schedules)
+        module = lower(program, self.platform.isa, schedules, digest)
+        files = build_library(module, self.platform, folder)
+        write(folder / BUNDLED, self.tuning.used(schedules.asked))
+        return module, files, self.tuning.notes(schedules.asked)
 
 
 def describe(
@@ -96,7 +116,13 @@ def describe(
     roles = {way.role: way.name for way in WAYS if not way.exact}, {way.role: way.name for way in WAYS if way.exact}
     return {
         "format": FORMAT,
-        "target": {"os": platform.system, "arch": isa.arch, "isa": isa.name, "features": list(isa.features)},
+        "target": {
+            "os": platform.system,
+            "arch": isa.arch,
+            "isa": isa.name,
+            "cpu": platform.cpu,
+            "features": list(isa.features),
+        },
         "vocab": config.vocab_size,
         "context": min(context or config.max_position, config.max_position),
         "chunk": CHUNK,

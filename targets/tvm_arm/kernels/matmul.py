@@ -26,7 +26,7 @@ from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.dots import Words, dots_of
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 
-KERNELS = 1
+KERNELS = 2
 """Of the templates, raised when a loop changes so much that schedules tuned for it are no longer the best. They stay right."""
 
 _SIGNED_FACTOR = 16

@@ -13,16 +13,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.tune.assembly import hot_loop, products
+from pocketphi.targets.tvm_arm.tune.assembly import hot_loop, products, spills
 from pocketphi.targets.tvm_arm.tune.candidate import assembly_of
 from pocketphi.targets.tvm_arm.tune.cores import Core, find_core
+from pocketphi.targets.tvm_arm.tune.space import default_schedule
 
 PROMPT = 64
 """Tokens of a prefill that is modelled or measured."""
@@ -43,27 +44,45 @@ def find_mca() -> str:
 
 
 @dataclass(frozen=True)
+class _Loop:
+    """cycles: for each product; spills: whether it uses the stack, whose cost llvm-mca does not tell."""
+
+    cycles: float
+    spills: bool
+
+
+@dataclass(frozen=True)
 class CostModel:
     """A measurer for a core by LLVM's name."""
 
     platform: Platform
     cpu: str
     tool: str
+    _known: dict[tuple[object, ...], _Loop] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def how(self) -> str:
         return f"model {self.cpu}"
 
     def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
-        """Microseconds of each schedule; those with a prefetch are left out."""
-        return {schedule: self.time(form, schedule) for schedule in schedules if not schedule.prefetch}
+        """Microseconds of each schedule. Left out: those with a prefetch, and those whose loop spills, but for the default."""
+        default = default_schedule(self.platform.isa, form)
+        seen = [s for s in schedules if not s.prefetch and (s == default or not self._loop(form, s).spills)]
+        return {schedule: self.time(form, schedule) for schedule in seen}
 
     def time(self, form: Form, schedule: Schedule) -> float:
-        isa, core = self.platform.isa, find_core(self.cpu)
-        loop = hot_loop(assembly_of(self.platform, form, schedule), isa)
-        turns = all_products(form, schedule, isa) / products(loop, isa)
-        arithmetic = self.cycles(loop) * turns / core.clock / 1e3
-        return _together(core, arithmetic, memory_time(core, form, schedule))
+        core = find_core(self.cpu)
+        cycles = self._loop(form, schedule).cycles * all_products(form, schedule, self.platform.isa)
+        return _together(core, cycles / core.clock / 1e3, memory_time(core, form, schedule))
+
+    def _loop(self, form: Form, schedule: Schedule) -> _Loop:
+        """Matrices of all sizes have the same loop, but for the strides: it is looked at once."""
+        key = (form.single, form.parts, form.matrix.block, schedule)
+        if key not in self._known:
+            loop = hot_loop(assembly_of(self.platform, form, schedule), self.platform.isa)
+            cycles = self.cycles(loop) / products(loop, self.platform.isa)
+            self._known[key] = _Loop(cycles, bool(spills(loop)))
+        return self._known[key]
 
     def cycles(self, loop: list[str]) -> float:
         """Cycles of a turn of a loop in steady state. Raises InputError where llvm-mca does not know the core."""

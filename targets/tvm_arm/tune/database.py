@@ -13,12 +13,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule
+from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule, decode_schedule, prefill_schedule
 from pocketphi.targets.tvm_arm.platform import Platform
 
 SHARED = Path(__file__).with_name("database.jsonl")
@@ -26,6 +27,9 @@ BUNDLED = "tuning.jsonl"
 """What a bundle was built with, in its folder."""
 
 ANY = "any"
+MODEL_MARGIN = 0.05
+"""A modelled schedule has to beat the default one by this much: the model's ranks are no better."""
+
 _FIELDS = ("kernels", "isa", "cpu", "form", "schedule", "us", "how")
 
 
@@ -114,19 +118,26 @@ def write(path: Path, records: Iterable[Record]) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def best(records: Iterable[Record]) -> dict[str, Record]:
-    """By form, of records for one platform."""
-    found: dict[str, Record] = {}
-    for record in sorted(records, key=lambda one: one.preference):
-        found.setdefault(record.form, record)
-    return found
-
-
 def fitting(records: Iterable[Record], platform: Platform) -> dict[str, Record]:
     """The best records of these kernels for a platform by form: its core's, else those for any core of the instruction set."""
     own = [r for r in records if (r.kernels, r.isa) == (KERNELS, platform.isa.name)]
-    anyones = best(r for r in own if r.cpu == ANY)
-    return anyones | best(r for r in own if r.cpu == (platform.cpu or ANY))
+    anyones = _best((r for r in own if r.cpu == ANY), platform.isa)
+    return anyones | _best((r for r in own if r.cpu == (platform.cpu or ANY)), platform.isa)
+
+
+def _best(records: Iterable[Record], isa: Isa) -> dict[str, Record]:
+    """By form, of records for one platform."""
+    rows: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda one: one.preference):
+        rows.setdefault(record.form, []).append(record)
+    return {form: found[0] if found[0].measured else _modelled(found, isa) for form, found in rows.items()}
+
+
+def _modelled(rows: list[Record], isa: Isa) -> Record:
+    """The first of a form's rows, or the default schedule's where that is nearly as good."""
+    usual = decode_schedule(isa) if rows[0].form.startswith("decode") else prefill_schedule(isa)
+    default = next((r for s in (usual, replace(usual, units=1)) for r in rows if r.schedule == s), rows[0])
+    return rows[0] if rows[0].us * (1 + MODEL_MARGIN) < default.us else default
 
 
 class Tuning:

@@ -17,8 +17,9 @@ import tvm
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import LINUX_NAMES
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
-from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT, weight_bytes
@@ -26,7 +27,16 @@ from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT, weight_bytes
 COLD_BYTES = 64 << 20
 """More than the caches of a phone or a desktop hold."""
 
+_COPIES = 512
+"""At most: a matrix of less than 128 kB stays in the cache of its own accord."""
+
 _DTYPES = {"q": "uint8", "scale": "float16", "zero": "uint8", "offset": "float32"}
+
+
+def runs_here(platform: Platform) -> bool:
+    """Whether this machine can run the platform's kernels."""
+    isa = platform.isa
+    return isa.arch == host_arch() and {LINUX_NAMES.get(name, name) for name in isa.features} <= cpu_flags()
 
 
 class LocalMeasurer:
@@ -34,9 +44,9 @@ class LocalMeasurer:
 
     def __init__(self, platform: Platform, threads: int = 1, rounds: int = 9) -> None:
         """Raises InputError where this machine cannot run the platform's kernels."""
-        if platform.isa.arch != host_arch():
+        if not runs_here(platform):
             raise InputError(
-                f"kernels for {platform.isa.arch} do not run on this {host_arch()} machine; give a board by --rpc"
+                f"kernels for {platform.isa.name} do not run on this machine; give a board by --rpc and --key"
             )
         self.platform, self.threads, self.rounds = platform, threads, rounds
 
@@ -60,7 +70,7 @@ class LocalMeasurer:
 
     def _arguments(self, form: Form) -> list[list[Any]]:
         """Arguments of a call, as often as it takes to leave the caches behind."""
-        copies = 1 + int(COLD_BYTES / weight_bytes(form.matrix)) if form.single else 1
+        copies = 1 + min(_COPIES, int(COLD_BYTES / weight_bytes(form.matrix))) if form.single else 1
         arrays = arguments(form)
         made = [tvm.runtime.tensor(array) for array in arrays]
         weights = slice(1, len(made) - 1)

@@ -11,16 +11,14 @@ from pocketphi.targets.tvm_arm.isa import find_isa
 from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.tune.database import ANY, Record
-from pocketphi.targets.tvm_arm.tune.space import default_schedule, space
-
-MODEL_MARGIN = 0.05
-"""A modelled schedule has to beat the default one by this much; the model's ranks are no better than that."""
+from pocketphi.targets.tvm_arm.tune.space import space
 
 
 class Measurer(Protocol):
     """Times schedules. how: what a record says of it."""
 
-    platform: Platform
+    @property
+    def platform(self) -> Platform: ...
 
     @property
     def how(self) -> str: ...
@@ -45,15 +43,6 @@ def search(
             times = measurer.times(form, missing)
             yield [Record.of(platform, form.key, schedule, us, how) for schedule, us in times.items()]
         tell()
-
-
-def modelled_choice(platform: Platform, form: Form, records: list[Record]) -> Record | None:
-    """The best of a form's modelled rows, or the default one where that is nearly as good."""
-    rows = sorted((r for r in records if r.form == form.key), key=lambda record: record.preference)
-    default = next((r for r in rows if r.schedule == default_schedule(platform.isa, form)), None)
-    if default is None or not rows:
-        return None
-    return rows[0] if rows[0].us * (1 + MODEL_MARGIN) < default.us else default
 
 
 def forms_of(described: Mapping[str, Any]) -> list[Form]:

@@ -1,0 +1,236 @@
+"""Tune a TVM bundle: time schedules of its kernels, keep the rows, and build its library anew with the best."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketphi.artifacts.bundle import Bundle, write_manifest
+from pocketphi.artifacts.folder import new_folder
+from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.rebuild import rebuild
+from pocketphi.compiler.targets import missing_extra
+from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.verify import verify_folder
+from pocketphi.graph.errors import InputError
+
+if TYPE_CHECKING:
+    from pocketphi.targets.tvm_arm.host import TvmHost
+    from pocketphi.targets.tvm_arm.kernels.matmul import Form
+    from pocketphi.targets.tvm_arm.tune.database import Record
+    from pocketphi.targets.tvm_arm.tune.search import Measurer
+
+TARGET = "tvm-arm"
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Arguments of the command. out: the database, `BUNDLE.tuning.jsonl` if None; rpc: a tracker's HOST:PORT; key: a board
+    there; model: a core for llvm-mca; threads, rounds: of timed kernels; apply: build the bundle's library anew."""
+
+    bundle: Path
+    out: Path | None = None
+    rpc: str | None = None
+    key: str | None = None
+    model: str | None = None
+    threads: int = 1
+    rounds: int = 7
+    apply: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.rounds) < 1:
+            raise InputError("--threads and --rounds: expected positive numbers")
+        if (self.rpc is None) != (self.key is None):
+            raise InputError("--rpc and --key: a board takes both, the tracker's HOST:PORT and its name there")
+        if self.rpc and self.model:
+            raise InputError("--rpc and --model: kernels are timed in one way at a time")
+
+    @property
+    def database(self) -> Path:
+        return self.out or self.bundle.with_name(self.bundle.resolve().name + ".tuning.jsonl")
+
+
+@dataclass(frozen=True)
+class TunedForm:
+    """What was found for a form. default, us: microseconds of the default schedule and of the best."""
+
+    form: str
+    default: float
+    us: float
+    schedule: dict[str, int]
+    how: str
+
+
+@dataclass
+class Tuned:
+    """The result. timed: schedules timed by this run."""
+
+    database: Path
+    timed: int = 0
+    forms: list[TunedForm] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "database": str(self.database)}
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How well the model ranks a form's schedules. choice: the best time over the time of the model's choice, both measured."""
+
+    form: str
+    schedules: int
+    spearman: float
+    choice: float
+
+
+def tune(options: TuneOptions, ui: Ui) -> Tuned:
+    """Time what the database lacks, form by form. Raises InputError for bad input and where a board goes away: what was timed
+    until then is in the database, and the same call goes on from there."""
+    host = _host(options.bundle)
+    from pocketphi.targets.tvm_arm.tune import database
+    from pocketphi.targets.tvm_arm.tune.search import forms_of, search
+
+    records = database.read(options.database) if options.database.exists() else []
+    measurer = _measurer(options, host)
+    forms = forms_of(host.described)
+    result = Tuned(options.database)
+    with ui.task(f"tune, {measurer.how}", len(forms)) as advance:
+        for rows in search(measurer, forms, records, _once(advance)):
+            records += rows
+            result.timed += len(rows)
+            database.write(options.database, records)
+    result.forms = [found for form in forms if (found := _tuned_form(measurer, form, records))]
+    if options.apply:
+        result.notes = apply(options, ui)
+    return result
+
+
+def apply(options: TuneOptions, ui: Ui) -> list[str]:
+    """Build the library of the bundle anew with the database; parameters stay, the manifest follows. Returns notes."""
+    from pocketphi.targets.tvm_arm.package import TvmArm
+
+    bundle = Bundle.open(options.bundle)
+    host = _host(options.bundle)
+    manifest = {name: value for name, value in bundle.manifest.items() if name not in ("files", "sha256", "format")}
+    recipe = manifest["recipe"]
+    program = rebuild(bundle.path, recipe, host.weights(), recipe["all_logits"])
+    target = TvmArm(host.platform, tuning=options.database)
+    with new_folder(bundle.path, 2 * _library_bytes(bundle)) as folder:
+        for name in bundle.manifest["files"]:
+            _link(bundle.path / name, folder / name)
+        notes = target.replace_library(program, folder)
+        if manifest.get("verification"):
+            manifest["verification"] = verify_folder(folder, manifest, ui, extras=False).require().recorded()
+        write_manifest(folder, manifest)
+    return notes
+
+
+def validate(options: TuneOptions, ui: Ui) -> list[Rank]:
+    """Time every form both here and by the model, which is trusted as far as their ranks agree."""
+    host = _host(options.bundle)
+    from pocketphi.targets.tvm_arm.tune.cores import cores_of
+    from pocketphi.targets.tvm_arm.tune.cost_model import CostModel, find_mca
+    from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer
+    from pocketphi.targets.tvm_arm.tune.rank import spearman
+    from pocketphi.targets.tvm_arm.tune.search import forms_of
+    from pocketphi.targets.tvm_arm.tune.space import space
+
+    platform = host.platform
+    local = LocalMeasurer(platform, options.threads, options.rounds)
+    model = CostModel(platform, options.model or cores_of(platform.isa)[0], find_mca())
+    forms = forms_of(host.described)
+    ranks = []
+    with ui.task("validate", len(forms)) as advance:
+        for form in forms:
+            modelled = model.times(form, space(platform.isa, form))
+            schedules = list(modelled)
+            measured = local.times(form, schedules)
+            rank = spearman([measured[s] for s in schedules], [modelled[s] for s in schedules])
+            choice = measured[min(schedules, key=lambda s: modelled[s])]
+            ranks.append(Rank(form.key, len(schedules), round(rank, 3), round(min(measured.values()) / choice, 3)))
+            advance(1)
+    return ranks
+
+
+def write_server(options: TuneOptions, path: Path) -> None:
+    """The RPC server for the OS and CPU that a bundle was made for. Raises InputError where its compiler is missing."""
+    host = _host(options.bundle)
+    from pocketphi.targets.tvm_arm.build_runtime import build_rpc_server
+    from pocketphi.targets.tvm_arm.library import toolchain_of
+
+    shutil.copy2(build_rpc_server(toolchain_of(host.platform)), path)
+    path.chmod(0o755)
+
+
+def _host(folder: Path) -> TvmHost:
+    """The TVM part of a bundle. Raises InputError where it has none."""
+    bundle = Bundle.open(folder, check=False)
+    held = bundle.manifest["targets"]
+    if TARGET not in held:
+        raise InputError(f"{folder}: holds {', '.join(held)}; only a bundle of --target {TARGET} has schedules to tune")
+    host = open_host(folder, bundle.manifest, TARGET)
+    return host  # type: ignore[return-value]
+
+
+def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
+    """A board where one is given; else this machine where it runs these kernels; else the model."""
+    platform = host.platform
+    try:
+        if options.rpc:
+            from pocketphi.targets.tvm_arm.tune.remote import RemoteMeasurer, parse_address
+
+            assert options.key
+            return RemoteMeasurer(platform, parse_address(options.rpc), options.key, options.threads, options.rounds)
+    except ModuleNotFoundError as error:
+        raise missing_extra(TARGET, error) from None
+    from pocketphi.targets.tvm_arm.tune.cost_model import CostModel, find_mca
+    from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer, runs_here
+
+    if options.model is None and runs_here(platform):
+        return LocalMeasurer(platform, options.threads, options.rounds)
+    core = options.model or platform.cpu
+    if core is None:
+        raise InputError(
+            f"the bundle is for any CPU with {platform.isa.name}: "
+            "name a core by --model cortex-a76, or a board by --rpc and --key"
+        )
+    return CostModel(platform, core, find_mca())
+
+
+def _tuned_form(measurer: Measurer, form: Form, records: list[Record]) -> TunedForm | None:
+    from pocketphi.targets.tvm_arm.tune.database import fitting
+    from pocketphi.targets.tvm_arm.tune.space import default_schedule
+
+    own = [record for record in records if record.how == measurer.how and record.form == form.key]
+    chosen = fitting(own, measurer.platform).get(form.key)
+    default = next((r.us for r in own if r.schedule == default_schedule(measurer.platform.isa, form)), None)
+    if chosen is None or default is None:
+        return None
+    return TunedForm(form.key, default, chosen.us, asdict(chosen.schedule), chosen.how)
+
+
+def _library_bytes(bundle: Bundle) -> int:
+    return sum(
+        entry["bytes"] for name, entry in bundle.manifest["files"].items() if name.startswith(("model.so", "libmodel"))
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the disk has no such thing, or where it will be written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".params":
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass
+    shutil.copy2(source, target)
+
+
+def _once(advance: Callable[[int], None]) -> Callable[[], None]:
+    return lambda: advance(1)

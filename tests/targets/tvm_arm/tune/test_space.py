@@ -1,0 +1,42 @@
+"""The search space: legal schedules, the default first; registers and divisors bound it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import ISAS
+from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, fitted
+from pocketphi.targets.tvm_arm.tune.space import default_schedule, registers, space
+
+
+def form(isa_name: str, rows: int = 256, columns: int = 256, single: bool = True, block: int = 32) -> Form:
+    isa = ISAS[isa_name]
+    return Form(Interleaved(rows, columns, block, isa.lanes, isa.pairs), single=single)
+
+
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("single", [True, False])
+def test_schedules_are_different_and_legal(name: str, single: bool) -> None:
+    isa, made = ISAS[name], space(ISAS[name], form(name, single=single))
+    assert made[0] == default_schedule(isa, form(name, single=single))
+    assert len(set(made)) == len(made) > 5
+    assert [s for s in made if fitted(s, form(name, single=single)) != s] == []
+    assert [s for s in made[1:] if registers(isa, s) > isa.registers] == []
+    assert {s.rows for s in made} == {1} if single else {s.prefetch for s in made} == {0}
+
+
+def test_smmla_takes_rows_in_pairs() -> None:
+    assert {s.rows % 2 for s in space(ISAS["i8mm"], form("i8mm", single=False))} == {0}
+    assert 3 in {s.rows for s in space(ISAS["dotprod"], form("dotprod", single=False))}
+
+
+def test_units_and_unroll_divide_the_matrix() -> None:
+    odd = form("dotprod", rows=4 * 3, columns=32 * 3)  # 3 groups, 3 steps
+    assert {(s.units, s.unroll) for s in space(ISAS["dotprod"], odd)} == {(1, 1)}
+    assert fitted(Schedule(2, 4, 0, 2), odd) == Schedule(1, 1, 0, 1)
+
+
+def test_fewer_registers_fewer_rows() -> None:
+    most = {name: max(s.rows for s in space(ISAS[name], form(name, single=False))) for name in ("avx2", "avx512vnni")}
+    assert most["avx2"] < most["avx512vnni"]
