@@ -34,7 +34,7 @@ def forms(isa: Isa) -> list[Form]:
     made = []
     for matrices, head in (PHI_3_MINI, SAMPLE):
         for rows, columns in [*matrices, head]:
-            matrix = Interleaved(rows, columns, 32, isa.lanes, isa.pairs)
+            matrix = Interleaved(rows, columns, 32, isa.lanes, isa.pairs, isa.signed)
             made += [Form(matrix, single=True)] + ([Form(matrix)] if (rows, columns) != head else [])
     return made
 

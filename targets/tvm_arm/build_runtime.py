@@ -138,9 +138,10 @@ def export_sources(folder: Path, units: Mapping[str, list[str]] = _UNITS) -> Non
 
 
 def _listed(package: Path, root: str, sources: list[str]) -> list[Path]:
-    """Sources, and the headers that lie beside them."""
+    """Sources, and the headers that lie beside them, and in `minrpc` of the RPC's."""
     paths = [package / f"{source}.cc" for source in sources]
-    return paths + [header for at in {path.parent for path in paths} | {package / root} for header in at.glob("*.h")]
+    folders = {path.parent for path in paths} | {path.parent / "minrpc" for path in paths} | {package / root}
+    return paths + [header for at in folders for header in at.glob("*.h")]
 
 
 def _copy(source: Path, target: Path) -> None:
