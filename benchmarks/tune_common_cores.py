@@ -48,7 +48,7 @@ def chosen(isa: Isa, form: Form, times: dict[Schedule, float], margin: float) ->
 def modelled(isa: Isa) -> list[Record]:
     """Rows for each core, and for any: the schedule that is best on average over the cores."""
     tool, rows = find_mca(), []
-    kinds = forms(isa)
+    kinds = [form for form in forms(isa) if not form.single]  # nobody would take a model's word for decode
     cores = {core: CostModel(Platform("linux", isa, core), core, tool) for core in cores_of(isa)}
     shared: dict[Form, list[dict[Schedule, float]]] = {form: [] for form in kinds}
     for core, model in cores.items():

@@ -188,6 +188,7 @@ def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
             return RemoteMeasurer(platform, parse_address(options.rpc), options.key, options.threads, options.rounds)
     except ModuleNotFoundError as error:
         raise missing_extra(TARGET, error) from None
+    from pocketphi.targets.tvm_arm.tune.cores import find_core
     from pocketphi.targets.tvm_arm.tune.cost_model import CostModel, find_mca
     from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer, runs_here
 
@@ -199,6 +200,7 @@ def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
             f"the bundle is for any CPU with {platform.isa.name}: "
             "name a core by --model cortex-a76, or a board by --rpc and --key"
         )
+    find_core(core)  # refuses before anything is timed
     return CostModel(platform, core, find_mca())
 
 

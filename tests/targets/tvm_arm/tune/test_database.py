@@ -10,7 +10,7 @@ import pytest
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.isa import ISAS
-from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule, decode_schedule
+from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule, decode_schedule, prefill_schedule
 from pocketphi.targets.tvm_arm.platform import CORES, Platform
 from pocketphi.targets.tvm_arm.tune.database import SHARED, Record, Tuning, fitting, read, write
 
@@ -51,9 +51,16 @@ def test_measured_counts_before_modelled() -> None:
 
 
 def test_a_model_has_to_promise_five_percent() -> None:
-    default = record(100.0, how="model cortex-a76")
-    assert fitting([default, record(96.0, Schedule(8), "model cortex-a76")], A76)[FORM] == default
-    assert fitting([default, record(90.0, Schedule(8), "model cortex-a76")], A76)[FORM].schedule == Schedule(8)
+    how, form = "model cortex-a76", "prefill 64x64 block 32 q+scale"
+    default = record(100.0, prefill_schedule(ISAS["dotprod"]), how, form=form)
+    assert fitting([default, record(96.0, Schedule(2, 4), how, form=form)], A76)[form] == default
+    assert fitting([default, record(90.0, Schedule(2, 4), how, form=form)], A76)[form].schedule == Schedule(2, 4)
+
+
+def test_a_model_has_no_say_in_decode() -> None:
+    default, better = record(100.0, how="model cortex-a76"), record(50.0, Schedule(8), "model cortex-a76")
+    assert fitting([default, better], A76)[FORM] == default
+    assert fitting([default, replace(better, how="rpc rpi5")], A76)[FORM].schedule == Schedule(8)
 
 
 def test_the_own_core_counts_before_any() -> None:
@@ -120,12 +127,15 @@ def test_no_database(tmp_path: Path) -> None:
         write(tmp_path / "no" / "folder", [])
 
 
-def test_the_shared_database_holds_every_core_at_phi_3s_widths() -> None:
+def test_the_shared_database_holds_what_was_tuned_at_phi_3s_widths() -> None:
+    """Those of `dotprod` and `i8mm` went when their loops changed: they are to be timed again."""
     rows = read(SHARED)
     assert {r.kernels for r in rows} == {KERNELS}
-    for core, isa in CORES.items():
+    lacking = []
+    neon = [(core, isa) for core, isa in CORES.items() if isa == "neon"]
+    for core, isa in [*neon, *((None, name) for name in ("avx2", "avx512vnni"))]:
         held = fitting(rows, Platform("linux", ISAS[isa], core))
-        assert {f"{kind} 3072x3072 block 32 q+scale" for kind in ("decode", "prefill")} <= set(held)
-    assert [r for r in rows if not r.how] == []
-    write_back = "".join(r.line() + "\n" for r in sorted(set(rows), key=lambda r: r.order))
-    assert SHARED.read_text("utf-8") == write_back
+        lacking += [core for size in ("3072x3072", "16384x3072") if f"prefill {size} block 32 q+scale" not in held]
+    assert lacking == []
+    assert "decode 3072x3072 block 32 q+scale" in fitting(rows, Platform("linux", ISAS["avx512vnni"]))
+    assert SHARED.read_text("utf-8") == "".join(r.line() + "\n" for r in sorted(set(rows), key=lambda r: r.order))

@@ -2,104 +2,53 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from rpc_board import MISSING, board, kill, tracker
 
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.tvm_arm.build_runtime import build_rpc_server
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.toolchain import find_toolchain, host_arch
+from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune.remote import BoardLost, RemoteMeasurer, parse_address
 
-MISSING = [
-    name
-    for name in ("aarch64-linux-gnu-g++", "qemu-aarch64")
-    if host_arch() != "aarch64" and shutil.which(name) is None
-]
-needs_qemu = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 FORM = Form(Interleaved(64, 64, 32, 4, False), single=True)
-PLATFORM = Platform("linux", ISAS["dotprod"])
 HOST_ISA = "neon" if host_arch() == "aarch64" else "avx2"
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def tracker() -> Iterator[int]:
-    port = free_port()
-    ports = ["--port", str(port), "--port-end", str(port + 1)]
-    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1", *ports, "--silent"]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield port
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@dataclass
-class Board:
-    key: str
-    address: tuple[str, int]
-    process: subprocess.Popen[bytes]
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def board(tracker: int, tmp_path: Path) -> Iterator[Board]:
-    toolchain = find_toolchain("linux", "aarch64")
-    key = f"board-{tmp_path.name}"
-    command = [*toolchain.command(build_rpc_server(toolchain)), "--tracker", f"127.0.0.1:{tracker}", "--key", key]
-    made = Board(
-        key, ("127.0.0.1", tracker), subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    )
-    yield made
-    if made.process.poll() is None:
-        made.kill()
-
-
-def connected(board: Board) -> RemoteMeasurer:
+def connected(port: int, key: str) -> RemoteMeasurer:
     """Once the board has come up."""
     for _ in range(100):
         try:
-            return RemoteMeasurer(PLATFORM, board.address, board.key, rounds=2, cold_bytes=4096, prompt=5)
+            platform = Platform("linux", ISAS["dotprod"])
+            return RemoteMeasurer(platform, ("127.0.0.1", port), key, rounds=2, cold_bytes=4096, prompt=5)
         except InputError:
             time.sleep(0.2)
     raise AssertionError("the board did not come up")
 
 
-@needs_qemu
-def test_kernels_are_timed_and_a_lost_board_is_one_line(board: Board) -> None:
-    measurer = connected(board)
-    assert measurer.how == f"rpc {board.key}, 1 thread"
-    times = measurer.times(FORM, [Schedule(2), Schedule(1, 1, 1024, 2)])
-    assert set(times) == {Schedule(2), Schedule(1, 1, 1024, 2)}
-    assert min(times.values()) > 0
-    prefill = measurer.times(Form(FORM.matrix), [Schedule(1, 4)])
-    assert prefill[Schedule(1, 4)] > min(times.values())  # five rows
-    board.kill()
-    with pytest.raises(
-        BoardLost, match=rf"the board '{board.key}' went away \(.*what was timed is kept: run the command again"
-    ):
-        measurer.times(FORM, [Schedule(2)])
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_kernels_are_timed_and_a_lost_board_is_one_line() -> None:
+    with tracker() as port, board(port, "pi") as process:
+        measurer = connected(port, "pi")
+        assert measurer.how == "rpc pi, 1 thread"
+        times = measurer.times(FORM, [Schedule(2), Schedule(1, 1, 1024, 2)])
+        assert set(times) == {Schedule(2), Schedule(1, 1, 1024, 2)}
+        assert min(times.values()) > 0
+        prefill = measurer.times(Form(FORM.matrix), [Schedule(1, 4)])
+        assert prefill[Schedule(1, 4)] > min(times.values())  # five rows
+        with pytest.raises(
+            InputError, match=rf"no board 'phone' at 127\.0\.0\.1:{port} \(there: .*\): start pocketphi-rpc"
+        ):
+            RemoteMeasurer(measurer.platform, ("127.0.0.1", port), "phone")
+        kill(process)
+        with pytest.raises(
+            BoardLost, match=r"the board 'pi' went away \(.*what was timed is kept: run the command again"
+        ):
+            measurer.times(FORM, [Schedule(2)])
 
 
 def test_no_tracker() -> None:
