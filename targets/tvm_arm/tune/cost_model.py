@@ -60,9 +60,6 @@ class CostModel:
     tool: str
     _known: dict[tuple[object, ...], _Loop] = field(default_factory=dict, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        find_core(self.cpu)  # refuses an unknown one before anything is compiled
-
     @property
     def how(self) -> str:
         return f"model {self.cpu}"

@@ -72,10 +72,11 @@ def test_the_own_core_counts_before_any() -> None:
 
 
 def test_a_users_rows_come_before_the_shared_ones(tmp_path: Path) -> None:
-    shared = fitting(read(SHARED), A76)
+    platform = Platform("linux", ISAS["neon"], "cortex-a72")
+    shared = fitting(read(SHARED), platform)
     form, theirs = next(iter(shared.items()))
     write(tmp_path / "mine", [replace(theirs, schedule=Schedule(1, 1, 0, 2), us=1e6, how="host me")])
-    tuning = Tuning(A76, tmp_path / "mine")
+    tuning = Tuning(platform, tmp_path / "mine")
     assert tuning.schedules[form] == Schedule(1, 1, 0, 2)
     assert tuning.used([form])[0].how == "host me"
     assert tuning.notes([form]) == []
