@@ -27,7 +27,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "tvm/src/runtime/rpc/rpc_endpoint.h"
+#include "src/runtime/rpc/rpc_endpoint.h"
 
 namespace {
 
