@@ -17,7 +17,7 @@ from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.ui import Ui
 
 OUT = Path("demo/sample")
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 def main() -> int:
