@@ -117,11 +117,16 @@ class Program:
             nodes[part] = node
         return nodes
 
+    def weights_read(self) -> dict[str, Recipe]:
+        """The weights in the order in which the graph first reads them."""
+        targets = (split_target(str(node.target))[0] for node in self.graph.nodes if node.op == "get_attr")
+        return {name: self.weights[name] for name in dict.fromkeys(targets)}
+
     def remove_dead(self) -> int:
         """Delete what no output needs; returns how many nodes went. Inputs stay: they are the interface."""
         before = len(self.graph.nodes)
         self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-        used = {split_target(str(node.target))[0] for node in self.graph.nodes if node.op == "get_attr"}
+        used = self.weights_read()
         self.weights = {name: recipe for name, recipe in self.weights.items() if name in used}
         return before - len(self.graph.nodes)
 

@@ -27,6 +27,11 @@ class PartSpec:
     def bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
+    @property
+    def type_name(self) -> str:
+        """As numpy and TVM call it: `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 class Recipe(Protocol):
     """A weight that is made when it is asked for.

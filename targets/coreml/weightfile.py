@@ -180,11 +180,9 @@ def steps(length: int, fold: int) -> np.ndarray:
 
 def _canonical(program: Program, form: Form) -> dict[str, Recipe]:
     """Weights in the order in which the graph reads them, as the package can hold them."""
-    targets = [split_target(str(n.target))[0] for n in program.graph.nodes if n.op == "get_attr"]
     tables = rotary_rows(program, form)
     found: dict[str, Recipe] = {}
-    for name in dict.fromkeys(targets):
-        recipe = program.weights[name]
+    for name, recipe in program.weights_read().items():
         if "" in recipe.parts:
             rows = recipe.parts[""].shape[0]
             found[name] = AsHalf(recipe, name, min(rows, tables.get(name, rows)))

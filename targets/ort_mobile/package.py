@@ -23,7 +23,6 @@ from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, split_target
-from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS, Lowered, Placed, lower
@@ -61,7 +60,7 @@ class OrtMobile(Target):
         self.version = version
 
     def planned_bytes(self, program: Program) -> int:
-        size = plan_layout(_ordered(program)).size
+        size = plan_layout(program.weights_read()).size
         return 2 * size + _tied_bytes(program) if self.ort_file else size
 
     def check_forms(self, program: Program) -> None:
@@ -89,7 +88,7 @@ class OrtMobile(Target):
     def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
         notes = self.planned_notes(program)
         lowered = lower(program, self.accuracy_level)
-        weights = _ordered(program)
+        weights = program.weights_read()
         layout = plan_layout(weights)
         digests = write_weights(folder / DATA_FILE, weights, layout, progress)
         model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
@@ -103,7 +102,7 @@ class OrtMobile(Target):
 
     def _single_file_notes(self, program: Program) -> list[str]:
         """A clear statement where the single file does not fit; an error where it was asked for."""
-        single = plan_layout(_ordered(program)).size + _tied_bytes(program)
+        single = plan_layout(program.weights_read()).size + _tied_bytes(program)
         if single < ORT_LIMIT:
             return (
                 [] if self.ort_file else [f"a single-file model.ort of {single / 1e9:.2f} GB would fit: add --ort-file"]
@@ -181,12 +180,6 @@ def _model_type(config: ModelConfig, length: int) -> str:
     return "llama" if config.long_rope is None and length >= _GENAI_REWINDS_AT else "phi3"
 
 
-def _ordered(program: Program) -> dict[str, Recipe]:
-    """Weights in the order in which the graph reads them."""
-    targets = (split_target(str(n.target))[0] for n in program.graph.nodes if n.op == "get_attr")
-    return {name: program.weights[name] for name in dict.fromkeys(targets)}
-
-
 def _external(placed: Placed, layout: Layout) -> TensorProto:
     name, part = split_target(placed.target)
     tensor = TensorProto(
@@ -204,7 +197,7 @@ def _external(placed: Placed, layout: Layout) -> TensorProto:
 def _numpy_dtype(placed: Placed) -> Any:
     import numpy as np
 
-    return np.dtype(str(placed.spec.dtype).removeprefix("torch."))
+    return np.dtype(placed.spec.type_name)
 
 
 def _tied_bytes(program: Program) -> int:

@@ -6,9 +6,8 @@ token, or [S, V] where its name ends in `_all`. Caches are written in place; wei
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
 from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
+from pocketphi.targets.tvm_arm.params import ParamsFile
 
 CHUNK = 256
 """Tokens of a prefill call at most: activations of that many, int8, stay in a core's cache."""
@@ -76,30 +76,15 @@ class Schedules:
         return self.tuned.get(form.key, default)
 
 
-def stored_parameters(program: Program, isa: Isa) -> dict[str, PartSpec]:
-    """What model.params holds: by the target of the node that reads it, in the order in which the graph does, as a kernel
-    takes it. Interleaved parts are one row of values."""
-    targets = dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "get_attr")
-    found = {}
-    for target in targets:
-        name, part = split_target(target)
-        parts = program.weights[name].parts
-        if "q" in parts:
-            spec = Interleaved.of(parts, isa).specs(parts)[part]
-            found[target] = PartSpec((math.prod(spec.shape),), spec.dtype)
-        else:
-            found[target] = parts[part]
-    return found
-
-
 def lower(program: Program, isa: Isa, schedules: Schedules | None = None, digest: str = "") -> IRModule:
     """Lower a fused, quantized program, one function for each of WAYS; `params_digest` returns `digest`.
 
     Raises InputError for a weight left in float, CompilerBug for an operator without a rule.
     """
     kernels = _Kernels(isa, schedules or Schedules(isa))
+    arguments = ParamsFile.plan(program, isa).arguments()
     for way in WAYS:
-        _Function(program, isa, way, kernels).build()
+        _Function(program, isa, way, kernels, arguments).build()
     with kernels.builder.function("params_digest", []):
         kernels.builder.emit_func_output(StringImm(digest))
     return kernels.builder.finalize()
@@ -127,11 +112,17 @@ class _Kernels:
 class _Function:
     """One Relax function. A value of the graph is a Relax variable [S, width], or a tuple of them."""
 
-    def __init__(self, program: Program, isa: Isa, way: Way, kernels: _Kernels) -> None:
+    def __init__(
+        self, program: Program, isa: Isa, way: Way, kernels: _Kernels, parameters: Mapping[str, PartSpec]
+    ) -> None:
         self.program, self.isa, self.way, self.kernels = program, isa, way, kernels
         self.builder = kernels.builder
         self.length: Any = 1 if way.single else tirx.Var("s", "int64")
         self.values: dict[fx.Node, Any] = {}
+        self.parameters = {
+            target: relax.Var(f"p{number}", relax.TensorType(spec.shape, spec.type_name))
+            for number, (target, spec) in enumerate(parameters.items())
+        }
 
     def build(self) -> None:
         config = self.program.config
@@ -149,10 +140,6 @@ class _Function:
             elif name == "input_ids":
                 self.values[node] = tokens
         self.values.update(caches)
-        self.parameters = {
-            target: relax.Var(f"p{number}", relax.TensorType(spec.shape, dtype_name(spec)))
-            for number, (target, spec) in enumerate(stored_parameters(self.program, self.isa).items())
-        }
         arguments = [tokens, position, *caches.values(), *self.parameters.values()]
         # with a bound, memory is planned when the library is built, and no sizes are computed in a call
         bounds = {} if self.way.single else {"tir_var_upper_bound": {self.length.name: CHUNK}}
@@ -292,7 +279,3 @@ _RULES: dict[str, Callable[[_Function, fx.Node], None]] = {
     "linear": _left_in_float,
     "embedding": _left_in_float,
 }
-
-
-def dtype_name(spec: PartSpec) -> str:
-    return str(spec.dtype).removeprefix("torch.")

@@ -22,7 +22,6 @@ from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
 from pocketphi.targets.base import Packaged, RunMemory, Target
 from pocketphi.targets.tvm_arm.interleave import Interleaved
-from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import KEYS
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
 from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, CHUNK, WAYS, Schedules, lower
@@ -61,7 +60,7 @@ class TvmArm(Target):
         return RunMemory(weights, program.config.kv_cache_bytes(_rounded_up(held), bytes_per_value=2), held)
 
     def planned_notes(self, program: Program) -> list[str]:
-        _refuse_unfit(program, self.platform.isa)
+        _refuse_unfit(program)
         notes = [self.platform.described(), *self.platform.notes()]
         toolchain = toolchain_of(self.platform)
         return notes if toolchain.links else [*notes, f"{ARCHIVE} to link into an app: {toolchain.link_line()}"]
@@ -113,7 +112,11 @@ def describe(
         if "q" in recipe.parts:
             matrix = Interleaved.of(recipe.parts, isa)
             matrices[name] = {"rows": matrix.rows, "columns": matrix.columns, "block": matrix.block}
-    roles = {way.role: way.name for way in WAYS if not way.exact}, {way.role: way.name for way in WAYS if way.exact}
+    tokens = min(context or config.max_position, config.max_position)
+
+    def functions(exact: bool) -> dict[str, str]:
+        return {way.role: way.name for way in WAYS if way.exact is exact}
+
     return {
         "format": FORMAT,
         "target": {
@@ -124,20 +127,16 @@ def describe(
             "features": list(isa.features),
         },
         "vocab": config.vocab_size,
-        "context": min(context or config.max_position, config.max_position),
+        "context": tokens,
         "chunk": CHUNK,
         "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
         "cache": {
             "count": 2 * config.layers,
-            "shape": [
-                config.kv_heads,
-                _rounded_up(min(context or config.max_position, config.max_position)),
-                config.head_dim,
-            ],
+            "shape": [config.kv_heads, _rounded_up(tokens), config.head_dim],
             "multiple": KEYS,
             "dtype": {"saved": CACHE_TYPES[False], "exact": CACHE_TYPES[True]},
         },
-        "functions": {"saved": roles[0], "exact": roles[1]},
+        "functions": {"saved": functions(exact=False), "exact": functions(exact=True)},
         "params": params.table(),
         "params_bytes": params.layout.size,
         "params_digest": digest,
@@ -149,7 +148,7 @@ def _rounded_up(tokens: int) -> int:
     return -(-tokens // KEYS) * KEYS
 
 
-def _refuse_unfit(program: Program, isa: Isa) -> None:
+def _refuse_unfit(program: Program) -> None:
     """Raise InputError where a size is not a multiple of the vectors'."""
     config = program.config
     for what, size in (

@@ -37,8 +37,7 @@ class ParamsFile:
 
     @staticmethod
     def plan(program: Program, isa: Isa) -> ParamsFile:
-        names = [split_target(str(n.target))[0] for n in program.graph.nodes if n.op == "get_attr"]
-        weights = {name: program.weights[name] for name in dict.fromkeys(names)}
+        weights = program.weights_read()
         stored = {name: Stored(_stored_parts(recipe.parts, isa)) for name, recipe in weights.items()}
         return ParamsFile(weights, stored, plan_layout(stored), isa)
 
@@ -50,18 +49,27 @@ class ParamsFile:
 
         return write_weights(path, self.weights, self.layout, progress, encode)
 
-    def table(self) -> list[dict[str, object]]:
-        """What model.json says of each tensor, in the order of a function's arguments: flat where it is interleaved."""
-        rows: list[dict[str, object]] = []
+    def arguments(self) -> dict[str, PartSpec]:
+        """The tensors by target (`split_target`), as a kernel takes them: interleaved parts are one row of values. Functions
+        take them in this order, in which model.json lists them."""
+        found = {}
         for name, stored in self.stored.items():
             for part, spec in stored.parts.items():
-                shape = [math.prod(spec.shape)] if "q" in stored.parts else list(spec.shape)
-                dtype = str(spec.dtype).removeprefix("torch.")
-                offset = self.layout.offsets[name, part]
-                rows.append(
-                    {"name": f"{name}:{part}" if part else name, "dtype": dtype, "shape": shape, "offset": offset}
-                )
-        return rows
+                shape = (math.prod(spec.shape),) if "q" in stored.parts else spec.shape
+                found[f"{name}:{part}" if part else name] = PartSpec(shape, spec.dtype)
+        return found
+
+    def table(self) -> list[dict[str, object]]:
+        """What model.json says of each tensor."""
+        return [
+            {
+                "name": target,
+                "dtype": spec.type_name,
+                "shape": list(spec.shape),
+                "offset": self.layout.offsets[split_target(target)],
+            }
+            for target, spec in self.arguments().items()
+        ]
 
 
 def _stored_parts(parts: Mapping[str, PartSpec], isa: Isa) -> Mapping[str, PartSpec]:

@@ -4,12 +4,15 @@ One task for each key/value head. It first writes the head's new keys and values
 tile of rows at a time, so that keys and values that were loaded once meet all rows of the tile: consecutive queries of a
 head in prefill, the heads of a group in decode.
 
+Longer than most files: the four steps of one function share its buffers and rows.
+
 Values lie as [KV, C, D]. Keys of 16 positions lie together, dimension by dimension: [KV, C/16, D, 16], so that one load is
 one dimension of 16 keys and the dot products need no sum over lanes. Both are float16, or float32 in exact functions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,12 +137,7 @@ class _Body:
         at = past + new
         column = (form.heads + head) * form.dim
 
-        def write(d: Expr, value: Expr, lanes: int) -> None:
-            for lane in range(lanes):
-                picked = value if lanes == 1 else emit.shuffle([value], [lane])
-                self._store_key(head, at, d + lane, picked)
-
-        self._rotate(new, column, table + new, write, lanes=1)
+        self._rotate(new, column, table + new, lambda d, value: self._store_key(head, at, d, value))
         start = (form.heads + form.kv_heads + head) * form.dim
         for d in range(0, form.dim, self.lanes):
             emit.store(self.values, [head, at, d], load(self.qkv, [new, start + d], self.lanes), self.lanes)
@@ -155,33 +153,30 @@ class _Body:
     def _row_column(self, index: Expr) -> tuple[Expr, Expr]:
         return index // self.form.dim, index % self.form.dim
 
-    def _rotate(self, token: Expr, column: Expr, row: Expr, write: Any, lanes: int) -> None:
-        """Rotary embedding (arXiv:2104.09864), halves paired: of one head of one token, from `column` of qkv on."""
+    def _rotate(self, token: Expr, column: Expr, row: Expr, write: Callable[[Expr, Expr], None]) -> None:
+        """Rotary embedding (arXiv:2104.09864), halves paired: of one head of one token, from `column` of qkv on.
+
+        write: called with each dimension and its value
+        """
         half = self.form.rotary // 2
-        with T.serial(0, half // lanes) as pair:
-            d = pair * lanes
-            first, second = (
-                Register(vector("float32", lanes), load(self.qkv, [token, column + start + d], lanes)).value
-                for start in (0, half)
-            )
-            cos = Register(vector("float32", lanes), load(self.cos, [row, d], lanes)).value
-            sin = Register(vector("float32", lanes), load(self.sin, [row, d], lanes)).value
-            write(d, first * cos - second * sin, lanes)
-            write(half + d, second * cos + first * sin, lanes)
+        with T.serial(0, half) as d:
+            first, second = (Register("float32", self.qkv[token, column + start + d]).value for start in (0, half))
+            cos, sin = (Register("float32", table[row, d]).value for table in (self.cos, self.sin))
+            write(d, first * cos - second * sin)
+            write(half + d, second * cos + first * sin)
         if self.form.dim > 2 * half:
             with T.serial(0, self.form.dim - 2 * half) as rest:
-                write(2 * half + rest, self.qkv[token, column + 2 * half + rest], 1)
+                write(2 * half + rest, self.qkv[token, column + 2 * half + rest])
 
     def _tile(self, head: Expr, first: Expr, past: Expr, table: Expr, queries: Any, scores: Any) -> None:
         form = self.form
         for row in range(self.rows):
             query = self._query(first, row)
 
-            def write(d: Expr, value: Expr, lanes: int, row: int = row) -> None:
-                scaled = value * floats(form.scale, lanes)
-                T.buffer_store(queries, scaled, [row, d])
+            def write(d: Expr, value: Expr, row: int = row) -> None:
+                T.buffer_store(queries, value * floats(form.scale, 1), [row, d])
 
-            self._rotate(query, self._head(head, row) * form.dim, table + query, write, lanes=1)
+            self._rotate(query, self._head(head, row) * form.dim, table + query, write)
         kv = head if form.single else head // form.group
         last = past + (_int64(0) if form.single else tirx.Min(first + self.rows, self.s) - 1)
         begin = tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS if form.window else _int64(0)

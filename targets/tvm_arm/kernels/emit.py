@@ -101,20 +101,13 @@ def largest(a: Expr, lanes: int) -> Expr:
     return intrinsic("float32", f"llvm.vector.reduce.fmax.{mangled('float32', lanes)}", a)
 
 
-def total(a: Expr, lanes: int, dtype: str = "float32") -> Expr:
+def total(a: Expr, lanes: int) -> Expr:
     """The sum of all lanes: halves are added to each other, so that the order is the same for every target."""
     while lanes > 1:
         half = lanes // 2
-        low, high = (_lanes(a, range(start, start + half), dtype) for start in (0, half))
+        low, high = (shuffle([a], list(range(start, start + half))) for start in (0, half))
         a, lanes = low + high, half
     return a
-
-
-def _lanes(a: Expr, picked: range, dtype: str) -> Expr:
-    """Some lanes of a vector."""
-    if len(picked) == 1:
-        return tirx.Shuffle([a], [picked[0]])
-    return tirx.Shuffle([a], list(picked))
 
 
 def shuffle(vectors: list[Expr], lanes: list[int]) -> Expr:

@@ -128,8 +128,9 @@ class _Body:
             self.scales = T.alloc_buffer((padded, self.steps), "float32", layout=None)
             if self.subtracts:
                 self.minus = T.alloc_buffer((padded, self.steps), "int32", layout=None)
-        if not self.form.exact or self.form.offset:
+        if self.form.offset:
             self.sums = T.alloc_buffer((padded, self.steps), "float32", layout=None)
+        if not self.form.exact or self.form.offset:
             with T.serial(0, padded) if self.form.single else T.parallel(0, padded) as row:
                 self._prepare(row)
         with T.parallel(0, self.matrix.groups // self.schedule.units) as panel:
@@ -176,7 +177,7 @@ class _Body:
             self._store_values(row, t, number * self.lanes, whole)
         if self.subtracts:
             times = _SIGNED_FACTOR if self.isa.signed else 1 if self.form.zero else SYMMETRIC_ZERO
-            minus = emit.total(total, self.lanes, "int32") * tirx.IntImm("int32", -times)
+            minus = emit.total(total, self.lanes) * tirx.IntImm("int32", -times)
             T.buffer_store(self.minus, minus, [row, t])
 
     def _store_values(self, row: Expr, t: Expr, start: int, whole: Expr) -> None:
