@@ -70,7 +70,9 @@ class OurProducts(Products):
         from pocketphi.targets.tvm_arm.lower import Schedules
         from pocketphi.targets.tvm_arm.package import CHUNK
         from pocketphi.targets.tvm_arm.platform import host_isa
+        from pocketphi.targets.tvm_arm.tune.measure import use_threads
 
+        use_threads(self.threads)
         isa = host_isa()
         shape, parts = matrix.interleaved(isa)
         form = Form(shape, single=m == 1)
@@ -139,7 +141,7 @@ class Contestant:
             command = [str(build_native("ggml_matmul.cc", work, "c++", *link_flags(llama))), str(threads)]
         else:
             command = [sys.executable, __file__, name, str(threads)]
-        self.worker = Worker(command, {"TVM_NUM_THREADS": str(threads)})
+        self.worker = Worker(command)
 
     def load(self, matrix: Matrix, m: int) -> float:
         """Prepare for products with m rows; the relative error of one of them."""

@@ -26,8 +26,8 @@ from pocketphi.targets.tvm_arm.tune.space import default_schedule, space
 PHI_3_MINI = [(9216, 3072), (3072, 3072), (16384, 3072), (3072, 8192)], (32064, 3072)
 SAMPLE = [(960, 576), (576, 576), (3072, 576), (576, 1536)], (49152, 576)
 
-NOISE = 0.03
-"""A measured schedule has to beat the default one by this much."""
+NOISE = 0.08
+"""A measured schedule has to beat the default one by this much: the least time of two dozen schedules is partly luck."""
 
 
 def forms(isa: Isa) -> list[Form]:

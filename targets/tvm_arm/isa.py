@@ -18,7 +18,7 @@ class Isa:
     pairs:      its product takes 8 columns of two rows, of weights and of activations: both are stored in that order
     signed:     weights are stored as q - 8 and multiplied as 16·(q - 8), which one operation unpacks from either nibble
     tile_rows:  activations that a prefill multiplies with a vector of weights while it is in registers
-    decode_units: vectors of rows that a decode works on at once, to hide the products' latency
+    decode_units: vectors of rows that a decode works on at once, to hide the products' latency and that of memory
     registers:  vector registers
     """
 
@@ -55,8 +55,8 @@ ISAS = {
         Isa("neon", "aarch64", 4, ("neon",), tile_rows=2, decode_units=2),
         Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), tile_rows=4, signed=True, decode_units=4),
         Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), 8, pairs=True, signed=True, decode_units=2),
-        Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16),
-        Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8),
+        Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16, decode_units=4),
+        Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8, decode_units=4),
     )
 }
 """In each architecture from the narrowest to the widest."""

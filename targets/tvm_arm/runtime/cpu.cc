@@ -5,12 +5,17 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <numeric>
+#include <set>
 #include <thread>
 
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
 #endif
 
 namespace pocketphi_runtime {
@@ -103,6 +108,8 @@ long number(const std::string& path, long otherwise) {
   return file >> value ? value : otherwise;
 }
 
+std::string files_of(unsigned core) { return "/sys/devices/system/cpu/cpu" + std::to_string(core); }
+
 }  // namespace
 
 std::vector<std::string> missing_features(const std::vector<std::string>& features) {
@@ -114,20 +121,40 @@ std::vector<std::string> missing_features(const std::vector<std::string>& featur
   return missing;
 }
 
-int all_cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+std::vector<unsigned> all_cores() {
+  std::vector<unsigned> cores;
+#if defined(__linux__)
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+    for (unsigned i = 0; i < CPU_SETSIZE; ++i) {
+      if (CPU_ISSET(i, &allowed)) cores.push_back(i);
+    }
+  }
+#endif
+  if (cores.empty()) {
+    cores.resize(std::max(1u, std::thread::hardware_concurrency()));
+    std::iota(cores.begin(), cores.end(), 0u);
+  }
+  return cores;
+}
 
-int fast_cores() {
+std::vector<unsigned> fast_cores() {
+  std::map<long, std::vector<unsigned>> by_speed;
+  for (unsigned core : all_cores()) by_speed[number(files_of(core) + "/cpufreq/cpuinfo_max_freq", 0)].push_back(core);
+  if (by_speed.size() > 1) by_speed.erase(by_speed.begin());
+  std::vector<unsigned> fast;
+  for (const auto& [speed, cores] : by_speed) fast.insert(fast.end(), cores.begin(), cores.end());
+  return fast;
+}
+
+int physical(const std::vector<unsigned>& cores) {
 #if defined(__APPLE__)
   return std::max(1, system_value("hw.perflevel0.physicalcpu"));
 #else
-  std::map<long, int> by_speed;
-  for (int i = 0; i < all_cores(); ++i) {
-    std::string core = "/sys/devices/system/cpu/cpu" + std::to_string(i);
-    if (number(core + "/topology/thread_siblings_list", i) == i) ++by_speed[number(core + "/cpufreq/cpuinfo_max_freq", 0)];
-  }
-  int count = 0;
-  for (auto [speed, cores] : by_speed) count += cores;
-  return std::max(1, by_speed.size() > 1 ? count - by_speed.begin()->second : count);
+  std::set<long> first;
+  for (unsigned core : cores) first.insert(number(files_of(core) + "/topology/thread_siblings_list", core));
+  return static_cast<int>(first.size());
 #endif
 }
 

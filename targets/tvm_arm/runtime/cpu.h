@@ -1,4 +1,4 @@
-// What this machine's CPU can do, and how many of its cores are worth a thread.
+// What this machine's CPU can do, and which of its cores are worth a thread.
 #pragma once
 #include <string>
 #include <vector>
@@ -11,10 +11,14 @@ extern const char* const kOs;    // "linux", "android" or "ios"
 // Those of `features` (LLVM's names: dotprod, i8mm, avx512vnni, …) that the CPU lacks, or that this runtime cannot see.
 std::vector<std::string> missing_features(const std::vector<std::string>& features);
 
-// Physical cores without the slowest kind, where there are several.
-int fast_cores();
+// Cores that this process may use.
+std::vector<unsigned> all_cores();
 
-// All cores that this process may use.
-int all_cores();
+// Those of them that are not of the slowest kind, where there are several kinds.
+std::vector<unsigned> fast_cores();
+
+// How many of them are cores of their own: two may be halves of one. On Apple's systems, which do not say what a core is, the
+// fast cores of the machine.
+int physical(const std::vector<unsigned>& cores);
 
 }  // namespace pocketphi_runtime

@@ -15,9 +15,7 @@
 #include "cpu.h"
 #include "worker.h"
 
-namespace tvm::runtime::threading {
-void SetMaxConcurrency(int value);  // threading_backend.cc; TVM declares it beside its sources only
-}
+#include "src/runtime/threading_backend.h"
 
 namespace pocketphi_runtime {
 namespace {
@@ -90,6 +88,19 @@ class Step {
   std::vector<Tensor> kept_;
 };
 
+// The number of threads that work for the calling one; 0 for as many as there are fast cores. TVM would bind each of them to a
+// core of its own, where it waits for whatever else runs there, and everyone for it: so they share the cores instead.
+void use_threads(int wanted) {
+  namespace threading = tvm::runtime::threading;
+  std::vector<unsigned> cores = fast_cores();
+  int threads = wanted ? wanted : physical(cores);
+  if (threads > static_cast<int>(cores.size())) cores = all_cores();
+  threads = std::min(threads, static_cast<int>(cores.size()));
+  threading::SetMaxConcurrency(threads);
+  threading::NumThreads();  // makes the pool, with as many workers
+  threading::Configure(threading::ThreadGroup::kSpecifyThreadShareAllCore, threads, cores);
+}
+
 Mapping map_params(const Bundle& bundle, bool check) {
   std::string path = bundle.folder + "/model.params";
   Mapping params = Mapping::file(path, bundle.params_bytes);
@@ -109,8 +120,7 @@ class Model {
         rows_(options.max_tokens ? options.max_tokens : bundle_.context),
         params_(checked(bundle_, rows_, options)),
         cache_(Mapping::zeros(bundle_.cache_count * cache_bytes())) {
-    int threads = options.threads ? options.threads : fast_cores();
-    tvm::runtime::threading::SetMaxConcurrency(std::min(threads, all_cores()));
+    use_threads(options.threads);
     Module library = load_library(bundle_);
     auto load = library->GetFunction("vm_load_executable");
     if (!load) {

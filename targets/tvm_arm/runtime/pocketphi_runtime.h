@@ -37,7 +37,7 @@ typedef struct pocketphi pocketphi;
 /* Open the bundle in a folder. NULL on failure: `error` holds one line of at most error_size - 1 bytes.
  *
  * options_json: NULL, "" or an object with any of
- *   "threads":    int; 0, the default: the fast cores of this machine. Never more than it has.
+ *   "threads":    int; 0, the default: the fast cores of this machine. Never more than the process may use.
  *   "mode":       "saved", the default, or "exact": float32 activations and cache, if the library was built with it.
  *   "max_tokens": int; rows of the K/V cache. Default: the model's context.
  *   "check":      bool; hash all of model.params first. Its size is always checked.

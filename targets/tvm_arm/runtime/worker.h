@@ -1,5 +1,5 @@
 // A thread that runs what it is given, one after the other. TVM keeps its pool of workers, their number and the cores that
-// they are bound to with the thread that calls: so every call of a handle comes from here, and the app's threads stay as
+// they may use with the thread that calls: so every call of a handle comes from here, and the app's threads stay as
 // they are.
 #pragma once
 #include <condition_variable>

@@ -7,6 +7,7 @@ model, because copies that do not fit into the caches take turns as well.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT, weight_bytes
 
-COLD_BYTES = 64 << 20
+COLD_BYTES = 128 << 20
 """More than the caches of a phone or a desktop hold."""
 
 _COPIES = 512
@@ -56,7 +57,7 @@ class LocalMeasurer:
 
     def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
         """Microseconds of each schedule."""
-        tvm.get_global_func("runtime.config_threadpool")(1, self.threads)
+        use_threads(self.threads)
         sets = self._arguments(form)
         kernels = {schedule: compile_kernel(self.platform, form, schedule).mod[KERNEL] for schedule in schedules}
         clock = time.thread_time_ns if self.threads == 1 else time.perf_counter_ns
@@ -75,6 +76,13 @@ class LocalMeasurer:
         made = [tvm.runtime.tensor(array) for array in arrays]
         weights = slice(1, len(made) - 1)
         return [[made[0], *map(tvm.runtime.tensor, arrays[weights]), made[-1]] for _ in range(copies)]
+
+
+def use_threads(count: int) -> None:
+    """Let kernels called from this thread run on `count` threads. They share the cores, as those of the C runtime do: TVM's
+    own way binds each, and the caller for good, to a core where it waits for whatever else runs there."""
+    share_all, cores = -3, [str(core) for core in sorted(os.sched_getaffinity(0))]
+    tvm.get_global_func("runtime.config_threadpool")(share_all, count, cores)
 
 
 def arguments(form: Form, rows: int = PROMPT) -> list[npt.NDArray[Any]]:

@@ -24,6 +24,12 @@ from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain, find_toolcha
 
 PROMPT = [(7 * i + 3) % small.VOCAB for i in range(20)]
 SWITCH = 12
+CORES = os.sched_getaffinity(0)
+
+
+def cores_of(process: RuntimeProcess) -> list[set[int]]:
+    """That each of a process's threads may run on."""
+    return [os.sched_getaffinity(int(path.name)) for path in Path(f"/proc/{process.pid}/task").iterdir()]
 
 
 @pytest.fixture(scope="session")
@@ -155,9 +161,20 @@ def test_a_decode_crosses_the_switch_of_longrope(start: Any, bundle: Any) -> Non
 def test_threads(start: Any) -> None:
     one, two = start(threads=1), start(threads=2)
     np.testing.assert_array_equal(one.prefill(PROMPT), two.prefill(PROMPT))
-    counts = [len(list(Path(f"/proc/{p.pid}/task").iterdir())) for p in (one, two)]
-    expected = 3 if len(os.sched_getaffinity(0)) > 1 else 2
-    assert counts == [2, expected]  # the program's own, the handle's, and workers beside it
+    for process, workers in (one, 1), (two, min(2, len(CORES))):
+        cores = cores_of(process)
+        assert len(cores) == 1 + workers  # the program's own, and the handle's with the workers beside it
+        assert all(may == CORES for may in cores)  # bound to none: they would wait for whatever else runs there
+
+
+def test_threads_stay_on_the_cores_of_the_process(machine: Any, bundle: Any) -> None:
+    toolchain, files = machine(host_arch())
+    core = min(CORES)
+    with RuntimeProcess(
+        ["taskset", "-c", str(core), *toolchain.command(files.runner)], bundle(host_arch()), threads=2
+    ) as process:
+        process.prefill(PROMPT)
+        assert cores_of(process) == [{core}, {core}]  # a second worker would only wait for the first
 
 
 def test_max_tokens_is_the_size_of_the_cache(start: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -43,10 +44,11 @@ def test_every_schedule_computes_the_same() -> None:
 
 
 def test_more_work_takes_longer() -> None:
-    measurer = LocalMeasurer(Platform("linux", host_isa()), rounds=3)
+    measurer, cores = LocalMeasurer(Platform("linux", host_isa()), rounds=3), os.sched_getaffinity(0)
     small, large = (measurer.times(form(False, rows), [Schedule(1, 4)])[Schedule(1, 4)] for rows in (128, 1024))
     assert 0 < 2 * small < large
     assert measurer.how.endswith("1 thread")
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_arguments_have_the_kernels_types() -> None:
