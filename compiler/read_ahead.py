@@ -11,7 +11,9 @@ from pathlib import Path
 
 from pocketphi.compiler.memory import free_memory
 
-_PIECE = 1 << 23
+_PIECE = 1 << 22
+_AHEAD = 4 * _PIECE
+"""Asked for and not read yet, at most: what others want from the disk queues behind it."""
 
 
 def read_ahead(model: str) -> threading.Thread | None:
@@ -36,8 +38,11 @@ def _advise(paths: list[Path], limit: int) -> None:
             return
         try:
             size = os.fstat(descriptor).st_size
-            for start in range(0, min(size, limit), _PIECE):
+            end = min(size, limit)
+            for start in range(0, end, _PIECE):
                 os.posix_fadvise(descriptor, start, _PIECE, os.POSIX_FADV_WILLNEED)
+                if (behind := start - _AHEAD) >= 0:
+                    os.pread(descriptor, 1, behind)
         finally:
             os.close(descriptor)
         limit -= size
