@@ -77,7 +77,9 @@ class Quantizer(ABC):
         or a scale would not be."""
         w = source.unchecked(start, stop)
         made = self.quantize(w, feedback)
-        if not torch.isfinite(made.half_values.sum()):  # an odd value makes the scale of its block odd, in every quantizer
+        if not torch.isfinite(
+            made.half_values.sum()
+        ):  # an odd value makes the scale of its block odd, in every quantizer
             odd = ~torch.isfinite(made.half_values).all(1)
             source.refuse_odd(w, start)
             row = start + self.group * int(odd.int().argmax())

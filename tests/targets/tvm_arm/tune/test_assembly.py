@@ -49,7 +49,9 @@ def test_products_are_counted() -> None:
     assert products(loop_of("dotprod", True, Schedule(units=2, unroll=2)), ISAS["dotprod"]) == 32
 
 
-@pytest.mark.parametrize(("name", "instruction"), [("neon", "prfm"), ("dotprod", "prfm"), ("avx512vnni", "prefetchnta")])
+@pytest.mark.parametrize(
+    ("name", "instruction"), [("neon", "prfm"), ("dotprod", "prfm"), ("avx512vnni", "prefetchnta")]
+)
 def test_prefetch(name: str, instruction: str) -> None:
     assert any(instruction in line for line in loop_of(name, True, Schedule(prefetch=1024)))
     assert not any(instruction in line for line in loop_of(name, True, Schedule()))
