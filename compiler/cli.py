@@ -284,7 +284,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         norm=a.norm,
         flavor=a.flavor,
         model_id=a.model_id,
-        system=a.os,
+        os=a.os,
         cpu=a.cpu,
         tuning=a.tuning,
         verify=a.verify,

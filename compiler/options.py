@@ -30,7 +30,7 @@ class CompileOptions:
     accuracy_level: 4 computes with int8 activations, 0 in float32
     ort_file:     also write the single-file model.ort
     chunk, attention, norm, flavor, model_id: of a Core ML package, see `targets.coreml.package.CoreML`
-    system, cpu:  of a TVM library, see `targets.tvm_arm.platform.Platform`
+    os, cpu:      of a TVM library, see `targets.tvm_arm.platform.Platform`
     tuning:       a database of `pocketphi tune`, taken before the shared one
     verify:       `auto` where the model fits into half of the free memory, `always`, `never`
     max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
@@ -56,7 +56,7 @@ class CompileOptions:
     norm: str = "max-scaled"
     flavor: str = "functions"
     model_id: str | None = None
-    system: str = "linux"
+    os: str = "linux"
     cpu: str | None = None
     tuning: Path | None = None
     verify: str = "auto"

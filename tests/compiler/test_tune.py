@@ -32,7 +32,7 @@ def few_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """random:tiny for this machine's CPU; tuned and built anew by the tests below."""
     out = tmp_path_factory.mktemp("tune") / "tiny"
-    compile_model(CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", system="host", verify="never"))
+    compile_model(CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never"))
     return out
 
 
@@ -110,7 +110,7 @@ def test_compile_takes_a_database_and_says_when_it_does_not_fit(bundle: Path, tm
     row = {"kernels": 0, "isa": "neon", "cpu": "any", "form": "decode 1x1 block 32 q+scale", "us": 1, "how": "host"}
     file.write_text(json.dumps({**row, "schedule": {"units": 1}}) + "\n")
     options = CompileOptions(
-        "random:tiny", tmp_path / "b", ("tvm-arm",), recipe="rtn", system="host", tuning=file, verify="never"
+        "random:tiny", tmp_path / "b", ("tvm-arm",), recipe="rtn", os="host", tuning=file, verify="never"
     )
     notes = compile_model(options).manifest["targets"]["tvm-arm"]["notes"]
     assert [note for note in notes if note.startswith(f"{file} was ignored: it was made for version 0")] != []
@@ -140,7 +140,7 @@ def test_a_bundle_without_tvm(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
 
 def test_an_instruction_set_is_no_core(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "any"
-    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", system="android", verify="never")
+    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="android", verify="never")
     compile_model(options)
     assert main(["tune", str(out)]) == 2
     assert "the bundle is for any CPU with dotprod: name a core by --model" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from pocketphi.targets.tvm_arm.platform import Platform
 
 
 def built(out: Path) -> Path:
-    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", system="host", verify="never")
+    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never")
     compile_model(options)
     return out
 
@@ -173,7 +173,7 @@ def test_commands(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_targets_hold_the_same_weights(tmp_path: Path) -> None:
     out = tmp_path / "both"
-    options = CompileOptions("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", system="host", verify="never")
+    options = CompileOptions("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", os="host", verify="never")
     compile_model(options)
     targets = Bundle.open(out).manifest["targets"]
     int4 = [name for name in targets["tvm-arm"]["weights"] if name.endswith("proj.weight")]
