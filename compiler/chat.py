@@ -77,12 +77,13 @@ class Chat:
         return reply
 
     def _generate(self, tokens: list[int], temperature: float) -> Iterator[int]:
-        """Only what is new since the last turn is run: the cache holds the rest."""
+        """Only what is new since the last turn is run: the cache holds the rest. It ends where the cache would be full, as
+        onnxruntime-genai and the app kits end it."""
         if not self._seen or tokens[: len(self._seen)] != self._seen:
             self._runner.reset()
             self._seen = []
         step = tokens[len(self._seen) :]
-        while len(self._seen) + len(step) <= self._limit:
+        while len(self._seen) + len(step) < self._limit:
             logits = self._runner.step(torch.tensor([step]))[0, -1]
             self._seen += step
             token = _pick(logits, temperature)
