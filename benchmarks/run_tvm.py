@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from common import FULL_MODEL, Bar, StepError, built, make_checkpoint, print_table, size_of, vocab_size
 from llama_cpp import convert, link_flags
 from whole_model import (
@@ -71,8 +72,9 @@ class TvmModel:
     def decoding(self) -> tuple[int, int]:
         """Resident bytes now, and the bytes of the K/V cache that hold tokens."""
         cache = json.loads((self.folder / DESCRIPTION).read_text("utf-8"))["cache"]
-        heads, _, size = cache["shape"]
-        return memory_of(self.process.pid, "VmRSS"), cache["count"] * heads * size * 2 * self.process.length
+        heads, _, row = cache["shape"]["saved"]
+        width = np.dtype(cache["dtype"]["saved"]).itemsize
+        return memory_of(self.process.pid, "VmRSS"), cache["count"] * heads * row * width * self.process.length
 
     def _pick(self, logits: object) -> float:
         begin = time.perf_counter()

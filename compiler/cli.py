@@ -214,6 +214,12 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="schedules that 'pocketphi tune' found (before those that ship with us)",
     )
+    tvm.add_argument(
+        "--kv-cache",
+        default="fp16",
+        metavar="TYPE",
+        help="of keys and values: fp16 (default), or int8 with a scale for each: half the memory of long texts",
+    )
     p.add_argument(
         "--verify",
         choices=["auto", "always", "never"],
@@ -287,6 +293,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         os=a.os,
         cpu=a.cpu,
         tuning=a.tuning,
+        kv_cache=a.kv_cache,
         verify=a.verify,
         max_bytes=a.max_bytes,
         max_memory=a.max_memory,

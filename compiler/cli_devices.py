@@ -26,6 +26,7 @@ def add_device_command(command: AddCommand) -> None:
     devices.add_argument("--target", action="append", choices=TARGETS, help="default: all that run there")
     devices.add_argument("--block", type=int, default=32, help="weights that share a scale (default %(default)s)")
     devices.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
+    devices.add_argument("--kv-cache", default="fp16", metavar="TYPE", help="of tvm-arm: fp16 (default) or int8")
     devices.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
     devices.add_argument(
         "--prompt-tokens", type=int, default=512, help="longest text that is read at once (%(default)s)"
@@ -76,7 +77,14 @@ def _devices(a: argparse.Namespace) -> int:
         return 0
     targets = tuple(a.target or TARGETS)
     options = CompileOptions(
-        a.model, Path("-"), targets, block=a.block, symmetric=not a.asymmetric, context=a.context, recipe="rtn"
+        a.model,
+        Path("-"),
+        targets,
+        block=a.block,
+        symmetric=not a.asymmetric,
+        context=a.context,
+        recipe="rtn",
+        kv_cache=a.kv_cache,
     )
     config = config_of(a.model)
     found = [

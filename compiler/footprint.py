@@ -13,21 +13,22 @@ from dataclasses import dataclass
 
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
 
 @dataclass(frozen=True)
 class Runtime:
     """What a runtime does with a model.
 
-    scale_bytes, float_bytes: of a block's scale, and of a norm's weight; kv_bytes: of a cached value; activation_bytes: of a
-    hidden value; buffers: how many times the tensors of a layer are held at once; scale_copies: of the scales, beyond the one
-    in the file; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt;
-    measured: where
+    scale_bytes, float_bytes: of a block's scale, and of a norm's weight; kv_bytes: of a cached value, None where `--kv-cache`
+    says; activation_bytes: of a hidden value; buffers: how many times the tensors of a layer are held at once; scale_copies:
+    of the scales, beyond the one in the file; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None
+    for a whole prompt; measured: where
     """
 
     scale_bytes: int
     float_bytes: int
-    kv_bytes: int
+    kv_bytes: int | None
     activation_bytes: int
     buffers: float
     scale_copies: int
@@ -40,7 +41,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     # the packed weights hold the scales again, and with them sums of blocks for int8 activations; the mapped ones stay
     "ort-mobile": Runtime(4, 4, 4, 4, 1.9, 2, 22_500_000, None, "with onnxruntime 1.32 on x86"),
     "coreml": Runtime(2, 2, 2, 2, 2.0, 0, 20_000_000, 64, "nowhere: an estimate"),
-    "tvm-arm": Runtime(2, 4, 2, 4, 0.7, 0, 9_300_000, 256, "with our runtime on x86"),
+    "tvm-arm": Runtime(2, 4, None, 4, 0.7, 0, 9_300_000, 256, "with our runtime on x86"),
 }
 
 
@@ -85,10 +86,16 @@ def footprint(config: ModelConfig, target: str, options: CompileOptions, context
         weights=files - embedding + runtime.scale_copies * scales,
         packing=max(math.prod(matrices[name]) // 2 for name in sizes) if runtime.scale_copies else 0,
         read_per_token=resident,
-        kv_per_token=config.kv_cache_bytes(1, runtime.kv_bytes),
+        kv_per_token=_kv_per_token(config, options, runtime),
         activations=_activations(config, min(prompt, _chunk(options, runtime) or prompt), runtime),
         fixed=runtime.fixed,
     )
+
+
+def _kv_per_token(config: ModelConfig, options: CompileOptions, runtime: Runtime) -> int:
+    if runtime.kv_bytes is None:
+        return KV_CACHES[options.kv_cache].bytes(config, 1)
+    return config.kv_cache_bytes(1, runtime.kv_bytes)
 
 
 def _chunk(options: CompileOptions, runtime: Runtime) -> int | None:

@@ -145,7 +145,10 @@ def _memory(bundle: Bundle, kit: Kit, config: ModelConfig, tokens: int, size: in
     if kit.target not in RUNTIMES:
         return size + config.kv_cache_bytes(tokens)
     recipe = bundle.manifest["recipe"]
-    options = CompileOptions("-", bundle.path, block=recipe["block"], symmetric=recipe["symmetric"])
+    cache = bundle.manifest["targets"][kit.target].get("kv_cache", "fp16")
+    options = CompileOptions(
+        "-", bundle.path, (kit.target,), block=recipe["block"], symmetric=recipe["symmetric"], kv_cache=cache
+    )
     return footprint(config, kit.target, options, tokens, min(tokens, 512)).total(tokens)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.choices import BLOCKS, GROUPS
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
 
@@ -32,6 +33,7 @@ class CompileOptions:
     chunk, attention, norm, flavor, model_id: of a Core ML package, see `targets.coreml.package.CoreML`
     os, cpu:      of a TVM library, see `targets.tvm_arm.platform.Platform`
     tuning:       a database of `pocketphi tune`, taken before the shared one
+    kv_cache:     of a TVM library, a name of `targets.tvm_arm.kv_cache.KV_CACHES`
     verify:       `auto` where the model fits into half of the free memory, `always`, `never`
     max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
     """
@@ -59,6 +61,7 @@ class CompileOptions:
     os: str = "linux"
     cpu: str | None = None
     tuning: Path | None = None
+    kv_cache: str = "fp16"
     verify: str = "auto"
     max_bytes: int | None = None
     max_memory: int | None = None
@@ -84,6 +87,13 @@ class CompileOptions:
         for target in self.targets:
             if target not in TARGETS:
                 raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+        if self.kv_cache not in KV_CACHES:
+            raise InputError(f"--kv-cache {self.kv_cache}: expected one of {', '.join(KV_CACHES)}")
+        if self.kv_cache != "fp16" and "tvm-arm" not in self.targets:
+            have = f"{self.targets[0]} has no such"
+            if len(self.targets) > 1:
+                have = f"neither {' nor '.join(self.targets)} has such a"
+            raise InputError(f"--kv-cache {self.kv_cache}: {have} cache; leave it out, or compile for tvm-arm")
 
     def _calibration_text(self) -> str | None:
         """Which text the weights were calibrated on: `default`, or the SHA-256 of the user's."""

@@ -33,7 +33,7 @@ def make_target(name: str, options: CompileOptions) -> Target:
             from pocketphi.targets.tvm_arm.package import TvmArm
             from pocketphi.targets.tvm_arm.platform import Platform
 
-            return TvmArm(Platform.of(options.os, options.cpu), options.context, options.tuning)
+            return TvmArm(Platform.of(options.os, options.cpu), options.context, options.tuning, options.kv_cache)
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"--target {name}: no such target")

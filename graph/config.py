@@ -69,9 +69,12 @@ class ModelConfig:
     def parameters(self) -> int:
         return sum(_count(shape) for shape in self.tensors().values())
 
-    def kv_cache_bytes(self, tokens: int, bytes_per_value: int = 4) -> int:
-        """Bytes that keys and values of `tokens` tokens take over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * tokens * bytes_per_value
+    def kv_cache_bytes(self, tokens: int, bytes_per_value: int = 4, bytes_per_row: int = 0) -> int:
+        """Bytes that keys and values of `tokens` tokens take over all layers.
+
+        bytes_per_row: what lies beside each token's key of a head, and beside its value
+        """
+        return 2 * self.layers * self.kv_heads * (self.head_dim * bytes_per_value + bytes_per_row) * tokens
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this model holds: name → shape."""

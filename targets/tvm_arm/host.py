@@ -12,6 +12,7 @@ from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
 from pocketphi.targets.tvm_arm.library import toolchain_of
 from pocketphi.targets.tvm_arm.package import DESCRIPTION
 from pocketphi.targets.tvm_arm.params import read_weights
@@ -31,6 +32,11 @@ class TvmHost(Host):
     @property
     def saved_bound(self) -> float:
         return 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
+
+    @property
+    def kv_cache(self) -> str:
+        """What the library was compiled with: a name of KV_CACHES."""
+        return kv_cache_of(self.described["cache"]["dtype"]["saved"])
 
     def weights(self) -> dict[str, Recipe]:
         return read_weights(self.folder, self.described, self.platform.isa)

@@ -23,13 +23,11 @@ from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
 from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
+from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.params import ParamsFile
 
 CHUNK = 256
 """Tokens of a prefill call at most: activations of that many, int8, stay in a core's cache."""
-
-CACHE_TYPES = {False: "float16", True: "float32"}
-"""Of keys and values, by whether a function is exact."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,23 @@ class Schedules:
         return self.tuned.get(form.key, default)
 
 
-def lower(program: Program, isa: Isa, schedules: Schedules | None = None, digest: str = "") -> IRModule:
+def lower(
+    program: Program,
+    isa: Isa,
+    schedules: Schedules | None = None,
+    digest: str = "",
+    cache: KvCache = KV_CACHES["fp16"],
+) -> IRModule:
     """Lower a fused, quantized program, one function for each of WAYS; `params_digest` returns `digest`.
+
+    cache: of the functions that are not exact.
 
     Raises InputError for a weight left in float, CompilerBug for an operator without a rule.
     """
     kernels = _Kernels(isa, schedules or Schedules(isa))
     arguments = ParamsFile.plan(program, isa).arguments()
     for way in WAYS:
-        _Function(program, isa, way, kernels, arguments).build()
+        _Function(program, isa, way, kernels, arguments, EXACT_CACHE if way.exact else cache).build()
     with kernels.builder.function("params_digest", []):
         kernels.builder.emit_func_output(StringImm(digest))
     return kernels.builder.finalize()
@@ -113,9 +119,15 @@ class _Function:
     """One Relax function. A value of the graph is a Relax variable [S, width], or a tuple of them."""
 
     def __init__(
-        self, program: Program, isa: Isa, way: Way, kernels: _Kernels, parameters: Mapping[str, PartSpec]
+        self,
+        program: Program,
+        isa: Isa,
+        way: Way,
+        kernels: _Kernels,
+        parameters: Mapping[str, PartSpec],
+        cache: KvCache,
     ) -> None:
-        self.program, self.isa, self.way, self.kernels = program, isa, way, kernels
+        self.program, self.isa, self.way, self.kernels, self.cache = program, isa, way, kernels, cache
         self.builder = kernels.builder
         self.length: Any = 1 if way.single else tirx.Var("s", "int64")
         self.values: dict[fx.Node, Any] = {}
@@ -130,7 +142,8 @@ class _Function:
         tokens = relax.Var("tokens", relax.TensorType((self.length,), "int32"))
         switch = config.long_rope.original_max_position if config.long_rope else 0
         position = relax.Var("position", relax.TensorType((position_size(switch),), "int32"))
-        cache = relax.TensorType((config.kv_heads, capacity, config.head_dim), CACHE_TYPES[self.way.exact])
+        row = self.cache.row(config.head_dim)
+        cache = relax.TensorType((config.kv_heads, capacity, row), self.cache.dtype)
         self.capacity, self.position = cache, position
         caches = {}
         for node in self.program.inputs:
@@ -208,7 +221,7 @@ def _attention(f: _Function, node: fx.Node) -> None:
         float(scale),  # type: ignore[arg-type]
         int(window or 0),  # type: ignore[arg-type]
         int(long_after or 0),  # type: ignore[arg-type]
-        CACHE_TYPES[f.way.exact],
+        f.cache,
         isinstance(rows, int),
     )
     kernel = f.kernels.get(("attention", form), "attention", lambda name: attention(name, f.isa, form))

@@ -22,9 +22,10 @@ from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
 from pocketphi.targets.base import Packaged, RunMemory, Target
 from pocketphi.targets.tvm_arm.interleave import Interleaved
-from pocketphi.targets.tvm_arm.kernels.attention import KEYS
+from pocketphi.targets.tvm_arm.kernels.cache import KEYS
+from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
-from pocketphi.targets.tvm_arm.lower import CACHE_TYPES, CHUNK, WAYS, Schedules, lower
+from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, lower
 from pocketphi.targets.tvm_arm.params import PARAMS_FILE, ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
@@ -42,11 +43,16 @@ class TvmArm(Target):
     name = "tvm-arm"
     packages = ("apache-tvm", "apache-tvm-ffi")
 
-    def __init__(self, platform: Platform, context: int | None = None, tuning: Path | None = None) -> None:
-        """platform: what to compile for; context: rows of the K/V cache at most; tuning: a database before the shared one."""
+    def __init__(
+        self, platform: Platform, context: int | None = None, tuning: Path | None = None, kv_cache: str = "fp16"
+    ) -> None:
+        """platform: what to compile for; context: rows of the K/V cache at most; tuning: a database before the shared one;
+        kv_cache: a name of KV_CACHES."""
         self.platform = platform
         self.context = context
         self.tuning = Tuning(platform, tuning)
+        self.kv_cache = kv_cache
+        self.cache = KV_CACHES[kv_cache]
 
     def planned_bytes(self, program: Program) -> int:
         return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
@@ -57,7 +63,7 @@ class TvmArm(Target):
         widest = max(2 * program.config.intermediate_size, program.config.qkv_size)
         activations = 4 * CHUNK * (widest + 4 * program.config.hidden_size)
         weights = ParamsFile.plan(program, self.platform.isa).layout.size + activations
-        return RunMemory(weights, program.config.kv_cache_bytes(_rounded_up(held), bytes_per_value=2), held)
+        return RunMemory(weights, self.cache.bytes(program.config, _rounded_up(held)), held)
 
     def planned_notes(self, program: Program) -> list[str]:
         _refuse_unfit(program)
@@ -73,12 +79,13 @@ class TvmArm(Target):
         digest = file_digest(folder / PARAMS_FILE)
         module, files, more = self._library(program, folder, digest)
         notes += more
-        described = describe(program, self.platform, params, digest, self.context)
+        described = describe(program, self.platform, params, digest, self.context, self.cache)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         details = {
             "platform": self.platform.described(),
             "context": described["context"],
-            "kv_cache_bytes_per_token": program.config.kv_cache_bytes(1, bytes_per_value=2),
+            "kv_cache": self.kv_cache,
+            "kv_cache_bytes_per_token": self.cache.bytes(program.config, 1),
             **files,
         }
         return Packaged(_operators(module), digests, notes, details)
@@ -95,14 +102,14 @@ class TvmArm(Target):
     def _library(self, program: Program, folder: Path, digest: str) -> tuple[Any, dict[str, Any], list[str]]:
         """Lower and build: the module, what model.json says of the library, notes."""
         schedules = Schedules(self.platform.isa, self.tuning.schedules)
-        module = lower(program, self.platform.isa, schedules, digest)
+        module = lower(program, self.platform.isa, schedules, digest, self.cache)
         files = build_library(module, self.platform, folder)
         write(folder / BUNDLED, self.tuning.used(schedules.asked))
         return module, files, self.tuning.notes(schedules.asked)
 
 
 def describe(
-    program: Program, platform: Platform, params: ParamsFile, digest: str, context: int | None
+    program: Program, platform: Platform, params: ParamsFile, digest: str, context: int | None, cache: KvCache
 ) -> dict[str, Any]:
     """model.json, but for the library's own entries."""
     config = program.config
@@ -113,6 +120,7 @@ def describe(
             matrix = Interleaved.of(recipe.parts, isa)
             matrices[name] = {"rows": matrix.rows, "columns": matrix.columns, "block": matrix.block}
     tokens = min(context or config.max_position, config.max_position)
+    caches = {"saved": cache, "exact": EXACT_CACHE}
 
     def functions(exact: bool) -> dict[str, str]:
         return {way.role: way.name for way in WAYS if way.exact is exact}
@@ -132,9 +140,11 @@ def describe(
         "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
         "cache": {
             "count": 2 * config.layers,
-            "shape": [config.kv_heads, _rounded_up(tokens), config.head_dim],
+            "shape": {
+                mode: [config.kv_heads, _rounded_up(tokens), kind.row(config.head_dim)] for mode, kind in caches.items()
+            },
             "multiple": KEYS,
-            "dtype": {"saved": CACHE_TYPES[False], "exact": CACHE_TYPES[True]},
+            "dtype": {mode: kind.dtype for mode, kind in caches.items()},
         },
         "functions": {"saved": functions(exact=False), "exact": functions(exact=True)},
         "params": params.table(),

@@ -17,6 +17,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.sbom import sbom
 from pocketphi.compiler.build import build_matrix
 from pocketphi.compiler.build_file import read_build_file
+from pocketphi.compiler.build_key import SourceDigests, bundle_key
 from pocketphi.compiler.build_result import Claim
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.diff import changes
@@ -241,6 +242,7 @@ BAD = {
     "[model]\n": "unknown key model; did you mean models?",
     MODELS + "[build]\nouts = 'x'\n": "unknown key build.outs; did you mean out?",
     MODELS + "[targets]\nort-mobil = {}\n": "unknown target targets.ort-mobil; did you mean ort-mobile?",
+    MODELS + "[targets.coreml]\nkv_cache = 'int8'\n": "tiny-coreml-search: --kv-cache int8: coreml has no such cache",
     MODELS + "[targets]\nzzz = {}\n": "unknown target targets.zzz; expected one of ort-mobile, coreml",
     MODELS + "[recipes]\nrtn = { blok = 32 }\n": "unknown key recipes.rtn.blok; did you mean block?",
     MODELS + "[recipes]\nrtn = { block = '32' }\n": "recipes.rtn.block is '32', expected a whole number",
@@ -263,6 +265,15 @@ def test_a_bad_build_file_is_refused(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=re.escape(f"{path}: {BAD[text]}")):
         read_build_file(path)
+
+
+def test_the_cache_of_a_target_is_another_bundle(tmp_path: Path) -> None:
+    cells = [
+        read_build_file(write(tmp_path, f"{MODELS}[targets.tvm-arm]\n{line}\n")).cells[0].options
+        for line in ("", "kv_cache = 'int8'")
+    ]
+    assert [options.kv_cache for options in cells] == ["fp16", "int8"]
+    assert len({bundle_key(options, SourceDigests()) for options in cells}) == 2
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,19 @@ def test_the_roofline_is_bandwidth_over_bytes() -> None:
     assert found.decode_full == pytest.approx(50e9 / (reads + 4096 * 786432), rel=1e-6)
 
 
+@pytest.mark.parametrize("target", ["ort-mobile", "coreml", "tvm-arm"])
+def test_a_cache_of_int8_is_planned_where_there_is_one(target: str) -> None:
+    """Phi-3-mini has 2·32·32 rows of 96 values a token; a row's scale takes four bytes."""
+    options = dataclasses.replace(MINI, targets=("tvm-arm", "ort-mobile"), kv_cache="int8")
+    width = {"ort-mobile": 4 * 96, "coreml": 2 * 96, "tvm-arm": 96 + 4}[target]
+    found = fit(PUBLISHED["phi-3-mini-4k"], options, target, device(9 * 10**9))
+    plain = fit(PUBLISHED["phi-3-mini-4k"], MINI, target, device(9 * 10**9))
+    assert found.footprint.kv_per_token == 2 * 32 * 32 * width
+    saved = (192 - 100) * 2 * 32 * 32 * 4096 if target == "tvm-arm" else 0
+    assert plain.needed - found.needed == saved
+    assert (found.decode_full > plain.decode_full) == (target == "tvm-arm")
+
+
 def test_what_is_too_large_is_refused_in_bytes_with_what_would_fit() -> None:
     found = fit(PUBLISHED["phi-3-mini-4k"], MINI, "ort-mobile", device(4 * 10**9))
     message = (
@@ -165,6 +178,10 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert main(["devices", "random:phi-3-mini-4k", "--device", "iphone-16", "--json"]) == 0
     found = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
     assert {name: row["ok"] for name, row in found.items()} == {"ort-mobile": False, "coreml": True, "tvm-arm": True}
+    command = ["devices", "random:phi-3-mini-4k", "--device", "iphone-16", "--target", "tvm-arm", "--json"]
+    assert main([*command, "--kv-cache", "int8"]) == 0
+    smaller = json.loads(capsys.readouterr().out)[0]["needed"]
+    assert found["tvm-arm"]["needed"] - smaller == 2 * 32 * 32 * (192 - 100) * 4096
     coreml = found["coreml"]
     assert set(coreml) == {f.name for f in dataclasses.fields(Fit)} | {"ok"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rpc_board import MISSING, board, kill, tracker
 
-from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.compiler import tune as tuning
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
@@ -103,6 +103,17 @@ def _once_up(command: list[str], capsys: pytest.CaptureFixture[str]) -> int:
             return code
         time.sleep(0.2)
     raise AssertionError("the board did not come up")
+
+
+def test_a_library_built_anew_keeps_its_cache(tmp_path: Path) -> None:
+    out = tmp_path / "tiny"
+    compile_model(
+        CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache="int8")
+    )
+    library = file_digest(out / "model.so")
+    TuneOptions(out).database.write_text("")  # of no schedules: the same library
+    tuning.apply(TuneOptions(out), Ui())
+    assert file_digest(out / "model.so") == library
 
 
 def test_compile_takes_a_database_and_says_when_it_does_not_fit(bundle: Path, tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ from pocketphi.compiler.verify import Verification, verify_folder
 from pocketphi.targets.tvm_arm import lower as lowering
 from pocketphi.targets.tvm_arm.kernels import attention as attention_kernel
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm
+from pocketphi.targets.tvm_arm.kernels.cache import FloatCache, Int8Cache
 from pocketphi.targets.tvm_arm.platform import Platform
 
 
-def built(out: Path) -> Path:
-    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never")
+def built(out: Path, cache: str = "fp16") -> Path:
+    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache=cache)
     compile_model(options)
     return out
 
@@ -158,6 +159,27 @@ def test_a_broken_lowering_is_caught(
     folder = built(tmp_path / "broken")
     monkeypatch.undo()
     assert any(check in name for name in failed(folder))
+
+
+def test_an_int8_cache_passes_and_one_without_its_scales_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exact functions, whose cache is float32, are right in both: what is saved is measured as well."""
+    good = verified(built(tmp_path / "good", "int8"))
+    assert [check.name for check in good.checks if not check.ok] == []
+    monkeypatch.setattr(Int8Cache, "scaled_weights", FloatCache.scaled_weights)
+    folder = built(tmp_path / "broken", "int8")
+    monkeypatch.undo()
+    assert [name for name in failed(folder) if "exact" in name] == []
+    assert "KL decode, as saved" in failed(folder)
+
+
+@pytest.mark.parametrize(("cache", "row"), [("fp16", 2 * 16), ("int8", 16 + 4)])
+def test_the_plan_has_the_bytes_of_the_cache(cache: str, row: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """random:tiny has 2·3·2 rows of 16 values a token."""
+    arguments = ["--target", "tvm-arm", "--os", "host", "--kv-cache", cache, "--context", "100", "--dry-run", "--json"]
+    assert main(["compile", "random:tiny", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_cache"] == 112 * 2 * 3 * 2 * row
 
 
 def test_commands(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

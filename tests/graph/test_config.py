@@ -61,6 +61,7 @@ def test_counts() -> None:
     assert config.qkv_size == 9216
     assert config.kv_cache_bytes(1) == 2 * 32 * 32 * 96 * 4
     assert config.kv_cache_bytes(10, 2) == 2 * 32 * 32 * 96 * 10 * 2
+    assert config.kv_cache_bytes(10, 1, 4) == 2 * 32 * 32 * (96 + 4) * 10
     assert len(TINY.tensors()) == 3 + 6 * 3
     assert len(VARIANTS["tied"].tensors()) == 2 + 6 * 3
 

@@ -86,7 +86,7 @@ def write_small_bundle(
         "long_rope_after": long_after,
         "cache": {
             "count": 2,
-            "shape": [HEADS, CONTEXT, DIM],
+            "shape": {"saved": [HEADS, CONTEXT, DIM], "exact": [HEADS, CONTEXT, DIM]},
             "dtype": {"saved": "float16", "exact": "float32"},
         },
         "functions": {

@@ -172,6 +172,17 @@ def test_the_rope_switch_and_a_shorter_context(tmp_path: Path) -> None:
     assert "read again once" in (tmp_path / "kit/README.md").read_text("utf-8")
 
 
+def test_the_memory_of_an_int8_cache(tmp_path: Path) -> None:
+    """The sample has 2·30·3 rows of 64 values a token: two bytes each, or one and a scale of four for the row."""
+    memory = []
+    for cache in ("fp16", "int8"):
+        made = make_bundle(tmp_path / cache, {"tvm-arm": {"kv_cache": cache}})
+        integrate(made, "android", tmp_path / f"{cache}-kit", "tvm", context=512, package="org.acme.phi")
+        text = (tmp_path / f"{cache}-kit/src/main/kotlin/org/acme/phi/ModelInfo.kt").read_text("utf-8")
+        memory += re.findall(r"MEMORY_BYTES = ([\d_]+)L", text)
+    assert int(memory[0]) - int(memory[1]) == 512 * 2 * 30 * 3 * (128 - 68)
+
+
 def test_kits_are_the_same_each_time(kits: dict[str, Path], bundle: Path, tmp_path: Path) -> None:
     for kit in KITS:
         name = f"{kit.platform}-{kit.runtime}"

@@ -4,10 +4,8 @@ One task for each key/value head. It first writes the head's new keys and values
 tile of rows at a time, so that keys and values that were loaded once meet all rows of the tile: consecutive queries of a
 head in prefill, the heads of a group in decode.
 
-Longer than most files: the four steps of one function share its buffers and rows.
-
-Values lie as [KV, C, D]. Keys of 16 positions lie together, dimension by dimension: [KV, C/16, D, 16], so that one load is
-one dimension of 16 keys and the dot products need no sum over lanes. Both are float16, or float32 in exact functions.
+Longer than most files: the four steps of one function share its buffers and rows. How a cache holds keys and values is in
+`cache.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
-from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, load_float, vector
-
-KEYS = 16
-"""Positions whose keys lie together; a cache holds a multiple of them."""
+from pocketphi.targets.tvm_arm.kernels.cache import KEYS, open_cache
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, vector
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, KvCache
 
 _HIDDEN = -1e30
 _PREFILL_ROWS = 4
@@ -46,7 +43,7 @@ class AttentionForm:
     scale: float
     window: int
     long_after: int
-    cache: str = "float16"
+    cache: KvCache = KV_CACHES["fp16"]
     single: bool = False
 
     @property
@@ -55,7 +52,9 @@ class AttentionForm:
 
 
 def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
-    """A function (qkv [S, (H + 2·KV)·D], keys, values [KV, C, D], cos, sin [M, R/2], position int32 [P], out [S, H·D]).
+    """A function (qkv [S, (H + 2·KV)·D], keys, values [KV, C, row], cos, sin [M, R/2], position int32 [P], out [S, H·D]).
+
+    row: D, and in int8 a scale's four bytes more.
 
     position: tokens that are in the cache, the new ones are written from there on; with LongRoPE also how many there will be
     in all, which decides between short and long factors for every chunk of a prompt.
@@ -67,8 +66,9 @@ def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
         c = T.int64()
         width = (form.heads + 2 * form.kv_heads) * form.dim
         qkv = T.arg("qkv", T.buffer((s, width), "float32", layout=None))
-        keys = T.arg("keys", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
-        values = T.arg("values", T.buffer((form.kv_heads, c, form.dim), form.cache, layout=None))
+        cache = (form.kv_heads, c, form.cache.row(form.dim))
+        keys = T.arg("keys", T.buffer(cache, form.cache.dtype, layout=None))
+        values = T.arg("values", T.buffer(cache, form.cache.dtype, layout=None))
         table = (form.table_rows, form.rotary // 2)
         cos = T.arg("cos", T.buffer(table, "float32", layout=None))
         sin = T.arg("sin", T.buffer(table, "float32", layout=None))
@@ -99,7 +99,8 @@ class _Body:
         out: Any,
     ) -> None:
         self.form, self.lanes, self.registers = form, isa.lanes, isa.registers
-        self.s, self.c, self.qkv, self.keys, self.values, self.out = s, c, qkv, keys, values, out
+        self.s, self.c, self.qkv, self.out = s, c, qkv, out
+        self.cache = open_cache(keys, values, form.dim, isa.lanes)
         self.cos, self.sin = tables
         self.position = position
         self.rows = form.group if form.single else _PREFILL_ROWS
@@ -112,8 +113,9 @@ class _Body:
             if form.long_after:  # the long factors' rows, once any position reaches the switch
                 crossed = self.position[1] > form.long_after
                 table = past + tirx.Select(crossed, _int64(form.long_after), _int64(0))
+            key = T.alloc_buffer((form.dim,), "float32", layout=None)
             with T.serial(0, self.s) as new:
-                self._append(head, new, past, table)
+                self._append(head, new, past, table, key)
             queries = T.alloc_buffer((self.rows, form.dim), "float32", layout=None)
             scores = T.alloc_buffer((self.rows, self.c), "float32", layout=None)
             if form.single:
@@ -131,27 +133,18 @@ class _Body:
     def _head(self, head: Expr, row: int) -> Expr:
         return head * self.form.group + row if self.form.single else head
 
-    def _append(self, head: Expr, new: Expr, past: Expr, table: Expr) -> None:
-        """Write one new key, rotated, and one value."""
+    def _append(self, head: Expr, new: Expr, past: Expr, table: Expr, key: Any) -> None:
+        """Write one new key, rotated in the buffer `key`, and one value."""
         form = self.form
-        at = past + new
         column = (form.heads + head) * form.dim
-
-        self._rotate(new, column, table + new, lambda d, value: self._store_key(head, at, d, value))
         start = (form.heads + form.kv_heads + head) * form.dim
-        for d in range(0, form.dim, self.lanes):
-            emit.store(self.values, [head, at, d], load(self.qkv, [new, start + d], self.lanes), self.lanes)
-
-    def _store_key(self, head: Expr, at: Expr, d: Expr, value: Expr) -> None:
-        index = self._key_index(at // KEYS, d)
-        emit.store(self.keys, [head, *self._row_column(index + at % KEYS)], value, 1)
-
-    def _key_index(self, block: Expr, d: Expr) -> Expr:
-        """Where dimension d of the 16 keys of a block begins, in a head's C·D values."""
-        return (block * self.form.dim + d) * KEYS
-
-    def _row_column(self, index: Expr) -> tuple[Expr, Expr]:
-        return index // self.form.dim, index % self.form.dim
+        self._rotate(new, column, table + new, lambda d, value: T.buffer_store(key, value, [d]))
+        self.cache.write(
+            head,
+            past + new,
+            lambda d, lanes: load(key, [d], lanes),
+            lambda d, lanes: load(self.qkv, [new, start + d], lanes),
+        )
 
     def _rotate(self, token: Expr, column: Expr, row: Expr, write: Callable[[Expr, Expr], None]) -> None:
         """Rotary embedding (arXiv:2104.09864), halves paired: of one head of one token, from `column` of qkv on.
@@ -182,7 +175,7 @@ class _Body:
         begin = tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS if form.window else _int64(0)
         blocks = last // KEYS + 1 - begin
         peaks = self._score(kv, first, past, begin, blocks, queries, scores)
-        sums = self._exponentials(blocks, peaks, scores)
+        sums = self._exponentials(kv, begin, blocks, peaks, scores)
         self._mix(head, kv, first, begin, last + 1 - begin * KEYS, scores, sums)
 
     def _score(
@@ -198,17 +191,16 @@ class _Body:
                 rows = range(start, min(start + limit, self.rows))
                 sums = {(row, part): Register(f32, floats(0.0, lanes)) for row in rows for part in range(parts)}
                 with T.serial(0, self.form.dim) as d:
-                    index = self._key_index(begin + block, d)
                     for part in range(parts):
-                        place = [kv, *self._row_column(index + part * lanes)]
-                        key = Register(f32, load_float(self.keys, place, lanes)).value
+                        key = Register(f32, self.cache.key(kv, begin + block, d, part)).value
                         for row in rows:
                             query = broadcast(queries[row, d], lanes)
                             s = sums[row, part]
                             s.set(emit.fma(query, key, s.value, lanes))
                 for (row, part), s in sums.items():
                     column = block * KEYS + part * lanes
-                    masked = self._masked(s.value, begin * KEYS + column, past + self._query(first, row))
+                    score = self.cache.scaled_scores(kv, (begin + block) * parts + part, s.value)
+                    masked = self._masked(score, begin * KEYS + column, past + self._query(first, row))
                     T.buffer_store(scores, masked, [row, tirx.Ramp(column, 1, lanes)])
                     peaks[row].set(emit.maximum(peaks[row].value, masked, lanes))
         return [Register("float32", emit.largest(peak.value, lanes)) for peak in peaks]
@@ -226,8 +218,8 @@ class _Body:
             kept = tirx.Select(distance < emit.ints(self.form.window, lanes), kept, floats(_HIDDEN, lanes))
         return Register(vector("float32", lanes), kept).value
 
-    def _exponentials(self, blocks: Expr, peaks: list[Register], scores: Any) -> list[Register]:
-        """Scores become e^(score - largest); returns each row's sum."""
+    def _exponentials(self, kv: Expr, begin: Expr, blocks: Expr, peaks: list[Register], scores: Any) -> list[Register]:
+        """Scores become weights: e^(score - largest), as the cache's values want them; returns each row's sum of powers."""
         lanes = self.lanes
         f32 = vector("float32", lanes)
         sums = [Register(f32, floats(0.0, lanes)) for _ in peaks]
@@ -236,7 +228,8 @@ class _Body:
                 score = load(scores, [row, part * lanes], lanes)
                 power = Register(f32, emit.exponential(score - broadcast(peak.value, lanes), lanes)).value
                 shown = Register(f32, tirx.Select(score > floats(_HIDDEN / 2, lanes), power, floats(0.0, lanes))).value
-                T.buffer_store(scores, shown, [row, tirx.Ramp(part * lanes, 1, lanes)])
+                weight = self.cache.scaled_weights(kv, begin * (KEYS // lanes) + part, shown)
+                T.buffer_store(scores, weight, [row, tirx.Ramp(part * lanes, 1, lanes)])
                 sums[row].set(sums[row].value + shown)
         return [Register("float32", emit.total(s.value, lanes)) for s in sums]
 
@@ -257,8 +250,7 @@ class _Body:
                 with T.serial(0, count) as t:
                     weights = {row: broadcast(scores[row, t], lanes) for row in group}
                     for part in parts:
-                        place = [kv, begin * KEYS + t, part * lanes]
-                        value = Register(f32, load_float(self.values, place, lanes)).value
+                        value = Register(f32, self.cache.value(kv, begin * KEYS + t, part * lanes)).value
                         for row in group:
                             m = mixed[row, part]
                             m.set(emit.fma(weights[row], value, m.value, lanes))

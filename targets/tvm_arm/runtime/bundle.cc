@@ -39,9 +39,10 @@ class Value {
   template <typename T>
   T as(const char* expected) const {
     auto value = value_.try_cast<T>();
-    if (!value) throw Failure(path_ + ": expected " + expected);
+    if (!value) refuse(expected);
     return *value;
   }
+  [[noreturn]] void refuse(const char* expected) const { throw Failure(path_ + ": expected " + expected); }
   std::string text() const { return as<String>("a text"); }
   bool flag() const { return as<bool>("true or false"); }
   int64_t number(int64_t low, int64_t high) const {
@@ -130,11 +131,12 @@ void read_model(Bundle* b, const Value& model, const std::string& mode) {
   b->long_rope_after = model.has("long_rope_after") ? model["long_rope_after"].size() : 0;
   Value cache = model["cache"];
   b->cache_count = cache["count"].number(0, 1 << 20);
-  b->cache_shape = cache["shape"].shape();
-  if (b->cache_shape.size() != 3) throw Failure("model.json: cache.shape: expected [heads, rows, head size]");
   if (cache.has("multiple")) b->cache_multiple = cache["multiple"].number(1, 1 << 20);
   if (!model["functions"].has(mode.c_str())) throw Failure("mode \"" + mode + "\": the library was built without it");
   Value entries = model["functions"][mode.c_str()];
+  Value shape = cache["shape"][mode.c_str()];
+  b->cache_shape = shape.shape();
+  if (b->cache_shape.size() != 3) shape.refuse("[heads, rows, elements of a row]");
   b->cache_dtype = cache["dtype"][mode.c_str()].dtype();
   int64_t count = static_cast<int64_t>(b->params.size());
   for (const char* role : {"prefill", "decode"}) b->functions[role] = read_entry(entries, role, count);

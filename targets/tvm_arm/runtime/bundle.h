@@ -45,7 +45,7 @@ struct Bundle {
   int64_t vocab, context, chunk;
   int64_t long_rope_after;  // 0: none
   int64_t cache_count;
-  std::vector<int64_t> cache_shape;  // [heads, rows, head size]
+  std::vector<int64_t> cache_shape;  // [heads, rows, elements of a row]
   int64_t cache_multiple = 1;        // of which its rows are
   DLDataType cache_dtype;
   std::map<std::string, Entry> functions;  // of the chosen mode, by role: prefill, decode, prefill_all

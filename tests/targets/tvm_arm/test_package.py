@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_phi3 import SWITCH, TINY, inputs, quantized, rounding
@@ -21,6 +23,7 @@ from pocketphi.graph.recipe import digest, materialize
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 from pocketphi.targets.tvm_arm.package import TvmArm
 from pocketphi.targets.tvm_arm.platform import Platform
 
@@ -29,11 +32,12 @@ needs_arm = pytest.mark.skipif(
     reason="needs qemu-aarch64 and aarch64-linux-gnu-g++: apt install qemu-user g++-aarch64-linux-gnu",
 )
 ON_ARM = [
-    ("dotprod", "longrope"),
-    ("i8mm", "partial"),
-    ("i8mm", "asymmetric"),
-    ("neon", "tied"),
-    ("neon", "asymmetric"),
+    ("dotprod", "longrope", "fp16"),
+    ("i8mm", "partial", "fp16"),
+    ("i8mm", "asymmetric", "fp16"),
+    ("neon", "tied", "fp16"),
+    ("neon", "asymmetric", "fp16"),
+    ("neon", "partial", "int8"),
 ]
 
 
@@ -43,16 +47,16 @@ def program_of(variant: str) -> Program:
     return made
 
 
-def packaged(variant: str, isa: Isa, folder: Path, system: str = "linux") -> tuple[Program, TvmHost, dict[str, str]]:
+def packaged(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> tuple[Program, TvmHost, dict[str, str]]:
     program = program_of(variant)
-    made = TvmArm(Platform(system, isa)).package(program, folder, lambda amount: None)
+    made = TvmArm(Platform("linux", isa), kv_cache=cache).package(program, folder, lambda amount: None)
     (folder / "config.json").write_text(json.dumps(program.config.to_hf()))
     return program, TvmHost(folder), made.weights
 
 
-def check(variant: str, isa: Isa, folder: Path) -> None:
+def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     """A prompt in two pieces and steps, exact and as saved, with the logits of the last position and of all."""
-    program, host, digests = packaged(variant, isa, folder)
+    program, host, digests = packaged(variant, isa, folder, cache)
     saved = host.weights()
     assert {name: digest(materialize(weight)) for name, weight in saved.items()} == digests
     tokens = inputs(program.config, SWITCH + 8)["input_ids"]
@@ -81,10 +85,36 @@ def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
     check(variant, isa, tmp_path)
 
 
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("variant", ["partial", "longrope"])
+def test_an_int8_cache_on_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
+    check(variant, isa, tmp_path, "int8")
+
+
 @needs_arm
-@pytest.mark.parametrize(("name", "variant"), ON_ARM)
-def test_aarch64_under_qemu(name: str, variant: str, tmp_path: Path) -> None:
-    check(variant, ISAS[name], tmp_path)
+@pytest.mark.parametrize(("name", "variant", "cache"), ON_ARM)
+def test_aarch64_under_qemu(name: str, variant: str, cache: str, tmp_path: Path) -> None:
+    check(variant, ISAS[name], tmp_path, cache)
+
+
+@pytest.mark.parametrize("cache", KV_CACHES)
+def test_the_memory_of_a_cache(cache: str, tmp_path: Path) -> None:
+    """Planned, in the manifest and in model.json: the same bytes. Rows are a multiple of 16; exact functions have float32."""
+    program = program_of("tiny")
+    config = replace(program.config, max_position=100)
+    program.config = config
+    target = TvmArm(Platform.of("host"), kv_cache=cache)
+    a_token = 2 * config.layers * config.kv_heads * {"fp16": 2 * config.head_dim, "int8": config.head_dim + 4}[cache]
+    assert target.run_memory(program, 100).kv_cache == 112 * a_token
+    made = target.package(program, tmp_path, lambda amount: None)
+    assert (made.details["kv_cache"], made.details["kv_cache_bytes_per_token"]) == (cache, a_token)
+    held = json.loads((tmp_path / "model.json").read_text())["cache"]
+    sizes = {
+        mode: held["count"] * math.prod(held["shape"][mode]) * np.dtype(held["dtype"][mode]).itemsize
+        for mode in held["dtype"]
+    }
+    assert sizes == {"saved": 112 * a_token, "exact": 112 * config.kv_cache_bytes(1)}
+    assert TvmHost(tmp_path).kv_cache == cache
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,10 @@ def test_options_that_are_refused(start: Any, options: dict[str, Any], message: 
         ({"vocab": None}, 'model.json: no "vocab"'),
         ({"vocab": 0}, "model.json: vocab: 0 is not within 1 to"),
         ({"vocab": 95}, "the library returned other than 2 × 95 float32 logits"),
-        ({"cache__shape": [2, 48]}, r"model.json: cache.shape: expected \[heads, rows, head size\]"),
+        (
+            {"cache__shape__saved": [2, 48]},
+            r"model.json: cache.shape.saved: expected \[heads, rows, elements of a row\]",
+        ),
         ({"cache__dtype__saved": "half"}, r'model.json: cache.dtype.saved: "half" is no type of number'),
         ({"functions__saved__decode": "step"}, 'the library has no function "step", which model.json names'),
         ({"functions__saved__prefill_all": None}, "the library has no function for every token's logits"),
