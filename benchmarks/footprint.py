@@ -6,7 +6,6 @@ resident memory grows from the moment where onnxruntime is imported.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,19 +51,16 @@ def resident(bundle: Path, prompt: int) -> int:
 
 
 def main(bundle: Path) -> None:
-    from pocketphi.compiler.footprint import footprint
-    from pocketphi.compiler.options import CompileOptions
-    from pocketphi.graph.config import read_config
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.compiler.footprint import bundle_footprint
 
-    recipe = json.loads((bundle / "manifest.json").read_text("utf-8"))["recipe"]
-    options = CompileOptions("-", bundle, block=recipe["block"], symmetric=recipe["symmetric"])
-    config = read_config(bundle)
-    longest = recipe["context"] or config.max_position
+    opened = Bundle.open(bundle)
+    longest = opened.manifest["model"]["context"]
     print("prompt  measured, MB  predicted, MB  ratio")
     for prompt in (64, 256, 512, 1024, 2040):
         if prompt + 8 <= longest:
             measured = resident(bundle, prompt)
-            predicted = footprint(config, "ort-mobile", options, longest, prompt).total(prompt + 8)
+            predicted = bundle_footprint(opened, "ort-mobile", prompt).total(prompt + 8)
             print(f"{prompt:>6}  {measured / 1e6:>12.1f}  {predicted / 1e6:>13.1f}  {predicted / measured:.3f}")
 
 

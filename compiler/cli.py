@@ -18,8 +18,8 @@ from typing import Any
 
 from pocketphi.compiler import __version__, tune_command
 from pocketphi.compiler.cli_build import add_build_commands
-from pocketphi.compiler.cli_devices import device_arguments, for_device
-from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block, parse_size
+from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments
+from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.read_ahead import read_ahead
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
@@ -145,24 +145,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         default="search",
         help="search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
     )
-    p.add_argument(
-        "--block",
-        type=parse_block,
-        default=32,
-        metavar="N",
-        help="weights that share a scale: 16 to 256, or row for whole rows (default %(default)s)",
-    )
-    p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
-    p.add_argument(
-        "--palette",
-        type=int,
-        nargs="?",
-        const=16,
-        metavar="ROWS",
-        help="in place of blocks, tables of 16 values for so many rows each (16 without a number): for the Neural Engine",
-    )
-    for what in ("embedding", "head"):
-        p.add_argument(f"--{what}-bits", type=int, choices=[4, 8], default=4, help="default %(default)s")
+    form_arguments(p)
     p.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
     p.add_argument(
         "--calibration",

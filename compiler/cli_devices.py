@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler.footprint import RUNTIMES
-from pocketphi.compiler.options import TARGETS, CompileOptions
+from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 
@@ -24,14 +23,35 @@ def add_device_command(command: AddCommand) -> None:
     )
     devices.add_argument("model", nargs="?", metavar="MODEL")
     devices.add_argument("--target", action="append", choices=TARGETS, help="default: all that run there")
-    devices.add_argument("--block", type=int, default=32, help="weights that share a scale (default %(default)s)")
-    devices.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
+    form_arguments(devices)
     devices.add_argument("--kv-cache", default="fp16", metavar="TYPE", help="of tvm-arm: fp16 (default) or int8")
     devices.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
     devices.add_argument(
         "--prompt-tokens", type=int, default=512, help="longest text that is read at once (%(default)s)"
     )
     device_arguments(devices, fit=False)
+
+
+def form_arguments(p: argparse.ArgumentParser) -> None:
+    """How weights are stored, which decides their size."""
+    p.add_argument(
+        "--block",
+        type=parse_block,
+        default=32,
+        metavar="N",
+        help="weights that share a scale: 16 to 256, or row for whole rows (default %(default)s)",
+    )
+    p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
+    p.add_argument(
+        "--palette",
+        type=int,
+        nargs="?",
+        const=16,
+        metavar="ROWS",
+        help="in place of blocks, tables of 16 values for so many rows each (16 without a number): for the Neural Engine",
+    )
+    for what in ("embedding", "head"):
+        p.add_argument(f"--{what}-bits", type=int, choices=[4, 8], default=4, help="default %(default)s")
 
 
 def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
@@ -80,10 +100,13 @@ def _devices(a: argparse.Namespace) -> int:
         a.model,
         Path("-"),
         targets,
+        recipe="rtn",
         block=a.block,
         symmetric=not a.asymmetric,
+        palette=a.palette,
+        embedding_bits=a.embedding_bits,
+        head_bits=a.head_bits,
         context=a.context,
-        recipe="rtn",
         kv_cache=a.kv_cache,
     )
     config = config_of(a.model)
@@ -91,7 +114,7 @@ def _devices(a: argparse.Namespace) -> int:
         fit(config, options, target, device, a.prompt_tokens)
         for device in chosen
         for target in targets
-        if target in RUNTIMES and (target != "coreml" or device.platform == "ios" or len(chosen) == len(targets) == 1)
+        if target != "coreml" or device.platform == "ios" or len(chosen) == len(targets) == 1
     ]
     lines = [
         f"{one.device:<20} {one.target:<11} {one.described()}; largest context {one.largest_context:,}" for one in found

@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.devices import Device
-from pocketphi.compiler.footprint import RUNTIMES, Footprint, footprint
+from pocketphi.compiler.footprint import PROMPT, RUNTIMES, Footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
 
-PROMPT = 512
-"""Tokens of the longest prompt that is planned for, unless the user says another number."""
 _LEAST_CONTEXT = 512
-_DEFAULT_CONTEXT = {"ort-mobile": 4096, "coreml": 2048}
-"""Core ML's is in the package; ONNX Runtime's is what the app asks for (`max_length`)."""
 _ONLY_IOS = "coreml"
 
 
@@ -79,28 +75,31 @@ def config_of(model: str) -> ModelConfig:
     return open_checkpoint(model).config
 
 
+def _offsets(options: CompileOptions) -> set[str]:
+    """Only the file knows which of its blocks have an offset; where it is not kept, none have."""
+    if options.recipe != "keep":
+        return set()
+    from pocketphi.graph.checkpoint import open_checkpoint
+
+    return kept_offsets(open_checkpoint(options.model))
+
+
 def fit(config: ModelConfig, options: CompileOptions, target: str, device: Device, prompt: int = PROMPT) -> Fit:
     """Raises InputError for a target that the device's system does not run."""
-    if target not in RUNTIMES:
-        raise InputError(f"--target {target}: its memory is not modelled; expected one of {', '.join(RUNTIMES)}")
     if (target == _ONLY_IOS) > (device.platform == "ios"):
         raise InputError(f"--device {device.name}: has no Core ML; compile for --target ort-mobile")
-    longest = min(options.context or config.max_position, config.max_position)
-    context = longest if options.context else min(longest, _DEFAULT_CONTEXT.get(target, longest))
-    prompt = min(prompt, context)
-    made = footprint(config, target, options, context, prompt)
-    full = made.read_per_token + context * made.kv_per_token
+    made = footprint(config, target, options, prompt, offsets=_offsets(options))
     return Fit(
         device=device.name,
         target=target,
         recipe=options.described(),
-        context=context,
-        prompt=prompt,
-        needed=made.total(context),
+        context=made.context,
+        prompt=min(prompt, made.context),
+        needed=made.total(),
         available=device.app,
-        largest_context=max(0, min(made.largest_context(device.app), config.max_position)),
+        largest_context=min(made.largest_context(device.app), config.max_position),
         decode=device.bandwidth / made.read_per_token,
-        decode_full=device.bandwidth / full,
+        decode_full=device.bandwidth / (made.read_per_token + made.kv_cache()),
         footprint=made,
         measured=RUNTIMES[target].measured,
     )
@@ -123,16 +122,16 @@ def fit_options(options: CompileOptions, device: Device, choose: bool, prompt: i
             if choose:
                 return other
             raise CheckFailed(f"{_refusal(over, device)}; would fit: {difference(options, other)}; --fit takes that")
-    least = fit(config, dataclasses.replace(options, block=max(BLOCKS)), over.target, device, prompt)
-    weights = least.footprint.total(0)
-    raise CheckFailed(
-        f"{_refusal(over, device)}; nothing would fit: with --block {max(BLOCKS)} the weights alone take {weights:,} bytes"
-    )
+    coarsest = _blocks(config, options)[-1:]
+    least = dataclasses.replace(options, block=coarsest[0]) if coarsest else options
+    weights = fit(config, least, over.target, device, prompt).footprint.total(0)
+    means = f"with {changed} " if (changed := difference(options, least)) else ""
+    raise CheckFailed(f"{_refusal(over, device)}; nothing would fit: {means}the weights alone take {weights:,} bytes")
 
 
 def _alternatives(config: ModelConfig, options: CompileOptions, context: int) -> Iterator[CompileOptions]:
     """In the order in which to try: a coarser recipe costs quality a little, a shorter context what can be said."""
-    blocks = [block for block in BLOCKS if block >= options.block and _divides(config, block)]
+    blocks = _blocks(config, options)
     contexts = [context]
     while contexts[-1] // 2 >= min(_LEAST_CONTEXT, context):
         contexts.append(contexts[-1] // 2)
@@ -140,6 +139,13 @@ def _alternatives(config: ModelConfig, options: CompileOptions, context: int) ->
         for block in blocks[:3]:
             shorter = tokens if tokens != context else options.context
             yield dataclasses.replace(options, block=block, context=shorter)
+
+
+def _blocks(config: ModelConfig, options: CompileOptions) -> list[int]:
+    """The options' block and coarser ones; alone where there is none coarser, or the recipe leaves no choice."""
+    if options.palette or options.block == 0 or options.recipe == "keep":
+        return [options.block]
+    return [block for block in BLOCKS if block >= options.block and _divides(config, block)]
 
 
 def _divides(config: ModelConfig, block: int) -> bool:

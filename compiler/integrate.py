@@ -16,8 +16,7 @@ from pocketphi.artifacts.kits.fill import fill
 from pocketphi.artifacts.kits.reference import ChatFormat
 from pocketphi.artifacts.kits.vectors import make_vectors
 from pocketphi.compiler import __version__
-from pocketphi.compiler.footprint import RUNTIMES, footprint
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
@@ -128,7 +127,7 @@ def _values(bundle: Bundle, kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, co
         "version": __version__,
         "manifest_sha256": file_digest(bundle.path / MANIFEST),
         "bundle_bytes": size,
-        "memory_bytes": _memory(bundle, kit, config, tokens, size),
+        "memory_bytes": bundle_footprint(bundle, kit.target, context=tokens).total(),
         "context": tokens,
         "model_context": manifest["model"]["context"],
         "chunk": details.get("chunk", 0),
@@ -139,17 +138,6 @@ def _values(bundle: Bundle, kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, co
         "genai_version": _GENAI,
         "ort_version": _ORT,
     }
-
-
-def _memory(bundle: Bundle, kit: Kit, config: ModelConfig, tokens: int, size: int) -> int:
-    if kit.target not in RUNTIMES:
-        return size + config.kv_cache_bytes(tokens)
-    recipe = bundle.manifest["recipe"]
-    cache = bundle.manifest["targets"][kit.target].get("kv_cache", "fp16")
-    options = CompileOptions(
-        "-", bundle.path, (kit.target,), block=recipe["block"], symmetric=recipe["symmetric"], kv_cache=cache
-    )
-    return footprint(config, kit.target, options, tokens, min(tokens, 512)).total(tokens)
 
 
 def _stops(config: ModelConfig, chat: ChatFormat, tokenizer: Tokenizer) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.choices import BLOCKS, GROUPS
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
@@ -120,6 +121,13 @@ class CompileOptions:
             "calibration": self._calibration_text(),
             "calibration_tokens": self.calibration_tokens if self.recipe == "search" else None,
         }
+
+
+def eight_bit_weights(options: CompileOptions, config: ModelConfig) -> list[str]:
+    """The weights that get 8 bits. A tied embedding and head is one weight."""
+    head = EMBEDDING if config.tied_embeddings else HEAD
+    wanted = ((EMBEDDING, options.embedding_bits), (head, options.head_bits))
+    return [name for name, bits in wanted if bits == 8]
 
 
 def describe_recipe(recipe: Mapping[str, Any]) -> str:

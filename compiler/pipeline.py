@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pocketphi.compiler.options import CompileOptions
-from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
+from pocketphi.compiler.options import CompileOptions, eight_bit_weights
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
@@ -51,10 +51,8 @@ def quantization(
 
 
 def eight_bits(options: CompileOptions, config: ModelConfig) -> dict[str, Quantizer]:
-    """The weights that get 8 bits: name → quantizer. A tied embedding and head is one weight."""
-    head = EMBEDDING if config.tied_embeddings else HEAD
-    wanted = [name for name, bits in ((EMBEDDING, options.embedding_bits), (head, options.head_bits)) if bits == 8]
-    return {name: EightBits(0 if options.palette else options.block) for name in wanted}
+    """The quantizers of the weights that get 8 bits, by name."""
+    return {n: EightBits(0 if options.palette else options.block) for n in eight_bit_weights(options, config)}
 
 
 def run_passes(program: Program, passes: Sequence[Pass], dump: Path | None = None, first: int = 0) -> list[PassReport]:

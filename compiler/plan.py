@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pocketphi.compiler.footprint import Footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
@@ -18,7 +19,7 @@ from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.targets.base import RunMemory, Target
+from pocketphi.targets.base import Target
 
 _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
@@ -28,8 +29,7 @@ _CHUNK_COPIES = 14
 class Plan:
     """Sizes in bytes.
 
-    artifact: files of all targets; compile_memory: peak of the compile itself; run: of each target, when it runs;
-    run_memory, kv_cache, context: the same of the first target
+    artifact: files of all targets; compile_memory: peak of the compile itself; run: of each target, when it runs
     """
 
     model: str
@@ -37,17 +37,14 @@ class Plan:
     layers: int
     artifact: int
     compile_memory: int
-    run_memory: int
-    kv_cache: int
-    context: int
-    run: dict[str, RunMemory] = field(default_factory=dict)
+    run: dict[str, Footprint] = field(default_factory=dict)
     applied: dict[str, dict[str, int]] = field(default_factory=dict)
     refused: list[list[str]] = field(default_factory=list)
     operators: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "run": {name: run.as_json() for name, run in self.run.items()}}
 
 
 def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
@@ -59,19 +56,14 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits, special)]
     reports = run_passes(program, passes, options.dump_graphs)
     artifact = check_plan(program, reports, targets, options)
-    context = min(options.context or source.config.max_position, source.config.max_position)
-    run = {target.name: target.run_memory(program, context) for target in targets}
-    first = next(iter(run.values()))
+    offsets = kept_offsets(source) if options.recipe == "keep" else ()
     return Plan(
         model=source.label,
         parameters=source.config.parameters,
         layers=source.config.layers,
         artifact=artifact,
         compile_memory=compile_memory(source.config, options),
-        run_memory=first.weights,
-        kv_cache=first.kv_cache,
-        context=first.tokens,
-        run=run,
+        run={t.name: footprint(source.config, t.name, options, offsets=offsets) for t in targets},
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),

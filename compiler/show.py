@@ -11,6 +11,7 @@ from rich.table import Table
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
+from pocketphi.compiler.footprint import Footprint, bundle_footprint
 from pocketphi.compiler.options import describe_recipe
 from pocketphi.compiler.plan import Plan
 from pocketphi.compiler.run_mlpackage import Ran
@@ -28,7 +29,10 @@ def bundle(made: Bundle) -> None:
     for name, target in manifest["targets"].items():
         found = {**model, **target}  # a target may have its own context, and its own type of cache
         cache = f"{found['context']:,} tokens, {_size(found['kv_cache_bytes_per_token'])} of K/V cache each"
-        table.add_row("context", f"{name}: {cache}" if len(manifest["targets"]) > 1 else cache)
+        memory = _memory(bundle_footprint(made, name))
+        several = len(manifest["targets"]) > 1
+        table.add_row("context", f"{name}: {cache}" if several else cache)
+        table.add_row("memory to run", f"{name}: {memory}" if several else memory)
     table.add_row("operators", ", ".join(f"{n} {name}" for name, n in sorted(manifest["operators"].items())))
     for entry in manifest["passes"]:
         for place, reason in entry["refused"]:
@@ -82,8 +86,7 @@ def plan(made: Plan) -> None:
     table.add_row("files", _size(made.artifact))
     table.add_row("memory to compile", f"about {_size(made.compile_memory)}")
     for name, run in made.run.items():
-        memory = f"about {_size(run.weights)} and {_size(run.kv_cache)} of K/V cache at {run.tokens:,} tokens"
-        table.add_row("memory to run", f"{name}: {memory}" if len(made.run) > 1 else memory)
+        table.add_row("memory to run", f"{name}: {_memory(run)}" if len(made.run) > 1 else _memory(run))
     for name, applied in made.applied.items():
         table.add_row(name, ", ".join(f"{n} {rule}" for rule, n in applied.items()) or "nothing")
     for name, place, reason in made.refused:
@@ -185,6 +188,13 @@ def _table(title: str) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     return table
+
+
+def _memory(run: Footprint) -> str:
+    return (
+        f"about {_size(run.total())}: {_size(run.weights)} of weights, {_size(run.kv_cache())} of K/V cache at "
+        f"{run.context:,} tokens"
+    )
 
 
 def _size(count: int) -> str:

@@ -108,15 +108,6 @@ _INSTEAD = {
 }
 
 
-@dataclass(frozen=True)
-class RunMemory:
-    """Bytes that a model takes when it runs. weights: without the cache; kv_cache: keys and values of `tokens` tokens."""
-
-    weights: int
-    kv_cache: int
-    tokens: int
-
-
 class Target(ABC):
     """A runtime to compile for. name: what the command line calls it; packages: those whose versions decide its bytes."""
 
@@ -137,11 +128,6 @@ class Target(ABC):
     @abstractmethod
     def planned_bytes(self, program: Program) -> int:
         """Size of the files that `package` would write, within 1 %."""
-
-    def run_memory(self, program: Program, context: int) -> RunMemory:
-        """What running the files takes, at a context of so many tokens or the most that they hold: weights mapped and
-        prepacked, and a cache in float32, where a target does not say otherwise."""
-        return RunMemory(2 * self.planned_bytes(program), program.config.kv_cache_bytes(context), context)
 
     def planned_notes(self, program: Program) -> list[str]:
         """What a user should know before a file is written. Raises InputError for what cannot be written as asked."""

@@ -26,7 +26,7 @@ from pocketphi.artifacts.stream import Progress, write_weights
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, op_name
-from pocketphi.targets.base import Packaged, RunMemory, Target
+from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.coreml.blob import ALIGN, header
 from pocketphi.targets.coreml.emitter import STATES
 from pocketphi.targets.coreml.form import Form, make_form
@@ -34,6 +34,7 @@ from pocketphi.targets.coreml.lint import Facts, lint
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
 from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights
+from pocketphi.targets.kv_cache import kv_cache_bytes
 
 _DATA = Path("Data/com.apple.CoreML")
 MODEL_FILE = _DATA / "model.mlmodel"
@@ -99,11 +100,6 @@ class CoreML(Target):
         tokenizer = "swift-transformers must be given a tokenizer: the package names no repository"
         return [best.line(best=True), *(unit.line() for unit in others), *([tokenizer] if unnamed else [])]
 
-    def run_memory(self, program: Program, context: int) -> RunMemory:
-        form = self.form(program)
-        cache = program.config.kv_cache_bytes(form.positions, bytes_per_value=2)
-        return RunMemory(plan_weights(program, form).size, cache, form.context)
-
     def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
         notes = self.planned_notes(program)
         form = self.form(program)
@@ -153,7 +149,7 @@ class CoreML(Target):
             "norm": form.norm,
             "flavor": form.flavor,
             "state_bytes": facts.state_bytes,
-            "kv_cache_bytes_per_token": program.config.kv_cache_bytes(1, bytes_per_value=2),
+            "kv_cache_bytes_per_token": kv_cache_bytes(program.config, self.name),
             "weight_bytes": file.size,
             "compute_units": {unit.name: unit.recorded() for unit in lint(facts)},
         }

@@ -20,7 +20,8 @@ from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
-from pocketphi.targets.base import Packaged, RunMemory, Target
+from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.kv_cache import kv_cache_bytes
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
@@ -57,14 +58,6 @@ class TvmArm(Target):
     def planned_bytes(self, program: Program) -> int:
         return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
 
-    def run_memory(self, program: Program, context: int) -> RunMemory:
-        """model.params is mapped and never copied; beside it lies a chunk's activations."""
-        held = min(context, self.context or context)
-        widest = max(2 * program.config.intermediate_size, program.config.qkv_size)
-        activations = 4 * CHUNK * (widest + 4 * program.config.hidden_size)
-        weights = ParamsFile.plan(program, self.platform.isa).layout.size + activations
-        return RunMemory(weights, self.cache.bytes(program.config, _rounded_up(held)), held)
-
     def planned_notes(self, program: Program) -> list[str]:
         _refuse_unfit(program)
         notes = [self.platform.described(), *self.platform.notes()]
@@ -85,7 +78,7 @@ class TvmArm(Target):
             "platform": self.platform.described(),
             "context": described["context"],
             "kv_cache": self.kv_cache,
-            "kv_cache_bytes_per_token": self.cache.bytes(program.config, 1),
+            "kv_cache_bytes_per_token": kv_cache_bytes(program.config, self.name, self.kv_cache),
             **files,
         }
         return Packaged(_operators(module), digests, notes, details)

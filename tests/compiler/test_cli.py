@@ -73,14 +73,13 @@ def test_the_plan_of_each_target(capsys: pytest.CaptureFixture[str]) -> None:
     targets = ("--target", "ort-mobile", "--target", "coreml", "--embedding-bits", "8", "--head-bits", "8")
     arguments = ("compile", "random:phi-3-mini-4k", "--dry-run", *targets)
     plan = json.loads(run(capsys, *arguments, "--json")[1])
-    assert {name: (r["kv_cache"], r["tokens"]) for name, r in plan["run"].items()} == {
+    assert {name: (r["kv_cache"], r["context"]) for name, r in plan["run"].items()} == {
         "ort-mobile": (786_432 * 4096, 4096),
         "coreml": (393_216 * 2048, 2048),
     }
     assert plan["applied"]["quantize-weights"] == {"embedding_int8": 1, "matmul_int8": 1, "matmul_nbits": 128}
     printed = run(capsys, *arguments)[1]
-    assert "coreml: about 2.25 GB and " in printed
-    assert "805.31 MB of K/V cache at 2,048 tokens" in printed
+    assert "of weights, 805.31 MB of K/V cache at 2,048 tokens" in printed
     assert "coreml: GPU (cpuAndGPU): fit, the one to choose" in printed
     assert "coreml: Neural Engine (cpuAndNeuralEngine): not fit: the weight file has 2,2" in printed
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import write_manifest
+from pocketphi.compiler.footprint import RUNTIMES
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.gguf_file import GgufFile, sample_path
 
@@ -35,7 +36,10 @@ def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
-    (folder / "weights").write_bytes(bytes(1000))
+    for target in targets:
+        weights = folder / RUNTIMES[target].weights_file
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(bytes(1000))
     model = {"parameters": config.parameters, "context": config.max_position, "long_rope_after": None, **changes}
     recipe = {"name": "rtn", "block": 32, "symmetric": True}
     write_manifest(folder, {"source": {"model": "sample"}, "recipe": recipe, "model": model, "targets": targets})
