@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
@@ -88,12 +89,12 @@ def _devices(a: argparse.Namespace) -> int:
 
     chosen = [find_device(a.device, a.devices)] if a.device else list(read_devices(a.devices).values())
     if a.model is None:
-        lines = [
-            f"{d.name:<20} {d.title:<38} {d.ram / 2**30:>2.0f} GiB, "
-            f"an app {d.app / 2**30:.1f} GiB, {d.bandwidth / 1e9:.1f} GB/s"
-            for d in chosen
-        ]
-        _print(a, [vars(device) for device in chosen], "\n".join(lines))
+        lines = [_line(device) for device in chosen]
+        lines += [f"  source    {text}" for text in chosen[0].sources] if a.device else []
+        lines += [f"  estimate  {text}" for text in chosen[0].estimates] if a.device else []
+        lines += ["~: an estimate, not confirmed; --device NAME says where each number is from"]
+        data = [{**vars(device), "estimated": sorted(device.estimated)} for device in chosen]
+        _print(a, data, "\n".join(lines))
         return 0
     targets = tuple(a.target or TARGETS)
     options = CompileOptions(
@@ -121,6 +122,16 @@ def _devices(a: argparse.Namespace) -> int:
     ]
     _print(a, [one.as_json() for one in found], "\n".join(lines))
     return 0 if any(one.ok for one in found) else 1
+
+
+def _line(device: Device) -> str:
+    """A device in one line, with ~ before each number that is an estimate."""
+    mark = {name: "~" if name in device.estimated else "" for name in NUMBERS}
+    return (
+        f"{device.name:<20} {device.title:<38} {mark['ram']}{device.ram / 2**30:.0f} GiB, "
+        f"an app {mark['app']}{device.app / 2**30:.1f} GiB, {mark['bandwidth']}{device.bandwidth / 1e9:.1f} GB/s, "
+        f"{mark['features']}{' '.join(device.features)}".rstrip(" ,~")
+    )
 
 
 def _print(a: argparse.Namespace, data: Any, human: str) -> None:

@@ -14,13 +14,16 @@ from pocketphi.graph.errors import InputError
 
 _TABLE = Path(__file__).with_name("devices.toml")
 _USERS = Path("~/.config/pocketphi/devices.toml")
-_KEYS = ("title", "platform", "ram", "app", "bandwidth", "features", "sources")
+_KEYS = ("title", "platform", "ram", "app", "bandwidth", "features", "sources", "estimates")
+NUMBERS = ("ram", "app", "bandwidth", "features")
+"""What a source or an estimate is of."""
 _PLATFORMS = ("ios", "android", "linux")
 
 
 @dataclass(frozen=True)
 class Device:
-    """ram, app: bytes of the device, and what one app may use; bandwidth: bytes a second at best; features: of its CPU."""
+    """ram, app: bytes of the device, and what one app may use; bandwidth: bytes a second at best; features: of its CPU;
+    sources, estimates: `key: where from` of what was looked up, and of what was not."""
 
     name: str
     title: str
@@ -30,6 +33,12 @@ class Device:
     bandwidth: float
     features: tuple[str, ...]
     sources: tuple[str, ...]
+    estimates: tuple[str, ...] = ()
+
+    @property
+    def estimated(self) -> set[str]:
+        """The numbers that are estimates: without a source."""
+        return set(NUMBERS) - {text.partition(":")[0] for text in self.sources}
 
 
 def read_devices(more: Path | None = None) -> dict[str, Device]:
@@ -55,10 +64,13 @@ def _read(path: Path) -> dict[str, Device]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a table of devices in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not TOML ({error})") from None
-    return {name: _device(path, name, entry) for name, entry in data.items() if name != "defaults"}
+    defaults = data.pop("defaults", {})
+    if not isinstance(defaults, dict) or not all(isinstance(shared, dict) for shared in defaults.values()):
+        raise InputError(f"{path}: defaults is {defaults!r}, expected tables, [defaults.ios]")
+    return {name: _device(path, name, entry, defaults) for name, entry in data.items()}
 
 
-def _device(path: Path, name: str, entry: Any) -> Device:
+def _device(path: Path, name: str, entry: Any, defaults: Mapping[str, Any]) -> Device:
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {name}: expected a table, [{name}], got {entry!r}")
     for key in entry:
@@ -71,6 +83,8 @@ def _device(path: Path, name: str, entry: Any) -> Device:
     if platform not in _PLATFORMS:
         raise InputError(f"{path}: {name}.platform is {platform!r}, expected one of {', '.join(_PLATFORMS)}")
     ram = _bytes(path, name, "ram", entry)
+    shared = defaults.get(platform, {})
+    where = f"defaults.{platform}"
     return Device(
         name=name,
         title=str(entry.get("title", name)),
@@ -79,7 +93,8 @@ def _device(path: Path, name: str, entry: Any) -> Device:
         app=_bytes(path, name, "app", entry) if "app" in entry else ram // 2,
         bandwidth=float(_positive(path, name, "bandwidth", entry)),
         features=tuple(_texts(path, name, "features", entry)),
-        sources=tuple(_texts(path, name, "sources", entry)),
+        sources=(*_texts(path, name, "sources", entry), *_texts(path, where, "sources", shared)),
+        estimates=(*_texts(path, name, "estimates", entry), *_texts(path, where, "estimates", shared)),
     )
 
 

@@ -46,7 +46,29 @@ def test_the_table_is_complete() -> None:
         assert one.app <= one.ram * 7 / 8, one.name
         assert 10e9 < one.bandwidth < 100e9, one.name
         assert "asimddp" in one.features, one.name
-        assert one.sources != (), one.name
+
+
+def test_every_number_has_a_source_or_says_that_it_is_an_estimate() -> None:
+    for one in read_devices().values():
+        looked_up = {text.partition(": ")[0]: text.partition(": ")[2] for text in one.sources}
+        derived = {text.partition(": ")[0]: text.partition(": ")[2] for text in one.estimates}
+        assert looked_up.keys() | derived.keys() == {"ram", "app", "bandwidth", "features"}, one.name
+        assert not looked_up.keys() & derived.keys(), one.name
+        assert all(re.match(r"https?://[^ ]+ \(.+\)$", text) for text in looked_up.values()), one.name
+        assert all(derived.values()), one.name
+        assert one.estimated == derived.keys()
+
+
+def test_estimates_are_marked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["devices", "--device", "raspberry-pi-5"]) == 0
+    printed = capsys.readouterr().out
+    assert " 8 GiB, an app ~7.0 GiB, 17.1 GB/s, ~asimddp fphp\n" in printed
+    assert "  source    bandwidth: https://" in printed
+    assert "  estimate  app: all but " in printed
+    own = tmp_path / "own.toml"
+    own.write_text('[kiosk]\nram = "2GiB"\nbandwidth = 12.8e9\nsources = ["ram: the box"]\n')
+    assert main(["devices", "--device", "kiosk", "--devices", str(own)]) == 0
+    assert " 2 GiB, an app ~1.0 GiB, ~12.8 GB/s" in capsys.readouterr().out
 
 
 def test_every_device_and_family_config_in_no_time() -> None:
@@ -264,6 +286,8 @@ BAD = {
     "[x]\nram = 1\nbandwith = 1\n": "unknown key x.bandwith; did you mean bandwidth?",
     "[x]\nram = 1\nbandwidth = 1\nplatform = 'dos'\n": "x.platform is 'dos', expected one of ios, android, linux",
     "[x]\nram = 1\nbandwidth = 1\nfeatures = 'neon'\n": "x.features is 'neon', expected a list of texts",
+    "defaults = 1\n": "defaults is 1, expected tables, [defaults.ios]",
+    "[defaults]\nios = 1\n": "defaults is {'ios': 1}, expected tables, [defaults.ios]",
     "x = 1\n": "x: expected a table, [x], got 1",
     "[x": "is not TOML",
 }
