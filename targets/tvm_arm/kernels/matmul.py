@@ -262,7 +262,12 @@ class _Body:
         products = self._exact(step, rows) if self.form.exact else self._rounded(step, rows)
         for row, (product, unit) in zip(rows, products):
             scale = step.scale[row % len(step.scale)]
-            factors = (product, scale) if unit is None else (product * scale, unit)
+            if unit is None:
+                factors = product, scale
+            elif self.isa.together > 1:  # no register beyond that of the product, and the unit by element
+                factors = product * scale, unit
+            else:
+                factors = product, scale * unit
             sums[row].set(emit.fma(*factors, sums[row].value, self.lanes))
         if step.offset:
             for row in rows:
