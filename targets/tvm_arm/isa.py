@@ -18,6 +18,8 @@ class Isa:
     pairs:      its product takes 8 columns of two rows, of weights and of activations: both are stored in that order
     signed:     weights are stored as q - 8 and multiplied as 16·(q - 8), which one operation unpacks from either nibble
     tile_rows:  activations that a prefill multiplies with a vector of weights while it is in registers
+    together:   of a tile's rows, whose activations lie together so that one load serves them; each such group goes through
+                all of a step's weights, which are kept in registers
     decode_units: vectors of rows that a decode works on at once, to hide the products' latency and that of memory
     registers:  vector registers
     """
@@ -27,6 +29,7 @@ class Isa:
     lanes: int
     features: tuple[str, ...]
     tile_rows: int
+    together: int = 1
     registers: int = 32
     pairs: bool = False
     signed: bool = False
@@ -53,8 +56,8 @@ ISAS = {
     isa.name: isa
     for isa in (
         Isa("neon", "aarch64", 4, ("neon",), tile_rows=2, decode_units=2),
-        Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), tile_rows=4, signed=True, decode_units=4),
-        Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), 8, pairs=True, signed=True, decode_units=2),
+        Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), 16, 4, signed=True, decode_units=4),
+        Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), 16, 4, pairs=True, signed=True, decode_units=2),
         Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16, decode_units=4),
         Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8, decode_units=4),
     )

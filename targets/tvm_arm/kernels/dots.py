@@ -23,14 +23,35 @@ Activation = Callable[[int, int, int], Expr]
 
 
 class Dots(ABC):
-    """One instruction set's product."""
+    """One instruction set's product.
+
+    patch:  (rows, columns) of activations that lie together, row after row; several rows go through a step one patch after
+            the other, a single one means all rows of a tile at the same time
+    copies: of each row of a patch, one after the other
+    paired: a vector of sums has half of the matrix's rows times two rows of activations, not all of them times one
+    """
+
+    patch = (1, 1)
+    copies = 1
+    paired = False
 
     def __init__(self, isa: Isa) -> None:
         self.lanes, self.signed = isa.lanes, isa.signed
 
     @abstractmethod
     def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
-        """start + the products' sum over a step, for each row of activations: int32 x lanes."""
+        """start + the products' sum over a step, for each row of activations: int32 x lanes. Where sums are `paired`, for two
+        rows of activations and each half of the matrix's."""
+
+    def spread(self, values: Expr) -> list[Expr]:
+        """A value for each of the matrix's rows, as vectors of sums have them: one, or two where they are `paired`."""
+        return [shuffle([values], lanes) for lanes in ([0, 0, 1, 1], [2, 2, 3, 3])] if self.paired else [values]
+
+    def by_row(self, sums: list[Expr]) -> list[Expr]:
+        """The vectors of sums of a tile, as one for each row of activations."""
+        if not self.paired:
+            return sums
+        return [shuffle(sums[2 * (row // 2) :][:2], [row % 2 + 2 * i for i in range(4)]) for row in range(len(sums))]
 
     @abstractmethod
     def quad(self, step: int, words: Words, group: int) -> Expr:
@@ -59,11 +80,15 @@ class FourColumns(Dots):
     def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
         sums = [self.start(value) for value in start]
         half = step // 8
-        for v in range(half):
-            for high in (0, 1):
-                weights = self.nibbles(words(v), high)
-                for row, s in enumerate(sums):
-                    self.add(s, weights, activation, row, 4 * (v + high * half))
+        order = [(v, high) for v in range(half) for high in (0, 1)]
+        if (
+            self.patch[0] > 1
+        ):  # all of the step's weights stay in registers: take activations in the order in which they lie
+            order.sort(key=lambda each: each[1])
+        for v, high in order:
+            weights = self.nibbles(words(v), high)
+            for row, s in enumerate(sums):
+                self.add(s, weights, activation, row, 4 * (v + high * half))
         return [self.finish(s, value) for s, value in zip(sums, start)]
 
     def quad(self, step: int, words: Words, group: int) -> Expr:
@@ -143,55 +168,75 @@ class DotProd(FourColumns):
         return [Register("int32x4", value)]
 
     def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
-        sixteen = T.reinterpret("int32x4", activation(row, column // 16 * 16, 16))
-        a = T.reinterpret("int8x16", shuffle([sixteen], [column // 4 % 4] * 4))
+        sixteen, lane = self.sixteen(activation, row, column)
+        a = T.reinterpret("int8x16", shuffle([T.reinterpret("int32x4", sixteen)], [lane] * 4))
         w = T.reinterpret("int8x16", weights)
         sums[0].set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums[0].value, w, a))
 
     def finish(self, sums: list[Register], start: Expr) -> Expr:
         return sums[0].value
 
+    def sixteen(self, activation: Activation, row: int, column: int) -> tuple[Expr, int]:
+        """The load that has four columns of a row, and which quarter of it they are: here 16 columns."""
+        return activation(row, column // 16 * 16, 16), column // 4 % 4
 
-class Int8MatMul(Dots):
-    """`smmla`: 2 rows × 2 activations × 8 columns. With one row of activations, `sdot` over the same order."""
+
+class DotProdTile(DotProd):
+    """The same for several rows: a load has four columns of four rows."""
+
+    patch = (4, 4)
+
+    def sixteen(self, activation: Activation, row: int, column: int) -> tuple[Expr, int]:
+        return activation(row // 4 * 4, column, 16), row % 4
+
+
+class Int8(Dots):
+    """`sdot` over the order of `smmla`, for one row of activations: two rows × 8 columns, each half of them into a sum."""
+
+    patch = (1, 8)
+    copies = 2
 
     def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
-        found = self._one if len(start) == 1 else self._pairs
-        return [value + sums for value, sums in zip(start, found(len(start), step, words, activation))]
+        made = []
+        for row, value in enumerate(start):
+            sums = [Register("int32x4", ints(0, 4)) for _ in range(2)]
+            for group in range(step // 8):
+                self.add("sdot", sums, row, group, step, words, activation)
+            made.append(value + intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *(s.value for s in sums)))
+        return made
 
     def quad(self, step: int, words: Words, group: int) -> Expr:
         both = [self.plain(v, high) for v, high in self._vectors(step, words, group // 2)]
         return shuffle(both, [group % 2 + 2 * row for row in range(4)])
+
+    def add(
+        self, name: str, sums: list[Register], row: int, group: int, step: int, words: Words, activation: Activation
+    ) -> None:
+        """Add the products of 8 columns, by an instruction, to the sums of rows 0 and 1, and 2 and 3, of the matrix."""
+        a = activation(row, 8 * group, 16)
+        for s, (stored, high) in zip(sums, self._vectors(step, words, group)):
+            w = T.reinterpret("int8x16", self.nibbles(stored, high))
+            s.set(intrinsic("int32x4", f"llvm.aarch64.neon.{name}.v4i32.v16i8", s.value, w, a))
 
     def _vectors(self, step: int, words: Words, group: int) -> list[tuple[Expr, int]]:
         """Where columns 8·group … of rows 0 and 1, and of rows 2 and 3, are stored: a vector and which of its nibbles."""
         half = step // 16
         return [(words(2 * (group % half) + pair), group // half) for pair in range(2)]
 
-    def _weights(self, step: int, words: Words, group: int) -> list[Expr]:
-        return [T.reinterpret("int8x16", self.nibbles(v, high)) for v, high in self._vectors(step, words, group)]
 
-    def _pairs(self, rows: int, step: int, words: Words, activation: Activation) -> list[Expr]:
-        sums = [[Register("int32x4", ints(0, 4)) for _ in range(2)] for _ in range(rows // 2)]
-        for group in range(step // 8):
-            weights = self._weights(step, words, group)
-            for pair, both in enumerate(sums):
-                a = activation(2 * pair, 8 * group, 16)
-                for s, w in zip(both, weights):
-                    s.set(intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", s.value, w, a))
-        made = []
-        for first, second in sums:  # each holds row × activation: r0a0 r0a1 r1a0 r1a1
-            both_rows = [first.value, second.value]
-            made += [shuffle(both_rows, [0, 2, 4, 6]), shuffle(both_rows, [1, 3, 5, 7])]
-        return made
+class Int8MatMul(Int8):
+    """`smmla`: 2 rows × 2 activations × 8 columns; its four sums stay together."""
 
-    def _one(self, rows: int, step: int, words: Words, activation: Activation) -> list[Expr]:
-        sums = [Register("int32x4", ints(0, 4)) for _ in range(2)]
+    patch = (4, 8)
+    copies = 1
+    paired = True
+
+    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+        sums = [Register("int32x4", value) for value in start]
         for group in range(step // 8):
-            a = activation(0, 8 * group, 16)  # the same eight twice
-            for s, w in zip(sums, self._weights(step, words, group)):
-                s.set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", s.value, w, a))
-        return [intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *(s.value for s in sums))]
+            for row in range(0, len(start), 2):
+                self.add("smmla", sums[row : row + 2], row, group, step, words, activation)
+        return [s.value for s in sums]
 
 
 def _bytes(value: int, lanes: int) -> Expr:
@@ -202,14 +247,16 @@ def _int16s(value: int, lanes: int) -> Expr:
     return broadcast(tirx.IntImm("int16", value), lanes)
 
 
-_CLASSES: dict[str, type[Avx2 | Avx512Vnni | DotProd | Int8MatMul | Neon]] = {
+_CLASSES: dict[str, type[Avx2 | Avx512Vnni | DotProd | Int8 | Neon]] = {
     "neon": Neon,
     "dotprod": DotProd,
-    "i8mm": Int8MatMul,
+    "i8mm": Int8,
     "avx2": Avx2,
     "avx512vnni": Avx512Vnni,
 }
+_TILES: dict[str, type[DotProdTile | Int8MatMul]] = {"dotprod": DotProdTile, "i8mm": Int8MatMul}
 
 
-def dots_of(isa: Isa) -> Dots:
-    return _CLASSES[isa.name](isa)
+def dots_of(isa: Isa, tile: bool = False) -> Dots:
+    """The products of rows one by one, or of a tile of several, whose activations some instruction sets want together."""
+    return ((tile and _TILES.get(isa.name)) or _CLASSES[isa.name])(isa)

@@ -11,6 +11,7 @@ Rounding x to s·a, s = max|x| / 127 over a step, changes it by at most s/2: the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,14 +24,18 @@ from pocketphi.graph.int4 import SYMMETRIC_ZERO
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
+from pocketphi.targets.tvm_arm.kernels.activations import Layout, PerStep, Values
 from pocketphi.targets.tvm_arm.kernels.dots import Words, dots_of
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 
-KERNELS = 3
+KERNELS = 4
 """Of the templates, raised when a loop changes so much that schedules tuned for it are no longer the best. They stay right."""
 
 _SIGNED_FACTOR = 16
 """By which signed weights are larger when they are multiplied; see `Isa.signed`."""
+
+_EXACT_ROWS = 8
+"""Of a tile at most, where activations are float32."""
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -78,11 +83,12 @@ class Form:
 
 
 def fitted(schedule: Schedule, form: Form) -> Schedule:
-    """The schedule with the parts that do not divide a matrix left out."""
+    """The schedule with the parts that do not divide a matrix left out. Exact sums have no integers, but twice the floats."""
     matrix = form.matrix
     units = schedule.units if matrix.groups % schedule.units == 0 else 1
     unroll = schedule.unroll if matrix.columns // matrix.step % schedule.unroll == 0 else 1
-    return replace(schedule, units=units, unroll=unroll, rows=1 if form.single else schedule.rows)
+    rows = 1 if form.single else min(schedule.rows, _EXACT_ROWS) if form.exact else schedule.rows
+    return replace(schedule, units=units, unroll=unroll, rows=rows)
 
 
 def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc:
@@ -107,12 +113,25 @@ def weight_argument(part: str, matrix: Interleaved) -> Any:
     return T.arg(part, T.buffer((matrix.groups * values,), dtype, layout=None))
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One step of one unit: where it is, and the unit's scales, zero points and offsets in the order of vectors of sums."""
+
+    t: Expr
+    first_row: Expr
+    words: Words
+    scale: list[Expr]
+    zero: list[Expr] | None
+    offset: list[Expr] | None
+
+
 class _Body:
     """The statements of one function."""
 
     def __init__(self, isa: Isa, form: Form, schedule: Schedule, m: Expr, x: Any, held: dict[str, Any], y: Any) -> None:
         self.isa, self.form, self.schedule = isa, form, schedule
-        self.matrix, self.dots = form.matrix, dots_of(isa)
+        tile = not (form.single or form.exact) and schedule.rows % isa.together == 0
+        self.matrix, self.dots = form.matrix, dots_of(isa, tile)
         self.m, self.x, self.held, self.y = m, x, held, y
         self.lanes, self.step = isa.lanes, form.matrix.step
         self.steps = form.matrix.columns // self.step
@@ -122,14 +141,14 @@ class _Body:
         rows = self.schedule.rows
         tiles = 1 if self.form.single else (self.m + (rows - 1)) // rows
         padded = 1 if self.form.single else tiles * rows
+        layout = Layout(self.dots, padded, self.steps, rows)
         if not self.form.exact:
-            twice = 2 if self.isa.pairs and self.form.single else 1
-            self.values = T.alloc_buffer((twice * padded * self.matrix.columns,), "int8", layout=None)
-            self.scales = T.alloc_buffer((padded, self.steps), "float32", layout=None)
+            self.values = Values(layout, self.step)
+            self.scales = PerStep(layout, "float32")
             if self.subtracts:
-                self.minus = T.alloc_buffer((padded, self.steps), "int32", layout=None)
+                self.minus = PerStep(layout, "int32")
         if self.form.offset:
-            self.sums = T.alloc_buffer((padded, self.steps), "float32", layout=None)
+            self.sums = PerStep(layout, "float32")
         if not self.form.exact or self.form.offset:
             with T.serial(0, padded) if self.form.single else T.parallel(0, padded) as row:
                 self._prepare(row)
@@ -154,7 +173,7 @@ class _Body:
                 total = loads[0]
                 for value in loads[1:]:
                     total = total + value
-                T.buffer_store(self.sums, emit.total(total, self.lanes), [row, t])
+                self.sums.store(row, t, emit.total(total, self.lanes))
             if not self.form.exact:
                 self._round(row, t, loads)
 
@@ -164,7 +183,7 @@ class _Body:
             largest = emit.maximum(largest, emit.absolute(value, self.lanes), self.lanes)
         peak = Register("float32", emit.largest(largest, self.lanes)).value
         unit = 1 / 127 / (_SIGNED_FACTOR if self.isa.signed else 1)
-        T.buffer_store(self.scales, peak * tirx.FloatImm("float32", unit), [row, t])
+        self.scales.store(row, t, peak * tirx.FloatImm("float32", unit))
         inverse = tirx.Select(
             peak > tirx.FloatImm("float32", 0), tirx.FloatImm("float32", 127) / peak, tirx.FloatImm("float32", 0)
         )
@@ -174,31 +193,11 @@ class _Body:
             near = emit.nearest(value * broadcast(factor, self.lanes), self.lanes)
             whole = Register(vector("int32", self.lanes), T.cast(near, vector("int32", self.lanes))).value
             total = whole if total is None else total + whole
-            self._store_values(row, t, number * self.lanes, whole)
+            narrow = T.cast(whole, vector("int8", self.lanes))
+            self.values.store(row, t, number * self.lanes, narrow, self.lanes)
         if self.subtracts:
             times = _SIGNED_FACTOR if self.isa.signed else 1 if self.form.zero else SYMMETRIC_ZERO
-            minus = emit.total(total, self.lanes) * tirx.IntImm("int32", -times)
-            T.buffer_store(self.minus, minus, [row, t])
-
-    def _store_values(self, row: Expr, t: Expr, start: int, whole: Expr) -> None:
-        narrow = T.cast(whole, vector("int8", self.lanes))
-        if not self.isa.pairs:
-            self._store_some(row, t * self.step + start, narrow, self.lanes)
-            return
-        for first in range(0, self.lanes, 8):
-            lanes = min(8, self.lanes)
-            picked = narrow if lanes == self.lanes else emit.shuffle([narrow], list(range(first, first + lanes)))
-            for copy in range(2 if self.form.single else 1):  # one row is its own pair
-                self._store_some(row + copy, t * self.step + start + first, picked, lanes)
-
-    def _store_some(self, row: Expr, column: Expr, values: Expr, lanes: int) -> None:
-        T.buffer_store(self.values, values, [tirx.Ramp(self._index(row, column), 1, lanes)])
-
-    def _index(self, row: Expr, column: Expr) -> Expr:
-        """Where an activation lies: row after row, or 8 columns of two rows together."""
-        if not self.isa.pairs:
-            return row * self.matrix.columns + column
-        return (row // 2) * (2 * self.matrix.columns) + (column // 8) * 16 + (row % 2) * 8 + column % 8
+            self.minus.store(row, t, emit.total(total, self.lanes) * tirx.IntImm("int32", -times))
 
     # products
 
@@ -209,16 +208,28 @@ class _Body:
         panels = self.matrix.groups // units
         groups = [unit * panels + panel for unit in range(units)]
         sums = [[Register(vector("float32", lanes), floats(0.0, lanes)) for _ in range(rows)] for _ in range(units)]
+        present = self._present(first_row)
         with T.serial(0, self.steps // self.schedule.unroll) as turn:
             for t in (turn * self.schedule.unroll + i for i in range(self.schedule.unroll)):
                 for group, totals in zip(groups, sums):
-                    self._unit(group, t, first_row, totals)
+                    self._unit(group, t, first_row, present, totals)
         for group, totals in zip(groups, sums):
-            for row, total in enumerate(totals):
-                self._store(group, first_row + row, total.value)
+            for row, total in enumerate(self.dots.by_row([total.value for total in totals])):
+                self._store(group, first_row + row, total)
 
-    def _unit(self, group: Expr, t: Expr, first_row: Expr, sums: list[Register]) -> None:
-        """Add one step of one unit of rows to the tile's sums."""
+    def _present(self, first_row: Expr) -> Expr | None:
+        """Bit r says that row r of the tile is there: int32. None where rows are not looked at in groups."""
+        if self.dots.patch[0] == 1:
+            return None
+        rows = tirx.Min(self.m - first_row, tirx.IntImm("int64", self.schedule.rows))
+        return Register("int32", (tirx.IntImm("int32", 1) << T.cast(rows, "int32")) - 1).value
+
+    def _unit(self, group: Expr, t: Expr, first_row: Expr, present: Expr | None, sums: list[Register]) -> None:
+        """Add one step of one unit of rows to the tile's sums.
+
+        Groups of rows that are not there are jumped over. The jump has a second use: LLVM does not mix what is on either
+        side of it, for which there would be too few registers.
+        """
         lanes, size = self.lanes, self.lanes * self.step // 2
         base = (group * self.steps + t) * size
         block = (group * self.matrix.blocks + t * self.step // self.matrix.block) * lanes
@@ -228,54 +239,72 @@ class _Body:
         def words(v: int) -> Expr:
             return load(self.held["q"], [base + 4 * lanes * v], 4 * lanes)
 
-        def held(part: str) -> Expr:
-            return Register(vector("float32", lanes), load_float(self.held[part], [block], lanes)).value
+        def held(part: str) -> list[Expr]:
+            return self._spread(load_float(self.held[part], [block], lanes), "float32")
 
-        scale = held("scale")
-        zero = None
+        scale, zero = held("scale"), None
         if self.form.zero:
             stored = load(self.held["zero"], [block], lanes)
-            zero = Register(vector("int32", lanes), T.cast(stored, vector("int32", lanes))).value
-        products = self._exact if self.form.exact else self._rounded
-        for row, (product, unit) in enumerate(products(t, first_row, words, zero)):
-            factor = scale if unit is None else scale * broadcast(unit, lanes)
-            sums[row].set(emit.fma(product, factor, sums[row].value, lanes))
-        if self.form.offset:
-            offset = held("offset")
-            for row, s in enumerate(sums):
-                s.set(emit.fma(broadcast(self.sums[first_row + row, t], lanes), offset, s.value, lanes))
+            zero = self._spread(T.cast(stored, vector("int32", lanes)), "int32")
+        step = _Step(t, first_row, words, scale, zero, held("offset") if self.form.offset else None)
+        several = self.dots.patch[0] if present is not None else len(sums)
+        for first in range(0, len(sums), several):
+            with _where(None if first == 0 else (present & tirx.IntImm("int32", 1 << first)) != 0):
+                self._add(step, range(first, first + several), sums)
 
-    def _rounded(self, t: Expr, first_row: Expr, words: Words, zero: Expr | None) -> Iterator[tuple[Expr, Expr]]:
-        """For each row of the tile (Σ (q - zero)·a in float32, or 16 times that, and the scale of its activations).
+    def _spread(self, values: Expr, dtype: str) -> list[Expr]:
+        """A value for each of the matrix's rows, in registers of sums' order."""
+        dtype = vector(dtype, self.lanes)
+        return [Register(dtype, part).value for part in self.dots.spread(Register(dtype, values).value)]
+
+    def _add(self, step: _Step, rows: range, sums: list[Register]) -> None:
+        """Add a step's products with some rows of the tile."""
+        products = self._exact(step, rows) if self.form.exact else self._rounded(step, rows)
+        for row, (product, unit) in zip(rows, products):
+            scale = step.scale[row % len(step.scale)]
+            if unit is None:
+                factors = product, scale
+            elif self.isa.together > 1:  # no register beyond that of the product, and the unit by element
+                factors = product * scale, unit
+            else:
+                factors = product, scale * unit
+            sums[row].set(emit.fma(*factors, sums[row].value, self.lanes))
+        if step.offset:
+            for row in rows:
+                offset = step.offset[row % len(step.offset)]
+                x = self.sums.load(step.first_row, row, step.t)
+                sums[row].set(emit.fma(x, offset, sums[row].value, self.lanes))
+
+    def _rounded(self, step: _Step, rows: range) -> Iterator[tuple[Expr, Expr]]:
+        """For each vector of these rows' sums (Σ (q - zero)·a in float32, or 16 times that, and the scales of its activations).
 
         `minus` holds -Σ a, times the zero point where that is the same for all, and times 16 where weights are signed.
         """
-        lanes = self.lanes
+        lanes, at = self.lanes, step.first_row
 
         def activation(row: int, column: int, count: int) -> Expr:
-            return load(self.values, [self._index(first_row + row, t * self.step + column)], count)
+            return self.values.load(at, rows[row], step.t, column, count)
 
-        rows = [first_row + row for row in range(self.schedule.rows)]
-        start = [broadcast(self.minus[row, t], lanes) if self.subtracts else ints(0, lanes) for row in rows]
-        if zero is not None:
-            beyond = zero - ints(SYMMETRIC_ZERO, lanes) if self.isa.signed else zero
-            start = [beyond * value for value in start]
-        for row, product in zip(rows, self.dots.products(start, self.step, words, activation)):
-            yield T.cast(product, vector("float32", lanes)), self.scales[row, t]
+        start = [self.minus.load(at, row, step.t) if self.subtracts else ints(0, lanes) for row in rows]
+        if step.zero:
+            beyond = [zero - ints(SYMMETRIC_ZERO, lanes) for zero in step.zero] if self.isa.signed else step.zero
+            start = [beyond[row % len(beyond)] * value for row, value in zip(rows, start)]
+        for row, product in zip(rows, self.dots.products(start, self.step, step.words, activation)):
+            yield T.cast(product, vector("float32", lanes)), self.scales.load(at, row, step.t)
 
-    def _exact(self, t: Expr, first_row: Expr, words: Words, zero: Expr | None) -> Iterator[tuple[Expr, Expr | None]]:
+    def _exact(self, step: _Step, rows: range) -> Iterator[tuple[Expr, Expr | None]]:
         """For each row of the tile (Σ (q - zero)·x in float32, no further scale)."""
-        lanes, rows = self.lanes, range(self.schedule.rows)
-        zero = ints(SYMMETRIC_ZERO, lanes) if zero is None else zero
+        lanes = self.lanes
+        zero = step.zero[0] if step.zero else ints(SYMMETRIC_ZERO, lanes)
         inner = [Register(vector("float32", lanes), floats(0.0, lanes)) for _ in rows]
-        sources = [self._row(tirx.Min(first_row + row, self.m - 1)) for row in rows]
+        sources = [self._row(tirx.Min(step.first_row + row, self.m - 1)) for row in rows]
         for group in range(self.step // 4):
-            quad = Register(vector("int32", lanes), self.dots.quad(self.step, words, group)).value
+            quad = Register(vector("int32", lanes), self.dots.quad(self.step, step.words, group)).value
             for column in range(4):
                 q = (quad >> ints(8 * column, lanes)) & ints(0xFF, lanes)
                 weight = Register(vector("float32", lanes), T.cast(q - zero, vector("float32", lanes))).value
                 for row in rows:
-                    x = broadcast(self.x[sources[row], t * self.step + 4 * group + column], lanes)
+                    x = broadcast(self.x[sources[row], step.t * self.step + 4 * group + column], lanes)
                     inner[row].set(emit.fma(weight, x, inner[row].value, lanes))
         for product in inner:
             yield product.value, None
@@ -309,3 +338,13 @@ class _Body:
 
     def _row(self, row: Expr) -> Expr:
         return 0 if self.form.single else row
+
+
+@contextlib.contextmanager
+def _where(condition: Expr | None) -> Iterator[None]:
+    """Statements that only run where a condition holds, if there is one."""
+    if condition is None:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield

@@ -15,6 +15,8 @@ _PREFETCH = (0, 1024, 4096)
 
 _TEMPORARIES = 6
 """Registers beside the sums: two vectors of weights, their nibbles, the activations, the mask."""
+_UNPACKED = 12
+"""The same where a step's weights stay in registers: eight vectors of them, two of scales, two of activations."""
 
 
 def default_schedule(isa: Isa, form: Form) -> Schedule:
@@ -36,9 +38,11 @@ def space(isa: Isa, form: Form) -> list[Schedule]:
 
 def registers(isa: Isa, schedule: Schedule) -> int:
     """Vector registers that a loop body needs: float sums of all units, int sums of the one that it works on."""
+    if isa.together > 1 and schedule.rows > 1:
+        return schedule.units * schedule.rows + isa.together + _UNPACKED
     ints = 2 if isa.name == "neon" or (isa.pairs and schedule.rows == 1) else 1
     return (schedule.units + ints) * schedule.rows + _TEMPORARIES
 
 
 def _rows(isa: Isa) -> list[int]:
-    return [rows for rows in _ROWS if not (isa.pairs and rows % 2)]
+    return [rows for rows in _ROWS if rows % isa.together == 0]

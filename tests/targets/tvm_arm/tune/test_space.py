@@ -6,6 +6,7 @@ import pytest
 
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
+from pocketphi.targets.tvm_arm.kernels.dots import dots_of
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, fitted
 from pocketphi.targets.tvm_arm.tune.space import default_schedule, registers, space
 
@@ -26,9 +27,11 @@ def test_schedules_are_different_and_legal(name: str, single: bool) -> None:
     assert {s.rows for s in made} == {1} if single else {s.prefetch for s in made} == {0}
 
 
-def test_smmla_takes_rows_in_pairs() -> None:
-    assert {s.rows % 2 for s in space(ISAS["i8mm"], form("i8mm", single=False))} == {0}
-    assert 3 in {s.rows for s in space(ISAS["dotprod"], form("dotprod", single=False))}
+@pytest.mark.parametrize("name", ["dotprod", "i8mm"])
+def test_tiles_are_made_of_rows_that_lie_together(name: str) -> None:
+    assert ISAS[name].together == dots_of(ISAS[name], tile=True).patch[0] == 4
+    assert {s.rows % 4 for s in space(ISAS[name], form(name, single=False))} == {0}
+    assert 3 in {s.rows for s in space(ISAS["avx512vnni"], form("avx512vnni", single=False))}
 
 
 def test_units_and_unroll_divide_the_matrix() -> None:
