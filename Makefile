@@ -26,11 +26,14 @@ $(INSTALLED): requirements.txt setup.cfg
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
+# a file's tests stay in one process: they share what they compile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not sample"
+	$(PYTEST) -m "not sample"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

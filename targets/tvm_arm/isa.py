@@ -21,6 +21,7 @@ class Isa:
     together:   of a tile's rows, whose activations lie together so that one load serves them; each such group goes through
                 all of a step's weights, which are kept in registers
     decode_units: vectors of rows that a decode works on at once, to hide the products' latency and that of memory
+    decode_unroll: steps of columns in a decode's loop body, as far as the registers allow: fewer instructions for addresses
     registers:  vector registers
     """
 
@@ -34,6 +35,7 @@ class Isa:
     pairs: bool = False
     signed: bool = False
     decode_units: int = 1
+    decode_unroll: int = 1
 
     def target(self, system: str = "linux", cpu: str | None = None) -> dict[str, Any]:
         """The target as TVM takes it. cpu: LLVM's name, whose pipeline instructions are scheduled for."""
@@ -49,6 +51,7 @@ TRIPLES = {
     ("ios", "aarch64"): "arm64-apple-ios16.0",
 }
 
+_I8MM = ("neon", "dotprod", "i8mm")
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 
@@ -56,8 +59,8 @@ ISAS = {
     isa.name: isa
     for isa in (
         Isa("neon", "aarch64", 4, ("neon",), tile_rows=2, decode_units=2),
-        Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), 16, 4, signed=True, decode_units=4),
-        Isa("i8mm", "aarch64", 4, ("neon", "dotprod", "i8mm"), 16, 4, pairs=True, signed=True, decode_units=2),
+        Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), 16, 4, signed=True, decode_units=2, decode_unroll=2),
+        Isa("i8mm", "aarch64", 4, _I8MM, 16, 4, pairs=True, signed=True, decode_unroll=4),
         Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16, decode_units=4),
         Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8, decode_units=4),
     )

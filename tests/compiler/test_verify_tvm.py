@@ -179,7 +179,7 @@ def test_the_plan_has_the_bytes_of_the_cache(cache: str, row: int, capsys: pytes
     """random:tiny has 2·3·2 rows of 16 values a token."""
     arguments = ["--target", "tvm-arm", "--os", "host", "--kv-cache", cache, "--context", "100", "--dry-run", "--json"]
     assert main(["compile", "random:tiny", *arguments]) == 0
-    assert json.loads(capsys.readouterr().out)["kv_cache"] == 112 * 2 * 3 * 2 * row
+    assert json.loads(capsys.readouterr().out)["run"]["tvm-arm"]["kv_cache"] == 112 * 2 * 3 * 2 * row
 
 
 def test_commands(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

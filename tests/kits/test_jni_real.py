@@ -25,10 +25,8 @@ needs_qemu = pytest.mark.skipif(jni.missing() is not None, reason=str(jni.missin
 needs_host = pytest.mark.skipif(jni.missing(host_arch()) is not None, reason=str(jni.missing(host_arch())))
 
 
-def made(out: Path, system: str, cpu: str | None = None) -> Path:
-    compile_model(
-        CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", system=system, cpu=cpu, verify="never")
-    )
+def made(out: Path, os: str, cpu: str | None = None) -> Path:
+    compile_model(CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os=os, cpu=cpu, verify="never"))
     return out
 
 

@@ -53,7 +53,7 @@ class Schedule:
 
 
 def decode_schedule(isa: Isa) -> Schedule:
-    return Schedule(units=isa.decode_units)
+    return Schedule(units=isa.decode_units, unroll=isa.decode_unroll)
 
 
 def prefill_schedule(isa: Isa) -> Schedule:
@@ -86,7 +86,8 @@ def fitted(schedule: Schedule, form: Form) -> Schedule:
     """The schedule with the parts that do not divide a matrix left out. Exact sums have no integers, but twice the floats."""
     matrix = form.matrix
     units = schedule.units if matrix.groups % schedule.units == 0 else 1
-    unroll = schedule.unroll if matrix.columns // matrix.step % schedule.unroll == 0 else 1
+    steps = matrix.columns // matrix.step
+    unroll = next(count for count in range(schedule.unroll, 0, -1) if steps % count == 0)
     rows = 1 if form.single else min(schedule.rows, _EXACT_ROWS) if form.exact else schedule.rows
     return replace(schedule, units=units, unroll=unroll, rows=rows)
 

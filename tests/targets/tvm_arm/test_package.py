@@ -17,6 +17,8 @@ from tvm_kernels import here
 
 pytest.importorskip("tvm")
 
+from pocketphi.compiler.footprint import footprint
+from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import digest, materialize
@@ -105,7 +107,8 @@ def test_the_memory_of_a_cache(cache: str, tmp_path: Path) -> None:
     program.config = config
     target = TvmArm(Platform.of("host"), kv_cache=cache)
     a_token = 2 * config.layers * config.kv_heads * {"fp16": 2 * config.head_dim, "int8": config.head_dim + 4}[cache]
-    assert target.run_memory(program, 100).kv_cache == 112 * a_token
+    options = CompileOptions("-", tmp_path, ("tvm-arm",), context=100, os="host", kv_cache=cache)
+    assert footprint(config, "tvm-arm", options).kv_cache() == 112 * a_token
     made = target.package(program, tmp_path, lambda amount: None)
     assert (made.details["kv_cache"], made.details["kv_cache_bytes_per_token"]) == (cache, a_token)
     held = json.loads((tmp_path / "model.json").read_text())["cache"]
