@@ -18,7 +18,7 @@ from typing import Any
 
 from pocketphi.compiler import __version__, tune_command
 from pocketphi.compiler.cli_build import add_build_commands
-from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments
+from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments, form_options
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.read_ahead import read_ahead
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
@@ -257,11 +257,7 @@ def _options(a: argparse.Namespace) -> CompileOptions:
         out=out,
         targets=tuple(dict.fromkeys(a.target or ["ort-mobile"])),
         recipe=a.recipe,
-        block=a.block,
-        symmetric=not a.asymmetric,
-        palette=a.palette,
-        embedding_bits=a.embedding_bits,
-        head_bits=a.head_bits,
+        **form_options(a),
         context=a.context,
         calibration=a.calibration,
         calibration_tokens=a.calibration_tokens,

@@ -55,6 +55,12 @@ def form_arguments(p: argparse.ArgumentParser) -> None:
         p.add_argument(f"--{what}-bits", type=int, choices=[4, 8], default=4, help="default %(default)s")
 
 
+def form_options(a: argparse.Namespace) -> dict[str, Any]:
+    """What `form_arguments` read, as `CompileOptions` calls it."""
+    kept = {name: getattr(a, name) for name in ("block", "palette", "embedding_bits", "head_bits")}
+    return {**kept, "symmetric": not a.asymmetric}
+
+
 def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
     """`--device`, `--devices` and, for a compile, `--fit`."""
     p.add_argument(
@@ -102,11 +108,7 @@ def _devices(a: argparse.Namespace) -> int:
         Path("-"),
         targets,
         recipe="rtn",
-        block=a.block,
-        symmetric=not a.asymmetric,
-        palette=a.palette,
-        embedding_bits=a.embedding_bits,
-        head_bits=a.head_bits,
+        **form_options(a),
         context=a.context,
         kv_cache=a.kv_cache,
     )

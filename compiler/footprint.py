@@ -157,7 +157,7 @@ def footprint(
     sizes = {name: matrix.bytes(runtime) for name, matrix in matrices.items()}
     norms = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 1) * runtime.float_bytes
     longest = min(options.context or config.max_position, config.max_position)
-    held = context or min(longest, runtime.context if options.context is None else longest)
+    held = context or (longest if options.context else min(longest, runtime.context))
     chunk = _chunk(options, target, held)
     multiple = runtime.kv_multiple or chunk or 1
     # Core ML's tables end where its cache does

@@ -77,9 +77,8 @@ class Quantizer(ABC):
         or a scale would not be."""
         w = source.unchecked(start, stop)
         made = self.quantize(w, feedback)
-        if not torch.isfinite(
-            made.half_values.sum()
-        ):  # an odd value makes the scale of its block odd, in every quantizer
+        # an odd value makes the scale of its block odd, in every quantizer
+        if not torch.isfinite(made.half_values.sum()):
             odd = ~torch.isfinite(made.half_values).all(1)
             source.refuse_odd(w, start)
             row = start + self.group * int(odd.int().argmax())

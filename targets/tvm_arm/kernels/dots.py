@@ -81,9 +81,8 @@ class FourColumns(Dots):
         sums = [self.start(value) for value in start]
         half = step // 8
         order = [(v, high) for v in range(half) for high in (0, 1)]
-        if (
-            self.patch[0] > 1
-        ):  # all of the step's weights stay in registers: take activations in the order in which they lie
+        if self.patch[0] > 1:
+            # all of the step's weights stay in registers: take activations in the order in which they lie
             order.sort(key=lambda each: each[1])
         for v, high in order:
             weights = self.nibbles(words(v), high)

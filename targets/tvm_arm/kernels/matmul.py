@@ -83,7 +83,7 @@ class Form:
 
 
 def fitted(schedule: Schedule, form: Form) -> Schedule:
-    """The schedule with the parts that do not divide a matrix left out. Exact sums have no integers, but twice the floats."""
+    """The schedule with the parts that do not divide a matrix made less. Exact sums have no integers, but twice the floats."""
     matrix = form.matrix
     units = schedule.units if matrix.groups % schedule.units == 0 else 1
     steps = matrix.columns // matrix.step
