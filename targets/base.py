@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,8 +98,9 @@ class Host(ABC):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @abstractmethod
-    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
-        """Other ways to run the bundle as it is saved, by name: another runtime that is installed, another file in it."""
+    def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
+        """Other ways to run the bundle as it is saved, to be opened, by name: another runtime that is installed, another file
+        in it."""
 
 
 _FORMS = {"palette": "a palette", "int8": "int8"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class CoreMLHost(Host):
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         return [self._typecheck(), self._headroom(prompt)]
 
-    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
+    def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
         return {}
 
     def write_extras(self, prompt: torch.Tensor) -> None:

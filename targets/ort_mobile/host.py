@@ -38,12 +38,12 @@ class OrtHost(Host):
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
 
-    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
-        others: dict[str, Runner] = {}
+    def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
+        others: dict[str, Callable[[], Runner]] = {}
         if importlib.util.find_spec("onnxruntime_genai"):
-            others["onnxruntime-genai"] = GenaiRunner(self.folder, max_tokens)
+            others["onnxruntime-genai"] = lambda: GenaiRunner(self.folder, max_tokens)
         if (self.folder / ORT_FILE).is_file():
-            others[ORT_FILE] = OrtRunner(self.folder, max_tokens, file=ORT_FILE)
+            others[ORT_FILE] = lambda: OrtRunner(self.folder, max_tokens, file=ORT_FILE)
         return others
 
     def _levels(self) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class TvmHost(Host):
     def peak_bytes(self, runner: Runner) -> int:
         return runner.peak_bytes if isinstance(runner, TvmRunner) else super().peak_bytes(runner)
 
-    def other_runners(self, max_tokens: int) -> dict[str, Runner]:
+    def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
         return {}
 
 
@@ -73,10 +74,10 @@ class TvmRunner:
         if tokens.shape[0] != 1:
             raise ValueError(f"{tokens.shape[0]} rows: the runtime holds one sequence")
         row = tokens[0].tolist()
-        if self.every_position:
-            logits = self.process.every_position(row)
+        if len(row) == 1:
+            logits = self.process.decode(row[0])
         else:
-            logits = self.process.decode(row[0]) if len(row) == 1 else self.process.prefill(row)
+            logits = self.process.every_position(row) if self.every_position else self.process.prefill(row)
         return torch.from_numpy(logits.copy()).view(1, -1, self.process.vocab)
 
     @property

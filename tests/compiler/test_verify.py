@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.compiler.verify import Check, Verification, verify_folder
 from pocketphi.graph import random_weights
 from pocketphi.graph.config import LongRope
@@ -32,6 +33,15 @@ def failed(result: Verification) -> list[str]:
     return [check.name for check in result.checks if not check.ok]
 
 
+@pytest.fixture
+def tiny_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """random:tiny-long: LongRoPE from 140 tokens on, no window."""
+    rope = LongRope(tuple([1.0] * 8), tuple(1.0 + i for i in range(8)), 140)
+    monkeypatch.setitem(
+        random_weights.PUBLISHED, "tiny-long", replace(PUBLISHED["tiny"], sliding_window=None, long_rope=rope)
+    )
+
+
 def test_a_good_bundle_passes_every_check(tiny_bundle: Path) -> None:
     result = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui())
     assert failed(result) == []
@@ -39,6 +49,27 @@ def test_a_good_bundle_passes_every_check(tiny_bundle: Path) -> None:
     for part in ("bit for bit", "prefill, exact", "decode, as saved", "greedy", "decode past the window of 48"):
         assert part in names
     assert "onnxruntime-genai, past the window" in names  # onnxruntime-genai sees the same window
+
+
+@pytest.mark.parametrize(("model", "context"), [("random:tiny", None), ("random:tiny", 40), ("random:tiny-long", None)])
+def test_progress_ends_where_it_was_said_to(model: str, context: int | None, tmp_path: Path, tiny_long: None) -> None:
+    bundle = compile_model(CompileOptions(model, tmp_path / "b", recipe="rtn", verify="never", context=context))
+    ui = Counting()
+    verify_folder(bundle.path, bundle.manifest, ui)
+    assert ui.done == ui.total > 150
+
+
+class Counting(Ui):
+    """Adds up one task."""
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
+        self.total, self.done = total, 0
+
+        def advance(amount: int) -> None:
+            self.done += amount
+
+        yield advance
 
 
 def test_the_reference_measures_quantization_apart(tiny_bundle: Path) -> None:
@@ -127,11 +158,7 @@ def test_a_broken_lowering_is_caught(
     assert expected in failed(result)
 
 
-def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rope = LongRope(tuple([1.0] * 8), tuple(1.0 + i for i in range(8)), 140)
-    monkeypatch.setitem(
-        random_weights.PUBLISHED, "tiny-long", replace(PUBLISHED["tiny"], sliding_window=None, long_rope=rope)
-    )
+def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_long: None) -> None:
     bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
     checks = {check["name"]: check for check in bundle.manifest["verification"]["checks"]}
     assert checks["KL LongRoPE at 140 tokens"]["ok"]

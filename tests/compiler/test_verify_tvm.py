@@ -142,6 +142,20 @@ def cache_of_another_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lowering._RULES, "edge.attention", rule)
 
 
+def decode_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact function of one token, which nothing but its own check runs, leaves the residual out."""
+    rule = lowering._RULES["edge.add_rms_norm"]
+
+    def broken(function: Any, node: Any) -> None:
+        right = node.args
+        if function.way.single and function.way.exact:
+            node.args = (right[1], *right[1:])
+        rule(function, node)
+        node.args = right
+
+    monkeypatch.setitem(lowering._RULES, "edge.add_rms_norm", broken)
+
+
 @pytest.mark.parametrize(
     ("break_it", "check"),
     [
@@ -150,6 +164,7 @@ def cache_of_another_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         (no_window, "window"),
         (sees_the_next_token, "KL prefill, exact"),
         (cache_of_another_layer, "KL decode, exact"),
+        (decode_adds_nothing, "KL decode, exact"),
     ],
 )
 def test_a_broken_lowering_is_caught(

@@ -9,8 +9,8 @@ import torch
 
 from pocketphi.artifacts.kits.reference import Rules
 from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.numerics import generate
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.verify import generate
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
 

@@ -1,0 +1,172 @@
+"""Lowering error: the saved files, run by their own runtime, against the quantized program in torch, token for token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from pocketphi.compiler.measure import distance
+from pocketphi.compiler.text import random_tokens
+from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.program import Program
+from pocketphi.targets.base import Check, Host, Runner
+
+_DECODE, _DECODE_OTHERS = 64, 8
+"""Steps with the cache, at most: of the files in their runtime, and of the same files in another."""
+
+_BEFORE, _AFTER = 3, 9
+"""Tokens that a decode across the window's edge starts before it, and that it goes on past it."""
+
+
+@dataclass
+class Numerics:
+    """The numeric checks of one target.
+
+    prompt: int64 [1, S], a text; limit: tokens that the files hold; keep: hold the program's weights in memory
+    taken:  called with the tokens that a runner of the files took; `tokens` in all
+    """
+
+    host: Host
+    program: Program
+    prompt: torch.Tensor
+    limit: int
+    keep: bool
+    taken: Callable[[int], None] = field(default=lambda count: None)
+
+    def __post_init__(self) -> None:
+        config = self.program.config
+        room, rope = self.limit - self.prompt.shape[1], config.long_rope
+        self._steps, self._steps_others = min(_DECODE, room), min(_DECODE_OTHERS, room - 1)
+        past = (config.sliding_window or 0) + _AFTER
+        self._window = config.sliding_window if past < self.limit else None
+        self._switch = rope.original_max_position if rope and rope.original_max_position < self.limit else None
+        self._others = list(self.host.other_runners(self.limit))
+
+    @property
+    def tokens(self) -> int:
+        """What the checks run through the files."""
+        others = len(self._others)
+        text = self.prompt.shape[1] + self._steps
+        count = 3 * text - 1  # all of them as saved and exact, and the greedy choice, whose last one is not run
+        if self._window:
+            count += (2 + (others + 1 if others else 0)) * (self._window + _AFTER)
+        if self._switch:
+            count += 3 * self._switch + 2
+        return count + ((others + 1) * (self.prompt.shape[1] + self._steps_others) if others else 0)
+
+    def checks(self) -> Iterable[Check]:
+        """All of them, one after the other."""
+        yield from self._text()
+        if self._window:
+            yield from self._past_the_window(self._window)
+        if self._switch:
+            yield from self._long_rope(self._switch)
+        yield from self._other_runtimes()
+
+    def _text(self) -> Iterable[Check]:
+        """Prefill and decode with the cache, exact and as saved; greedy choice."""
+        start, total = self.prompt.shape[1], self.prompt.shape[1] + self._steps
+        saved, exactly = self.host.saved_bound, self.host.exact_bound
+        chosen, greedy_logits = generate(self._runner(total), self.prompt, self._steps)
+        sequence = torch.cat([self.prompt, chosen], dim=1)
+        expected = ProgramRunner(self.program, self.keep).step(sequence)[0]
+
+        exact = self._runner(total, exact=True, every_position=True)
+        prefill = exact.step(self.prompt)[0]
+        yield _kl("prefill, exact", expected[:start], prefill, exactly)
+        decode = torch.cat([exact.step(sequence[:, i : i + 1])[0] for i in range(start, total)])
+        yield _kl("decode, exact", expected[start:], decode, exactly)
+        whole = self._runner(total, every_position=True).step(sequence)[0]
+        yield _kl("prefill, as saved", expected, whole, saved)
+        yield _kl("decode, as saved", expected[start - 1 : -1], greedy_logits, saved)
+        # KL ≈ ½ Var(Δlogit) for small differences, so that the bound allows logits to differ by σ = sqrt(2·bound): 4 σ is a tie
+        tie = 4 * math.sqrt(2 * saved)
+        rows = expected[start - 1 : -1]
+        gaps = rows.max(-1).values - rows.gather(1, chosen[0, :, None])[:, 0]
+        same = int((gaps == 0).sum())
+        detail = f"{same}/{self._steps} equal, ties within {tie:.2g}"
+        yield Check("greedy tokens that differ", int((gaps > tie).sum()), 0, detail)
+
+    def _past_the_window(self, window: int) -> Iterable[Check]:
+        """Exact prefill of more than the window, and decode across its edge; the same in other runtimes."""
+        total, start = window + _AFTER, window - _BEFORE
+        tokens = torch.tensor([random_tokens(self.program.config, total)])
+        expected = ProgramRunner(self.program, keep=False).step(tokens)[0]
+        runner = self._runner(total, exact=True, every_position=True)
+        yield _kl(f"prefill past the window of {window}", expected, runner.step(tokens)[0], self.host.exact_bound)
+        runner.reset()
+        runner.step(tokens[:, :start])
+        decode = torch.cat([runner.step(tokens[:, i : i + 1])[0] for i in range(start, total)])
+        yield _kl(f"decode past the window of {window}", expected[start:], decode, self.host.exact_bound)
+        yield from self._same_in_others([tokens], "past the window")
+
+    def _long_rope(self, switch: int) -> Iterable[Check]:
+        """At the last length with short factors and the first with long ones: prefill, and decode from one to the other."""
+        tokens = torch.tensor([random_tokens(self.program.config, switch + 1)])
+        stepping = self._runner(switch + 1, exact=True)
+        stepping.step(tokens[:, : switch - 1])
+        for length in (switch, switch + 1):
+            expected = ProgramRunner(self.program, keep=False).step(tokens[:, :length])[0, -1:]
+            prefill = self._runner(length, exact=True).step(tokens[:, :length])[0, -1:]
+            decode = stepping.step(tokens[:, length - 1 : length])[0, -1:]
+            both = torch.cat([prefill, decode])
+            yield _kl(f"LongRoPE at {length} tokens", expected.expand_as(both), both, self.host.exact_bound)
+
+    def _other_runtimes(self) -> Iterable[Check]:
+        """Prefill of the text and some steps of decode."""
+        steps = random_tokens(self.program.config, self._steps_others)
+        pieces = [self.prompt, *(torch.tensor([[token]]) for token in steps)]
+        yield from self._same_in_others(pieces, "prefill and decode")
+
+    def _same_in_others(self, pieces: list[torch.Tensor], what: str) -> Iterable[Check]:
+        """Other runtimes and files of the same bundle, against the first: as saved, the last logits of each piece."""
+        if not self._others:
+            return
+        total = sum(piece.shape[1] for piece in pieces) + 1  # onnxruntime-genai wants room for one more
+        expected = self._last_logits(self._runner(total), pieces)
+        for name, make in self.host.other_runners(total).items():
+            came = self._last_logits(_Counted(make(), self.taken), pieces)
+            yield _kl(f"{name}, {what}", expected, came, self.host.exact_bound)
+
+    @staticmethod
+    def _last_logits(runner: Runner, pieces: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([runner.step(piece)[0, -1:] for piece in pieces])
+
+    def _runner(self, max_tokens: int, exact: bool = False, every_position: bool = False) -> Runner:
+        return _Counted(self.host.runner(max_tokens, exact, every_position), self.taken)
+
+
+@dataclass
+class _Counted:
+    """A `Runner` that tells of each token that it took."""
+
+    runner: Runner
+    taken: Callable[[int], None]
+
+    def reset(self) -> None:
+        self.runner.reset()
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = self.runner.step(tokens)
+        self.taken(tokens.shape[1])
+        return logits
+
+
+def generate(runner: Runner, prompt: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy: (tokens int64 [1, count], the logits that chose them float32 [count, V])."""
+    tokens, logits = prompt, []
+    chosen: list[torch.Tensor] = []
+    for _ in range(count):
+        logits.append(runner.step(tokens)[0, -1])
+        tokens = logits[-1].argmax().view(1, 1)
+        chosen.append(tokens)
+    return torch.cat(chosen, dim=1), torch.stack(logits)
+
+
+def _kl(name: str, expected: torch.Tensor, came: torch.Tensor, bound: float) -> Check:
+    found = distance(expected, came)
+    detail = f"{found.positions} positions, top-1 {found.top1:.3f}, max |Δlogit| {found.largest:.2g}"
+    return Check(f"KL {name}", found.kl, bound, detail)
