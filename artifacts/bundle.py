@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,14 @@ def check_replaceable(path: Path, force: bool) -> None:
         raise InputError(f"{path}: exists and is not a bundle; --force replaces bundles only")
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Add the files in `folder`, their digests and the manifest's own, and write it. Returns what was written."""
+def write_manifest(folder: Path, content: dict[str, Any], known: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Add the files in `folder`, their digests and the manifest's own, and write it. Returns what was written.
+
+    known: SHA-256 of files that were hashed as they were written
+    """
+    known = known or {}
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": known.get(name) or file_digest(folder / name)}
         for name in _list_files(folder)
         if name not in (MANIFEST, SIGNATURE)
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
 """Large tensors start on 16 KiB, the largest page of a phone, so that they can be mapped alone."""
 
 _WORTH_A_PROCESS = 1 << 26
+_HASHED_TOGETHER = 1 << 19
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just written; from any thread."""
@@ -62,27 +64,42 @@ def as_they_are(name: str, rows: Rows) -> Rows:
     return rows
 
 
-def write_weights(
-    path: Path, weights: Mapping[str, Recipe], layout: Layout, progress: Progress, encode: Encode = as_they_are
-) -> dict[str, str]:
-    """Compute and write every weight; returns the digest of each one's canonical bytes (`digest`), whatever the encoding.
+@dataclass(frozen=True)
+class Written:
+    """digests: of each weight's canonical bytes (`digest`), whatever the encoding; sha256: of the file."""
 
-    Two workers with a weight each: processes for a large file, threads for a small one, whose bytes are written sooner than
-    a process is made. Peak memory is a few chunks. What no part covers are zeros.
+    digests: dict[str, str]
+    sha256: str
+
+
+def write_weights(
+    path: Path,
+    weights: Mapping[str, Recipe],
+    layout: Layout,
+    progress: Progress,
+    encode: Encode = as_they_are,
+    between: Mapping[int, bytes] | None = None,
+) -> Written:
+    """Compute and write every weight. between: what stands elsewhere in the file, by offset; all the rest are zeros.
+
+    Two workers with a weight each, in the order of the file, whose SHA-256 follows them: processes for a large file, threads
+    for a small one, whose bytes are written sooner than a process is made. Peak memory is a few chunks.
     """
-    with path.open("wb") as file:
+    spread = in_processes if CAN_FORK and layout.size >= _WORTH_A_PROCESS else in_threads
+    with path.open("w+b") as file:
         descriptor = file.fileno()
         os.truncate(descriptor, layout.size)  # not allocated: writing into allocated extents takes six times as long
+        for at, data in (between or {}).items():
+            os.pwrite(descriptor, data, at)
+        hashed = _FileHash(descriptor, weights, layout)
 
         def write(name: str, progress: Progress) -> str:
             return _write_weight(descriptor, name, weights[name], layout, progress, encode)
 
-        largest_first = sorted(weights, key=lambda name: -sum(s.bytes for s in weights[name].parts.values()))
-        spread = in_processes if CAN_FORK and layout.size >= _WORTH_A_PROCESS else in_threads
-        digests = spread(largest_first, write, progress)
+        digests = spread(list(weights), write, progress, hashed.written)
         if (size := os.fstat(descriptor).st_size) != layout.size:
             raise CompilerBug(f"{path.name}: {size} bytes were written, {layout.size} were planned")
-        return {name: digests[name] for name in weights}
+        return Written({name: digests[name] for name in weights}, hashed.hexdigest())
 
 
 def _write_weight(
@@ -100,3 +117,30 @@ def _write_weight(
             written[part] = written.get(part, 0) + os.pwrite(descriptor, data, at)
             progress(len(data))
     return combine(hashes)
+
+
+class _FileHash:
+    """SHA-256 of a file while it is written: of as much from its beginning on as is complete."""
+
+    def __init__(self, descriptor: int, weights: Iterable[str], layout: Layout) -> None:
+        self._descriptor, self._size = descriptor, layout.size
+        self._hash, self._at = hashlib.sha256(), 0
+        self._open = dict.fromkeys(weights, layout.size)
+        for (name, _), offset in layout.offsets.items():
+            if name in self._open:  # the layout may have what is no weight, too
+                self._open[name] = min(self._open[name], offset)
+
+    def written(self, name: str) -> None:
+        """A weight is complete: hash on to the first that is not."""
+        del self._open[name]
+        self._advance(min(self._open.values(), default=self._size))
+
+    def hexdigest(self) -> str:
+        self._advance(self._size)
+        return self._hash.hexdigest()
+
+    def _advance(self, end: int) -> None:
+        while self._at < end:
+            data = os.pread(self._descriptor, min(_HASHED_TOGETHER, end - self._at), self._at)
+            self._hash.update(data)
+            self._at += len(data)

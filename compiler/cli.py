@@ -20,7 +20,6 @@ from pocketphi.compiler import __version__, tune_command
 from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments, form_options
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
-from pocketphi.compiler.read_ahead import read_ahead
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph.errors import InputError, PocketphiError
 
@@ -296,7 +295,6 @@ def _compile(a: argparse.Namespace) -> int:
         made = plan(options, [make_target(name, options) for name in options.targets])
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
-    read_ahead(options.model)
     from pocketphi.compiler.compile import compile_model
 
     bundle = compile_model(options, _ui(a))

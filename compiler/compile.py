@@ -11,6 +11,7 @@ from typing import Any
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler import __version__
+from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan
@@ -39,25 +40,30 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     targets = [make_target(name, options) for name in options.targets]
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     special = eight_bits(options, source.config)
-    program, reports = build_program(source, options, ui)
+    with source.ahead(free_memory() // 2):
+        program, reports = build_program(source, options, ui)
 
-    quantized = program.copy()
-    passes = quantization(quantizer, {}, options.all_logits, special)
-    reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
-    needed = check_plan(quantized, reports, targets, options)  # before the work: what will be refused, is refused now
+        quantized = program.copy()
+        passes = quantization(quantizer, {}, options.all_logits, special)
+        reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
+        needed = check_plan(
+            quantized, reports, targets, options
+        )  # before the work: what will be refused, is refused now
 
     with new_folder(options.out, needed) as folder:
         if quantizer.weighted:
             quantized.weights.update(calibrate(program, source, quantizer, options, ui, special))
         packaged = {}
         for target in targets:
+            if target is targets[-1] and source.file_bytes > free_memory() // 4:
+                source.forget_behind()  # the last pass over a file that would push everything else out of memory
             with ui.task(f"write {target.name}", target.planned_bytes(quantized), "bytes") as advance:
                 packaged[target.name] = target.package(quantized, folder, advance)
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, targets, packaged)
         if wants_verification(options.verify, needed, ui):
             manifest["verification"] = verify_folder(folder, manifest, ui, extras=True).require().recorded()
-        write_manifest(folder, manifest)
+        write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
     return Bundle.open(options.out, check=False)
 
 

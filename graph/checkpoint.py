@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +46,13 @@ class Checkpoint(ABC):
     label:     how the user named it
     config:    the model's shape
     tensors:   every tensor of `config.tensors()`, with its stored type
+    files:     those that hold the tensors, none where they are generated
     """
 
     label: str
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
+    files: Sequence[Path] = ()
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -58,6 +60,10 @@ class Checkpoint(ABC):
 
         Safe to call from several threads.
         """
+
+    def forget_behind(self) -> None:
+        """Every tensor is read once from now on: what a file of the system's memory held of it may go."""
+        return
 
     def int4_kind(self, name: str) -> str | None:
         """How a tensor is stored if that is as 4-bit blocks of 32: `symmetric`, or with an `offset`; else None."""

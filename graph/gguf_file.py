@@ -71,6 +71,7 @@ class GgufFile(Checkpoint):
         """Raises InputError for a file that is damaged or cannot be re-expressed as Phi-3."""
         self.label = label or str(path)
         self._path = path
+        self.files = [path]
         header = GgufHeader.read(path)
         self.config = header.config()
         self._parts = _find_parts(self.config, header)

@@ -30,6 +30,10 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+_AHEAD = 1 << 22
+"""Bytes of a tensor that are asked for before they are read."""
+
+_WILL_NEED, _DO_NOT_NEED = (getattr(os, f"POSIX_FADV_{name}", None) for name in ("WILLNEED", "DONTNEED"))
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,29 @@ class HfFolder(Checkpoint):
         self.config = replace(self.config, eos=self._end_tokens())
         self._stored = self._find_tensors()
         self.tensors = check_tensors(self.config, {n: s.info for n, s in self._stored.items()}, str(folder))
-        self._files: dict[tuple[int, Path], int] = {}
+        self.files = sorted({stored.file for stored in self._stored.values()})
+        self._descriptors: dict[tuple[int, Path], int] = {}
         self._lock = threading.Lock()
+        self._forgets = False
+
+    def forget_behind(self) -> None:
+        self._forgets = True
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         stored = self._stored[name]
         row = stored.info.columns * stored.dtype.itemsize
         want = (stop - start) * row
         buffer = torch.empty(want, dtype=torch.uint8)
-        got = os.preadv(self._descriptor(stored.file), [tensor_bytes(buffer)], stored.offset + start * row)
+        descriptor = self._descriptor(stored.file)
+        end = stored.offset + stored.info.rows * row
+        at = stored.offset + start * row
+        ahead = at + _AHEAD if start else at
+        _advise(descriptor, ahead, min(at + want + _AHEAD, end) - ahead, _WILL_NEED)
+        got = os.preadv(descriptor, [tensor_bytes(buffer)], at)
         if got != want:
             raise InputError(f"{stored.file}: ended while reading {name!r}: the file changed during the compile")
+        if self._forgets and at + want == end:
+            _advise(descriptor, stored.offset, end - stored.offset, _DO_NOT_NEED)
         shape = (stop - start, *stored.info.shape[1:])
         return buffer.view(stored.dtype).view(shape)
 
@@ -74,12 +90,12 @@ class HfFolder(Checkpoint):
         """Each process opens files for itself: the system reads ahead by descriptor, and two readers would confuse it."""
         key = os.getpid(), path
         with self._lock:
-            if key not in self._files:
-                self._files[key] = os.open(path, os.O_RDONLY)
-            return self._files[key]
+            if key not in self._descriptors:
+                self._descriptors[key] = os.open(path, os.O_RDONLY)
+            return self._descriptors[key]
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
+        for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
 
     def _end_tokens(self) -> tuple[int, ...]:
@@ -111,6 +127,12 @@ class HfFolder(Checkpoint):
         if single.is_file():
             return _read_header(single, wanted)
         raise InputError(f"{self._folder}: no model.safetensors and no model.safetensors.index.json")
+
+
+def _advise(descriptor: int, offset: int, size: int, advice: int | None) -> None:
+    """Tell the system what will be read of a file, where it listens (not on macOS)."""
+    if size > 0 and advice is not None:
+        os.posix_fadvise(descriptor, offset, size, advice)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,12 +6,13 @@ they compute (measured on two cores: 10.8 s with two threads, 13.7 s with one, 6
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -31,8 +32,15 @@ CAN_FORK = sys.platform == "linux"
 _REPORT_SECONDS = 0.2
 
 
-def in_processes(items: Sequence[str], job: Job[T], progress: Callable[[int], None]) -> dict[str, T]:
+def in_processes(
+    items: Sequence[str],
+    job: Job[T],
+    progress: Callable[[int], None],
+    finished: Callable[[str], None] = lambda item: None,
+) -> dict[str, T]:
     """`job` for every item, in order of the items as workers come free; the results by item.
+
+    finished: called here with each item whose result has come, while the workers go on
 
     The first exception of a job, or of `progress`, ends all workers and is raised. What a job changes in memory is lost
     with its process. Raises InputError when a worker is killed.
@@ -62,11 +70,35 @@ def in_processes(items: Sequence[str], job: Job[T], progress: Callable[[int], No
                     progress(message)
                 else:
                     results.update([message])
+                    finished(message[0])
         return results
     finally:
         for process in workers.values():
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def beside(job: Callable[[], None]) -> Iterator[None]:
+    """Run `job` in a process of its own as long as the body takes, no longer: it is killed then. A head start, of which nothing
+    may depend: where there is no core for it, it does not run, and its errors are left to whoever does the work for good."""
+    if not CAN_FORK or len(os.sched_getaffinity(0)) < 2:
+        yield
+        return
+    process = multiprocessing.get_context("fork").Process(target=_quietly, args=(job,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _quietly(job: Callable[[], None]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    with contextlib.suppress(Exception):
+        job()
 
 
 def _ended(process: Any) -> None:

@@ -35,11 +35,16 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 
 
 def in_threads(
-    items: Sequence[str], job: Callable[[str, Callable[[int], None]], T], progress: Callable[[int], None]
+    items: Sequence[str],
+    job: Callable[[str, Callable[[int], None]], T],
+    progress: Callable[[int], None],
+    finished: Callable[[str], None] = lambda item: None,
 ) -> dict[str, T]:
     """What `in_processes` does, in threads: `job` for every item; the first exception is raised."""
     with workers() as pool:
-        jobs = {item: pool.submit(job, item, progress) for item in items}
-        for done in as_completed(jobs.values()):
-            done.result()  # the first error ends the pool
-        return {item: one.result() for item, one in jobs.items()}
+        jobs = {pool.submit(job, item, progress): item for item in items}
+        results = {}
+        for done in as_completed(jobs):
+            results[jobs[done]] = done.result()  # the first error ends the pool
+            finished(jobs[done])
+        return results

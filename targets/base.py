@@ -26,12 +26,14 @@ class Packaged:
     operators: target operator → count
     weights:   name → BLAKE3 digest of its canonical bytes, taken before they were written
     notes:     what a user should know: a file left out and why, a slow path
+    sha256:    of files whose digest is known from writing them, by their path in the folder
     """
 
     operators: Counter[str]
     weights: dict[str, str]
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 class Runner(Protocol):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -108,14 +107,14 @@ class CoreML(Target):
         self._describe(model, program, form)
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)
-        digests = write_weights(root / WEIGHT_FILE, file.weights, file.layout, progress, encode)
-        write_records(root / WEIGHT_FILE, file)
+        written = write_weights(root / WEIGHT_FILE, file.weights, file.layout, progress, encode, records(file))
         content = model.SerializeToString(deterministic=True)
         (root / MODEL_FILE).write_bytes(content)
         (root / MANIFEST_FILE).write_text(manifest(content), "utf-8")
         _fix_modes(root)
         (folder / MAC_SCRIPT).write_bytes((Path(__file__).parent / MAC_SCRIPT).read_bytes())
-        return Packaged(_operators(model), digests, notes, self._details(program, form, file))
+        known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
+        return Packaged(_operators(model), written.digests, notes, self._details(program, form, file), known)
 
     def _describe(self, model: Any, program: Program, form: Form) -> None:
         """What Xcode shows. The license of a model is its owner's to state."""
@@ -181,15 +180,14 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
     )
 
 
-def write_records(path: Path, file: WeightFile) -> None:
-    """The header, a record in front of each blob, and the constants; the weights are there already."""
-    with path.open("r+b") as out:
-        descriptor = out.fileno()
-        os.pwrite(descriptor, header(len(file.blobs)), 0)
-        for name, stored in file.blobs.items():
-            os.pwrite(descriptor, stored.blob.record(), stored.blob.offset - ALIGN)
-            if name in file.constants:
-                os.pwrite(descriptor, file.constants[name].tobytes(), stored.blob.offset)
+def records(file: WeightFile) -> dict[int, bytes]:
+    """By offset: the header, a record in front of each blob, and the constants."""
+    found = {0: header(len(file.blobs))}
+    for name, stored in file.blobs.items():
+        found[stored.blob.offset - ALIGN] = stored.blob.record()
+        if name in file.constants:
+            found[stored.blob.offset] = file.constants[name].tobytes()
+    return found
 
 
 def manifest(model: bytes) -> str:

@@ -90,7 +90,7 @@ class OrtMobile(Target):
         lowered = lower(program, self.accuracy_level)
         weights = program.weights_read()
         layout = plan_layout(weights)
-        digests = write_weights(folder / DATA_FILE, weights, layout, progress)
+        written = write_weights(folder / DATA_FILE, weights, layout, progress)
         model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
         (folder / "genai_config.json").write_text(_to_json(genai_config(program, lowered, self.context)))
@@ -98,7 +98,8 @@ class OrtMobile(Target):
         if self.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
         operators = Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in lowered.nodes)
-        return Packaged(operators, digests, notes, {"accuracy_level": self.accuracy_level})
+        details = {"accuracy_level": self.accuracy_level}
+        return Packaged(operators, written.digests, notes, details, {DATA_FILE: written.sha256})
 
     def _single_file_notes(self, program: Program) -> list[str]:
         """A clear statement where the single file does not fit; an error where it was asked for."""

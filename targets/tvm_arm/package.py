@@ -16,7 +16,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
@@ -68,11 +67,10 @@ class TvmArm(Target):
         notes = self.planned_notes(program)
         isa = self.platform.isa
         params = ParamsFile.plan(program, isa)
-        digests = params.write(folder / PARAMS_FILE, progress)
-        digest = file_digest(folder / PARAMS_FILE)
-        module, files, more = self._library(program, folder, digest)
+        written = params.write(folder / PARAMS_FILE, progress)
+        module, files, more = self._library(program, folder, written.sha256)
         notes += more
-        described = describe(program, self.platform, params, digest, self.context, self.cache)
+        described = describe(program, self.platform, params, written.sha256, self.context, self.cache)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         details = {
             "platform": self.platform.described(),
@@ -81,7 +79,7 @@ class TvmArm(Target):
             "kv_cache_bytes_per_token": kv_cache_bytes(program.config, self.name, self.kv_cache),
             **files,
         }
-        return Packaged(_operators(module), digests, notes, details)
+        return Packaged(_operators(module), written.digests, notes, details, {PARAMS_FILE: written.sha256})
 
     def replace_library(self, program: Program, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with this target's schedules; its parameters stay. Returns notes."""

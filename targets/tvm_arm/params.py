@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketphi.artifacts.stream import Layout, Progress, Rows, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, Rows, Written, plan_layout, write_weights
 from pocketphi.graph.program import Program, split_target
 from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, row_chunks
 from pocketphi.targets.tvm_arm.interleave import Interleaved
@@ -41,8 +41,8 @@ class ParamsFile:
         stored = {name: Stored(_stored_parts(recipe.parts, isa)) for name, recipe in weights.items()}
         return ParamsFile(weights, stored, plan_layout(stored), isa)
 
-    def write(self, path: Path, progress: Progress) -> dict[str, str]:
-        """Stream the weights; returns the digests of their canonical bytes."""
+    def write(self, path: Path, progress: Progress) -> Written:
+        """Stream the weights."""
 
         def encode(name: str, rows: Rows) -> Rows:
             return Interleaved.of(self.weights[name].parts, self.isa).store(rows) if "q" in rows else rows

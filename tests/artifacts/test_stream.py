@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import sys
 import threading
@@ -15,7 +16,7 @@ from tiny_phi3 import normal, quantized
 
 from pocketphi.artifacts import stream
 from pocketphi.artifacts.folder import new_folder
-from pocketphi.artifacts.stream import Layout, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Written, plan_layout, write_weights
 from pocketphi.graph.recipe import Constant, digest, materialize
 
 
@@ -52,7 +53,7 @@ def test_bytes_lie_where_they_were_planned(tmp_path: Path, symmetric: bool) -> N
     weights |= {"large": Chunked(normal(301, 100), "large"), "whole": Constant(torch.arange(7), "whole")}
     layout = plan_layout(weights)
     written: list[int] = []
-    digests = write_weights(tmp_path / "data", weights, layout, written.append)
+    made = write_weights(tmp_path / "data", weights, layout, written.append)
     data = (tmp_path / "data").read_bytes()
     whole = {name: materialize(recipe) for name, recipe in weights.items()}
     wrong = [
@@ -64,8 +65,9 @@ def test_bytes_lie_where_they_were_planned(tmp_path: Path, symmetric: bool) -> N
     assert wrong == []
     assert len(data) == layout.size
     assert sum(written) == sum(t.nbytes for parts in whole.values() for t in parts.values())
-    assert digests == {name: digest(parts) for name, parts in whole.items()}
-    assert list(digests) == list(weights)
+    assert made.digests == {name: digest(parts) for name, parts in whole.items()}
+    assert list(made.digests) == list(weights)
+    assert made.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_layout() -> None:
@@ -103,7 +105,7 @@ def test_a_digest_is_of_names_and_bytes() -> None:
 
 
 def test_a_target_may_write_other_bytes_than_it_vouches_for(tmp_path: Path) -> None:
-    """Parts of other sizes at offsets of its own; the digest stays that of the canonical rows."""
+    """Parts of other sizes at offsets of its own, and bytes between them; the digest stays that of the canonical rows."""
     values = normal(10, 6)
     weights = {"w": Chunked(values, "w")}
     layout = Layout({("w", "half"): 64, ("w", "sums"): 8}, 200)
@@ -112,12 +114,14 @@ def test_a_target_may_write_other_bytes_than_it_vouches_for(tmp_path: Path) -> N
     def encode(name: str, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"half": rows[""].half(), "sums": rows[""].sum(1)}
 
-    digests = write_weights(tmp_path / "data", weights, layout, written.append, encode)
+    made = write_weights(tmp_path / "data", weights, layout, written.append, encode, {0: b"begin", 190: b"end"})
     data = (tmp_path / "data").read_bytes()
-    assert digests == {"w": digest({"": values})}
+    assert made.digests == {"w": digest({"": values})}
+    assert made.sha256 == hashlib.sha256(data).hexdigest()
     assert data[64:184] == values.half().numpy().tobytes()
     assert data[8:48] == values.sum(1).numpy().tobytes()
-    assert (len(data), sum(written), data[:8] + data[48:64] + data[184:]) == (200, 160, bytes(40))
+    assert (len(data), sum(written)) == (200, 160)
+    assert (data[:8], data[48:64], data[184:]) == (b"begin" + bytes(3), bytes(16), bytes(6) + b"end" + bytes(7))
 
 
 @pytest.mark.parametrize("fails_at", [0, 6])
@@ -139,6 +143,17 @@ def test_an_error_in_progress_comes_out(tmp_path: Path) -> None:
         write_weights(tmp_path / "data", weights, plan_layout(weights), stop)
 
 
+def test_the_hash_follows_a_layout_in_any_order(tmp_path: Path) -> None:
+    """The last weight lies first: nothing can be hashed until it is written."""
+    weights = {name: Chunked(normal(40, 8, seed=i), name) for i, name in enumerate("abcd")}
+    layout = Layout({(name, ""): 1280 * place for name, place in zip("abcd", (1, 3, 2, 0))}, 4 * 1280)
+    made = write_weights(tmp_path / "data", weights, layout, ignore)
+    data = (tmp_path / "data").read_bytes()
+    assert data == b"".join(weights[name].value.numpy().tobytes() for name in "dacb")
+    assert made.sha256 == hashlib.sha256(data).hexdigest()
+
+
 def test_no_weights(tmp_path: Path) -> None:
-    assert write_weights(tmp_path / "data", {}, plan_layout({}), ignore) == {}
+    made = write_weights(tmp_path / "data", {}, plan_layout({}), ignore)
+    assert made == Written({}, hashlib.sha256(b"").hexdigest())
     assert (tmp_path / "data").stat().st_size == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tiny_phi3 import VARIANTS, checkpoint
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import HfFolder
+from pocketphi.graph.random_weights import RandomWeights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 NORM = "model.norm.weight"
@@ -41,6 +44,44 @@ def save(folder: Path, values: dict[str, torch.Tensor], variant: str = "tiny", s
         save_file({n: values[n] for n in names if files[n] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return folder
+
+
+def in_memory(path: Path) -> int:
+    """How many of a file's pages the system holds."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    with path.open("rb") as file:
+        found = 0
+        for at in range(0, path.stat().st_size, page):
+            with contextlib.suppress(BlockingIOError):
+                found += os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what it holds of a file")
+def test_what_was_read_is_forgotten_on_request(tmp_path: Path) -> None:
+    config = replace(VARIANTS["tiny"], vocab_size=40_000)
+    source = RandomWeights("random:tiny", config)
+    values = {name: source.read(name, 0, info.rows).bfloat16() for name, info in source.tensors.items()}
+    folder = save(tmp_path, values)
+    (folder / "config.json").write_text(json.dumps(config.to_hf()))
+    opened = HfFolder(folder)
+    (path,) = opened.files
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(path):
+        pytest.skip("this filesystem is in memory")
+    name = "lm_head.weight"
+    chunks = list(opened.chunks(name))
+    assert len(chunks) > 2
+    first = torch.cat([opened.read(name, *chunk) for chunk in chunks])
+    held = in_memory(path)
+    assert held >= values[name].nbytes // 4096 - 1
+    opened.forget_behind()
+    again = torch.cat([opened.read(name, *chunk) for chunk in chunks])
+    assert torch.equal(first, values[name])
+    assert torch.equal(again, values[name])
+    assert in_memory(path) < held / 4
 
 
 @pytest.mark.parametrize("variant", ["tiny", "tied"])

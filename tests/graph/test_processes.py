@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.processes import CAN_FORK, in_processes
+from pocketphi.graph.processes import CAN_FORK, beside, in_processes
 from pocketphi.graph.threads import in_threads
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="forked workers are for Linux")
@@ -37,6 +38,52 @@ def test_results_and_progress(spread: Callable[..., dict[str, str]]) -> None:
     assert spread(ITEMS, job, amounts.append) == {item: item.upper() for item in ITEMS}
     assert sum(amounts) == 5 * len(ITEMS)
     assert spread([], job, amounts.append) == {}
+
+
+@pytest.mark.parametrize("spread", [in_processes, in_threads])
+def test_each_item_is_told_of_when_its_result_is_there(spread: Callable[..., dict[str, str]]) -> None:
+    told: list[str] = []
+
+    def job(item: str, progress: Callable[[int], None]) -> str:
+        return item
+
+    spread(ITEMS, job, nothing, told.append)
+    assert sorted(told) == ITEMS
+
+
+def test_a_head_start_ends_with_the_body(tmp_path: Path) -> None:
+    """What is unfinished then is dropped: the second file is never written."""
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def job() -> None:
+        first.touch()
+        time.sleep(60)
+        second.touch()
+
+    before = set(multiprocessing.active_children())
+    with beside(job):
+        (process,) = set(multiprocessing.active_children()) - before
+        while not first.exists():
+            time.sleep(0.01)
+    assert process.exitcode == -signal.SIGKILL
+    assert not second.exists()
+
+
+def test_an_error_of_a_head_start_is_nobodys(capfd: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        raise InputError("odd")
+
+    with beside(job):
+        (process,) = multiprocessing.active_children()
+        process.join(20)
+    assert process.exitcode == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_head_start_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    with beside(lambda: None):
+        assert multiprocessing.active_children() == []
 
 
 def test_jobs_run_on_one_thread_each_and_in_two_other_processes() -> None:
