@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 _CHILD = r"""
-import sys, numpy as np, onnxruntime as ort
+import json, sys, numpy as np, onnxruntime as ort
 def peak():
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
 folder, prompt = sys.argv[1], int(sys.argv[2])
@@ -37,7 +37,9 @@ def step(ids, past):
         binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
     binding.bind_output("logits")
     session.run_with_iobinding(binding)
-step([i % 200 for i in range(prompt)], 0)
+size = json.load(open(folder + "/genai_config.json"))["search"].get("chunk_size", prompt)
+for start in range(0, prompt, size):
+    step([i % 200 for i in range(start, min(start + size, prompt))], start)
 for i in range(8):
     step([5], prompt + i)
 print(peak() - before)

@@ -46,9 +46,8 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
         quantized = program.copy()
         passes = quantization(quantizer, {}, options.all_logits, special)
         reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
-        needed = check_plan(
-            quantized, reports, targets, options
-        )  # before the work: what will be refused, is refused now
+        # before the work: what will be refused, is refused now
+        needed = check_plan(quantized, reports, targets, options)
 
     with new_folder(options.out, needed) as folder:
         if quantizer.weighted:

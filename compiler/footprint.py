@@ -19,6 +19,7 @@ from pocketphi.compiler.options import CompileOptions, eight_bit_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig, read_config
 from pocketphi.targets.coreml.form import DEFAULT_CHUNK, DEFAULT_CONTEXT
 from pocketphi.targets.kv_cache import kv_cache_bytes
+from pocketphi.targets.ort_mobile.prefill import chunk_of
 
 if TYPE_CHECKING:
     from pocketphi.graph.checkpoint import Checkpoint
@@ -158,7 +159,7 @@ def footprint(
     norms = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 1) * runtime.float_bytes
     longest = min(options.context or config.max_position, config.max_position)
     held = context or (longest if options.context else min(longest, runtime.context))
-    chunk = _chunk(options, target, held)
+    chunk = _chunk(config, options, target, longest, held)
     multiple = runtime.kv_multiple or chunk or 1
     # Core ML's tables end where its cache does
     positions = longest if runtime.kv_multiple else _rounded_up(held, multiple)
@@ -245,10 +246,15 @@ def _lanes(options: CompileOptions) -> int:
     return Platform.of(options.os, options.cpu).isa.lanes
 
 
-def _chunk(options: CompileOptions, target: str, context: int) -> int | None:
-    """Tokens of a prompt that go through at once; None for all of them."""
+def _chunk(config: ModelConfig, options: CompileOptions, target: str, longest: int, held: int) -> int | None:
+    """Tokens of a prompt that go through at once; None for all of them.
+
+    longest, held: tokens that the files are for, and that the cache holds
+    """
+    if target == "ort-mobile":
+        return chunk_of(config, longest)
     chunk = RUNTIMES[target].chunk
-    return min(options.chunk or chunk or context, context) if target == "coreml" else chunk
+    return min(options.chunk or chunk or held, held) if target == "coreml" else chunk
 
 
 def _rotary_bytes(config: ModelConfig, positions: int, longest: int, runtime: Runtime) -> int:

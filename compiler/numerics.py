@@ -14,8 +14,9 @@ from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.program import Program
 from pocketphi.targets.base import Check, Host, Runner
 
-_DECODE, _DECODE_OTHERS = 64, 8
-"""Steps with the cache, at most: of the files in their runtime, and of the same files in another."""
+_DECODE, _DECODE_OTHERS, _MORE_OTHERS = 64, 8, 140
+"""Steps with the cache, at most: of the files in their runtime, and of the same files in another; there, then, the tokens of a
+second prompt, more than any runtime takes at once."""
 
 _BEFORE, _AFTER = 3, 9
 """Tokens that a decode across the window's edge starts before it, and that it goes on past it."""
@@ -43,6 +44,9 @@ class Numerics:
         past = (config.sliding_window or 0) + _AFTER
         self._window = config.sliding_window if past < self.limit else None
         self._switch = rope.original_max_position if rope and rope.original_max_position < self.limit else None
+        # short of LongRoPE's switch, at which runtimes differ in what they compute again
+        room = (self._switch or self.limit) - self.prompt.shape[1] - self._steps_others - 1
+        self._more_others = max(0, min(_MORE_OTHERS, room))
         self._others = list(self.host.other_runners(self.limit))
 
     @property
@@ -55,7 +59,8 @@ class Numerics:
             count += (2 + (others + 1 if others else 0)) * (self._window + _AFTER)
         if self._switch:
             count += 3 * self._switch + 2
-        return count + ((others + 1) * (self.prompt.shape[1] + self._steps_others) if others else 0)
+        text = self.prompt.shape[1] + self._steps_others + self._more_others
+        return count + ((others + 1) * text if others else 0)
 
     def checks(self) -> Iterable[Check]:
         """All of them, one after the other."""
@@ -116,10 +121,10 @@ class Numerics:
             yield _kl(f"LongRoPE at {length} tokens", expected.expand_as(both), both, self.host.exact_bound)
 
     def _other_runtimes(self) -> Iterable[Check]:
-        """Prefill of the text and some steps of decode."""
-        steps = random_tokens(self.program.config, self._steps_others)
-        pieces = [self.prompt, *(torch.tensor([[token]]) for token in steps)]
-        yield from self._same_in_others(pieces, "prefill and decode")
+        """Prefill of the text, some steps of decode, and another prompt."""
+        more = torch.tensor([random_tokens(self.program.config, self._steps_others + self._more_others)])
+        sizes = [*[1] * self._steps_others, *([self._more_others] if self._more_others else [])]
+        yield from self._same_in_others([self.prompt, *more.split(sizes, dim=1)], "prefill and decode")
 
     def _same_in_others(self, pieces: list[torch.Tensor], what: str) -> Iterable[Check]:
         """Other runtimes and files of the same bundle, against the first: as saved, the last logits of each piece."""

@@ -3,6 +3,7 @@
 lower.py    Program → ONNX graph: one small rule for each operator
 package.py  files: weights streamed to planned offsets, genai_config.json, the single-file .ort
 lint.py     what ONNX Runtime would run on a slow path
+prefill.py  how much of a prompt goes through at once
 host.py     runs the saved files here: plain onnxruntime, and onnxruntime-genai
 
 int4 matrices are `com.microsoft.MatMulNBits`, whose layout is the canonical one; attention is `GroupQueryAttention` with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pocketphi.graph.config import read_config
 from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, ORT_FILE
 
 
 class OrtHost(Host):
@@ -80,6 +81,7 @@ class OrtRunner:
         self._shapes = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_key_values.")}
         config = read_config(folder)
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
+        self._chunk: int | None = json.loads((folder / GENAI_FILE).read_text("utf-8"))["search"].get("chunk_size")
         self.max_tokens = max_tokens
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.reset()
@@ -91,7 +93,8 @@ class OrtRunner:
         self._seen: list[torch.Tensor] = []
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens int64 [B, S]. Where LongRoPE changes its factors, everything before is computed again."""
+        """Append tokens int64 [B, S], in chunks as the bundle says. Where LongRoPE changes its factors, everything before is
+        computed again."""
         total = self._past + tokens.shape[1]
         if total > self.max_tokens:
             raise ValueError(f"{total} tokens do not fit the cache of {self.max_tokens}")
@@ -100,10 +103,15 @@ class OrtRunner:
             self.reset()
             return self.step(everything)[:, -tokens.shape[1] :]
         self._seen.append(tokens)
-        return self._run(tokens, total)
+        size = (
+            self._chunk if self._chunk and tokens.shape[0] == 1 else tokens.shape[1]
+        )  # the attention takes a batch at once
+        chunks = [self._run(chunk) for chunk in tokens.split(size, dim=1)]
+        return chunks[-1] if chunks[0].shape[1] == 1 else torch.cat(chunks, dim=1)
 
-    def _run(self, tokens: torch.Tensor, total: int) -> torch.Tensor:
+    def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, length = tokens.shape
+        total = self._past + length
         if not self._caches:
             for name, (_, heads, _, dim) in self._shapes.items():
                 self._caches[name] = self._value(np.zeros((batch, heads, self.max_tokens, dim), np.float32))

@@ -26,8 +26,10 @@ from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS, Lowered, Placed, lower
+from pocketphi.targets.ort_mobile.prefill import chunk_of
 
 GRAPH_FILE = "model.onnx"
+GENAI_FILE = "genai_config.json"
 DATA_FILE = "model.onnx.data"
 ORT_FILE = "model.ort"
 ORT_LIMIT = 2**31
@@ -93,7 +95,7 @@ class OrtMobile(Target):
         written = write_weights(folder / DATA_FILE, weights, layout, progress)
         model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
-        (folder / "genai_config.json").write_text(_to_json(genai_config(program, lowered, self.context)))
+        (folder / GENAI_FILE).write_text(_to_json(genai_config(program, lowered, self.context)))
         (folder / "required_operators.config").write_text(_required_operators(lowered.nodes))
         if self.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
@@ -132,6 +134,7 @@ def genai_config(program: Program, lowered: Lowered, context: int | None) -> dic
     declared = {value.name for value in lowered.inputs}
     inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in declared}
     end = config.eos[0] if config.eos else 0
+    chunk = chunk_of(config, length)
     eos: int | list[int] = list(config.eos) if len(config.eos) != 1 else config.eos[0]
     return {
         "model": {
@@ -171,6 +174,7 @@ def genai_config(program: Program, lowered: Lowered, context: int | None) -> dic
             "top_k": 1,
             "top_p": 1.0,
             "repetition_penalty": 1.0,
+            **({"chunk_size": chunk} if chunk else {}),
         },
     }
 

@@ -166,6 +166,16 @@ def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_
     assert bundle.manifest["verification"]["ok"]
 
 
+def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_long: None) -> None:
+    bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="never"))
+    path = bundle.path / "genai_config.json"
+    config = json.loads(path.read_text())
+    assert "chunk_size" not in config["search"]
+    config["search"]["chunk_size"] = 64
+    path.write_text(json.dumps(config))
+    assert "KL LongRoPE at 141 tokens" in failed(verify_folder(bundle.path, bundle.manifest, Ui()))
+
+
 def test_a_check_with_nan_fails() -> None:
     assert not Check("KL", float("nan"), 1.0).ok
 

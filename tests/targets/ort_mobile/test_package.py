@@ -145,6 +145,17 @@ def test_the_runtime_rewinds_only_where_longrope_needs_it(positions: int, kind: 
     assert json.dumps(genai_config(program, lowered, 100)).count("100") == 2  # context and search length
 
 
+@pytest.mark.parametrize(("context", "chunk"), [(None, None), (101, None), (100, 128), (40, 128)])
+def test_prompts_go_in_chunks_where_longrope_changes_nothing_in_them(context: int | None, chunk: int | None) -> None:
+    program = finished("longrope")
+    program.config = replace(
+        program.config, long_rope=replace(program.config.long_rope, original_max_position=100), max_position=256
+    )
+    search = genai_config(program, lower(program), context)["search"]
+    assert search.get("chunk_size") == chunk
+    assert genai_config(finished(), lower(finished()), context)["search"]["chunk_size"] == 128
+
+
 @pytest.mark.parametrize(
     ("bos", "eos", "pad", "ids"),
     [
