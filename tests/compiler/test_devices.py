@@ -237,7 +237,7 @@ def test_what_is_too_large_is_refused_in_bytes_with_what_would_fit() -> None:
     with pytest.raises(CheckFailed, match=re.escape(message)):
         fit_options(MINI, device(4 * 10**9), choose=False)
     chosen = fit_options(MINI, device(4 * 10**9), choose=True)
-    assert (chosen.block, chosen.context) == (64, 1024)
+    assert (chosen.block, chosen.context) == (128, 2048)
     assert fit(PUBLISHED["phi-3-mini-4k"], chosen, "ort-mobile", device(4 * 10**9)).ok
 
 
