@@ -62,7 +62,7 @@ class Checkpoint(ABC):
         """
 
     def forget_behind(self) -> None:
-        """Every tensor is read once from now on: what a file of the system's memory held of it may go."""
+        """From now on every tensor is read for the last time: the system need not keep it in memory."""
         return
 
     def int4_kind(self, name: str) -> str | None:

@@ -6,7 +6,6 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -40,12 +39,10 @@ class HashedCheckpoint(Checkpoint):
         """Size of the files, as they were opened."""
         return sum(version[0] for version in self._opened if version)
 
-    @contextlib.contextmanager
-    def ahead(self, limit: int) -> Iterator[None]:
-        """While the body works on something else, another process reads files and takes digests, `limit` bytes at most. What it
+    def ahead(self, limit: int) -> contextlib.AbstractContextManager[None]:
+        """While its body works on something else, another process reads files and takes digests, `limit` bytes at most. What it
         comes to is then in the system's memory when it is read for good, and known."""
-        with beside(lambda: self._digest_files(limit)) if self.files else contextlib.nullcontext():
-            yield
+        return beside(lambda: self._digest_files(limit)) if self.files else contextlib.nullcontext()
 
     def forget_behind(self) -> None:
         self._inner.forget_behind()

@@ -103,9 +103,8 @@ class OrtRunner:
             self.reset()
             return self.step(everything)[:, -tokens.shape[1] :]
         self._seen.append(tokens)
-        size = (
-            self._chunk if self._chunk and tokens.shape[0] == 1 else tokens.shape[1]
-        )  # the attention takes a batch at once
+        alone = tokens.shape[0] == 1  # the attention takes a batch at once
+        size = self._chunk if self._chunk and alone else tokens.shape[1]
         chunks = [self._run(chunk) for chunk in tokens.split(size, dim=1)]
         return chunks[-1] if chunks[0].shape[1] == 1 else torch.cat(chunks, dim=1)
 
