@@ -230,7 +230,10 @@ def _varint(value: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A figure that is to stay at or under (or over) a limit; `unbound` says why the limit does not hold here."""
+    """A figure that is to stay at or under (or over) a limit; `unbound` says why the limit does not hold here.
+
+    error: the figure's standard error, where it is known. A limit closer than twice that is not missed.
+    """
 
     name: str
     value: float
@@ -238,6 +241,7 @@ class Bar:
     unit: str = ""
     at_least: bool = False
     unbound: str = ""
+    error: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -245,17 +249,22 @@ class Bar:
 
     @property
     def missed(self) -> bool:
-        return not self.met and not self.unbound
+        return not self.met and not self._close and not self.unbound
+
+    @property
+    def _close(self) -> bool:
+        return abs(self.value - self.limit) < 2 * self.error
 
     def as_json(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "met": self.met}
 
     def row(self) -> list[str]:
         sign = "≥" if self.at_least else "≤"
-        verdict = "met" if self.met else "NOT met"
+        verdict = "met" if self.met else "within the error" if self._close else "NOT met"
+        error = f" ± {self.error:.1g}" if self.error else ""
         return [
             self.name,
-            f"{self.value:.3g} {self.unit}".strip(),
+            f"{self.value:.3g}{error} {self.unit}".strip(),
             f"{sign} {self.limit:g} {self.unit}".strip(),
             f"({self.unbound})" if self.unbound else verdict,
         ]

@@ -1,6 +1,6 @@
 """Speed in onnxruntime-genai: our bundle and the model builder's int4 artifact of the same checkpoint, in turn.
 
-Each artifact runs in a worker process of its own that stays loaded; rounds alternate between the two. See README.md.
+Each artifact runs in a worker process of its own; every round loads both anew and goes from one to the other. See README.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default 1 2")
     p.add_argument("--prompts", type=int, nargs="+", default=[512, 64], help="tokens of the prompts (default 512 64)")
     p.add_argument("--generate", type=int, default=64, help="tokens generated after each (default %(default)s)")
-    p.add_argument("--rounds", type=int, default=5, help="default %(default)s")
+    p.add_argument(
+        "--turns", type=int, default=16, help="in which they are, each one's own figure (default %(default)s)"
+    )
+    p.add_argument("--rounds", type=int, default=6, help="default %(default)s; an even number treats both alike")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return p.parse_args()
 
@@ -56,7 +59,7 @@ def main() -> int:
         prompts = made_up_prompts(vocab_size(folders[OURS]), a.prompts)
         opens = {name: partial(genai_model, folder) for name, folder in folders.items()}
         for threads in a.threads:
-            speeds += compare(opens, threads, prompts, a.generate, a.rounds)
+            speeds += compare(opens, threads, prompts, a.generate, a.rounds, a.turns)
     except StepError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

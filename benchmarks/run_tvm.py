@@ -133,14 +133,14 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--turns", type=int, default=4, help="in which they are, each one's own figure (default %(default)s)"
     )
-    p.add_argument("--rounds", type=int, help="default 7; of the full-size model 2")
+    p.add_argument("--rounds", type=int, help="default 8; of the full-size model 4")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return p.parse_args()
 
 
 def main() -> int:
     a = arguments()
-    rounds = a.rounds or (2 if a.model == FULL_MODEL else 7)
+    rounds = a.rounds or (4 if a.model == FULL_MODEL else 8)
     speeds: list[Speed] = []
     limits: list[Bar] = []
     try:

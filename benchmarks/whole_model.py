@@ -1,4 +1,4 @@
-"""Whole models in turn: each artifact stays loaded in a process of its own, and rounds go from one to the next."""
+"""Whole models in turn: each artifact is loaded in a process of its own, and a round goes from one to the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +103,7 @@ def genai_worker(folder: str, threads: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Medians over the rounds, in tokens a second, and every round's value; memory in bytes."""
+    """Medians over the rounds, in tokens a second, and every round's value; the largest memory, in bytes."""
 
     artifact: str
     threads: int
@@ -121,57 +123,73 @@ def compare(
     generate: int,
     rounds: int,
     turns: int = 1,
-    before_close: Callable[[dict[str, Model]], None] = lambda models: None,
+    at_end: Callable[[dict[str, Model]], None] = lambda models: None,
 ) -> list[Speed]:
     """All artifacts with one number of threads. opens: what loads each, given the threads.
 
-    In a round all take the same prompt, then all generate, in `turns` turns. The order turns round every time: A B, B A, …
+    Each round loads all of them anew, because where a process's memory lies can make it 5 % slower for as long as it lives.
+    Then all take the same prompt, and all generate, in `turns` turns. Another is first every time: A B, B A, …
+    at_end: looks at the loaded models of the last round.
     """
-    models: dict[str, Model] = {}
-    prefills: dict[tuple[str, int], list[float]] = {}
-    decodes: dict[tuple[str, int], list[float]] = {}
-    try:
-        for name, load in opens.items():
-            models[name] = load(threads)
-            warm = prompts[-1][:64]
-            models[name].prefill(warm, len(warm) + 5)
-            models[name].decode(4)
-        for index in range(rounds):
-            print(f"{threads} threads, round {index + 1} of {rounds} …", file=sys.stderr)
+    prefills: dict[tuple[str, int], list[float]] = defaultdict(list)
+    decodes: dict[tuple[str, int], list[float]] = defaultdict(list)
+    loads: dict[str, list[float]] = defaultdict(list)
+    memory: dict[str, int] = defaultdict(int)
+    for index in range(rounds):
+        print(f"{threads} threads, round {index + 1} of {rounds} …", file=sys.stderr)
+        models: dict[str, Model] = {}
+        try:
+            for name in _order(opens, index):
+                models[name] = opens[name](threads)
+                warm = prompts[-1][:64]
+                models[name].prefill(warm, len(warm) + 5)
+                models[name].decode(4)
             for prompt in prompts:
                 key, room = len(prompt), len(prompt) + generate + 1
-                for name in _order(models, index):
-                    seconds = models[name].prefill(prompt, room)
-                    prefills.setdefault((name, key), []).append(len(prompt) / seconds)
+                for name in _order(opens, index):
+                    prefills[name, key].append(len(prompt) / models[name].prefill(prompt, room))
                 for turn in range(turns):
-                    for name in _order(models, index + turn):
+                    for name in _order(opens, index + turn):
                         seconds = models[name].decode(generate // turns)
-                        decodes.setdefault((name, key), []).append(generate // turns / seconds)
-        before_close(models)
-    finally:
-        for model in models.values():
-            model.close()
+                        decodes[name, key].append(generate // turns / seconds)
+            for name, model in models.items():
+                loads[name].append(model.load_seconds)
+                memory[name] = max(memory[name], model.memory)
+            if index == rounds - 1:
+                at_end(models)
+        finally:
+            for model in models.values():
+                model.close()
     speeds = []
     for (name, length), prefill in sorted(prefills.items(), key=lambda item: -item[0][1]):
         decode = decodes[name, length]
         middle = statistics.median(prefill), statistics.median(decode)
-        loaded = models[name].load_seconds, models[name].memory
+        loaded = statistics.median(loads[name]), memory[name]
         speeds.append(Speed(name, threads, length, *middle, tuple(prefill), tuple(decode), *loaded))
     return speeds
 
 
-def _order(models: dict[str, Model], number: int) -> list[str]:
-    return list(models)[:: 1 if number % 2 == 0 else -1]
+def _order(names: Iterable[str], number: int) -> list[str]:
+    """Each one is first, second, … as often as any other."""
+    names = list(names)
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
 def made_up_prompts(vocab: int, lengths: Sequence[int]) -> list[list[int]]:
     return [random.Random(length).choices(range(3, vocab), k=length) for length in lengths]
 
 
-def ratio(ours: Speed, theirs: Speed, kind: str) -> float:
-    """Our speed over theirs: the median of the rounds' own ratios, in which both met the same machine."""
-    pairs = zip(getattr(ours, f"{kind}_rounds"), getattr(theirs, f"{kind}_rounds"))
-    return statistics.median(a / b for a, b in pairs)
+def ratio(ours: Speed, theirs: Speed, kind: str) -> tuple[float, float]:
+    """Our speed over theirs, and its standard error: the median of the turns' own ratios, in which both met the same machine,
+    and how far it strays when as many rounds are drawn again out of these (bootstrap). The turns of a round stay together."""
+    pairs = [a / b for a, b in zip(getattr(ours, f"{kind}_rounds"), getattr(theirs, f"{kind}_rounds"))]
+    rounds = len(ours.prefill_rounds)
+    turns = len(pairs) // rounds
+    groups = [pairs[turns * i : turns * (i + 1)] for i in range(rounds)]
+    draw = random.Random(0)
+    medians = [statistics.median(chain(*draw.choices(groups, k=rounds))) for _ in range(1000)]
+    return statistics.median(pairs), statistics.stdev(medians)
 
 
 def ratios(
@@ -188,11 +206,11 @@ def ratios(
         if mine.artifact != ours or not peers:
             continue
         for kind, limit in limits.items():
-            value, name = min((ratio(mine, theirs, kind), theirs.artifact) for theirs in peers)
+            (value, error), name = min((ratio(mine, theirs, kind), theirs.artifact) for theirs in peers)
             title = f"{kind}, prompt {mine.prompt}, {mine.threads} thread{'s' * (mine.threads > 1)}: ours / {name}'s"
             free = bound_prompt is not None and mine.prompt != bound_prompt and kind != everywhere
             unbound = f"holds for prompt {bound_prompt}" if free else ""
-            found.append(Bar(title, value, limit, at_least=True, unbound=unbound))
+            found.append(Bar(title, value, limit, at_least=True, unbound=unbound, error=error))
     return found
 
 
