@@ -232,7 +232,7 @@ def _varint(value: int) -> bytes:
 class Bar:
     """A figure that is to stay at or under (or over) a limit; `unbound` says why the limit does not hold here.
 
-    error: the figure's standard error, where it is known. A limit closer than twice that is not missed.
+    error: the figure's standard error, where it is known. The verdict says where a limit is missed by less than twice that.
     """
 
     name: str
@@ -249,18 +249,15 @@ class Bar:
 
     @property
     def missed(self) -> bool:
-        return not self.met and not self._close and not self.unbound
-
-    @property
-    def _close(self) -> bool:
-        return abs(self.value - self.limit) < 2 * self.error
+        return not self.met and not self.unbound
 
     def as_json(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "met": self.met}
 
     def row(self) -> list[str]:
         sign = "≥" if self.at_least else "≤"
-        verdict = "met" if self.met else "within the error" if self._close else "NOT met"
+        close = abs(self.value - self.limit) < 2 * self.error
+        verdict = "met" if self.met else "NOT met, by less than the error" if close else "NOT met"
         error = f" ± {self.error:.1g}" if self.error else ""
         return [
             self.name,

@@ -116,7 +116,10 @@ def test_an_update_past_the_cache_is_an_error(decoder: MLPackage) -> None:
 
 def test_a_token_outside_the_vocabulary_is_an_error(decoder: MLPackage) -> None:
     interpreter = Interpreter(decoder)
-    with pytest.raises(InputError, match=r"function decode: gather_\S* \(gather\): index 48 is outside 0 … 47"):
+    embedding = next(
+        o.name for o in decoder.functions["decode"].operations if o.kind == "gather"
+    )  # numbered by coremltools
+    with pytest.raises(InputError, match=rf"function decode: {embedding} \(gather\): index 48 is outside 0 … 47"):
         interpreter.run("decode", feeds(torch.tensor([[48]]), 0, 0), interpreter.make_states())
 
 

@@ -46,7 +46,7 @@ def test_every_schedule_computes_the_same() -> None:
 def test_more_work_takes_longer() -> None:
     measurer, cores = LocalMeasurer(Platform("linux", host_isa()), rounds=3), os.sched_getaffinity(0)
     small, large = (measurer.times(form(False, rows), [Schedule(1, 4)])[Schedule(1, 4)] for rows in (128, 16384))
-    assert 0 < 2 * small < large
+    assert 0 < 16 * small < large
     assert measurer.how.endswith("1 thread")
     assert os.sched_getaffinity(0) == cores
 
