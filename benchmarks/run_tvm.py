@@ -37,6 +37,8 @@ from pocketphi.targets.tvm_arm.params import PARAMS_FILE
 
 OURS, ORT, BUILDER, LLAMA = "tvm", "ort bundle", "builder", "llama.cpp"
 BARS = {"prefill": 1.2, "decode": 1.2}
+BLOCK = ("--block", "32")
+"""All artifacts have the same, so that runtimes are compared."""
 """Our tokens a second over those of the fastest of the others, at least."""
 SPARE = 150e6
 """Bytes that decoding may need beside parameters and K/V cache."""
@@ -95,9 +97,9 @@ def artifacts(a: argparse.Namespace) -> tuple[dict[str, Callable[[int], Model]],
     work = a.work.resolve() / a.model.replace(":", "-").replace("/", "_")
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = make_checkpoint(a.model, a.work.resolve())[0].resolve()
-    ours = a.bundle or compiled(checkpoint, work / "tvm", "--target", "tvm-arm", "--os", "host")
+    ours = a.bundle or compiled(checkpoint, work / "tvm", *BLOCK, "--target", "tvm-arm", "--os", "host")
     opens: dict[str, Callable[[int], Model]] = {OURS: partial(TvmModel, ours)}
-    opens[ORT] = partial(genai_model, compiled(checkpoint, work / "ort"))
+    opens[ORT] = partial(genai_model, compiled(checkpoint, work / "ort", *BLOCK))
     if a.builder or size_of(checkpoint) <= BUILDER_LIMIT:
         opens[BUILDER] = partial(genai_model, built(checkpoint, a.builder or work / "builder"))
     if a.llama_cpp:
@@ -159,7 +161,7 @@ def main() -> int:
     for name, option in ((BUILDER, "--builder DIR"), (LLAMA, "--llama-cpp DIR")):
         if name not in opens:
             print(f"  {name}: not measured: give {option}")
-    limits = ratios(speeds, OURS, BARS) + limits
+    limits = ratios(speeds, OURS, opens.keys() - {OURS}, BARS) + limits
     print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
     if a.json:
         figures = {"speeds": [dataclasses.asdict(s) for s in speeds], "limits": [bar.as_json() for bar in limits]}

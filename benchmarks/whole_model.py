@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from common import POCKETPHI, Bar, run
 from workers import Worker, memory_of, serve
 
 GIB = 1 << 30
-RECIPE = ["--recipe", "rtn", "--block", "32", "--verify", "never"]
+KINDS = ("first_prefill", "prefill", "decode")
+RECIPE = ["--recipe", "rtn", "--verify", "never"]
 
 
 class Model(Protocol):
@@ -103,15 +104,15 @@ def genai_worker(folder: str, threads: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Medians over the rounds, in tokens a second, and every round's value; the largest memory, in bytes."""
+    """Every round's value, in tokens a second: of the first prompt of that length after loading, which meets memory that was
+    never used, of the next one, and of decoding; seconds to load (median), and the largest memory in bytes."""
 
     artifact: str
     threads: int
     prompt: int
-    prefill: float
-    decode: float
-    prefill_rounds: tuple[float, ...]
-    decode_rounds: tuple[float, ...]
+    first_prefill: tuple[float, ...]
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
     load_seconds: float
     memory: int
 
@@ -128,11 +129,11 @@ def compare(
     """All artifacts with one number of threads. opens: what loads each, given the threads.
 
     Each round loads all of them anew, because where a process's memory lies can make it 5 % slower for as long as it lives.
-    Then all take the same prompt, and all generate, in `turns` turns. Another is first every time: A B, B A, …
+    Then all take the same prompt, all take it again, and all generate, in `turns` turns. Another is first every time: A B,
+    B A, …
     at_end: looks at the loaded models of the last round.
     """
-    prefills: dict[tuple[str, int], list[float]] = defaultdict(list)
-    decodes: dict[tuple[str, int], list[float]] = defaultdict(list)
+    measured: dict[str, dict[tuple[str, int], list[float]]] = {kind: defaultdict(list) for kind in KINDS}
     loads: dict[str, list[float]] = defaultdict(list)
     memory: dict[str, int] = defaultdict(int)
     for index in range(rounds):
@@ -146,12 +147,13 @@ def compare(
                 models[name].decode(4)
             for prompt in prompts:
                 key, room = len(prompt), len(prompt) + generate + 1
-                for name in _order(opens, index):
-                    prefills[name, key].append(len(prompt) / models[name].prefill(prompt, room))
+                for turn, kind in enumerate(("first_prefill", "prefill")):
+                    for name in _order(opens, index + turn):
+                        measured[kind][name, key].append(len(prompt) / models[name].prefill(prompt, room))
                 for turn in range(turns):
                     for name in _order(opens, index + turn):
                         seconds = models[name].decode(generate // turns)
-                        decodes[name, key].append(generate // turns / seconds)
+                        measured["decode"][name, key].append(generate // turns / seconds)
             for name, model in models.items():
                 loads[name].append(model.load_seconds)
                 memory[name] = max(memory[name], model.memory)
@@ -161,11 +163,10 @@ def compare(
             for model in models.values():
                 model.close()
     speeds = []
-    for (name, length), prefill in sorted(prefills.items(), key=lambda item: -item[0][1]):
-        decode = decodes[name, length]
-        middle = statistics.median(prefill), statistics.median(decode)
-        loaded = statistics.median(loads[name]), memory[name]
-        speeds.append(Speed(name, threads, length, *middle, tuple(prefill), tuple(decode), *loaded))
+    for name, length in sorted(measured["prefill"], key=lambda key: -key[1]):
+        values = {kind: tuple(found[name, length]) for kind, found in measured.items()}
+        load, most = statistics.median(loads[name]), memory[name]
+        speeds.append(Speed(name, threads, length, **values, load_seconds=load, memory=most))
     return speeds
 
 
@@ -183,8 +184,8 @@ def made_up_prompts(vocab: int, lengths: Sequence[int]) -> list[list[int]]:
 def ratio(ours: Speed, theirs: Speed, kind: str) -> tuple[float, float]:
     """Our speed over theirs, and its standard error: the median of the turns' own ratios, in which both met the same machine,
     and how far it strays when as many rounds are drawn again out of these (bootstrap). The turns of a round stay together."""
-    pairs = [a / b for a, b in zip(getattr(ours, f"{kind}_rounds"), getattr(theirs, f"{kind}_rounds"))]
-    rounds = len(ours.prefill_rounds)
+    pairs = [a / b for a, b in zip(getattr(ours, kind), getattr(theirs, kind))]
+    rounds = len(ours.prefill)
     turns = len(pairs) // rounds
     groups = [pairs[turns * i : turns * (i + 1)] for i in range(rounds)]
     draw = random.Random(0)
@@ -193,37 +194,44 @@ def ratio(ours: Speed, theirs: Speed, kind: str) -> tuple[float, float]:
 
 
 def ratios(
-    speeds: list[Speed], ours: str, limits: dict[str, float], bound_prompt: int | None = None, everywhere: str = ""
+    speeds: list[Speed],
+    ours: str,
+    peers: Collection[str],
+    limits: dict[str, float],
+    bound_prompt: int | None = None,
+    everywhere: str = "",
+    unbound: str = "",
 ) -> list[Bar]:
-    """For each number of threads and each prompt our speed over that of whom we beat by least.
+    """For each number of threads and each prompt our speed over that of the peer whom we beat by least.
 
-    limits: at least so much, for `prefill` and `decode`. They hold for prompts of `bound_prompt` tokens; the one of the kind
-    `everywhere` for all.
+    limits: at least so much, by KINDS. They hold for prompts of `bound_prompt` tokens; the one of the kind `everywhere` for
+    all. unbound: why none holds.
     """
     found = []
     for mine in speeds:
-        peers = [s for s in speeds if s.artifact != ours and (s.threads, s.prompt) == (mine.threads, mine.prompt)]
-        if mine.artifact != ours or not peers:
+        others = [s for s in speeds if s.artifact in peers and (s.threads, s.prompt) == (mine.threads, mine.prompt)]
+        if mine.artifact != ours or not others:
             continue
         for kind, limit in limits.items():
-            (value, error), name = min((ratio(mine, theirs, kind), theirs.artifact) for theirs in peers)
-            title = f"{kind}, prompt {mine.prompt}, {mine.threads} thread{'s' * (mine.threads > 1)}: ours / {name}'s"
+            (value, error), name = min((ratio(mine, theirs, kind), theirs.artifact) for theirs in others)
+            of = f"prompt {mine.prompt}, {mine.threads} thread{'s' * (mine.threads > 1)}"
+            title = f"{kind.replace('_', ' ')}, {of}: {ours} / {name}"
             free = bound_prompt is not None and mine.prompt != bound_prompt and kind != everywhere
-            unbound = f"holds for prompt {bound_prompt}" if free else ""
-            found.append(Bar(title, value, limit, at_least=True, unbound=unbound, error=error))
+            why = f"holds for prompt {bound_prompt}" if free else unbound
+            found.append(Bar(title, value, limit, at_least=True, unbound=why, error=error))
     return found
 
 
-HEAD = ["artifact", "threads", "prompt", "prefill tok/s", "", "decode tok/s", "", "load s", "peak GiB", ""]
+HEAD = ["artifact", "threads", "prompt"]
+HEAD += ["first prefill tok/s", "", "prefill tok/s", "", "decode tok/s", "", "load s", "peak GiB", ""]
 
 
 def row(s: Speed) -> list[str]:
-    """One line of the table under HEAD: the median, and the slowest to the fastest round."""
-
-    def spread(values: tuple[float, ...]) -> str:
-        return f"{min(values):.1f}–{max(values):.1f}"
-
-    speeds = [f"{s.prefill:.1f}", spread(s.prefill_rounds), f"{s.decode:.1f}", spread(s.decode_rounds)]
+    """One line of the table under HEAD: the medians, and the slowest to the fastest round."""
+    speeds = []
+    for kind in KINDS:
+        values = getattr(s, kind)
+        speeds += [f"{statistics.median(values):.1f}", f"{min(values):.1f}–{max(values):.1f}"]
     return [s.artifact, str(s.threads), str(s.prompt), *speeds, f"{s.load_seconds:.1f}", f"{s.memory / GIB:.2f}", ""]
 
 

@@ -38,9 +38,8 @@ def form_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--block",
         type=parse_block,
-        default=32,
         metavar="N",
-        help="weights that share a scale: 16 to 256, or row for whole rows (default %(default)s)",
+        help="weights that share a scale: 16 to 256, or row for whole rows (default 64; of --recipe keep 32)",
     )
     p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
     p.add_argument(

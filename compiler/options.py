@@ -11,7 +11,7 @@ from typing import Any
 
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.choices import BLOCKS, GROUPS
+from pocketphi.passes.choices import BLOCKS, GROUPS, default_block
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
@@ -23,7 +23,7 @@ class CompileOptions:
 
     model:        checkpoint, as `open_checkpoint` reads it
     out:          folder of the bundle
-    recipe:       `search`, `rtn` or `keep`; block (0: whole rows), symmetric: its parameters
+    recipe:       `search`, `rtn` or `keep`; block (0: whole rows; by default `default_block`), symmetric: its parameters
     palette:      rows that share a lookup table of 16 values, in place of blocks with a scale
     embedding_bits, head_bits: 4, or 8 (a tied weight gets the larger)
     context:      positions that the rotary tables cover; the model's maximum if None
@@ -43,7 +43,7 @@ class CompileOptions:
     out: Path
     targets: tuple[str, ...] = ("ort-mobile",)
     recipe: str = "search"
-    block: int = 32
+    block: int = None  # type: ignore[assignment]  # set below
     symmetric: bool = True
     palette: int | None = None
     embedding_bits: int = 4
@@ -72,6 +72,8 @@ class CompileOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.block is None:
+            object.__setattr__(self, "block", default_block(self.recipe))
         if self.block and self.block not in BLOCKS:
             raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}, or row")
         if self.palette is not None and self.palette not in GROUPS:

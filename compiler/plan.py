@@ -78,12 +78,15 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
     if options.recipe != "search":
         return now + streaming
-    widest = max(2 * config.intermediate_size, config.qkv_size)
-    activations = 4 * options.calibration_tokens * (2 * widest + 4 * config.hidden_size)
-    largest = 4 * max(math.prod(shape) for shape in config.tensors().values())
-    columns = max(config.hidden_size, config.intermediate_size, config.heads * config.head_dim)
-    statistics = 4 * 4 * columns**2  # the second moment, its Cholesky factor, the inverse, and the factor of that
-    return now + max(streaming, largest + activations + statistics)
+    tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
+    hidden, widest = config.hidden_size, max(2 * config.intermediate_size, config.qkv_size)
+    # the widest layer, both of its weights and what goes in and out
+    running = 2 * widest * hidden + tokens * (widest + 3 * hidden)
+    columns = max(hidden, config.intermediate_size, config.heads * config.head_dim)
+    # two moments, the shift, a Cholesky factor, the inverse and the factor of that, for the layer with most inputs
+    measuring = 6 * columns**2 + tokens * (columns + 2 * hidden) + hidden * columns
+    largest = max(math.prod(shape) for shape in config.tensors().values())
+    return now + max(streaming, 4 * max(running, measuring, largest))
 
 
 def check_plan(

@@ -16,8 +16,8 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.recipe import Recipe, materialize
 
-Observer = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
-"""Called before a node runs with its evaluated arguments; returns those to run it with."""
+Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
+"""Called before a node runs, with its evaluated arguments; returns its value, or None to let the node's operator give it."""
 
 
 class Weights:
@@ -160,28 +160,37 @@ def evaluate(
     weights: Weights,
     observe: Observer | None = None,
 ) -> dict[fx.Node, Any]:
-    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`."""
+    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`.
+
+    A value is dropped after its last use, and a weight is not asked for before its first.
+    """
     wanted = list(wanted)
     order = _ancestors(wanted)
     uses = Counter(arg for node in order for arg in node.all_input_nodes)
     uses.update(wanted)
     values: dict[fx.Node, Any] = {}
+
+    def value_of(node: fx.Node) -> Any:
+        if node.op == "get_attr" and node not in values:
+            values[node] = weights.get(str(node.target))
+        return values[node]
+
     with torch.no_grad():
         for node in order:
             if node.op == "placeholder":
                 values[node] = inputs[str(node.target)]
-            elif node.op == "get_attr":
-                values[node] = weights.get(str(node.target))
-            else:
-                args = fx.map_arg(node.args, values.__getitem__)
-                if observe:
-                    args = observe(node, args)
-                values[node] = node.target(*args, **fx.map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
+            elif node.op != "get_attr":
+                args = fx.map_arg(node.args, value_of)
+                value = observe(node, args) if observe else None
+                if value is None:
+                    value = node.target(*args, **fx.map_arg(node.kwargs, value_of))  # type: ignore[operator]
+                values[node] = value
+                del args, value
             for arg in node.all_input_nodes:
                 uses[arg] -= 1
                 if not uses[arg]:
                     del values[arg]
-    return {node: values[node] for node in wanted}
+    return {node: value_of(node) for node in wanted}
 
 
 def free_inputs(node: fx.Node) -> set[str]:

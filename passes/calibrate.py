@@ -1,8 +1,9 @@
 """Quantize layer by layer while a calibration text runs through the model.
 
-The float program is run once on the text. Where a linear layer is about to run, the second moment of its inputs is measured,
-its weight is quantized with it (or found in the cache), and the layer runs with the quantized weight: later layers see the
-inputs that they will meet, errors included. One layer's statistics and one weight are in memory at a time.
+The text runs through the program twice at once: as two halves of a batch, one with float weights, one with quantized ones.
+Where a linear layer is about to run, its inputs in both halves are measured, and its weight is quantized (or found in the
+cache) so that it gives, out of the inputs that it will meet, what the float layer makes of its own: each layer makes up for
+what was lost before it, as far as its inputs tell. One layer's statistics and one weight are in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.graph.recipe import FloatWeight, Recipe, materialize
 from pocketphi.passes.int4_cache import Int4Cache, StoredInt4
 from pocketphi.passes.quantize_weights import Int4Weight
-from pocketphi.passes.quantizers import Quantizer
+from pocketphi.passes.quantizers import Quantizer, Statistics
 
 aten = torch.ops.aten
 
@@ -69,18 +70,24 @@ def quantize_calibrated(
     def quantize(weight: fx.Node, x: torch.Tensor | None) -> StoredInt4 | None:
         name = str(weight.target)
         if name in weights and name not in stored:
-            stored[name] = cache.quantized(weights[name], None if x is None else _second_moment(x))
+            stored[name] = cache.quantized(weights[name], None if x is None else _statistics(x))
             progress()
         return stored.get(name)
 
-    def observe(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def observe(node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
         if node.target is not aten.linear.default:
-            return args
+            return None
         made = quantize(node.args[1], args[0])  # type: ignore[arg-type]
-        return args if made is None else (args[0], from_parts(materialize(made)).dequantize(), *args[2:])
+        if made is None:
+            return None
+        x, w = args
+        out = x.new_empty(*x.shape[:-1], len(w))
+        for half, of, matrix in zip(out.chunk(2), x.chunk(2), (w, from_parts(materialize(made)).dequantize())):
+            torch.matmul(of, matrix.T, out=half)
+        return out
 
     head: Any = program.outputs["logits"]
-    inputs = program.prefill_inputs(tokens)
+    inputs = program.prefill_inputs(tokens.repeat(2, 1))
     hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe)[head.args[0]]
     quantize(head.args[1], hidden)
     for node in program.graph.nodes:
@@ -113,7 +120,7 @@ def _run_key(cache: Int4Cache, tokens: torch.Tensor, quantizer: Quantizer) -> st
     return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 
-def _second_moment(x: torch.Tensor) -> torch.Tensor:
-    """E[x xᵀ], float32 [K, K], of float32 [B, S, K]."""
-    rows = x.flatten(0, -2)
-    return rows.T @ rows / rows.shape[0]
+def _statistics(x: torch.Tensor) -> Statistics:
+    """Of float32 [2B, S, K]: the inputs with float weights, then those with quantized ones."""
+    exact, met = (half.flatten(0, -2) for half in x.chunk(2))
+    return Statistics(met.T @ met / len(met), (exact - met).T @ met / len(met))

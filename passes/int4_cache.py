@@ -25,7 +25,7 @@ from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.recipe import PartSpec, digest, row_chunks
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.passes.quantize_weights import Int4Weight
-from pocketphi.passes.quantizers import Feedback
+from pocketphi.passes.quantizers import Feedback, Statistics
 
 MAX_VALUES = 1 << 23
 """Float values that a worker holds at once."""
@@ -68,15 +68,15 @@ class Int4Cache:
         except OSError as error:
             raise InputError(f"{folder}: the cache cannot be made: {error.strerror}; choose another --cache") from None
 
-    def quantized(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> StoredInt4:
-        """The weight quantized with the statistics of its inputs (float32 [K, K]): from the cache, or computed now."""
-        path = self.folder / f"{self._key(weight, second_moment)}.safetensors"
+    def quantized(self, weight: Int4Weight, statistics: Statistics | None) -> StoredInt4:
+        """The weight quantized with the statistics of its inputs: from the cache, or computed now."""
+        path = self.folder / f"{self._key(weight, statistics)}.safetensors"
         stored = StoredInt4(path, dict(weight.parts), weight.describe())
         if _is_whole(stored):
             self.found += 1
             return stored
-        if second_moment is not None:
-            weight = replace(weight, feedback=Feedback.of(second_moment))
+        if statistics is not None:
+            weight = replace(weight, feedback=Feedback.of(statistics))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             parts = _compute(weight)
@@ -105,14 +105,15 @@ class Int4Cache:
         partial.write_text(json.dumps({name: weight.path.name for name, weight in stored.items()}), "utf-8")
         partial.rename(self.folder / f"{key}.json")
 
-    def _key(self, weight: Int4Weight, second_moment: torch.Tensor | None) -> str:
+    def _key(self, weight: Int4Weight, statistics: Statistics | None) -> str:
         info = self.source.tensors[weight.source.tensor]
         stored = f"{info.dtype} {list(info.shape)}"  # the same bytes under another type or shape are another weight
         quantizer = weight.quantizer
         parts = [self.source.digest(weight.source.tensor), stored, quantizer.describe(), str(quantizer.version)]
         key = hashlib.sha256("\n".join(parts).encode())
-        if second_moment is not None:
-            key.update(tensor_bytes(second_moment))
+        if statistics is not None:
+            for measured in (statistics.moment, statistics.drift):
+                key.update(b"" if measured is None else tensor_bytes(measured))
         return key.hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantizers.base import Feedback, Quantizer, check_block
+from pocketphi.passes.quantizers.base import Feedback, Quantizer, Statistics, check_block
 from pocketphi.passes.quantizers.eight_bits import EightBits
 from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.palette import KMeans
@@ -42,6 +42,7 @@ __all__ = [
     "Quantizer",
     "RoundToNearest",
     "ScaleSearch",
+    "Statistics",
     "check_block",
     "make_quantizer",
 ]

@@ -14,26 +14,55 @@ from pocketphi.passes.choices import BLOCKS
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
+_SHIFT_DAMPING = 1.0
+"""As much for the shift of a layer's target, which fits all of W to that text, not the last bit of it."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration has measured of a layer's inputs x, behind layers that are quantized.
+
+    moment: H = E[x xᵀ], float32 [K, K]
+    drift:  E[(x̂ - x) xᵀ], with x̂ the inputs that the float model has in that place; None: it was not measured
+    """
+
+    moment: torch.Tensor
+    drift: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """How the error of a column can be made up for by those behind it, from the second moment H of a layer's inputs.
+    """How a layer makes up for errors: a column's those of the columns before it, the layer those of the layers before it.
 
     upper: float32 [K, K] with upperᵀ · upper = (H + damping)⁻¹
+    shift: float32 [K, K], or None. What W x misses of W x̂ is predicted best (ridge regression) by W · shift · x with
+           shift = E[(x̂ - x) xᵀ] · (H + damping)⁻¹, so that W + W · shift is the matrix to round.
     """
 
     upper: torch.Tensor
+    shift: torch.Tensor | None = None
 
     @staticmethod
-    def of(second_moment: torch.Tensor) -> Feedback:
-        """second_moment: H, float32 [K, K]."""
-        damped = second_moment.double() if second_moment.shape[0] <= 2048 else second_moment.clone()
-        diagonal = damped.diagonal()
-        diagonal += _DAMPING * diagonal.mean() + 1e-12
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        del damped
-        return Feedback(torch.linalg.cholesky(inverse, upper=True).float())
+    def of(statistics: Statistics) -> Feedback:
+        shift = None
+        if statistics.drift is not None:
+            factor = _factor(statistics.moment, _SHIFT_DAMPING)
+            shift = torch.cholesky_solve(statistics.drift.T.to(factor.dtype), factor).T.float()
+            del factor
+        inverse = torch.cholesky_inverse(_factor(statistics.moment, _DAMPING))
+        return Feedback(torch.linalg.cholesky(inverse, upper=True).float(), shift)
+
+    def target(self, w: torch.Tensor) -> torch.Tensor:
+        """The matrix to round in place of w: float32 [N, K]."""
+        return w if self.shift is None else w + w @ self.shift
+
+
+def _factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
+    """Lower Cholesky factor of H + damping · its mean diagonal: in float64, or in float32 where that takes too much memory."""
+    damped = moment.double() if moment.shape[0] <= 2048 else moment.clone()
+    diagonal = damped.diagonal()
+    diagonal += damping * diagonal.mean() + 1e-12
+    return torch.linalg.cholesky(damped)
 
 
 class Quantizer(ABC):
@@ -57,7 +86,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Quantized:
-        """Round w: float32 [N, K], a shape that `check` lets pass. feedback: of the layer's inputs, where measured."""
+        """Round w: float32 [N, K], a shape that `check` lets pass, the layer's target. feedback: where inputs were measured."""
 
     def check(self, name: str, rows: int, columns: int) -> None:
         """Raise InputError unless a weight [N, K] can be cut into blocks, offering the sizes that fit."""
@@ -76,7 +105,7 @@ class Quantizer(ABC):
         """Read and round rows [start, stop) of a weight, whole groups. Raises InputError naming it where a value is not finite,
         or a scale would not be."""
         w = source.unchecked(start, stop)
-        made = self.quantize(w, feedback)
+        made = self.quantize(feedback.target(w) if feedback else w, feedback)
         # an odd value makes the scale of its block odd, in every quantizer
         if not torch.isfinite(made.half_values.sum()):
             odd = ~torch.isfinite(made.half_values).all(1)

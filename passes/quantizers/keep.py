@@ -8,10 +8,9 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import Quantized
 from pocketphi.graph.int4 import Int4
 from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
+from pocketphi.passes.choices import FILE_BLOCK
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest
-
-FILE_BLOCK = 32
 
 
 class Keep(Quantizer):

@@ -32,6 +32,7 @@ class KMeans(Quantizer):
     """See the module. weighted: make use of calibration (`--recipe search`), or not (`rtn`)."""
 
     name = "palette"
+    version = 2
 
     def __init__(self, group: int, weighted: bool) -> None:
         super().__init__(0)

@@ -1,7 +1,8 @@
 """Scale search with error feedback: rounding that knows what the inputs of a layer look like.
 
 For a layer y = W x, what matters is the error of the outputs, Σ over rows of e H eᵀ with e the row's rounding error and
-H = E[x xᵀ] measured on a calibration text. Blocks are rounded from left to right:
+H = E[x xᵀ] measured on a calibration text. W is first shifted towards what makes up for the errors of the layers before
+(`Feedback`). Blocks are rounded from left to right:
 
 1. of many scales for a block, the one with the least Σ h_k (w_k - q_k·s)² is taken. For fixed q the best s has a closed form,
    Σ h w q / Σ h q², so that each candidate is refined once;
@@ -30,7 +31,7 @@ class ScaleSearch(Quantizer):
 
     name = "search"
     weighted = True
-    version = 3
+    version = 4
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         if feedback is None:

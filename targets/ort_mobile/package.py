@@ -215,7 +215,7 @@ def _tied_bytes(program: Program) -> int:
 
 def _too_large(single: int) -> str:
     return (
-        f"no single-file model.ort: it would take {single / 1e9:.2f} GB and the format ends at {ORT_LIMIT / 1e9:.2f} GB; "
+        f"no single-file model.ort: it would take {single / 1e9:.3f} GB and the format ends at {ORT_LIMIT / 1e9:.3f} GB; "
         "model.onnx with model.onnx.data has no such limit, or choose --block 128"
     )
 

@@ -32,7 +32,7 @@ from pocketphi.graph.trace import trace
 from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.kv_cache import VALUE_BYTES
 
-MINI = CompileOptions("random:phi-3-mini-4k", Path("x"), recipe="rtn")
+MINI = CompileOptions("random:phi-3-mini-4k", Path("x"), recipe="rtn", block=32)
 
 
 def device(app: int, platform: str = "ios") -> Device:

@@ -33,7 +33,6 @@ def test_run() -> None:
 
     def observe(node, args):
         seen.append((op_name(node), len(args)))
-        return args
 
     result = adds().run({"x": x}, observe=observe)
     assert list(result) == ["z"]
@@ -41,9 +40,9 @@ def test_run() -> None:
     assert seen == [("add", 2), ("add", 2)]
 
 
-def test_an_observer_may_change_the_arguments() -> None:
+def test_an_observer_may_give_the_value() -> None:
     x = normal(2, 3)
-    result = adds().run({"x": x}, observe=lambda node, args: (args[0], torch.zeros_like(args[0])))
+    result = adds().run({"x": x}, observe=lambda node, args: args[0])
     assert torch.equal(result["z"], x)
 
 
@@ -61,10 +60,32 @@ def test_values_are_dropped_after_their_last_use() -> None:
     def observe(node, args):
         counts.append(sum(1 for ref in alive if ref() is not None))
         alive.append(weakref.ref(args[0]))
-        return args
 
     program.run({"x": normal(4)}, observe=observe)
     assert counts == [0, 1, 1, 1]  # the input, which the test does not hold, then one value at a time
+
+
+def test_one_weight_at_a_time() -> None:
+    """Weights stand at the beginning of a traced graph; each is made when its operator is about to run, and gone after it."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(Weights):
+        def get(self, target: str) -> torch.Tensor:
+            tensor = super().get(target)
+            made.append(weakref.ref(tensor))
+            return tensor
+
+    def body(call, x, a, b, c):
+        return {"y": call(aten.add.Tensor, call(aten.add.Tensor, call(aten.add.Tensor, x, a), b), c)}
+
+    counts = []
+
+    def observe(node, args):
+        counts.append((len(made), sum(1 for ref in made if ref() is not None)))
+
+    program = small(body, {"x": normal(4)}, {name: torch.zeros(4) for name in "abc"})
+    program.run({"x": normal(4)}, Watched(program.weights, keep=False), observe)
+    assert counts == [(1, 1), (2, 1), (3, 1)]
 
 
 def test_an_output_may_be_an_input_or_come_twice() -> None:

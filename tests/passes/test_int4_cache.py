@@ -17,7 +17,7 @@ from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight, materialize
 from pocketphi.passes.int4_cache import Int4Cache, StoredInt4, default_folder
 from pocketphi.passes.quantize_weights import Int4Weight
-from pocketphi.passes.quantizers import Quantizer, RoundToNearest, ScaleSearch
+from pocketphi.passes.quantizers import Quantizer, RoundToNearest, ScaleSearch, Statistics
 
 HEAD = "lm_head.weight"
 
@@ -26,12 +26,12 @@ Counts = tuple[int, int]
 
 
 def one(
-    folder: Path, source: RandomWeights, quantizer: Quantizer, moment: torch.Tensor | None = None
+    folder: Path, source: RandomWeights, quantizer: Quantizer, statistics: Statistics | None = None
 ) -> tuple[StoredInt4, Counts]:
     """Cache the head alone; returns it and (found, computed)."""
     hashed = HashedCheckpoint(source)
     cache = Int4Cache(folder, hashed)
-    stored = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), quantizer), moment)
+    stored = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), quantizer), statistics)
     return stored, (cache.found, cache.computed)
 
 
@@ -56,7 +56,10 @@ CHANGES = {
     "block": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(16)),
     "asymmetric": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32, False)),
     "algorithm": lambda p: one(p, RandomWeights("random:tiny"), ScaleSearch(32)),
-    "statistics": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32), torch.eye(64)),
+    "statistics": lambda p: one(p, RandomWeights("random:tiny"), RoundToNearest(32), Statistics(torch.eye(64))),
+    "drift": lambda p: one(
+        p, RandomWeights("random:tiny"), RoundToNearest(32), Statistics(torch.eye(64), torch.eye(64))
+    ),
 }
 
 
@@ -74,8 +77,9 @@ def test_another_version_or_other_statistics(tmp_path: Path) -> None:
         version = RoundToNearest.version + 1
 
     source = RandomWeights("random:tiny")
-    made = [(RoundToNearest(32), None), (Newer(32), None), (Newer(32), torch.eye(64)), (Newer(32), 2 * torch.eye(64))]
-    assert [one(tmp_path, source, *arguments)[1] for arguments in made] == [(0, 1)] * 4
+    measured = [Statistics(torch.eye(64)), Statistics(2 * torch.eye(64)), Statistics(torch.eye(64), torch.eye(64))]
+    made = [(RoundToNearest(32), None), (Newer(32), None), *((Newer(32), statistics) for statistics in measured)]
+    assert [one(tmp_path, source, *arguments)[1] for arguments in made] == [(0, 1)] * 5
 
 
 def test_the_same_bytes_under_another_shape_or_type(tmp_path: Path) -> None:

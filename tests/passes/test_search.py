@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pocketphi.passes.quantizers import Feedback, RoundToNearest, ScaleSearch
+from pocketphi.passes.quantizers import Feedback, RoundToNearest, ScaleSearch, Statistics
 
 
 def matrix(rows: int = 48, columns: int = 128, seed: int = 0) -> torch.Tensor:
@@ -21,6 +21,10 @@ def inputs(columns: int = 128, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(columns, columns, generator=generator) * torch.logspace(-1, 1, columns)
     return torch.randn(1024, columns, generator=generator) @ mix
+
+
+def feedback_of(x: torch.Tensor) -> Feedback:
+    return Feedback.of(Statistics(x.T @ x / x.shape[0]))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -40,7 +44,7 @@ def test_without_statistics_no_block_is_worse_than_rounding_to_nearest(block: in
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_feedback_lowers_the_error_of_the_outputs(symmetric: bool) -> None:
     w, x = matrix(), inputs()
-    feedback = Feedback.of(x.T @ x / x.shape[0])
+    feedback = feedback_of(x)
     fresh = inputs(seed=1)[torch.randperm(1024, generator=torch.Generator().manual_seed(5))]
 
     def error(made: torch.Tensor) -> float:
@@ -54,7 +58,7 @@ def test_feedback_lowers_the_error_of_the_outputs(symmetric: bool) -> None:
 def test_rows_are_independent() -> None:
     """Any row range gives the same bytes: a target may ask for chunks of any size."""
     w, x = matrix(), inputs()
-    feedback = Feedback.of(x.T @ x / x.shape[0])
+    feedback = feedback_of(x)
     whole = ScaleSearch(32).quantize(w, feedback)
     part = ScaleSearch(32).quantize(w[10:20], feedback)
     assert torch.equal(part.q, whole.q[10:20])
@@ -64,7 +68,7 @@ def test_rows_are_independent() -> None:
 def test_feedback_factor_is_what_its_docstring_says() -> None:
     x = inputs(32)
     moment = x.T @ x / x.shape[0]
-    upper = Feedback.of(moment).upper.double()
+    upper = Feedback.of(Statistics(moment)).upper.double()
     assert torch.equal(upper, upper.triu())
     damped = moment.double() + torch.eye(32) * 0.1 * moment.double().diagonal().mean()
     identity = upper.T @ upper @ damped
@@ -73,18 +77,55 @@ def test_feedback_factor_is_what_its_docstring_says() -> None:
     assert (identity - torch.eye(32)).abs().max() < bound
 
 
+def test_a_layer_makes_up_for_what_was_lost_before_it() -> None:
+    """Its inputs miss a part of the float model's that can be told from the rest: the shifted target gives W x̂ out of x."""
+    w, exact = matrix(), torch.randn(4096, 128, generator=torch.Generator().manual_seed(2))
+    met = exact.clone()
+    met[:, :64] *= 0.8
+    feedback = Feedback.of(Statistics(met.T @ met / 4096, (exact - met).T @ met / 4096))
+
+    def error(made: torch.Tensor) -> float:
+        return float((met @ made.T - exact @ w.T).square().mean())
+
+    # h = 0.64 there, 1 elsewhere: of the 0.25 that is wanted, 0.16 / (0.64 + 0.82) = 0.11 is given, for the text is short
+    assert error(feedback.target(w)) == pytest.approx((1 - 0.11 / 0.25) ** 2 * error(w), rel=0.1)
+    made = feedback_of(met)
+    assert error(ScaleSearch(32).quantize(feedback.target(w), feedback).dequantize()) < 0.6 * error(
+        ScaleSearch(32).quantize(w, made).dequantize()
+    )
+
+
+def test_the_shift_is_what_its_docstring_says() -> None:
+    x = inputs(32)
+    moment, drift = x.T @ x / 1024, torch.randn(32, 32, generator=torch.Generator().manual_seed(7))
+    shift = Feedback.of(Statistics(moment, drift)).shift
+    assert shift is not None
+    damped = moment.double() + torch.eye(32) * moment.double().diagonal().mean()
+    want = drift.double() @ torch.linalg.inv(damped)
+    # solved in float64, rounded to float32; the inverse here is as far off as the condition of H times float64's rounding
+    torch.testing.assert_close(shift, want.float(), rtol=2**-22, atol=float(want.abs().max()) * 2**-22)
+
+
+def test_no_drift_no_shift() -> None:
+    x, w = inputs(), matrix()
+    moment = x.T @ x / 1024
+    still = Feedback.of(Statistics(moment, torch.zeros_like(moment)))
+    assert torch.equal(still.target(w), w)
+    assert torch.equal(still.upper, Feedback.of(Statistics(moment)).upper)
+
+
 def test_zeros_stay_zeros_and_dead_inputs_do_no_harm() -> None:
     w, x = matrix(), inputs()
     x[:, 70] = 0.0  # a column that no input reaches
-    made = ScaleSearch(32).quantize(torch.zeros_like(w), Feedback.of(x.T @ x))
+    made = ScaleSearch(32).quantize(torch.zeros_like(w), feedback_of(x))
     assert torch.equal(made.dequantize(), torch.zeros_like(w))
-    assert torch.isfinite(ScaleSearch(32).quantize(w, Feedback.of(x.T @ x)).scale).all()
+    assert torch.isfinite(ScaleSearch(32).quantize(w, feedback_of(x)).scale).all()
 
 
 def test_a_scale_for_a_whole_row() -> None:
     """One scale a row; columns in panels, whose errors reach those behind as the errors of blocks do."""
     w, x = matrix(columns=160), inputs(160)
-    feedback = Feedback.of(x.T @ x / x.shape[0])
+    feedback = feedback_of(x)
     made, plain = ScaleSearch(0).quantize(w, feedback), ScaleSearch(0).quantize(w)
     assert (made.scale.shape, made.block) == ((48, 1), 160)
     errors = [float((x @ (q.dequantize() - w).T).square().mean()) for q in (made, plain, RoundToNearest(0).quantize(w))]

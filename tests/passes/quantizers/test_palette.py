@@ -10,7 +10,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight
 from pocketphi.passes.quantize_weights import Int4Weight
-from pocketphi.passes.quantizers import Feedback, KMeans, make_quantizer
+from pocketphi.passes.quantizers import Feedback, KMeans, Statistics, make_quantizer
 from pocketphi.passes.quantizers.palette import nearest, tables
 
 GAUSSIAN_OPTIMUM = 0.009497
@@ -54,7 +54,7 @@ def test_every_value_takes_its_nearest_entry() -> None:
 @pytest.mark.parametrize("values", [[0.0], [0.25], [-3.0, 5.0], [0.0, 1.0, 2.0]])
 def test_few_values_are_met_exactly(values: list[float]) -> None:
     w = torch.tensor(values).repeat(96)[:96].repeat(16, 1)
-    for feedback in (None, Feedback.of(torch.eye(96))):
+    for feedback in (None, Feedback.of(Statistics(torch.eye(96)))):
         made = KMeans(16, weighted=True).quantize(w, feedback).dequantize()
         # a histogram knows values to half of its bins
         assert float((made - w).abs().max()) <= (max(values) - min(values)) / 2048 + 2**-11 * max(map(abs, values))
@@ -63,7 +63,7 @@ def test_few_values_are_met_exactly(values: list[float]) -> None:
 @pytest.mark.parametrize("group", [1, 4, 16])
 def test_groups_are_independent(group: int) -> None:
     """Any range of groups gives the same bytes: a target may ask for chunks of any size."""
-    w, feedback = normal(32, 96), Feedback.of(torch.eye(96) + 0.5)
+    w, feedback = normal(32, 96), Feedback.of(Statistics(torch.eye(96) + 0.5))
     for given in (None, feedback):
         whole = KMeans(group, weighted=True).quantize(w, given)
         part = KMeans(group, weighted=True).quantize(w[16:], given)
@@ -74,7 +74,7 @@ def test_groups_are_independent(group: int) -> None:
 def test_feedback_lowers_the_error_of_the_outputs() -> None:
     mix = normal(128, 128, seed=2) * torch.logspace(-1, 1, 128)
     w, x = normal(32, 128), normal(1024, 128, seed=3) @ mix
-    feedback, fresh = Feedback.of(x.T @ x / 1024), normal(256, 128, seed=4) @ mix
+    feedback, fresh = Feedback.of(Statistics(x.T @ x / 1024)), normal(256, 128, seed=4) @ mix
 
     def output_error(given: Feedback | None) -> float:
         made = KMeans(16, weighted=True).quantize(w, given).dequantize()

@@ -104,7 +104,7 @@ def test_a_single_file_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert OrtMobile(ort_file=True).planned_notes(program) == []
     monkeypatch.setattr(module, "ORT_LIMIT", size)
     with pytest.raises(
-        InputError, match=r"--ort-file: no single-file model.ort: it would take 0.00 GB and the format ends"
+        InputError, match=r"--ort-file: no single-file model.ort: it would take 0.000 GB and the format ends"
     ):
         OrtMobile(ort_file=True).package(program, tmp_path, ignore)
     assert list(tmp_path.iterdir()) == []
