@@ -18,11 +18,14 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
+from pocketphi.passes.int4_cache import MAX_VALUES
 from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.base import Target
 
 _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
+_ROUNDING_COPIES = 8
+"""Float32 copies of its rows that a worker of `search` holds at once."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     # the widest layer, both of its weights and what goes in and out
     running = 2 * widest * hidden + tokens * (widest + 3 * hidden)
     columns = max(hidden, config.intermediate_size, config.heads * config.head_dim)
-    # two moments, the shift, a Cholesky factor, the inverse and the factor of that, for the layer with most inputs
-    measuring = 6 * columns**2 + tokens * (columns + 2 * hidden) + hidden * columns
+    # two moments, the shift, a Cholesky factor, the inverse and the factor of that, for the layer with most inputs; then rows
+    statistics = max(6 * columns**2, 4 * columns**2 + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
+    measuring = statistics + tokens * (columns + 2 * hidden) + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
     return now + max(streaming, 4 * max(running, measuring, largest))
 
