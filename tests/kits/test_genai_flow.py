@@ -17,7 +17,8 @@ from pocketphi.targets.ort_mobile.host import OrtRunner
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("genai") / "bundle"
-    compile_model(CompileOptions("random:tiny", out, recipe="rtn", accuracy_level=0, verify="never"))
+    # blocks of 32: with these weights the answers go on
+    compile_model(CompileOptions("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
     return out
 
 
