@@ -16,7 +16,7 @@ from common import FULL_MODEL, StepError, built, make_checkpoint, print_table, v
 from whole_model import HEAD, Speed, compare, compiled, genai_model, made_up_prompts, ratios, row
 
 OURS, EQUAL, THEIRS = "pocketphi", "pocketphi, block 32", "builder"
-"""The bundle that users get by default, one with blocks as the builder's, and the builder's artifact."""
+"""A bundle with the default blocks, one with blocks as the builder's, and the builder's artifact."""
 BARS = {"decode": 1.0, "first_prefill": 1.1, "prefill": 1.1}
 """Tokens a second of OURS over the builder's, at least: decode after any prompt, prefill of BAR_PROMPT tokens."""
 BAR_PROMPT = 512

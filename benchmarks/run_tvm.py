@@ -37,9 +37,9 @@ from pocketphi.targets.tvm_arm.params import PARAMS_FILE
 
 OURS, ORT, BUILDER, LLAMA = "tvm", "ort bundle", "builder", "llama.cpp"
 BARS = {"prefill": 1.2, "decode": 1.2}
+"""Our tokens a second over those of the fastest of the others, at least."""
 BLOCK = ("--block", "32")
 """All artifacts have the same, so that runtimes are compared."""
-"""Our tokens a second over those of the fastest of the others, at least."""
 SPARE = 150e6
 """Bytes that decoding may need beside parameters and K/V cache."""
 BUILDER_LIMIT = 2 << 30

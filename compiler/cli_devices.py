@@ -13,6 +13,7 @@ from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.passes.choices import FILE_BLOCK, default_block
 
 AddCommand = Callable[[str, Any, str], argparse.ArgumentParser]
 
@@ -39,7 +40,8 @@ def form_arguments(p: argparse.ArgumentParser) -> None:
         "--block",
         type=parse_block,
         metavar="N",
-        help="weights that share a scale: 16 to 256, or row for whole rows (default 64; of --recipe keep 32)",
+        help="weights that share a scale: 16 to 256, or row for whole rows "
+        f"(default {default_block('search')}; of --recipe keep {FILE_BLOCK})",
     )
     p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
     p.add_argument(
