@@ -1,0 +1,147 @@
+"""Files that others wrote: read once, typed, and every fault an InputError that names the file and the place in it.
+
+JSON goes through pydantic's parser, whose depth is bounded and which refuses what Python cannot hold: numbers of thousands of
+digits, half of a surrogate pair. A schema is a frozen dataclass; `typed` makes one from what a file says.
+"""
+
+from __future__ import annotations
+
+import functools
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pocketphi.graph.errors import InputError
+
+T = TypeVar("T")
+
+LARGEST = 1 << 28
+"""Bytes of the largest file that is read whole: a tokenizer of a million tokens has a tenth of it."""
+
+_SHOWN = 60
+
+
+def show(value: object, most: int = _SHOWN) -> str:
+    """A value from a file as it stands in a message: its repr on one line, cut after `most` characters."""
+    if isinstance(value, str | bytes):
+        value = value[: most + 1]  # the repr of a large one would be made whole first
+    elif isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    elif isinstance(value, list | tuple | dict) and len(value) > most:
+        return f"{type(value).__name__} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
+    """The content of a regular file. what: what the user lacks where it is missing, for the message.
+
+    Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: expected a file")
+            if status.st_size > limit:
+                raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
+            return file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{'; ' + what if what else ''}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """A JSON text as Python values. Raises InputError for anything that is not one, or is nested deeper than 200."""
+    from pydantic_core import from_json
+
+    try:
+        return from_json(content, allow_inf_nan=True)
+    except ValueError as error:
+        if content[:8] == b"version " and b"git-lfs" in content[:100]:
+            raise lfs_pointer(where) from None
+        raise InputError(f"{where}: not valid JSON ({error})") from None
+
+
+def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object. Raises InputError for anything else."""
+    data = parse_json(content, where)
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_json(path: Path, what: str = "") -> dict[str, Any]:
+    """The JSON object in a file; see `read_whole` and `parse_object`."""
+    return parse_object(read_whole(path, what), str(path))
+
+
+def parse_toml(content: bytes, where: str) -> dict[str, Any]:
+    """A TOML document. Raises InputError for anything that is not one."""
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"{where}: not valid TOML ({error})") from None
+
+
+def typed(kind: type[T], value: object, where: str) -> T:
+    """What a file says as a value of `kind`: a dataclass, whose fields are the schema, or any other type.
+
+    Nothing is converted (a number in quotes is a text) but lists to tuples and whole numbers to floats; keys that the
+    dataclass does not name are left out. Raises InputError naming the first place that does not fit.
+    """
+    from pydantic import ValidationError
+    from pydantic_core import to_json
+
+    try:  # by way of JSON: its strict mode takes a list for a tuple, and an object for a dataclass
+        adapter: Any = _adapter(kind)  # type: ignore[arg-type]  # types can be hashed; mypy 2.4 does not know
+        return adapter.validate_json(to_json(value, inf_nan_mode="constants"), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        came = "" if first["type"] == "missing" else f", got {show(first['input'])}"
+        raise InputError(f"{where}: {place[:200] or 'content'}: {_lower(first['msg'])}{came}") from None
+
+
+def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Path:
+    """The file that an index or a manifest names, relative to its folder.
+
+    follow: let a symbolic link lead out of the folder, as in the cache of Hugging Face's hub; the name itself may not.
+
+    Raises InputError for an absolute name, one with `..`, one that no file can have, or a link that leads outside.
+    """
+    path = Path(name)
+    if "\0" in name or len(name) > 1024 or not name:
+        raise InputError(f"{where}: names {show(name)}, which cannot be the name of a file")
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{where}: names {show(name)}, which lies outside of {folder}")
+    found = folder / path
+    try:
+        outside = not follow and not found.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link that leads to itself
+        outside = True
+    if outside:
+        raise InputError(f"{found}: a link that leads out of {folder}; put the file itself there")
+    return found
+
+
+def lfs_pointer(where: str) -> InputError:
+    """The error for a file that Git LFS left in place of its content."""
+    return InputError(f"{where}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
