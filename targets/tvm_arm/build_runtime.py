@@ -28,7 +28,7 @@ _FFI_EXTRA = (
     "json_writer"
 )
 _TVM = (
-    "cpu_device_api device_api file_utils logging module thread_pool threading_backend workspace_pool memory/memory_manager "
+    "cpu_device_api device_api file_utils logging module workspace_pool memory/memory_manager "
     "vm/builtin vm/bytecode vm/executable vm/vm tensor"  # tensor last: it ends with a `using namespace`
 )
 _RPC = (
@@ -38,14 +38,14 @@ _RPC = (
 _UNITS = {
     "ffi": [*(f"ffi/{name}" for name in _FFI.split()), *(f"ffi/extra/{name}" for name in _FFI_EXTRA.split())],
     "tvm": [f"src/runtime/{name}" for name in _TVM.split()],
-    "ours": ["cpu", "bundle", "pocketphi_runtime"],
+    "ours": ["cpu", "pool", "bundle", "model", "pocketphi_runtime"],
 }
 """Sources compiled as one: their headers, which take most of the time, are read once."""
 
 _SERVER = {
     "ffi": _UNITS["ffi"],
     "tvm": [f"src/runtime/{name}" for name in f"{_RPC} {_TVM}".split()],
-    "ours": ["rpc_server"],
+    "ours": ["cpu", "pool", "rpc_server"],
 }
 """Of the RPC server, which stands between a board and the tuner."""
 

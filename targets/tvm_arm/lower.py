@@ -78,10 +78,10 @@ def lower(
     program: Program,
     isa: Isa,
     schedules: Schedules | None = None,
-    digest: str = "",
+    description: str = "",
     cache: KvCache = KV_CACHES["fp16"],
 ) -> IRModule:
-    """Lower a fused, quantized program, one function for each of WAYS; `params_digest` returns `digest`.
+    """Lower a fused, quantized program, one function for each of WAYS; `description` returns that text.
 
     cache: of the functions that are not exact.
 
@@ -91,8 +91,8 @@ def lower(
     arguments = ParamsFile.plan(program, isa).arguments()
     for way in WAYS:
         _Function(program, isa, way, kernels, arguments, EXACT_CACHE if way.exact else cache).build()
-    with kernels.builder.function("params_digest", []):
-        kernels.builder.emit_func_output(StringImm(digest))
+    with kernels.builder.function("description", []):
+        kernels.builder.emit_func_output(StringImm(description))
     return kernels.builder.finalize()
 
 

@@ -33,6 +33,21 @@ from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
 DESCRIPTION = "model.json"
 FORMAT = 1
+BOUND = (
+    "format",
+    "target",
+    "vocab",
+    "context",
+    "chunk",
+    "long_rope_after",
+    "cache",
+    "functions",
+    "params",
+    "params_bytes",
+    "params_digest",
+)
+"""What of model.json the library holds as well: the runtime refuses a file that says otherwise."""
+
 LIBRARY_BYTES = 4_000_000
 """What the plan sets aside for the library and the runtime."""
 
@@ -68,9 +83,9 @@ class TvmArm(Target):
         isa = self.platform.isa
         params = ParamsFile.plan(program, isa)
         written = params.write(folder / PARAMS_FILE, progress)
-        module, files, more = self._library(program, folder, written.sha256)
-        notes += more
         described = describe(program, self.platform, params, written.sha256, self.context, self.cache)
+        module, files, more = self._library(program, folder, described)
+        notes += more
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         details = {
             "platform": self.platform.described(),
@@ -86,14 +101,17 @@ class TvmArm(Target):
         described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
         if ParamsFile.plan(program, self.platform.isa).table() != described["params"]:
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
-        _, files, notes = self._library(program, folder, described["params_digest"])
+        _, files, notes = self._library(program, folder, described)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         return notes
 
-    def _library(self, program: Program, folder: Path, digest: str) -> tuple[Any, dict[str, Any], list[str]]:
+    def _library(
+        self, program: Program, folder: Path, described: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any], list[str]]:
         """Lower and build: the module, what model.json says of the library, notes."""
         schedules = Schedules(self.platform.isa, self.tuning.schedules)
-        module = lower(program, self.platform.isa, schedules, digest, self.cache)
+        description = json.dumps({name: described[name] for name in BOUND}, separators=(",", ":"))
+        module = lower(program, self.platform.isa, schedules, description, self.cache)
         files = build_library(module, self.platform, folder)
         write(folder / BUNDLED, self.tuning.used(schedules.asked))
         return module, files, self.tuning.notes(schedules.asked)

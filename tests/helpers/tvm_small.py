@@ -69,17 +69,10 @@ def write_small_bundle(
 
     folder.mkdir(parents=True)
     table, digest, size = write_params(folder / "model.params", params, extra_bytes)
-    module = small_module(digest, long_after, extra_bytes // 4)
-    if system_lib:
-        module = module.with_attr("system_lib_prefix", system_lib)
     target, features = CPU[toolchain.arch]
-    name = "libmodel.a" if system_lib else "model.so"
-    executable = tvm.compile(module, tvm.target.Target(target))
-    executable.export_library(str(folder / name), fcompile=toolchain.fcompile)
     description = {
         "format": 1,
         "target": {"os": "linux", "arch": toolchain.arch, "features": features},
-        "system_lib": system_lib or None,
         "vocab": VOCAB,
         "context": CONTEXT,
         "chunk": CHUNK,
@@ -101,7 +94,13 @@ def write_small_bundle(
         "params_bytes": size,
         "params_digest": digest,
     }
-    (folder / "model.json").write_text(json.dumps(description))
+    module = small_module(json.dumps(description), long_after, extra_bytes // 4)
+    if system_lib:
+        module = module.with_attr("system_lib_prefix", system_lib)
+    name = "libmodel.a" if system_lib else "model.so"
+    executable = tvm.compile(module, tvm.target.Target(target))
+    executable.export_library(str(folder / name), fcompile=toolchain.fcompile)
+    (folder / "model.json").write_text(json.dumps({**description, "system_lib": system_lib or None}))
     return folder
 
 
@@ -119,8 +118,8 @@ def write_params(path: Path, params: dict[str, np.ndarray], extra: int) -> tuple
     return table, hashlib.sha256(data).hexdigest(), len(data)
 
 
-def small_module(digest: str, long_after: int | None = None, extra: int = 0) -> Any:
-    """prefill, decode, prefill_all and their exact versions, and params_digest."""
+def small_module(description: str, long_after: int | None = None, extra: int = 0) -> Any:
+    """prefill, decode, prefill_all and their exact versions, and description."""
     from tvm import relax
     from tvm.ir import StringImm
 
@@ -128,8 +127,8 @@ def small_module(digest: str, long_after: int | None = None, extra: int = 0) -> 
     for mode, dtype in (("", "float16"), ("_exact", "float32")):
         for name in ("prefill", "decode", "prefill_all"):
             _function(builder, name + mode, dtype, long_after, extra)
-    with builder.function("params_digest", []):
-        builder.emit_func_output(StringImm(digest))
+    with builder.function("description", []):
+        builder.emit_func_output(StringImm(description))
     return builder.get()
 
 

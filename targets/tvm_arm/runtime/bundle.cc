@@ -3,15 +3,13 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <tvm/ffi/dtype.h>
 #include <tvm/ffi/extra/json.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 
 #include "sha256.h"
 
@@ -22,12 +20,30 @@ namespace json = tvm::ffi::json;
 using tvm::ffi::Any;
 using tvm::ffi::String;
 
+constexpr int kDeepest = 32;                  // of a JSON text; TVM's parser has no limit but the stack
+constexpr int64_t kLongest = int64_t{1} << 26;  // bytes of model.json
+
+void refuse_deep(const std::string& text, const std::string& name) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char c = text[i];
+    if (c == '"') quoted = !quoted;
+    else if (quoted) i += c == '\\';
+    else if (c == ']' || c == '}') --depth;
+    else if ((c == '[' || c == '{') && ++depth > kDeepest) {
+      throw Failure(name + ": not valid JSON: nested deeper than " + std::to_string(kDeepest));
+    }
+  }
+}
+
 // A value of a JSON text, with the path by which messages name it: "model.json: cache.shape".
 class Value {
  public:
   Value(Any value, std::string path) : value_(std::move(value)), path_(std::move(path)) {}
 
   static Value parse(const std::string& text, const std::string& name) {
+    refuse_deep(text, name);
     String problem;
     Any value = json::Parse(String(text), &problem);
     if (!problem.empty()) throw Failure(name + ": not valid JSON: " + std::string(problem));
@@ -46,7 +62,8 @@ class Value {
   std::string text() const { return as<String>("a text"); }
   bool flag() const { return as<bool>("true or false"); }
   int64_t number(int64_t low, int64_t high) const {
-    int64_t value = as<int64_t>("a whole number");
+    if (value_.type_index() != tvm::ffi::TypeIndex::kTVMFFIInt) refuse("a whole number");
+    int64_t value = value_.cast<int64_t>();
     if (value < low || value > high) {
       throw Failure(path_ + ": " + std::to_string(value) + " is not within " + std::to_string(low) + " to " +
                     std::to_string(high));
@@ -62,6 +79,9 @@ class Value {
   }
   Value operator[](const char* key) const {
     if (!has(key)) throw Failure(path_ + ": no \"" + key + "\"");
+    return member(key);
+  }
+  Value member(const char* key) const {
     return Value(as<json::Object>("an object")[String(key)], path_ + (path_.back() == 'n' ? ": " : ".") + key);
   }
   std::vector<Value> list() const {
@@ -89,17 +109,60 @@ class Value {
     }
   }
 
+  // Fails where this is other than `built`, which may lack some of the outermost names.
+  void require(const Value& built, bool outermost = true) const {
+    if (auto list = built.value_.try_cast<json::Array>()) {
+      std::vector<Value> mine = this->list(), wanted = built.list();
+      if (mine.size() != wanted.size()) differ(std::to_string(wanted.size()) + " of them");
+      for (size_t i = 0; i < mine.size(); ++i) mine[i].require(wanted[i], false);
+    } else if (auto object = built.value_.try_cast<json::Object>()) {
+      std::vector<std::string> wanted = built.keys();
+      if (!outermost && keys().size() != wanted.size()) differ(std::to_string(wanted.size()) + " entries");
+      for (const std::string& key : wanted) {
+        if (has(key.c_str()) || built.has(key.c_str())) (*this)[key.c_str()].require(built.member(key.c_str()), false);
+      }
+    } else if (!tvm::ffi::AnyEqual()(value_, built.value_)) {
+      differ(std::string(json::Stringify(built.value_)));
+    }
+  }
+
   static constexpr int64_t kLargest = int64_t{1} << 40;
 
  private:
+  [[noreturn]] void differ(const std::string& built) const {
+    throw Failure(path_ + ": the library was built for " + built + ": model.json was changed, or is of another build");
+  }
+
   Any value_;
   std::string path_;
 };
 
+// Pieces of a file, from its beginning to its end.
+template <typename Use>
+void read_pieces(const File& file, Use use) {
+  std::vector<char> piece(1 << 20);
+  for (ssize_t count; (count = read(file.number, piece.data(), piece.size())) != 0;) {
+    if (count > 0) use(piece.data(), static_cast<size_t>(count));
+    else if (errno != EINTR) throw Failure(file.path + ": " + std::strerror(errno));
+  }
+}
+
+// When a file was last written to, in nanoseconds.
+int64_t written(const struct stat& status) {
+#if defined(__APPLE__)
+  const timespec& time = status.st_mtimespec;
+#else
+  const timespec& time = status.st_mtim;
+#endif
+  return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
+}
+
 std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Failure(path + ": " + std::strerror(errno));
-  return {std::istreambuf_iterator<char>(file), {}};
+  File file(path);
+  if (file.status.st_size > kLongest) throw Failure(path + ": " + std::to_string(file.status.st_size) + " bytes are too many");
+  std::string text;
+  read_pieces(file, [&](const char* data, size_t count) { text.append(data, count); });
+  return text;
 }
 
 Param read_param(const Value& value) {
@@ -167,12 +230,14 @@ Options Options::parse(const std::string& text) {
 }
 
 Bundle Bundle::read(const std::string& folder, const std::string& mode) {
-  Value model = Value::parse(read_text(folder + "/model.json"), folder + "/model.json");
+  std::string text = read_text(folder + "/model.json");
+  Value model = Value::parse(text, folder + "/model.json");
   int64_t format = model["format"].number(0, 1 << 30);
   if (format != 1) {
     throw Failure("model.json: format " + std::to_string(format) + "; this runtime reads format 1: update it");
   }
   Bundle b;
+  b.text = std::move(text);
   b.folder = folder;
   b.os = model["target"]["os"].text();
   b.arch = model["target"]["arch"].text();
@@ -190,33 +255,66 @@ Bundle Bundle::read(const std::string& folder, const std::string& mode) {
   return b;
 }
 
+void Bundle::refuse_other_library(const std::string& description) const {
+  Value built = Value::parse(description, "the library's description");
+  if (built["params_digest"].text() != params_digest) {
+    throw Failure("model.so and model.json are of two builds: their parameters' digests differ");
+  }
+  Value::parse(text, "model.json").require(built);
+}
+
+File::File(const std::string& path) : path(path), number(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)), status{} {
+  if (number < 0 || fstat(number, &status) != 0) throw Failure(path + ": " + std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) {
+    close(number);
+    throw Failure(path + ": expected a file");
+  }
+}
+
+File::~File() {
+  if (number >= 0) close(number);
+}
+
 Mapping Mapping::file(const std::string& path, int64_t bytes) {
-  int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) throw Failure(path + ": " + std::strerror(errno));
-  struct stat status;
-  fstat(descriptor, &status);
-  if (status.st_size != bytes) {
-    close(descriptor);
-    throw Failure(path + ": " + std::to_string(status.st_size) + " bytes, expected " + std::to_string(bytes) +
+  Mapping mapping;
+  mapping.file_ = std::make_unique<File>(path);
+  const File& file = *mapping.file_;
+  if (file.status.st_size != bytes) {
+    throw Failure(path + ": " + std::to_string(file.status.st_size) + " bytes, expected " + std::to_string(bytes) +
                   ": the copy is not complete, or of another model");
   }
-  void* data = bytes ? mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0) : nullptr;
-  int problem = errno;
-  close(descriptor);
-  if (data == MAP_FAILED) throw Failure(path + ": cannot be mapped: " + std::strerror(problem));
-  return Mapping(data, bytes);
+  void* data = bytes ? mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.number, 0) : nullptr;
+  if (data == MAP_FAILED) throw Failure(path + ": cannot be mapped: " + std::strerror(errno));
+  mapping.data_ = data;
+  mapping.bytes_ = bytes;
+  return mapping;
 }
 
 Mapping Mapping::zeros(int64_t bytes) {
+  Mapping mapping;
   void* data = bytes ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0) : nullptr;
   if (data == MAP_FAILED) throw Failure("no memory for a K/V cache of " + std::to_string(bytes) + " bytes: ask for fewer max_tokens");
-  return Mapping(data, bytes);
+  mapping.data_ = data;
+  mapping.bytes_ = bytes;
+  return mapping;
 }
 
-Mapping::Mapping(Mapping&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(file_, other.file_);
+  return *this;
+}
 
 Mapping::~Mapping() {
   if (data_) munmap(data_, bytes_);
+}
+
+void Mapping::refuse_changed() const {
+  struct stat now;
+  if (fstat(file_->number, &now) != 0 || now.st_size != bytes_ || written(now) != written(file_->status)) {
+    throw Failure(file_->path + ": it was changed while the model is open: close the model and open it again");
+  }
 }
 
 tvm::ffi::Tensor Mapping::view(int64_t offset, const std::vector<int64_t>& shape, DLDataType dtype) const {
@@ -241,13 +339,8 @@ int64_t tensor_bytes(const std::vector<int64_t>& shape, DLDataType dtype) {
 }
 
 std::string file_digest(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Failure(path + ": " + std::strerror(errno));
-  std::vector<char> piece(1 << 20);
   Sha256 hash;
-  while (file.read(piece.data(), piece.size()), file.gcount()) {
-    hash.update(reinterpret_cast<const uint8_t*>(piece.data()), file.gcount());
-  }
+  read_pieces(File(path), [&](const char* data, size_t count) { hash.update(reinterpret_cast<const uint8_t*>(data), count); });
   return hash.hex();
 }
 

@@ -1,11 +1,14 @@
 // A bundle on disk: model.json, read and checked, and model.params, mapped.
 #pragma once
+#include <sys/stat.h>
 #include <tvm/ffi/container/tensor.h>
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace pocketphi_runtime {
@@ -53,7 +56,24 @@ struct Bundle {
   int64_t params_bytes;
   std::string params_digest;
 
+  std::string text;  // of model.json
+
   static Bundle read(const std::string& folder, const std::string& mode);
+
+  // Fails where model.json says other than `description`: what the library says that it was built for, JSON as well.
+  void refuse_other_library(const std::string& description) const;
+};
+
+// An open file, and what it was when it was opened. Fails for anything but a regular file: a pipe would never end.
+class File {
+ public:
+  explicit File(const std::string& path);
+  File(const File&) = delete;
+  ~File();
+
+  std::string path;
+  int number;
+  struct stat status;
 };
 
 // Bytes in memory that a tensor may view: a file, read-only, or zeros that cost nothing until they are written.
@@ -61,16 +81,20 @@ class Mapping {
  public:
   static Mapping file(const std::string& path, int64_t bytes);
   static Mapping zeros(int64_t bytes);
-  Mapping(Mapping&& other) noexcept;
-  Mapping(const Mapping&) = delete;
+  Mapping() = default;
+  Mapping(Mapping&& other) noexcept { *this = std::move(other); }
+  Mapping& operator=(Mapping&& other) noexcept;
   ~Mapping();
+
+  // Fails if the file was written to or cut since it was mapped: its weights are others now, or none.
+  void refuse_changed() const;
 
   tvm::ffi::Tensor view(int64_t offset, const std::vector<int64_t>& shape, DLDataType dtype) const;
 
  private:
-  Mapping(void* data, int64_t bytes) : data_(data), bytes_(bytes) {}
-  void* data_;
-  int64_t bytes_;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+  std::unique_ptr<File> file_;
 };
 
 tvm::ffi::Tensor view(void* data, const std::vector<int64_t>& shape, DLDataType dtype);

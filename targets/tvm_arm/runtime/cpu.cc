@@ -148,6 +148,15 @@ std::vector<unsigned> fast_cores() {
   return fast;
 }
 
+void stay_on(const std::vector<unsigned>& cores) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (unsigned core : cores) CPU_SET(core, &set);
+  sched_setaffinity(0, sizeof set, &set);  // 0: this thread. Where it is refused, the thread stays free
+#endif
+}
+
 int physical(const std::vector<unsigned>& cores) {
 #if defined(__APPLE__)
   return std::max(1, system_value("hw.perflevel0.physicalcpu"));

@@ -17,6 +17,9 @@ std::vector<unsigned> all_cores();
 // Those of them that are not of the slowest kind, where there are several kinds.
 std::vector<unsigned> fast_cores();
 
+// Have the calling thread run on these alone, where the system lets it say so.
+void stay_on(const std::vector<unsigned>& cores);
+
 // How many of them are cores of their own: two may be halves of one. On Apple's systems, which do not say what a core is, the
 // fast cores of the machine.
 int physical(const std::vector<unsigned>& cores);

@@ -10,8 +10,12 @@
  * Parameters are mapped from model.params and never copied; rows of the K/V cache cost memory once they are written.
  * Nothing is thrown across this border: a failure is NULL or -1, and one line of text.
  *
- * Threads: a handle runs on a thread of its own, with workers of its own. Calls of one handle may come from any thread,
- * one at a time.
+ * Threads: a handle runs on a thread of its own, with workers of its own, which sleep while there is nothing to do. Calls may
+ * come from any thread; those of one handle wait for each other. A call with NULL or with a handle that is closed fails.
+ *
+ * Files: what model.json says is compared with what the library was built for. model.params is mapped and must stay as it is
+ * while the model is open. A call that finds it written to or cut fails; if it is cut during a call, the system ends the
+ * process (SIGBUS). Replace it as package managers do: write another file and rename it.
  *
  * Java: every argument is a plain C type or a flat array, so that a JNI method is one call: keep the handle in a jlong,
  * and take logits in a direct ByteBuffer (GetDirectBufferAddress), which costs no copy.
@@ -34,10 +38,11 @@ extern "C" {
 
 typedef struct pocketphi pocketphi;
 
-/* Open the bundle in a folder. NULL on failure: `error` holds one line of at most error_size - 1 bytes.
+/* Open the bundle in a folder. NULL on failure: `error` holds one line of UTF-8, at most error_size - 1 bytes.
  *
  * options_json: NULL, "" or an object with any of
- *   "threads":    int; 0, the default: the fast cores of this machine. Never more than the process may use.
+ *   "threads":    int; 0, the default: the fast cores of this machine, fewer where a container's quota gives less time.
+ *                 Never more than the cores that the process may use.
  *   "mode":       "saved", the default, or "exact": float32 activations and cache, if the library was built with it.
  *   "max_tokens": int; rows of the K/V cache. Default: the model's context.
  *   "check":      bool; hash all of model.params first. Its size is always checked.
@@ -46,7 +51,8 @@ typedef struct pocketphi pocketphi;
 POCKETPHI_API pocketphi *pocketphi_open(const char *bundle_folder, const char *options_json, char *error,
                                         size_t error_size);
 
-/* Append `count` >= 1 tokens. logits: float32[vocab] of the last one. 0, or -1: see pocketphi_error. */
+/* Append `count` >= 1 tokens. logits: float32[vocab] of the last one. 0, or -1: see pocketphi_error; then nothing was
+ * appended. Logits that are no finite numbers are a failure. */
 POCKETPHI_API int pocketphi_prefill(pocketphi *model, const int32_t *tokens, int32_t count, float *logits);
 
 /* The same, with the logits of every new token: float32[count, vocab]. For verification; a library may lack it. */
@@ -62,10 +68,10 @@ POCKETPHI_API int32_t pocketphi_vocab(const pocketphi *model);   /* how many log
 POCKETPHI_API int32_t pocketphi_context(const pocketphi *model); /* how many tokens the cache holds */
 POCKETPHI_API int32_t pocketphi_length(const pocketphi *model);  /* how many tokens are in it */
 
-/* One line about the last call that failed; valid until the next call. "" before any. */
+/* One line of UTF-8 about the last call that failed; valid until this thread asks again. "" before any. */
 POCKETPHI_API const char *pocketphi_error(const pocketphi *model);
 
-/* Release everything. NULL is allowed. */
+/* Release everything, after the calls that have begun. NULL and a handle that is closed are allowed. */
 POCKETPHI_API void pocketphi_close(pocketphi *model);
 
 #ifdef __cplusplus

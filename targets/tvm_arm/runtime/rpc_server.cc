@@ -27,6 +27,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu.h"
+#include "pool.h"
 #include "src/runtime/rpc/rpc_endpoint.h"
 
 namespace {
@@ -193,6 +195,12 @@ void serve(int fd, const std::string& folder) {
     return folder + "/" + std::filesystem::path(name).filename().string();  // nothing outside the folder
   };
   Function::SetGlobal("tvm.rpc.server.workpath", Function::FromTyped([path](std::string name) { return path(name); }));
+  std::unique_ptr<pocketphi_runtime::Pool> pool;  // of this thread, which runs what the client asks for
+  Function::SetGlobal("runtime.config_threadpool", Function::FromTyped([&pool](int, int threads) {
+                        std::vector<unsigned> cores = pocketphi_runtime::fast_cores();
+                        pool.reset();
+                        pool = std::make_unique<pocketphi_runtime::Pool>(threads, cores);
+                      }));
   Function::SetGlobal("tvm.rpc.server.load_module",
                       Function::FromTyped([path](std::string name) { return tvm::ffi::Module::LoadFromFile(path(name)); }));
   tvm::runtime::RPCEndpoint::Create(std::make_unique<Channel>(fd), "pocketphi-rpc", "")->ServerLoop();

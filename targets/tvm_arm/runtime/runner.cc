@@ -149,8 +149,6 @@ int main(int argc, char **argv) {
     else places.push_back(argv[i]);
   }
   if (places.empty() || places.size() > 2) return refuse("usage: pocketphi-runner BUNDLE [OPTIONS] [--chat [--stop ID]... [--max N]]");
-  // TVM's workers spin up to 300,000 turns after each call, and closing waits for them: 0.4 s beside other programs, now 0.03
-  setenv("TVM_THREAD_POOL_SPIN_COUNT", "30000", 0);
   char error[1024];
   Clock::time_point start = Clock::now();
   pocketphi *model = pocketphi_open(places[0].c_str(), places.size() > 1 ? places[1].c_str() : "", error, sizeof error);

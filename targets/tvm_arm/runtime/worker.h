@@ -1,6 +1,5 @@
-// A thread that runs what it is given, one after the other. TVM keeps its pool of workers, their number and the cores that
-// they may use with the thread that calls: so every call of a handle comes from here, and the app's threads stay as
-// they are.
+// A thread that runs what it is given, one after the other: calls of a handle that come at once wait for each other, and the
+// app's threads stay as they are.
 #pragma once
 #include <condition_variable>
 #include <functional>
@@ -19,6 +18,7 @@ class Worker {
 
   // Returns once `job` did. It must not throw.
   void run(std::function<void()> job) {
+    std::lock_guard<std::mutex> turn(turn_);
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = std::move(job);
     pending_ = true;
@@ -38,7 +38,7 @@ class Worker {
     }
   }
 
-  std::mutex mutex_;
+  std::mutex turn_, mutex_;
   std::condition_variable changed_;
   std::function<void()> job_;
   bool pending_ = false;

@@ -1,0 +1,87 @@
+"""What a busy CPU costs: a TVM bundle beside two spinning processes for each core, and alone, in turns. See README.md.
+
+The ratio counts: what else runs on the machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from common import Bar, print_table
+
+from pocketphi.targets.tvm_arm.build_runtime import build_runtime
+from pocketphi.targets.tvm_arm.process import RuntimeProcess
+from pocketphi.targets.tvm_arm.toolchain import find_toolchain, host_arch
+
+MOST = 3.0
+"""Times of the idle time, at most."""
+PROMPT, ANSWER = 20, 5
+
+
+@contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """So many processes that do nothing but use the CPU."""
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+        for hog in hogs:
+            hog.wait()
+
+
+def seconds(runner: Path, bundle: Path, threads: int, rounds: int) -> tuple[float, float]:
+    """Of `rounds` prompts, each with a short answer, and of closing."""
+    with RuntimeProcess([str(runner)], bundle, threads=threads, max_tokens=PROMPT + ANSWER) as process:
+        prompt = [(3 + 7 * i) % process.vocab for i in range(PROMPT)]
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            process.reset()
+            process.prefill(prompt)
+            for token in range(ANSWER):
+                process.decode(token)
+        ran = time.perf_counter()
+        process.close()
+        return ran - begin, time.perf_counter() - ran
+
+
+def measured(runners: Sequence[Path], bundle: Path, threads: int, rounds: int, repeat: int) -> Iterator[list[str]]:
+    """A row of medians for each runner, after all of them took turns."""
+    taken: dict[tuple[Path, bool], list[tuple[float, float]]] = {}
+    cores = len(os.sched_getaffinity(0))
+    for _ in range(repeat):
+        for busy in (False, True):
+            with spinning(2 * cores if busy else 0):
+                for runner in runners:
+                    taken.setdefault((runner, busy), []).append(seconds(runner, bundle, threads, rounds))
+    for runner in runners:
+        idle, busy = (taken[runner, is_busy] for is_busy in (False, True))
+        (ran, ended), (ran_busy, ended_busy) = ([statistics.median(column) for column in zip(*times, strict=True)] for times in (idle, busy))
+        yield [runner, ran, ran_busy, ran_busy / ran, ended, ended_busy]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="a tvm-arm bundle for this host")
+    parser.add_argument("--runner", type=Path, action="append", help="other builds of pocketphi-runner, to compare")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+    runners = args.runner or [build_runtime(find_toolchain("linux", host_arch())).runner]
+    for row in measured(runners, args.bundle, args.threads, args.rounds, args.repeat):
+        print(row[0].parent.name, *(f"{x:.4f}" for x in row[1:]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+#include "model.h"
+
+#include <tvm/runtime/memory/memory_manager.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "cpu.h"
+#include "quota.h"
+
+namespace pocketphi_runtime {
+namespace {
+
+namespace memory = tvm::runtime::memory;
+using tvm::ffi::Any;
+using tvm::ffi::AnyView;
+using tvm::ffi::Function;
+using tvm::ffi::Module;
+using tvm::ffi::Tensor;
+
+constexpr DLDataType kInt32{kDLInt, 32, 1}, kFloat32{kDLFloat, 32, 1};
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+void refuse_other_machines(const Bundle& bundle) {
+  if (bundle.arch != kArch || bundle.os != kOs) {
+    throw Failure("the library was built for " + bundle.arch + " and " + bundle.os + "; this runtime is for " + kArch +
+                  " and " + kOs);
+  }
+  std::vector<std::string> missing = missing_features(bundle.features);
+  if (!missing.empty()) {
+    throw Failure("this CPU lacks " + joined(missing) + ", which the library was built for: compile for this CPU");
+  }
+}
+
+// The cores for so many threads, and how many it will be; 0 for as many as there are fast cores, or as a quota gives time for.
+// They share the cores: a thread bound to one would wait there for whatever else runs, and everyone for it.
+std::pair<int, std::vector<unsigned>> share(int wanted) {
+  std::vector<unsigned> cores = fast_cores();
+  int threads = wanted ? wanted : static_cast<int>(std::clamp<double>(cpu_quota(), 1, physical(cores)));
+  if (threads > static_cast<int>(cores.size())) cores = all_cores();
+  return {std::min(threads, static_cast<int>(cores.size())), cores};
+}
+
+Module load_library(const Bundle& bundle) {
+  Module library = bundle.system_lib.empty()
+                       ? Module::LoadFromFile(bundle.folder + "/model.so")
+                       : Function::GetGlobalRequired("ffi.SystemLib")(bundle.system_lib).cast<Module>();
+  auto load = library->GetFunction("vm_load_executable");
+  if (!load) {
+    throw Failure(bundle.system_lib.empty() ? "model.so: not a library that pocketphi built"
+                                            : "no library \"" + bundle.system_lib + "\" is linked into this program");
+  }
+  Module vm = (*load)().cast<Module>();
+  vm->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, static_cast<int>(memory::kPooled));
+  auto description = vm->GetFunction("description");
+  if (!description) {
+    throw Failure("the library does not say what it was built for, as those of older versions: compile the model again");
+  }
+  bundle.refuse_other_library((*description)().cast<tvm::ffi::String>());
+  return vm;
+}
+
+Mapping map_params(const Bundle& bundle, bool check) {
+  std::string path = bundle.folder + "/model.params";
+  Mapping params = Mapping::file(path, bundle.params_bytes);
+  if (check && file_digest(path) != bundle.params_digest) {
+    throw Failure(path + ": its SHA-256 is not the one in model.json: the file is damaged");
+  }
+  return params;
+}
+
+void refuse_infinite(const float* values, int64_t count) {
+  constexpr int32_t kExponent = 0x7f800000;  // all ones: an infinity, or no number
+  int32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    largest = std::max(largest, bits & INT32_MAX);
+  }
+  if (largest >= kExponent) throw Failure("a logit is no finite number: model.params is damaged, or its model was");
+}
+
+}  // namespace
+
+Step::Step(const Module& vm, const Entry& entry, const Tensor& position, const Tensors& caches, const Tensors& params) {
+  auto found = vm->GetFunction(entry.name);
+  if (!found) throw Failure("the library has no function \"" + entry.name + "\", which model.json names");
+  function_ = *found;
+  kept_.push_back(position);
+  kept_.insert(kept_.end(), caches.begin(), caches.end());
+  for (int64_t index : entry.params) kept_.push_back(params[index]);
+  int64_t arity = vm->GetFunction("get_function_arity").value()(entry.name).cast<int64_t>();
+  if (arity != static_cast<int64_t>(kept_.size()) + 1) {
+    throw Failure("function \"" + entry.name + "\" takes " + std::to_string(arity) + " tensors, model.json describes " +
+                  std::to_string(kept_.size() + 1));
+  }
+}
+
+void Step::operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const {
+  Tensor input = view(const_cast<int32_t*>(tokens), {count}, kInt32);
+  std::vector<AnyView> arguments{input};
+  arguments.insert(arguments.end(), kept_.begin(), kept_.end());
+  Any result;
+  function_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+  Tensor output = result.cast<Tensor>();
+  if (output.numel() != rows * vocab || output.dtype() != kFloat32) {
+    throw Failure("the library returned other than " + std::to_string(rows) + " × " + std::to_string(vocab) +
+                  " float32 logits");
+  }
+  std::memcpy(logits, output.data_ptr(), rows * vocab * sizeof *logits);
+  refuse_infinite(logits, rows * vocab);
+}
+
+Model::Model(const std::string& folder, const Options& options)
+    : bundle_(Bundle::read(folder, options.mode)), rows_(options.max_tokens ? options.max_tokens : bundle_.context) {
+  refuse_other_machines(bundle_);
+  if (rows_ > bundle_.context) {
+    throw Failure("max_tokens " + std::to_string(rows_) + " is more than the model's context of " +
+                  std::to_string(bundle_.context));
+  }
+  params_ = map_params(bundle_, options.check);
+  Module vm = load_library(bundle_);  // from here on model.json is what the library was built for
+  cache_ = Mapping::zeros(bundle_.cache_count * cache_bytes());
+  make_steps(vm);
+  auto [threads, cores] = share(options.threads);
+  pool_ = std::make_unique<Pool>(threads, cores);
+}
+
+void Model::prefill(const int32_t* tokens, int64_t count, float* logits, bool every) {
+  if (count < 1) throw Failure("a prefill of no tokens");
+  if (!tokens) throw Failure("no tokens: the pointer is NULL");
+  if (!logits) throw Failure("no room for logits: the pointer is NULL");
+  int64_t past = length(), total = past + count;
+  if (total > rows_) {
+    throw Failure("the cache holds " + std::to_string(rows_) + " tokens: " + std::to_string(past) + " are in it, " +
+                  std::to_string(count) + " more do not fit");
+  }
+  check_tokens(tokens, count);
+  if (every && !steps_.count("prefill_all")) throw Failure("the library has no function for every token's logits");
+  params_.refuse_changed();
+  seen_.resize(past);
+  seen_.insert(seen_.end(), tokens, tokens + count);
+  // LongRoPE: from here on every key is rotated with the long factors, and those in the cache were with the short ones
+  bool again = bundle_.long_rope_after && past <= bundle_.long_rope_after && bundle_.long_rope_after < total;
+  int64_t start = again || stale_ ? 0 : past;
+  stale_ = start < past;
+  run(start, total, past, logits, every);
+  stale_ = false;
+  length_ = total;
+}
+
+void Model::check_tokens(const int32_t* tokens, int64_t count) const {
+  for (int64_t i = 0; i < count; ++i) {
+    if (tokens[i] < 0 || tokens[i] >= bundle_.vocab) {
+      throw Failure("token " + std::to_string(tokens[i]) + " is not within 0 to " + std::to_string(bundle_.vocab - 1));
+    }
+  }
+}
+
+void Model::reset() {
+  length_ = 0;
+  stale_ = false;
+  seen_.clear();
+}
+
+std::vector<int64_t> Model::cache_shape() const {
+  int64_t multiple = bundle_.cache_multiple, rows = (rows_ + multiple - 1) / multiple * multiple;
+  return {bundle_.cache_shape[0], rows, bundle_.cache_shape[2]};
+}
+
+int64_t Model::cache_bytes() const { return (tensor_bytes(cache_shape(), bundle_.cache_dtype) + 63) / 64 * 64; }
+
+void Model::make_steps(const Module& vm) {
+  std::vector<Tensor> caches, params;
+  for (int64_t i = 0; i < bundle_.cache_count; ++i) {
+    caches.push_back(cache_.view(i * cache_bytes(), cache_shape(), bundle_.cache_dtype));
+  }
+  for (const Param& param : bundle_.params) params.push_back(params_.view(param.offset, param.shape, param.dtype));
+  Tensor position = view(position_, {bundle_.long_rope_after ? 2 : 1}, kInt32);
+  for (const auto& [role, entry] : bundle_.functions) {
+    steps_.emplace(role, Step(vm, entry, position, caches, params));
+  }
+}
+
+// Tokens `start` to `total` in chunks. Logits of those from `wanted` on, or of the last.
+void Model::run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every) {
+  position_[1] = static_cast<int32_t>(total);
+  std::vector<float> rows(every ? std::min(bundle_.chunk, total - start) * bundle_.vocab : 0);
+  for (int64_t at = start; at < total;) {
+    int64_t count = std::min(bundle_.chunk, total - at);
+    position_[0] = static_cast<int32_t>(at);
+    const char* role = every ? "prefill_all" : count > 1 ? "prefill" : "decode";
+    steps_.at(role)(seen_.data() + at, count, every ? count : 1, bundle_.vocab, every ? rows.data() : logits);
+    for (int64_t i = every ? std::max(at, wanted) : total; i < at + count; ++i) {
+      std::copy_n(&rows[(i - at) * bundle_.vocab], bundle_.vocab, logits + (i - wanted) * bundle_.vocab);
+    }
+    at += count;
+  }
+  if (total - start > 1) {  // what a chunk needs beside the model is not kept while tokens come one by one
+    memory::MemoryManager::GetAllocator({kDLCPU, 0}, memory::kPooled)->Clear();
+  }
+}
+
+}  // namespace pocketphi_runtime

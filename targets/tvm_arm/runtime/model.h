@@ -1,0 +1,63 @@
+// A bundle on TVM's virtual machine, with its cache.
+#pragma once
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+#include "pool.h"
+
+namespace pocketphi_runtime {
+
+// A function of the library with everything that stays the same between calls: position, caches, parameters.
+class Step {
+ public:
+  using Tensors = std::vector<tvm::ffi::Tensor>;
+  Step(const tvm::ffi::Module& vm, const Entry& entry, const tvm::ffi::Tensor& position, const Tensors& caches,
+       const Tensors& params);
+
+  // Logits float32[rows, vocab], of all tokens or of the last. Fails if one of them is no finite number.
+  void operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const;
+
+ private:
+  tvm::ffi::Function function_ = nullptr;
+  Tensors kept_;
+};
+
+// Everything in it happens on the thread that made it.
+class Model {
+ public:
+  Model(const std::string& folder, const Options& options);
+
+  // Append tokens. logits: of each, or of the last. A failure appends nothing.
+  void prefill(const int32_t* tokens, int64_t count, float* logits, bool every);
+  void reset();
+
+  int64_t vocab() const { return bundle_.vocab; }
+  int64_t rows() const { return rows_; }
+  int64_t length() const { return length_; }
+
+ private:
+  void check_tokens(const int32_t* tokens, int64_t count) const;
+  std::vector<int64_t> cache_shape() const;
+  int64_t cache_bytes() const;
+  void make_steps(const tvm::ffi::Module& vm);
+  void run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every);
+
+  Bundle bundle_;
+  int64_t rows_;
+  std::unique_ptr<Pool> pool_;
+  Mapping params_, cache_;
+  int32_t position_[2] = {0, 0};  // of the first token, and how many there will be: int32[1], with LongRoPE int32[2]
+  std::map<std::string, Step> steps_;
+  std::vector<int32_t> seen_;
+  bool stale_ = false;  // a failure left rows in the cache that are not those of `seen_`
+  int64_t length_ = 0;
+};
+
+}  // namespace pocketphi_runtime
