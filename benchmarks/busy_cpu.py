@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from common import Bar, print_table
+from common import print_table
 
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
@@ -55,8 +56,18 @@ def seconds(runner: Path, bundle: Path, threads: int, rounds: int) -> tuple[floa
         return ran - begin, time.perf_counter() - ran
 
 
-def measured(runners: Sequence[Path], bundle: Path, threads: int, rounds: int, repeat: int) -> Iterator[list[str]]:
-    """A row of medians for each runner, after all of them took turns."""
+@dataclass(frozen=True)
+class Medians:
+    """Seconds of the calls and of closing, alone and beside the spinning processes."""
+
+    idle: float
+    busy: float
+    close_idle: float
+    close_busy: float
+
+
+def measured(runners: Sequence[Path], bundle: Path, threads: int, rounds: int, repeat: int) -> dict[Path, Medians]:
+    """Of `repeat` measurements of each runner, which take turns."""
     taken: dict[tuple[Path, bool], list[tuple[float, float]]] = {}
     cores = len(os.sched_getaffinity(0))
     for _ in range(repeat):
@@ -64,23 +75,34 @@ def measured(runners: Sequence[Path], bundle: Path, threads: int, rounds: int, r
             with spinning(2 * cores if busy else 0):
                 for runner in runners:
                     taken.setdefault((runner, busy), []).append(seconds(runner, bundle, threads, rounds))
-    for runner in runners:
-        idle, busy = (taken[runner, is_busy] for is_busy in (False, True))
-        (ran, ended), (ran_busy, ended_busy) = ([statistics.median(column) for column in zip(*times, strict=True)] for times in (idle, busy))
-        yield [runner, ran, ran_busy, ran_busy / ran, ended, ended_busy]
+
+    def median(runner: Path, busy: bool, which: int) -> float:
+        return statistics.median(times[which] for times in taken[runner, busy])
+
+    return {
+        r: Medians(median(r, False, 0), median(r, True, 0), median(r, False, 1), median(r, True, 1)) for r in runners
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="a tvm-arm bundle for this host")
-    parser.add_argument("--runner", type=Path, action="append", help="other builds of pocketphi-runner, to compare")
+    parser.add_argument("--runner", type=Path, action="append", help="another build of pocketphi-runner, to compare")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
-    runners = args.runner or [build_runtime(find_toolchain("linux", host_arch())).runner]
-    for row in measured(runners, args.bundle, args.threads, args.rounds, args.repeat):
-        print(row[0].parent.name, *(f"{x:.4f}" for x in row[1:]), flush=True)
+    ours = build_runtime(find_toolchain("linux", host_arch())).runner
+    found = measured([ours, *(args.runner or [])], args.bundle, args.threads, args.rounds, args.repeat)
+    rows = [
+        [str(path), *(f"{s:.3f}" for s in (m.idle, m.busy, m.close_idle, m.close_busy)), f"{m.busy / m.idle:.2f}"]
+        for path, m in found.items()
+    ]
+    title = f"{args.bundle}, {args.threads} threads, {args.rounds} rounds: seconds, medians of {args.repeat}"
+    print_table(title, ["runner", "alone", "busy", "close", "close, busy", "busy / alone"], rows)
+    ratio = found[ours].busy / found[ours].idle
+    print(f"{ratio:.2f} times the idle time, at most {MOST}: {'ok' if ratio <= MOST else 'MISSED'}")
+    return 0 if ratio <= MOST else 1
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _RPC = (
     "timer rpc/rpc_channel rpc/rpc_endpoint rpc/rpc_local_session rpc/rpc_session rpc/rpc_module rpc/rpc_server_env "
     "rpc/rpc_device_api"
 )
-_UNITS = {
+UNITS = {
     "ffi": [*(f"ffi/{name}" for name in _FFI.split()), *(f"ffi/extra/{name}" for name in _FFI_EXTRA.split())],
     "tvm": [f"src/runtime/{name}" for name in _TVM.split()],
     "ours": ["cpu", "pool", "bundle", "model", "pocketphi_runtime"],
@@ -43,7 +43,7 @@ _UNITS = {
 """Sources compiled as one: their headers, which take most of the time, are read once."""
 
 _SERVER = {
-    "ffi": _UNITS["ffi"],
+    "ffi": UNITS["ffi"],
     "tvm": [f"src/runtime/{name}" for name in f"{_RPC} {_TVM}".split()],
     "ours": ["cpu", "pool", "rpc_server"],
 }
@@ -66,7 +66,7 @@ _LINK = ("-shared", "-Wl,-soname,libpocketphi.so", "-Wl,--gc-sections", "-Wl,--n
 _CMAKE = f"""# libpocketphi.a: link it with libmodel.a; see pocketphi_runtime.h.
 cmake_minimum_required(VERSION 3.18)
 project(pocketphi CXX)
-add_library(pocketphi STATIC {" ".join(f"{name}.cc" for name in _UNITS)})
+add_library(pocketphi STATIC {" ".join(f"{name}.cc" for name in UNITS)})
 set_target_properties(pocketphi PROPERTIES CXX_STANDARD 17 POSITION_INDEPENDENT_CODE ON)
 target_include_directories(pocketphi PUBLIC . PRIVATE {" ".join(_INCLUDES[1:])})
 target_compile_definitions(pocketphi PRIVATE {" ".join(_DEFINES)})
@@ -114,13 +114,13 @@ def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
             folder = Path(temporary)
-            objects = _compile(toolchain, folder, _SERVER)
+            objects = compile_sources(toolchain, folder, _SERVER)
             toolchain.run("-Wl,--gc-sections", *_STATIC, *objects, *_libraries(toolchain), "-o", "rpc", cwd=folder)
             os.replace(folder / "rpc", path)
     return path
 
 
-def export_sources(folder: Path, units: Mapping[str, list[str]] = _UNITS) -> None:
+def export_sources(folder: Path, units: Mapping[str, list[str]] = UNITS) -> None:
     """Write all that the runtime is built of, with a CMakeLists.txt, for a machine that has the compiler: Xcode, an NDK."""
     tvm, ffi = _package("tvm"), _package("tvm_ffi")
     shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
@@ -149,13 +149,15 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copy(source, target)
 
 
-def _compile(toolchain: Toolchain, folder: Path, units: Mapping[str, list[str]]) -> list[str]:
-    """Names of the objects in `folder`, one for each unit of sources."""
-    export_sources(folder, units)
+def compile_sources(
+    toolchain: Toolchain, folder: Path, units: Mapping[str, list[str]], options: tuple[str, ...] = _OPTIONS
+) -> list[str]:
+    """Names of the objects in `folder`, one for each unit of sources. options: of the compiler, beside the toolchain's."""
+    export_sources(folder, {**UNITS, **units})
     flags = [
         "-std=c++17",
         "-fPIC",
-        *_OPTIONS,
+        *options,
         *(f"-D{define}" for define in _DEFINES),
         *(f"-I{at}" for at in _INCLUDES),
     ]
@@ -172,7 +174,7 @@ def _libraries(toolchain: Toolchain) -> list[str]:
 
 
 def _build(toolchain: Toolchain, folder: Path) -> Path:
-    objects = _compile(toolchain, folder, _UNITS)
+    objects = compile_sources(toolchain, folder, UNITS)
     result = folder / "result"
     result.mkdir()
     toolchain.static_archive([folder / name for name in objects], result / "libpocketphi.a")

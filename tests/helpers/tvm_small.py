@@ -119,7 +119,7 @@ def write_params(path: Path, params: dict[str, np.ndarray], extra: int) -> tuple
 
 
 def small_module(description: str, long_after: int | None = None, extra: int = 0) -> Any:
-    """prefill, decode, prefill_all and their exact versions, and description."""
+    """prefill, decode, prefill_all and their exact versions, and description, unless that is empty."""
     from tvm import relax
     from tvm.ir import StringImm
 
@@ -127,8 +127,9 @@ def small_module(description: str, long_after: int | None = None, extra: int = 0
     for mode, dtype in (("", "float16"), ("_exact", "float32")):
         for name in ("prefill", "decode", "prefill_all"):
             _function(builder, name + mode, dtype, long_after, extra)
-    with builder.function("description", []):
-        builder.emit_func_output(StringImm(description))
+    if description:
+        with builder.function("description", []):
+            builder.emit_func_output(StringImm(description))
     return builder.get()
 
 

@@ -19,6 +19,7 @@
 #include <tvm/ffi/function.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -199,7 +200,7 @@ void serve(int fd, const std::string& folder) {
   Function::SetGlobal("runtime.config_threadpool", Function::FromTyped([&pool](int, int threads) {
                         std::vector<unsigned> cores = pocketphi_runtime::fast_cores();
                         pool.reset();
-                        pool = std::make_unique<pocketphi_runtime::Pool>(threads, cores);
+                        pool = std::make_unique<pocketphi_runtime::Pool>(std::max(threads, 1), cores);
                       }));
   Function::SetGlobal("tvm.rpc.server.load_module",
                       Function::FromTyped([path](std::string name) { return tvm::ffi::Module::LoadFromFile(path(name)); }));

@@ -8,13 +8,16 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_tvm
 import numpy as np
 import pytest
+import tvm
 import tvm_small as small
 
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -211,7 +214,10 @@ def test_options_that_are_refused(start: Any, options: dict[str, Any], message: 
         ({"format": 2}, "model.json: format 2; this runtime reads format 1: update it"),
         ({"vocab": None}, 'model.json: no "vocab"'),
         ({"vocab": 0}, "model.json: vocab: 0 is not within 1 to"),
-        ({"vocab": 95}, "^model.json: vocab: the library was built for 96: model.json was changed, or is of another build"),
+        (
+            {"vocab": 95},
+            "^model.json: vocab: the library was built for 96: model.json was changed, or is of another build",
+        ),
         ({"context": 100_000}, "^model.json: context: the library was built for 48"),
         ({"context": 47}, "^model.json: context: the library was built for 48"),
         ({"context": 2**40}, "^model.json: context: the library was built for 48"),
@@ -229,8 +235,14 @@ def test_options_that_are_refused(start: Any, options: dict[str, Any], message: 
             r"model.json: cache.shape.saved: expected \[heads, rows, elements of a row\]",
         ),
         ({"cache__dtype__saved": "half"}, r'model.json: cache.dtype.saved: "half" is no type of number'),
-        ({"functions__saved__decode": "decode_exact"}, r'^model.json: functions\.saved\.decode: the library .* "decode":'),
-        ({"functions__saved__prefill_all": None}, r"^model.json: functions\.saved: the library was built for 3 entries"),
+        (
+            {"functions__saved__decode": "decode_exact"},
+            r'^model.json: functions\.saved\.decode: the library .* "decode":',
+        ),
+        (
+            {"functions__saved__prefill_all": None},
+            r"^model.json: functions\.saved: the library was built for 3 entries",
+        ),
         (
             {"params_bytes": 14337},
             r"model.params: 14336 bytes, expected 14337: the copy is not complete, or of another",
@@ -260,6 +272,15 @@ def test_a_bundle_that_does_not_fit_is_one_line(start: Any, copy: Any, changes: 
         ("model.json", b"[]", "model.json: expected an object"),
         ("model.json", b"", "model.json: not valid JSON"),
         ("model.json", None, "model.json: No such file or directory"),
+        ("model.json", b"[" * 100_000, "model.json: not valid JSON: nested deeper than 32"),
+        ("model.json", b'{"a":' * 1_000_000, "model.json: not valid JSON: nested deeper than 32"),
+        (
+            "model.json",
+            b'{"a": "[[' + b"[" * 100 + b'\\"[", "b": {}}',
+            r'model.json: no "format"',
+        ),  # brackets in a text
+        ("model.json", b'{"format": ' + b"9" * 5000 + b"}", "model.json: not valid JSON"),
+        ("model.json", b'{"format": 1.0}', "model.json: format: expected a whole number"),
         ("model.params", None, "model.params: No such file or directory"),
         ("model.params", b"12345", "model.params: 5 bytes, expected 14336"),
         ("model.so", None, "model.so: cannot open shared object file"),
@@ -275,6 +296,110 @@ def test_damaged_files(start: Any, copy: Any, file: str, data: bytes | None, mes
     with pytest.raises(InputError, match=message) as caught:
         start(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.params"])
+def test_what_is_no_file(start: Any, copy: Any, file: str) -> None:
+    folder = copy()
+    (folder / file).unlink()
+    os.mkfifo(folder / file)  # whose reader would wait for ever
+    with pytest.raises(InputError, match=f"/{file}: expected a file$"):
+        start(folder)
+    (folder / file).unlink()
+    (folder / file).mkdir()
+    with pytest.raises(InputError, match=f"/{file}: expected a file$"):
+        start(folder)
+
+
+def test_a_description_of_any_size_is_not_read(start: Any, copy: Any) -> None:
+    folder = copy()
+    os.truncate(folder / "model.json", 1 << 40)
+    with pytest.raises(InputError, match=r"model.json: 1099511627776 bytes are too many$"):
+        start(folder)
+
+
+def test_a_library_of_an_older_version(start: Any, copy: Any, machine: Any) -> None:
+    folder, toolchain = copy(), machine(host_arch())[0]
+    executable = tvm.compile(small.small_module(""), tvm.target.Target(small.CPU[host_arch()][0]))
+    executable.export_library(str(folder / "model.so"), fcompile=toolchain.fcompile)
+    with pytest.raises(
+        InputError, match=r"^the library does not say what it was built for, .*: compile the model again$"
+    ):
+        start(folder)
+
+
+def in_place(folder: Path, data: bytes, at: int = 0) -> None:
+    """Write into model.params and hide it: the file's times stay."""
+    path = folder / "model.params"
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def head(folder: Path) -> tuple[int, bytes]:
+    """Where the weight behind the caches lies in model.params, and its bytes."""
+    row = json.loads((folder / "model.json").read_text())["params"][-1]
+    size = 4 * int(np.prod(row["shape"]))
+    return row["offset"], (folder / "model.params").read_bytes()[row["offset"] : row["offset"] + size]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("call", ["prefill", "every_position", "decode"])
+def test_logits_that_are_no_numbers_are_an_error(start: Any, copy: Any, value: float, call: str) -> None:
+    folder = copy()
+    offset, right = head(folder)
+    process = start(folder)
+    expected = process.prefill(PROMPT)
+    in_place(folder, np.float32(value).tobytes(), offset + 4 * 5)  # one weight: one logit
+    with pytest.raises(InputError, match=r"^a logit is no finite number: model.params is damaged, or its model was$"):
+        getattr(process, call)(3 if call == "decode" else PROMPT[:3])
+    in_place(folder, right, offset)
+    process.reset()
+    np.testing.assert_array_equal(process.prefill(PROMPT), expected)
+
+
+def test_a_failure_past_the_switch_of_longrope_leaves_the_cache_as_it_was(
+    start: Any, bundle: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundle(host_arch(), SWITCH), tmp_path / "bundle")
+    offset, right = head(folder)
+    process, model = start(folder), small.SmallModel(small.small_params(), long_after=SWITCH)
+    process.prefill(PROMPT[:9])
+    in_place(folder, np.float32(np.nan).tobytes(), offset)
+    with pytest.raises(InputError, match="no finite number"):
+        process.prefill(PROMPT[9:])  # the first nine rows of the cache are the long ones by now
+    in_place(folder, right, offset)
+    model.step(PROMPT[:9])
+    assert process.length == 9
+    for token in (4, 5):
+        assert np.all(np.abs(process.decode(token) - model.step([token])[-1]) <= model.bound)
+
+
+def test_parameters_that_change_while_they_are_mapped(start: Any, copy: Any) -> None:
+    folder = copy()
+    path = folder / "model.params"
+    process, data, status = start(folder), path.read_bytes(), path.stat()
+    expected = process.prefill(PROMPT)
+    message = r"model.params: it was changed while the model is open: close the model and open it again$"
+    with path.open("r+b") as file:
+        file.truncate(4096)  # the pages behind it would end the process
+    with pytest.raises(InputError, match=message):
+        process.decode(1)
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(InputError, match=message):
+        process.decode(1)
+    assert process.length == len(PROMPT)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    process.reset()
+    np.testing.assert_array_equal(process.prefill(PROMPT), expected)
+    replaced = folder / "new.params"
+    replaced.write_bytes(bytes(len(data)))
+    replaced.rename(path)  # the mapped file is still there
+    process.reset()
+    np.testing.assert_array_equal(process.prefill(PROMPT), expected)
 
 
 def test_a_library_that_pocketphi_did_not_build(start: Any, copy: Any, machine: Any) -> None:
@@ -452,6 +577,22 @@ C_PROGRAM = r"""
       return failed;
     }
 """
+
+
+def test_the_c_api_used_wrongly(machine: Any, bundle: Any) -> None:
+    """NULL, counts, closed handles, calls at once: each fails or waits, none takes the process with it."""
+    program = Path(small.__file__).with_name("misuse_runtime.py")
+    command = [sys.executable, str(program), str(machine(host_arch())[1].library), str(bundle(host_arch()))]
+    assert run(command, "") == (0, "ok", "")
+
+
+def test_damaged_bundles_under_the_sanitizers(machine: Any, bundle: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle(host_arch()), tmp_path / "bundle")
+    counts, wrong = fuzz_tvm.fuzz(fuzz_tvm.build_driver(tmp_path, whole=False), folder, range(600))
+    assert wrong == []
+    assert counts["model.json refused"] > 300
+    assert counts["options refused"] > 30
+    assert counts["model.params refused"] > 10
 
 
 def test_sha256_is_hashlibs(machine: Any, tmp_path: Path) -> None:
