@@ -15,6 +15,7 @@ from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan
+from pocketphi.compiler.source_check import require, rewrites_check
 from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
 from pocketphi.compiler.ui import Ui
@@ -67,11 +68,15 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
 
 
 def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[Program, list[PassReport]]:
-    """Trace and fuse: the float program that everything else is measured against."""
+    """Trace and fuse: the float program, and what the rewrites did. Raises CheckFailed where they changed a bit."""
     ui.say(f"tracing {source.label}: {source.config.layers} layers, {source.config.parameters / 1e6:,.0f} M parameters")
-    program = trace(source)
-    dump_graph(program, options.dump_graphs, 0, "traced")
-    return program, run_passes(program, fusions(options.context), options.dump_graphs, first=1)
+    traced = trace(source)
+    dump_graph(traced, options.dump_graphs, 0, "traced")
+    program = traced.copy()
+    reports = run_passes(program, fusions(options.context), options.dump_graphs, first=1)
+    if options.verify != "never":
+        require([rewrites_check(traced, program, options.context)])
+    return program, reports
 
 
 def calibrate(

@@ -83,8 +83,8 @@ class CompileOptions:
                 raise InputError(f"--{what}-bits {bits}: expected 4 or 8")
         if self.calibration_tokens < 1:
             raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
-        if self.context is not None and self.context < 1:
-            raise InputError(f"--context {self.context}: expected a positive number of tokens")
+        if self.context is not None and self.context < 2:
+            raise InputError(f"--context {self.context}: expected 2 or more tokens: one of a prompt, one of its answer")
         if self.calibration is not None and self.recipe != "search":
             raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
         for target in self.targets:

@@ -118,7 +118,7 @@ def apply(options: TuneOptions, ui: Ui) -> list[str]:
     host = _host(options.bundle)
     manifest = {name: value for name, value in bundle.manifest.items() if name not in ("files", "sha256", "format")}
     recipe = manifest["recipe"]
-    program = rebuild(bundle.path, recipe, host.weights(), recipe["all_logits"])
+    program = rebuild(bundle.path, recipe, host.weights(), recipe["all_logits"]).quantized
     target = TvmArm(host.platform, tuning=options.database, kv_cache=host.kv_cache)
     with new_folder(bundle.path, 2 * _library_bytes(bundle)) as folder:
         for name in bundle.manifest["files"]:

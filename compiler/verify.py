@@ -1,7 +1,9 @@
-"""Is the saved artifact the quantized program? And how far is that from the original?
+"""Is the saved artifact the model? And how far is that from the original?
 
-Lowering error: the saved files, run by their own runtime, against the quantized program in torch. Above rounding it is a bug.
-Quantization error (with a reference): the quantized program against the float model. It is a choice.
+Lowering error: the saved files, run by their own runtime, against transformers' own graph with the saved weights, run in torch.
+None of our rewrites has touched that graph, and a check of its own compares it with the rewritten one bit for bit. An error
+above rounding is a bug.
+Quantization error (with a reference): the saved weights against those of the float model, both in that graph. It is a choice.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
-from pocketphi.compiler.rebuild import rebuild
+from pocketphi.compiler.rebuild import Rebuilt, rebuild
+from pocketphi.compiler.source_check import require, rewrites_check
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.forms import form_of
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
@@ -51,11 +53,7 @@ class Verification:
 
     def require(self) -> Verification:
         """This, if all is well. Raises CheckFailed naming the first check that failed."""
-        for check in self.checks:
-            if not check.ok:
-                raise CheckFailed(
-                    f"verification: {check.name}: {check.measured:.2g} exceeds {check.bound:g} ({check.detail})"
-                )
+        require(self.checks)
         return self
 
     def recorded(self) -> dict[str, Any]:
@@ -77,35 +75,39 @@ def verify_folder(
     result = Verification()
     programs = []
     for target in [only] if only else manifest["targets"]:
-        checks, program = _verify_target(folder, manifest, target, ui, extras)
+        checks, rebuilt = _verify_target(folder, manifest, target, ui, extras)
         several = len(manifest["targets"]) > 1
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
-        programs.append(program)
-    result.checks += _one_set_of_weights(manifest, programs[0])
+        programs.append(rebuilt)
+    result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     if reference and result.ok:
-        result.reference = quantization_error(programs[0], reference, folder, ui)
+        result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
 
 
 def _verify_target(
     folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui, extras: bool
-) -> tuple[list[Check], Program]:
-    """The checks of one target, and the quantized program with its saved weights."""
+) -> tuple[list[Check], Rebuilt]:
+    """The checks of one target, and the programs that it was compared with."""
     host = open_host(folder, manifest, target)
     limit = context_of(manifest, target)
     saved = host.weights()
-    program = rebuild(folder, manifest["recipe"], saved)
-    prompt = _probe_tokens(folder, program.config, min(_PREFILL, limit // 2))
-    numerics = Numerics(host, program, prompt, limit, _keeps(program))
+    rebuilt = rebuild(folder, manifest["recipe"], saved)
+    prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
+    numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
-        found = [_weights_check(host, saved, manifest["targets"][target]["weights"], program, advance)]
+        found = [_weights_check(host, saved, manifest["targets"][target]["weights"], rebuilt.quantized, advance)]
         if not found[0].ok:  # the numbers would only repeat that the weights are wrong
-            return found, program
-        found += [*numerics.checks(), *host.own_checks(prompt)]
+            return found, rebuilt
+        found += [
+            rewrites_check(rebuilt.traced, rebuilt.fused, manifest["recipe"]["context"]),
+            *numerics.checks(),
+            *host.own_checks(prompt),
+        ]
         if extras and all(check.ok for check in found):
             host.write_extras(prompt)
-    return found, program
+    return found, rebuilt
 
 
 def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterable[Check]:

@@ -13,15 +13,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.evaluate import evaluate_model
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.compiler.verify import Check, Verification, verify_folder
 from pocketphi.graph import random_weights
 from pocketphi.graph.config import LongRope
+from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import PUBLISHED
+from pocketphi.passes.base import PassReport
+from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
 
 
@@ -174,6 +180,43 @@ def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_lon
     config["search"]["chunk_size"] = 64
     path.write_text(json.dumps(config))
     assert "KL LongRoPE at 141 tokens" in failed(verify_folder(bundle.path, bundle.manifest, Ui()))
+
+
+@pytest.mark.parametrize("target", ["ort-mobile", "coreml"])
+@pytest.mark.parametrize("context", [2, 3])
+def test_the_shortest_contexts_are_verified(tmp_path: Path, target: str, context: int) -> None:
+    options = CompileOptions(
+        "random:tiny", tmp_path / "b", targets=(target,), recipe="rtn", verify="always", context=context
+    )
+    assert compile_model(options).manifest["verification"]["ok"]
+
+
+def lose_a_residual(program: Program) -> None:
+    """A rewrite that gives one layer's norm the same operand twice."""
+    node = [n for n in program.graph.nodes if n.target is torch.ops.edge.add_rms_norm.default][2]
+    node.args = (node.args[1], *node.args[1:])
+
+
+def test_a_wrong_rewrite_is_refused_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = FuseResidualNorm.rewrite
+
+    def wrong(self: FuseResidualNorm, program: Program, report: PassReport) -> None:
+        right(self, program, report)
+        lose_a_residual(program)
+
+    monkeypatch.setattr(FuseResidualNorm, "rewrite", wrong)
+    options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn")
+    with pytest.raises(CheckFailed, match=r"rewrites that change a bit: .*the input of model\.layers\..* differs in "):
+        compile_model(options)
+    assert not list(tmp_path.iterdir())
+
+    bundle = compile_model(replace(options, verify="never"))
+    result = verify_folder(bundle.path, bundle.manifest, Ui(), reference="random:tiny")
+    assert {"rewrites that change a bit", "KL prefill, exact", "KL decode, exact"} <= set(failed(result))
+    # what the rewrites do to a graph is on neither side of this comparison
+    apart = evaluate_model(str(bundle.path), None, 512, 128, "random:tiny", Ui())
+    assert apart.kl is not None
+    assert apart.kl > 0.1
 
 
 def test_a_check_with_nan_fails() -> None:
