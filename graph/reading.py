@@ -7,6 +7,7 @@ digits, half of a surrogate pair. A schema is a frozen dataclass; `typed` makes 
 from __future__ import annotations
 
 import functools
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -40,10 +41,10 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for its writer
+            raise InputError(f"{path}: expected a file")
         with path.open("rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: expected a file")
+            status = os.fstat(file.fileno())
             if status.st_size > limit:
                 raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
             return file.read()
@@ -60,7 +61,7 @@ def parse_json(content: bytes, where: str) -> Any:
     try:
         return from_json(content, allow_inf_nan=True)
     except ValueError as error:
-        if content[:8] == b"version " and b"git-lfs" in content[:100]:
+        if is_lfs_pointer(content):
             raise lfs_pointer(where) from None
         raise InputError(f"{where}: not valid JSON ({error})") from None
 
@@ -129,6 +130,11 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
     if outside:
         raise InputError(f"{found}: a link that leads out of {folder}; put the file itself there")
     return found
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether Git LFS left this in place of a file's content."""
+    return content[:8] == b"version " and b"git-lfs" in content[:100]
 
 
 def lfs_pointer(where: str) -> InputError:
