@@ -247,7 +247,7 @@ def _long_rope(rope: _Rope, config: _Config, rotary_dim: int, where: str, notice
     short, long = rope.short_factor or (), rope.long_factor or ()
     for name, values in (("short_factor", short), ("long_factor", long)):
         if len(values) != rotary_dim // 2:
-            raise InputError(f"{where}: {name} has {len(values)} values, expected {rotary_dim // 2}")
+            raise InputError(f"{where}: {name} of LongRoPE has {len(values)} values, expected {rotary_dim // 2}")
     attention = rope.attention_factor
     if attention is None and rope.factor is not None and rope.factor != config.max_position_embeddings / original:
         attention = 1.0

@@ -41,10 +41,10 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for its writer
-            raise InputError(f"{path}: expected a file")
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: expected a file")
             if status.st_size > limit:
                 raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
             return file.read()
@@ -140,6 +140,11 @@ def is_lfs_pointer(content: bytes) -> bool:
 def lfs_pointer(where: str) -> InputError:
     """The error for a file that Git LFS left in place of its content."""
     return InputError(f"{where}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file for reading; a pipe too, which would wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @functools.cache
