@@ -84,29 +84,30 @@ def assign(config: ModelConfig, weights: Weights, where: str) -> dict[str, Store
             f"{len(weights.tensors)} tensors"
         )
     wanted = {**config.tensors(), HEAD: ()}
-    ours: dict[str, Stored] = {}
+    named: dict[str, str] = {}
     odd = []
-    for stored_name, stored in weights.tensors.items():
-        name = _without_base(stored_name, wanted)
-        if name in ours:
-            raise InputError(f"{where}: holds {name!r} twice, as {show(stored_name, 200)} too")
+    for stored in weights.tensors:
+        name = _our_name(stored, wanted)
+        if name in named:
+            raise InputError(f"{where}: holds {named[name]!r} and {stored!r}, which are one tensor; remove one of them")
         if name in wanted:
-            ours[name] = stored
+            named[name] = stored
         elif not _UNUSED.search(name):
-            odd.append(stored_name)
+            odd.append(stored)
     if odd:
         raise InputError(
             f"{where}: holds the tensor {show(odd[0], 200)}{_more(len(odd) - 1)}, {_reason(odd[0], config)}"
         )
-    for name, stored in ours.items():
-        if stored.dtype not in DTYPES:
-            raise InputError(f"{stored.file}: {name!r} has dtype {stored.dtype}, expected one of {', '.join(DTYPES)}")
+    ours = {name: weights.tensors[stored] for name, stored in named.items()}
+    for name, place in ours.items():
+        if place.dtype not in DTYPES:
+            raise InputError(f"{place.file}: {name!r} has dtype {place.dtype}, expected one of {', '.join(DTYPES)}")
     if config.tied_embeddings and HEAD in ours and EMBEDDING not in ours:
         ours[EMBEDDING] = ours.pop(HEAD)  # transformers ties to the one that is there
     return ours
 
 
-def _without_base(name: str, wanted: Mapping[str, Any]) -> str:
+def _our_name(name: str, wanted: Mapping[str, Any]) -> str:
     """A file saved from the base model has no `model.` before its names, and one of a wrapped model a second one."""
     short = name.removeprefix(_BASE)
     return short if short in wanted else _BASE + name if _BASE + name in wanted else name

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -79,7 +79,7 @@ class SafetensorsFile:
                 raise InputError(f"{path}: this file is missing; download the checkpoint again")
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                text = _header_text(file.read(8), file.read, status.st_size, path)
+                text = file.read(_header_length(file.read(8), status.st_size, path))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         return SafetensorsFile(path, _version_of(status), _tensors(path, text, status.st_size))
@@ -132,26 +132,25 @@ class RowReader:
             os.close(descriptor)
 
 
-def _header_text(length: bytes, read: Any, size: int, path: Path) -> bytes:
-    """The header behind its length. read: the file's own."""
-    if length == b"version ":  # a length of eight letters: Git LFS begins its pointers so
+def _header_length(first: bytes, size: int, path: Path) -> int:
+    """Bytes of a header. first: the eight before it."""
+    if first == b"version ":  # Git LFS begins its pointers so
         raise lfs_pointer(str(path))
-    count = int.from_bytes(length, "little")
-    if size < 8 or count > size - 8:
-        raise InputError(f"{path}: truncated: {size} bytes, its header alone takes {8 + count}; download it again")
-    if count > _LONGEST_HEADER:
-        raise InputError(f"{path}: its header takes {count:,} bytes, expected {_LONGEST_HEADER:,} at most")
-    text: bytes = read(count)
-    if not text.startswith(b"{"):
-        raise InputError(f"{path}: not a safetensors file: its header is no JSON object")
-    return text
+    length = int.from_bytes(first, "little")
+    if size < 8 or length > size - 8:
+        raise InputError(f"{path}: truncated: {size} bytes, its header alone takes {8 + length}; download it again")
+    if length > _LONGEST_HEADER:
+        raise InputError(f"{path}: its header takes {length:,} bytes, expected {_LONGEST_HEADER:,} at most")
+    return length
 
 
 def _tensors(path: Path, text: bytes, size: int) -> dict[str, Stored]:
     """What a header lists: the tensors lie one behind the other, without holes, up to the file's end."""
-    where = f"{path}: header"
+    where = f"{path}: its header"
     data = parse_object(text, where)
-    typed(dict[str, str], data.pop("__metadata__", None) or {}, f"{where}: __metadata__")
+    metadata = data.pop("__metadata__", None)
+    if metadata is not None:
+        typed(dict[str, str], metadata, f"{where}: __metadata__")
     begin = 8 + len(text)
     stored, at = {}, 0
     for name, entry in sorted(typed(dict[str, _Entry], data, where).items(), key=lambda item: item[1].data_offsets):
