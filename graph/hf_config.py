@@ -18,6 +18,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import show, typed
 
 _Size = Annotated[int, Field(gt=0, le=1 << 31)]
+_Layers = Annotated[int, Field(gt=0, le=1 << 14)]  # each costs time and memory before a tensor is looked at
 _Token = Annotated[int, Field(ge=0, le=1 << 31)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _ARCHITECTURES = (ARCHITECTURE, "Phi3Model")
@@ -32,7 +33,7 @@ class _Config:
     vocab_size: _Size = 32064
     hidden_size: _Size = 3072
     intermediate_size: _Size = 8192
-    num_hidden_layers: _Size = 32
+    num_hidden_layers: _Layers = 32
     num_attention_heads: _Size = 32
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
