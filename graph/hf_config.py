@@ -19,6 +19,7 @@ from pocketphi.graph.reading import show, typed
 
 _Size = Annotated[int, Field(gt=0, le=1 << 31)]
 _Layers = Annotated[int, Field(gt=0, le=1 << 14)]  # each costs time and memory before a tensor is looked at
+_Positions = Annotated[int, Field(gt=0, le=1 << 20)]  # each is a row of the rotary tables
 _Token = Annotated[int, Field(ge=0, le=1 << 31)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _ARCHITECTURES = (ARCHITECTURE, "Phi3Model")
@@ -37,7 +38,7 @@ class _Config:
     num_attention_heads: _Size = 32
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
-    max_position_embeddings: _Size = 4096
+    max_position_embeddings: _Positions = 4096
     original_max_position_embeddings: _Size = 4096
     rms_norm_eps: _Positive = 1e-5
     rope_theta: _Positive = 10000.0

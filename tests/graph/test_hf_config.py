@@ -99,6 +99,8 @@ def test_a_begin_beyond_the_vocabulary() -> None:
         ({"intermediate_size": 1.5}, r"intermediate_size: input should be a valid integer, got 1.5"),
         ({"num_hidden_layers": True}, r"num_hidden_layers: input should be a valid integer, got True"),
         ({"num_hidden_layers": 10**4000}, r"num_hidden_layers: .* got a number of 13288 bits"),
+        ({"num_hidden_layers": 1_000_000}, r"num_hidden_layers: input should be less than or equal to 16384, got 1000000"),
+        ({"max_position_embeddings": 1 << 30}, r"max_position_embeddings: input should be less than or equal to 1048576"),
         ({"num_attention_heads": 0}, r"num_attention_heads: input should be greater than 0, got 0"),
         ({"num_key_value_heads": 0}, r"num_key_value_heads: input should be greater than 0, got 0"),
         ({"sliding_window": 0}, r"sliding_window: input should be greater than 0, got 0"),
