@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-_LARGEST_CONFIG = 1 << 22
+_LARGEST_CONFIG = 1 << 20
 
 
 class HfFolder(Checkpoint):

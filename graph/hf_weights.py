@@ -19,7 +19,7 @@ from pocketphi.graph.reading import file_inside, parse_object, read_whole, show,
 from pocketphi.graph.safetensors_file import DTYPES, SafetensorsFile, Stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_LARGEST_INDEX = 1 << 26
+_LARGEST_INDEX = 1 << 23
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf)$|\.(safetensors|bin)\.index\.json$")
 _TRAINER = re.compile(r"^(training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth)$")
 _DISTRIBUTED = re.compile(r"^shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")

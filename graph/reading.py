@@ -21,6 +21,7 @@ LARGEST = 1 << 28
 """Bytes of the largest file that is read whole: a tokenizer of a million tokens has a tenth of it."""
 
 _SHOWN = 60
+_FEW_BRACKETS = 100_000
 
 
 def show(value: object, most: int = _SHOWN) -> str:
@@ -55,9 +56,13 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """A JSON text as Python values. Raises InputError for anything that is not one, or is nested deeper than 200."""
+    """A JSON text as Python values. Raises InputError for anything that is not one, is nested deeper than 200, or is mostly
+    brackets: an empty list takes 2 bytes of a file, and 20 times as many of memory."""
     from pydantic_core import from_json
 
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > _FEW_BRACKETS + len(content) // 8:
+        raise InputError(f"{where}: {brackets:,} lists and objects in {len(content):,} bytes, which is no file of a model")
     try:
         return from_json(content, allow_inf_nan=True)
     except ValueError as error:

@@ -27,7 +27,7 @@ DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 _BITS |= {"C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-_LONGEST_HEADER = 100_000_000  # safetensors' own limit
+_LONGEST_HEADER = 1 << 23  # 50,000 tensors; Phi-3 has 200
 _AHEAD = 1 << 22
 """Bytes of a tensor that are asked for before they are read."""
 
@@ -152,8 +152,9 @@ def _tensors(path: Path, text: bytes, size: int) -> dict[str, Stored]:
     if metadata is not None:
         typed(dict[str, str], metadata, f"{where}: __metadata__")
     begin = 8 + len(text)
+    entries = {name: typed(_Entry, entry, f"{where}: {show(name)}") for name, entry in data.items()}
     stored, at = {}, 0
-    for name, entry in sorted(typed(dict[str, _Entry], data, where).items(), key=lambda item: item[1].data_offsets):
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         first, last = entry.data_offsets
         if entry.dtype not in _BITS:
             raise InputError(f"{where}: {show(name)} has the unknown dtype {show(entry.dtype)}")

@@ -169,7 +169,7 @@ def refused(folder: Path, message: str) -> None:
             r"config.json: vocab_size: input should be a valid integer, got nan",
         ),
         (b"version https://git-lfs.github.com/spec/v1\n", r"config.json: a Git LFS pointer, not the file itself"),
-        (b" " * (1 << 22) + b"{}", r"config.json: 4,194,306 bytes, expected 4,194,304 at most"),
+        (b" " * (1 << 20) + b"{}", r"config.json: 1,048,578 bytes, expected 1,048,576 at most"),
     ],
 )
 def test_refuses_a_config(tmp_path: Path, text: bytes | None, message: str) -> None:

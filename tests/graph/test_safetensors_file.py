@@ -145,6 +145,10 @@ def test_takes_what_safetensors_takes_of_damaged_files(tmp_path: Path) -> None:
             r"a Git LFS pointer, .*run 'git lfs pull'",
         ),
         (struct.pack("<Q", 4) + b"null", r"its header: expected a JSON object, got NoneType"),
+        (
+            struct.pack("<Q", 1 << 24) + b"{" * (1 << 24),
+            r"its header takes 16,777,216 bytes, expected 8,388,608 at most",
+        ),
         (struct.pack("<Q", 3) + b"{x}", r"its header: not valid JSON"),
     ],
 )
@@ -159,7 +163,7 @@ def test_refuses(tmp_path: Path, content: bytes | None, message: str) -> None:
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
-        ({NORM: {"dtype": "F32", "shape": [4]}}, 16, rf"its header: {NORM}.data_offsets: field required"),
+        ({NORM: {"dtype": "F32", "shape": [4]}}, 16, rf"its header: '{NORM}': data_offsets: field required"),
         ({NORM: {**F32, "dtype": "Q4"}}, 16, rf"its header: '{NORM}' has the unknown dtype 'Q4'"),
         ({NORM: {**F32, "shape": [3]}}, 16, rf"its header: '{NORM}' takes 16 bytes, its shape \(3,\) says otherwise"),
         ({NORM: F32, "z": F32}, 16, r"its header: 'z' lies at 0 to 16, expected it to begin at 16"),
