@@ -13,7 +13,7 @@ import torch
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.hf_config import HARMLESS
+from pocketphi.graph.hf_keys import HARMLESS
 from pocketphi.graph.reading import show
 
 _OTHERWISE = frozenset(

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from pocketphi.graph.config import ARCHITECTURE, LongRope, ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.hf_keys import check_keys
 from pocketphi.graph.reading import show, typed
 
 _Size = Annotated[int, Field(gt=0, le=1 << 31)]
 _Layers = Annotated[int, Field(gt=0, le=1 << 14)]  # each costs time and memory before a tensor is looked at
 _Positions = Annotated[int, Field(gt=0, le=1 << 20)]  # each is a row of the rotary tables
 _Token = Annotated[int, Field(ge=0, le=1 << 31)]
+_Fraction = Annotated[float, Field(gt=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _ARCHITECTURES = (ARCHITECTURE, "Phi3Model")
 _LONG_ROPE = ("longrope", "su", "yarn")
@@ -42,7 +44,7 @@ class _Config:
     original_max_position_embeddings: _Size = 4096
     rms_norm_eps: _Positive = 1e-5
     rope_theta: _Positive = 10000.0
-    partial_rotary_factor: _Positive = 1.0
+    partial_rotary_factor: _Fraction = 1.0
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     sliding_window: _Size | None = None
@@ -61,7 +63,7 @@ class _Rope:
     """`rope_scaling` of transformers 4, `rope_parameters` of transformers 5."""
 
     rope_theta: _Positive
-    partial_rotary_factor: _Positive
+    partial_rotary_factor: _Fraction
     rope_type: str | None = None
     type: str | None = None
     short_factor: tuple[_Positive, ...] | None = None
@@ -78,44 +80,6 @@ class _Generation:
     eos_token_id: _Token | tuple[_Token, ...] | None = None
 
 
-_ONLY: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "lm_head_bias": (False, None),
-    "is_causal": (True, None),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "chunk_size_feed_forward": (0, None),
-    "pruned_heads": ({}, None),
-    "full_attn_mod": (1, None),
-    "interpolate_factor": (1, None),
-    "per_layer_config": (None,),
-    "configuration_files": (None,),
-}
-"""Keys that another value of would make another model."""
-
-_QUANTIZED = ("quantization_config", "quantization", "compression_config")
-
-HARMLESS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _name_or_path
-    attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
-    initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty max_length min_length name_or_path
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-    output_scores prefix pretraining_tp problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
-    use_bfloat16 use_cache use_return_dict
-    """.split()  # noqa: SIM905 - a list would take a line for each
-)
-"""Keys that change no logit: training, generation, bookkeeping."""
-
-_KNOWN = HARMLESS | {field.name for field in fields(_Config)} | set(_ONLY) | set(_QUANTIZED)
-
-
 @dataclass(frozen=True)
 class HfConfig:
     """weights: the file that `transformers_weights` names; notices: one line each on what was left out."""
@@ -129,7 +93,7 @@ def read_hf_config(data: Mapping[str, Any], where: str) -> HfConfig:
     """Raises InputError for another architecture, a value of another type, or a setting that cannot be honoured."""
     config = typed(_Config, data, where)
     _check_architecture(config, where)
-    _check_settings(data, where)
+    notices = check_keys(data, _Config.__dataclass_fields__, where)
     windowed = "full_attention" if config.sliding_window is None else "sliding_attention"
     if config.layer_types is not None and config.layer_types != (windowed,) * config.num_hidden_layers:
         raise InputError(
@@ -137,7 +101,6 @@ def read_hf_config(data: Mapping[str, Any], where: str) -> HfConfig:
             f"{config.num_hidden_layers} layers: Phi-3 has one window for all of them, here {config.sliding_window}"
         )
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    notices = _unknown_keys(data, where)
     rope, long_rope = _read_rope(config, head_dim, where, notices)
     if (config.pad_token_id or 0) >= config.vocab_size:  # transformers cannot load it
         raise InputError(f"{where}: pad_token_id is {config.pad_token_id}, expected less than vocab_size, or null")
@@ -174,26 +137,6 @@ def _check_architecture(config: _Config, where: str) -> None:
         raise InputError(f"{where}: {came}, expected {ARCHITECTURE} (model_type phi3)")
 
 
-def _check_settings(data: Mapping[str, Any], where: str) -> None:
-    for key in _QUANTIZED:
-        if data.get(key) is not None:
-            raise InputError(
-                f"{where}: {key} is {show(data[key], 120)}: the weights are quantized already; compile the float checkpoint "
-                "that they were made from"
-            )
-    for key, allowed in _ONLY.items():
-        if key in data and data[key] not in allowed:
-            raise InputError(f"{where}: {key} is {show(data[key])}, expected {allowed[0]!r}; Phi-3 knows nothing else")
-
-
-def _unknown_keys(data: Mapping[str, Any], where: str) -> list[str]:
-    unknown = [f"{show(key)} = {show(data[key])}" for key in sorted(data.keys() - _KNOWN) if data[key] is not None]
-    if not unknown:
-        return []
-    more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-    return [f"{where}: not used, as transformers' Phi-3 has no such setting: {', '.join(unknown[:4])}{more}"]
-
-
 def end_tokens(data: Mapping[str, Any], model: ModelConfig, where: str) -> tuple[tuple[int, ...], list[str]]:
     """The end tokens of a model with those of its `generation_config.json`, where Phi-3's `<|end|>` stands; and notices."""
     more = typed(_Generation, data, where).eos_token_id
@@ -213,7 +156,7 @@ def _rows_only(tokens: tuple[int | None, ...], size: int, where: str, notices: l
 def _read_rope(config: _Config, head_dim: int, where: str, notices: list[str]) -> tuple[_Rope, LongRope | None]:
     """What transformers reads: rope_scaling where there is one, else rope_parameters; keys in it before those beside it."""
     key = "rope_scaling" if config.rope_scaling else "rope_parameters"
-    given = config.rope_scaling or config.rope_parameters or {}
+    given: dict[str, Any] = getattr(config, key) or {}
     if config.rope_scaling and config.rope_parameters and config.rope_scaling != config.rope_parameters:
         notices.append(f"{where}: rope_scaling and rope_parameters differ; the first is used, as in transformers")
     where = f"{where}: {key}"

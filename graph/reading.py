@@ -62,7 +62,9 @@ def parse_json(content: bytes, where: str) -> Any:
 
     brackets = content.count(b"[") + content.count(b"{")
     if brackets > _FEW_BRACKETS + len(content) // 8:
-        raise InputError(f"{where}: {brackets:,} lists and objects in {len(content):,} bytes, which is no file of a model")
+        raise InputError(
+            f"{where}: {brackets:,} lists and objects in {len(content):,} bytes, which is no file of a model"
+        )
     try:
         return from_json(content, allow_inf_nan=True)
     except ValueError as error:

@@ -11,7 +11,8 @@ from tiny_phi3 import TINY, VARIANTS
 
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.hf_config import HARMLESS, end_tokens, read_hf_config
+from pocketphi.graph.hf_config import end_tokens, read_hf_config
+from pocketphi.graph.hf_keys import HARMLESS
 
 HF = TINY.to_hf()
 LONG = VARIANTS["longrope"].to_hf()
@@ -107,7 +108,9 @@ def test_a_begin_beyond_the_vocabulary() -> None:
         ({"rms_norm_eps": float("nan")}, r"rms_norm_eps: input should be .*, got nan"),
         ({"rms_norm_eps": "x" * 5000}, r"rms_norm_eps: input should be a valid number, got 'xxx"),
         ({"rope_theta": None}, r"rope_theta: input should be a valid number, got None"),
-        ({"partial_rotary_factor": float("inf")}, r"partial_rotary_factor: input should be a finite number, got inf"),
+        ({"partial_rotary_factor": float("inf")}, r"partial_rotary_factor: input should be less than or equal to 1, got inf"),
+        ({"partial_rotary_factor": 1.5}, r"partial_rotary_factor: input should be less than or equal to 1, got 1.5"),
+        ({"partial_rotary_factor": float("nan")}, r"partial_rotary_factor: input should be .*, got nan"),
         ({"tie_word_embeddings": "false"}, r"tie_word_embeddings: input should be a valid boolean, got 'false'"),
         ({"tie_word_embeddings": None}, r"tie_word_embeddings: input should be a valid boolean, got None"),
         ({"bos_token_id": -1}, r"bos_token_id: input should be greater than or equal to 0, got -1"),
@@ -154,7 +157,7 @@ def test_refuses_long_rope(change: dict[str, Any], message: str) -> None:
     [
         ({"num_key_value_heads": 3}, r"config: 4 heads cannot share 3 key/value heads evenly"),
         ({"partial_rotary_factor": 0.7}, r"config: rotary dimension 11 must be even and at most 16"),
-        ({"partial_rotary_factor": 1.5}, r"config: rotary dimension 24 must be even and at most 16"),
+        ({"partial_rotary_factor": 0.01}, r"config: rotary dimension 0 must be even and at most 16, not 0"),
         ({"hidden_size": 3}, r"config: head_dim = 0, expected a positive number"),
     ],
 )
