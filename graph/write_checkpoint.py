@@ -24,8 +24,9 @@ def write_checkpoint(
 
     dtype: one of DTYPES; progress: called with the bytes just written.
 
-    Raises InputError for a value that the dtype cannot hold.
+    Raises InputError for a value that the dtype cannot hold, and for settings that transformers reads otherwise.
     """
+    source.check_settings()
     torch_dtype, _ = DTYPES[dtype]
     (folder / "config.json").write_text(json.dumps({**source.config.to_hf(), "torch_dtype": _hf_name(dtype)}, indent=1))
     for name, content in source.tokenizer_files().items():

@@ -44,6 +44,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "theta at both places": ("tiny", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, ()),
     "theta in rope_scaling": ("longrope", {"rope_scaling": {**LONG, "rope_theta": 700.0}}, ()),
+    "a whole number as theta": ("tiny", {"rope_theta": 500}, ()),
     "partial at the top": ("tiny", {"partial_rotary_factor": 0.5}, ()),
     "partial inside": ("tiny", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ()),
     "longrope by rope_type": ("longrope", {"rope_scaling": {"rope_type": "longrope", **FACTORS}}, ()),

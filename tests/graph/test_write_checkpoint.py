@@ -112,6 +112,15 @@ def test_how_longrope_scales_is_written(tmp_path: Path, factor: dict[str, float]
     assert torch.equal(transformers_logits(tmp_path / "to", tokens), transformers_logits(folder, tokens))
 
 
+def test_settings_that_transformers_reads_otherwise_are_not_written(tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    source = HfFolder(configure(save(tmp_path, tensors()), rms_norm_eps=1))
+    for each in (source, FoldedNorms(source)):
+        with pytest.raises(InputError, match=r"config.json: transformers cannot make a Phi-3 of it"):
+            write_checkpoint(each, tmp_path / "to")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
 def test_a_head_beside_a_tied_embedding_is_written(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "to").mkdir()
