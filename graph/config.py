@@ -60,7 +60,9 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise InputError(f"config: {self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
-            raise InputError(f"config: rotary dimension {self.rotary_dim} must be even and at most {self.head_dim}, not 0")
+            raise InputError(
+                f"config: rotary dimension {self.rotary_dim} must be even and at most {self.head_dim}, not 0"
+            )
 
     @property
     def qkv_size(self) -> int:

@@ -33,10 +33,10 @@ class HfFolder(Checkpoint):
         """Raises InputError for a folder that cannot be read whole."""
         self.label = str(folder)
         self._folder = folder
-        self._where = str(folder / "config.json")
-        self._settings = parse_object(
-            read_whole(folder / "config.json", _why_none(folder), _LARGEST_CONFIG), self._where
-        )
+        path = folder / "config.json"
+        self._where = str(path)
+        lacks = "" if path.exists() else _why_none(folder)
+        self._settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
         read = read_hf_config(self._settings, self._where)
         self.config = read.model
         self.notices = read.notices
