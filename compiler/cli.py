@@ -376,7 +376,8 @@ def _inspect(a: argparse.Namespace) -> int:
         return 0
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
-    _print(a, {"config": source.config.to_hf(), "tensors": tensors}, lambda: show.checkpoint(source))
+    told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
+    _print(a, told, lambda: show.checkpoint(source))
     return 0
 
 
@@ -401,6 +402,8 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
     from pocketphi.graph.write_checkpoint import DTYPES, write_checkpoint
 
     source = open_checkpoint(a.model)
+    for notice in source.notices:
+        _ui(a).say(notice)
     source = FoldedNorms(source) if a.fold_norms else source
     total = source.config.parameters * DTYPES[a.dtype][0].itemsize
     if a.out.exists():

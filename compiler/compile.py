@@ -38,6 +38,8 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
+    for notice in source.notices:
+        ui.say(notice)
     targets = [make_target(name, options) for name in options.targets]
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     special = eight_bits(options, source.config)
@@ -124,7 +126,11 @@ def describe(
     return {
         "pocketphi": __version__,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
-        "source": {"model": Path(source.label).name, "blake3": source.digest_all()},
+        "source": {
+            "model": Path(source.label).name,
+            "blake3": source.digest_all(),
+            "notices": list(source.notices),
+        },
         "recipe": options.recorded(),
         "model": {
             "parameters": config.parameters,

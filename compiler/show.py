@@ -92,7 +92,7 @@ def plan(made: Plan) -> None:
     for name, place, reason in made.refused:
         table.add_row("left alone", f"{name}: {place}: {reason}")
     for note in made.notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     _console().print(table)
 
 
@@ -144,6 +144,8 @@ def checkpoint(source: Checkpoint) -> None:
         "tensors",
         f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}",
     )
+    for notice in source.notices:
+        table.add_row("notice", escape(notice))
     _console().print(table)
 
 

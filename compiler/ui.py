@@ -71,4 +71,4 @@ class RichUi(Ui):
         self.say(f"{title}: {time.perf_counter() - begin:.1f} s")
 
     def say(self, text: str) -> None:
-        self.console.print(text, style="dim", soft_wrap=True)
+        self.console.print(text, style="dim", soft_wrap=True, markup=False)
