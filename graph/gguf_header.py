@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_parse import ParsedHeader, TensorRecord, parse_header, shown
-from pocketphi.graph.gguf_parts import check_part, part_paths
+from pocketphi.graph.gguf_parts import check_part, declared_tensors, part_paths
 from pocketphi.graph.reading import show
 
 ARCHITECTURES = ("llama", "phi3")
@@ -76,10 +76,9 @@ class GgufHeader:
             if twice:
                 raise InputError(f"{part_path}: holds {show(twice[0])}, which another part holds too")
             tensors |= found
-        declared = first.fields.get("split.tensors.count")
-        if len(paths) > 1 and declared is not None and declared != len(tensors):
+        if len(paths) > 1 and (declared := declared_tensors(path, first.fields)) not in (None, len(tensors)):
             raise InputError(
-                f"{path}: its {len(paths)} parts hold {len(tensors)} tensors, expected {shown(declared)} "
+                f"{path}: its {len(paths)} parts hold {len(tensors)} tensors, expected {declared} "
                 "(split.tensors.count); download them again"
             )
         return GgufHeader(paths, first.fields, tensors)

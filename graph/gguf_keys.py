@@ -73,8 +73,9 @@ def check_model_keys(fields: Mapping[str, Any], architecture: str, where: str) -
         raise InputError(
             f"{where}: {show(key)} is {shown(value)}{known}: it may change the result, and is not supported"
         )
-    if fields.get("general.type", "model") != "model":
-        raise InputError(f"{where}: general.type is {shown(fields['general.type'])}, expected a model")
+    kind = fields.get("general.type", "model")
+    if not isinstance(kind, str) or kind != "model":
+        raise InputError(f"{where}: general.type is {shown(kind)}, expected a model")
     return [f"keys that are not read: {_listed(unknown)}"] if unknown else []
 
 

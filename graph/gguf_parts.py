@@ -11,7 +11,8 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_parse import shown
 from pocketphi.graph.reading import show
 
-_MOST = 1 << 16  # split.count is a uint16
+_MOST = 1 << 31
+_MOST_PARTS = 1 << 12
 
 
 def part_paths(path: Path, fields: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -33,6 +34,8 @@ def part_paths(path: Path, fields: Mapping[str, Any]) -> tuple[Path, ...]:
             f"{path}: part {number + 1} of {count} (split.count); expected a name such as "
             f"model-{number + 1:05}-of-{count:05}.gguf, by which the other parts are found"
         )
+    if count > _MOST_PARTS:
+        raise InputError(f"{path}: split.count is {count}, expected {_MOST_PARTS} at most")
     paths = tuple(path.with_name(f"{named[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
     if number or int(named[2]) != 1:
         raise InputError(f"{path}: part {number + 1} of {count}; give the first part, {paths[0].name}")
@@ -55,6 +58,12 @@ def check_part(path: Path, fields: Mapping[str, Any], number: int, first: Mappin
     for key, value in fields.items():
         if not key.startswith(("split.", "general.")) and shown(first.get(key)) != shown(value):
             raise InputError(f"{path}: has {show(key)}, which the first part does not have; expected tensors alone")
+
+
+def declared_tensors(path: Path, fields: Mapping[str, Any]) -> int | None:
+    """How many tensors all parts hold together, where the first one says it."""
+    key = "split.tensors.count"
+    return _whole(path, fields, key, 0) if key in fields else None
 
 
 def _whole(path: Path, fields: Mapping[str, Any], key: str, default: int) -> int:

@@ -26,7 +26,7 @@ def read_rope(metadata: Metadata, factors: Mapping[str, tuple[float, ...]], rota
     Raises InputError naming the key or the tensor for what Phi-3 cannot express.
     """
     kind = metadata.get("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise InputError(
             f"{metadata.where}: unknown rope type {shown(kind)} ({metadata.key('rope.scaling.type')}), "
             f"expected {', '.join(_TYPES)}"

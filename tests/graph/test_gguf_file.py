@@ -64,7 +64,9 @@ def write(
     writer = gguf.GGUFWriter(path, arch)
     for key, value in {**FIELDS, **(fields or {})}.items():
         full = key if key.startswith("tokenizer.") else f"{arch}.{key}"
-        if isinstance(value, int):
+        if isinstance(value, bool):
+            writer.add_bool(full, value)
+        elif isinstance(value, int):
             writer.add_uint32(full, value)
         elif isinstance(value, float):
             writer.add_float32(full, value)
@@ -253,6 +255,65 @@ def test_q4_1_is_kept_exactly(tmp_path: Path, d: float, m: float) -> None:
     if d:
         assert int4.values().numpy().tolist() == q[1:4].tolist()
     assert torch.equal(int4.dequantize(), checkpoint.read(name, 1, 4))
+
+
+BAD = [float("nan"), float("inf"), -float("inf")]
+
+
+def spoil(path: Path, name: str, row: int, at: int, content: bytes) -> None:
+    """Write into a stored row, `at` bytes from its start."""
+    found = next(t for t in gguf.GGUFReader(path).tensors if t.name == name)
+    row_bytes = found.n_bytes // int(found.shape[1])
+    with path.open("r+b") as file:
+        file.seek(found.data_offset + row * row_bytes + at)
+        file.write(content)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize(
+    ("kind", "at", "what"), [(Type.Q4_0, 18, "scale"), (Type.Q4_1, 20, "scale"), (Type.Q4_1, 22, "minimum")]
+)
+def test_a_kept_block_that_is_not_finite(tmp_path: Path, kind: Type, at: int, what: str, value: float) -> None:
+    """The second block of row 5 of the stored tensor; ours is another one, as rows are put back in order."""
+    path = write(tmp_path / "m.gguf", "llama", random_tensors("llama"), kind)
+    spoil(path, "blk.1.attn_k.weight", 5, at, np.float16(value).tobytes())
+    checkpoint = GgufFile(path)
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    row = HEADS * DIM + 2 + DIM // 2  # the pair (4, 5) of stored rows is the third, and 5 its second half
+    for read, said in ((checkpoint.read_int4, f"a {what}"), (checkpoint.read, "a value")):
+        with pytest.raises(
+            InputError, match=rf"m.gguf: row 5 of 'blk.1.attn_k.weight' holds {said} that is not a finite"
+        ):
+            read(name, row, row + 1)
+        read(name, 0, row)
+        read(name, row + 1, checkpoint.tensors[name].rows)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize(
+    ("kind", "at"), [(Type.F16, 6), (Type.BF16, 6), (Type.F32, 6), (Type.Q8_0, 34), (Type.Q5_0, 22), (Type.Q5_1, 26)]
+)
+def test_a_weight_that_is_not_finite(tmp_path: Path, kind: Type, at: int, value: float) -> None:
+    path = write(tmp_path / "m.gguf", "phi3", random_tensors("phi3"), kind)
+    upper = np.float32(value).tobytes()[2:]  # of a float32, which is what BF16 is
+    spoil(
+        path, "blk.0.ffn_down.weight", 63, at, upper if kind in (Type.BF16, Type.F32) else np.float16(value).tobytes()
+    )
+    with pytest.raises(
+        InputError, match=r"row 63 of 'blk.0.ffn_down.weight' holds a value that is not a finite number"
+    ):
+        GgufFile(path).read("model.layers.0.mlp.down_proj.weight", 40, 64)
+    GgufFile(path).read("model.layers.0.mlp.down_proj.weight", 0, 63)
+
+
+def test_a_norm_that_is_not_finite_and_large_weights_that_are(tmp_path: Path) -> None:
+    tensors = random_tensors("phi3")
+    tensors["blk.0.ffn_down.weight"][:] = 3e38  # their sum is not
+    tensors["output_norm.weight"][7] = np.nan
+    checkpoint = GgufFile(write(tmp_path / "m.gguf", "phi3", tensors))
+    assert checkpoint.read("model.layers.0.mlp.down_proj.weight", 0, 64).isfinite().all()
+    with pytest.raises(InputError, match=r"row 0 of 'output_norm.weight' holds a value that is not a finite number"):
+        checkpoint.read("model.norm.weight", 0, HIDDEN)
 
 
 def test_a_tensor_of_two_types_names_both_and_is_not_kept(tmp_path: Path) -> None:
