@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.gguf_header import GgufHeader, decimal
+from pocketphi.graph.gguf_header import GgufHeader
 from pocketphi.graph.gguf_keys import check_model_keys
 from pocketphi.graph.gguf_metadata import Metadata
 from pocketphi.graph.gguf_rope import read_rope
@@ -42,8 +42,8 @@ def config_of(header: GgufHeader, rope_factors: Mapping[str, tuple[float, ...]])
         kv_heads=kv_heads,
         head_dim=head_dim,
         max_position=metadata.whole("context_length"),
-        rms_norm_eps=decimal(metadata.real("attention.layer_norm_rms_epsilon")),
-        rope_theta=decimal(metadata.real("rope.freq_base", 10000.0)),
+        rms_norm_eps=metadata.real("attention.layer_norm_rms_epsilon"),
+        rope_theta=metadata.real("rope.freq_base", 10000.0),
         rotary_dim=rotary,
         long_rope=read_rope(metadata, rope_factors, rotary),
         sliding_window=_window(metadata, layers, kv_heads),

@@ -16,8 +16,9 @@ from gguf import GGMLQuantizationType
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_config import config_of
-from pocketphi.graph.gguf_header import GgufHeader, StoredTensor, decimal
+from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
 from pocketphi.graph.gguf_layout import Part, find_parts
+from pocketphi.graph.gguf_metadata import decimal
 from pocketphi.graph.gguf_parse import parse_header
 from pocketphi.graph.gguf_rope import ROPE_TENSORS
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
@@ -44,7 +45,8 @@ class GgufFile(Checkpoint):
         self._descriptors: list[int] = []
         header = GgufHeader.read(path)
         self.files = list(header.paths)
-        self._descriptors += [os.open(part, os.O_RDONLY) for part in self.files]
+        for part in self.files:
+            self._descriptors.append(_open(part))
         rope = {name: self._vector(header.tensors[name]) for name in ROPE_TENSORS if name in header.tensors}
         self.config, self.notices = config_of(header, rope)
         self._parts = find_parts(self.config, header)
@@ -134,12 +136,22 @@ class GgufFile(Checkpoint):
         buffer = memoryview(bytearray((stop - start) * stored.row_bytes))
         done, offset = 0, stored.offset + start * stored.row_bytes
         while done < len(buffer):
-            count = os.preadv(self._descriptors[stored.part], [buffer[done:]], offset + done)
+            path = self.files[stored.part]
+            try:
+                count = os.preadv(self._descriptors[stored.part], [buffer[done:]], offset + done)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
             if not count:
-                path = self.files[stored.part]
                 raise InputError(f"{path}: ended while reading {stored.name!r}: the file changed during the compile")
             done += count
         return np.frombuffer(buffer, np.uint8).reshape(stop - start, stored.row_bytes)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def sample_path() -> Path:

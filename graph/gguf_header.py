@@ -92,11 +92,6 @@ class GgufHeader:
         return arch
 
 
-def decimal(value: float) -> float:
-    """The shortest decimal of a float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
 def _place(path: Path, header: ParsedHeader, part: int) -> dict[str, StoredTensor]:
     """Where the tensors of one file lie. Raises InputError for one that lies beyond its end, or over another."""
     stored = [_stored(path, header, tensor, part) for tensor in header.tensors]

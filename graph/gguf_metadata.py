@@ -15,6 +15,12 @@ from pocketphi.graph.gguf_parse import shown
 _MOST = (1 << 31) - 1
 
 
+def decimal(value: float) -> float:
+    """The shortest decimal of a float32: 1e-05, not 9.999999747378752e-06; infinity for what it cannot hold."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
+
+
 @dataclass
 class Metadata:
     """The keys `architecture.…` of one file.
@@ -47,21 +53,21 @@ class Metadata:
         value = self.get(name, default)
         if not isinstance(value, np.ndarray):
             return self._checked(name, value)
-        values = set(value.tolist())
-        if len(value) != layers or len(values) != 1:
+        if len(value) != layers or len(set(value.tolist())) != 1:
             raise InputError(
                 f"{self.where}: {self.key(name)} is {shown(value)}, expected one number, or the same for all {layers} layers"
             )
-        return self._checked(name, values.pop())
+        return self._checked(name, value[0].item())
 
     def real(self, name: str, default: float | None = None, zero: bool = False) -> float:
-        """A positive, finite number. zero: take 0 too."""
+        """A positive, finite number, as a float32 has it. zero: take 0 too."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._error(name, value, "a number")
-        if not (0 < value < math.inf or (zero and value == 0)):
+        single = decimal(value)
+        if not (0 < single < math.inf or (zero and value == 0)):
             raise self._error(name, value, "a positive number")
-        return value
+        return single
 
     def _checked(self, name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
         if isinstance(value, bool) or not isinstance(value, int):

@@ -78,15 +78,11 @@ class _Cursor:
         self.size = os.fstat(file.fileno()).st_size
         self._file = file
 
-    def need(self, count: int) -> None:
-        """Raises InputError unless so many more bytes are there."""
+    def take(self, count: int) -> bytes:
         if count > self.size - self.at:
             raise InputError(
                 f"{self.path}: truncated: {self.size} bytes, expected {self.at + count} or more; download it again"
             )
-
-    def take(self, count: int) -> bytes:
-        self.need(count)
         found = self._file.read(count)
         if len(found) < count:
             raise InputError(f"{self.path}: ended while its header was read: another program writes to it")
@@ -163,7 +159,6 @@ def _value(cursor: _Cursor, kind: int, key: str) -> Any:
 
 def _array(cursor: _Cursor, kind: int, count: int, key: str) -> Any:
     if kind == _STRING:
-        cursor.need(8 * count)
         return [cursor.text() for _ in range(count)]
     if kind == _BOOL:
         return np.frombuffer(cursor.take(count), "u1") != 0

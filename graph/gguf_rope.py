@@ -70,7 +70,7 @@ def _check_tensors(metadata: Metadata, factors: Mapping[str, tuple[float, ...]],
 
 def _scale(metadata: Metadata, kind: str) -> float:
     """By how much positions are divided. 0 stands for 1, and rope type none for no scaling, as in llama.cpp."""
-    scale = float(metadata.real(_scale_key(metadata).partition(".")[2], 1.0, zero=True)) or 1.0
+    scale = metadata.real(_scale_key(metadata).partition(".")[2], 1.0, zero=True) or 1.0
     if kind == "none" and scale != 1:
         metadata.notices.append(
             f"{_scale_key(metadata)} = {scale} is not applied: the rope type is none, as in llama.cpp"

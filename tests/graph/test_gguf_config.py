@@ -162,6 +162,8 @@ def test_longrope_without_its_lengths() -> None:
         ("llama", {}, {"rope__scaling__factor": -2.0}, "llama.rope.scaling.factor is -2.0, expected a positive number"),
         ("llama", {}, {"rope__scale_linear": math.inf}, "llama.rope.scale_linear is inf, expected a positive number"),
         ("llama", {}, {"rope__freq_base": math.nan}, "llama.rope.freq_base is nan, expected a positive number"),
+        ("llama", {}, {"rope__freq_base": 1e300}, r"llama.rope.freq_base is 1e\+300, expected a positive number"),
+        ("llama", {}, {"rope__freq_base": 1e-300}, "llama.rope.freq_base is 1e-300, expected a positive number"),
         ("llama", {}, {"rope__freq_base": 0.0}, "llama.rope.freq_base is 0.0, expected a positive number"),
         ("llama", {}, {"rope__dimension_count": 8}, "llama.rope.dimension_count is 8, expected the whole head, 16"),
         (

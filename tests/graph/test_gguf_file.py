@@ -154,6 +154,13 @@ def test_reads_what_gguf_dequantizes(tmp_path: Path, arch: str, tied: bool, kind
     assert differing(checkpoint, want, ranges=8) == []
 
 
+def test_a_read_that_takes_less_than_it_was_asked_for_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.gguf", "llama", random_tensors("llama"), Type.Q8_0)
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: whole(file, [buffers[0][:777]], at))
+    assert differing(GgufFile(path), expected(path), ranges=2) == []
+
+
 @pytest.mark.sample
 def test_reads_the_sample() -> None:
     checkpoint = GgufFile(sample_path(), label="sample")
