@@ -105,4 +105,5 @@ def _is_one_of(value: object, allowed: Iterable[object]) -> bool:
 
 
 def _listed(keys: list[str], most: int = 5) -> str:
-    return ", ".join(key[:60] for key in keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+    shortened = (show(key).strip("'\"") for key in keys[:most])
+    return ", ".join(shortened) + (f" and {len(keys) - most} more" if len(keys) > most else "")

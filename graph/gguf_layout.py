@@ -17,6 +17,7 @@ from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
 from pocketphi.graph.gguf_rope import ROPE_TENSORS
+from pocketphi.graph.reading import show
 
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER = {
@@ -52,7 +53,7 @@ def find_parts(config: ModelConfig, header: GgufHeader) -> dict[str, list[Part]]
     unused = sorted(header.tensors.keys() - used - set(ROPE_TENSORS))
     if unused:
         raise InputError(
-            f"{header.path}: holds the tensor {unused[0]!r}, which has no place in Phi-3; it cannot be compiled"
+            f"{header.path}: holds the tensor {show(unused[0])}, which has no place in Phi-3; it cannot be compiled"
         )
     return parts
 

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.gguf_parse import shown
+from pocketphi.graph.gguf_parse import parse_header, shown
 from pocketphi.graph.reading import show
 
 _MOST = 1 << 31
 _MOST_PARTS = 1 << 12
+
+
+def all_parts(path: Path) -> tuple[Path, ...]:
+    """The files that a GGUF file is made of: itself, and its other parts. Raises InputError as `part_paths` does."""
+    return part_paths(path, parse_header(path).fields)
 
 
 def part_paths(path: Path, fields: Mapping[str, Any]) -> tuple[Path, ...]:

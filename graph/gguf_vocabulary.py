@@ -19,6 +19,7 @@ from pocketphi.graph.gguf_parse import shown
 from pocketphi.graph.reading import show
 
 _PREFIX = "tokenizer.ggml."
+_NO_MODEL = ("none", "no_vocab")
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding")
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 _ENDS = {
@@ -55,7 +56,8 @@ class Vocabulary:
 
         Raises InputError for metadata of another type, of other lengths, or that asks for what cannot be done.
         """
-        return _Reader(fields, where).read() if f"{_PREFIX}model" in fields else None
+        model = fields.get(f"{_PREFIX}model", "none")
+        return None if isinstance(model, str) and model in _NO_MODEL else _Reader(fields, where).read()
 
     def token(self, name: str) -> str | None:
         """The text of a special token."""

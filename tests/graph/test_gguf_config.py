@@ -302,6 +302,13 @@ def test_tokens_and_rows() -> None:
     assert "10 of the 40 rows of token_embd.weight have no token" in notices
 
 
+def test_a_file_without_a_tokenizer() -> None:
+    for model in ("none", "no_vocab"):
+        assert read("llama", fields={"tokenizer.ggml.model": model}, vocab_size=VOCAB) == read("llama")
+    with pytest.raises(InputError, match=r"llama.vocab_size is 41, but 'token_embd.weight' has 40 rows"):
+        read("llama", fields={"tokenizer.ggml.model": "no_vocab"}, vocab_size=VOCAB + 1)
+
+
 def test_special_tokens_have_llama_cpps_defaults() -> None:
     level, _ = read("llama", fields=words(VOCAB))
     assert (level.bos, level.eos, level.pad) == (None, (), None)

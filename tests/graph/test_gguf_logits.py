@@ -32,6 +32,7 @@ from tests.graph.test_gguf_file import (
     unpermute,
     write,
 )
+from tests.graph.test_gguf_parts import write_parts
 from tests.helpers.tiny_phi3 import hf_run, inputs, rounding
 
 CASES = [(7, 0, 1), (5, 9, 2), (1, 40, 1)]  # new tokens, tokens in the cache, batch
@@ -169,22 +170,6 @@ def test_several_files_of_projections_that_lie_apart(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(paths[0])
     assert list(checkpoint.files) == paths
     assert differing(trace(checkpoint), reference(*paths)) == []
-
-
-def write_parts(folder: Path, arch: str, weights: Mapping[str, Array], parts: int) -> list[Path]:
-    """As the gguf library splits a model."""
-    writer = gguf.GGUFWriter(folder / "m.gguf", arch, split_max_tensors=-(-len(weights) // parts))
-    for key, value in FIELDS.items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{arch}.{key}", value)  # type: ignore[operator]
-    for name, array in weights.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file(folder / "m.gguf")
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    paths = sorted(folder.glob("m-*.gguf"))
-    assert len(paths) == parts
-    return paths
 
 
 def test_the_window_of_early_phi3_files(tmp_path: Path) -> None:

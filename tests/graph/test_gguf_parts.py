@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
 import pytest
 
+from pocketphi.compiler.build_key import SourceDigests
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.gguf_file import GgufFile
 from pocketphi.graph.hashed import HashedCheckpoint
-from tests.graph.test_gguf_file import GgufFile, random_tensors, write
-from tests.graph.test_gguf_logits import write_parts
+from tests.graph.test_gguf_file import FIELDS, Array, random_tensors, write
+
+
+def write_parts(folder: Path, arch: str, weights: Mapping[str, Array], parts: int) -> list[Path]:
+    """As the gguf library splits a model."""
+    writer = gguf.GGUFWriter(folder / "m.gguf", arch, split_max_tensors=-(-len(weights) // parts))
+    for key, value in FIELDS.items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{arch}.{key}", value)  # type: ignore[operator]
+    for name, array in weights.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file(folder / "m.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    paths = sorted(folder.glob("m-*.gguf"))
+    assert len(paths) == parts
+    return paths
 
 
 @pytest.fixture
@@ -43,6 +61,15 @@ def test_a_part_that_changes_is_noticed(parts: list[Path]) -> None:
     os.utime(parts[2], ns=(1, 1))
     with pytest.raises(InputError, match=r"m-00003-of-00003.gguf: changed during the compile"):
         checkpoint.digest_all()
+
+
+def test_every_part_decides_a_build(parts: list[Path]) -> None:
+    before = SourceDigests().of(str(parts[0]))
+    assert SourceDigests().of(str(parts[0])) == before
+    data = bytearray(parts[2].read_bytes())
+    data[-1] ^= 1
+    parts[2].write_bytes(data)
+    assert SourceDigests().of(str(parts[0])) != before
 
 
 def test_another_part_than_the_first(parts: list[Path]) -> None:
