@@ -74,6 +74,10 @@ def _files(model: str) -> list[Path]:
         return sorted(found for found in path.iterdir() if found.is_file() and not found.name.startswith("."))
     if not path.is_file():
         raise InputError(f"{model}: no such model; expected a folder, a .gguf file, 'sample' or 'random:SHAPE'")
+    if path.suffix == ".gguf":
+        from pocketphi.graph.gguf_parts import all_parts
+
+        return list(all_parts(path))
     return [path]
 
 
