@@ -11,6 +11,7 @@ from typing import Any
 from pocketphi.compiler.footprint import Footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.text_check import check_text
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -53,6 +54,7 @@ class Plan:
 def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
+    text = check_text(source, options.targets)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     program = trace(source)
     special = eight_bits(options, source.config)
@@ -70,7 +72,7 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),
-        notes=[f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)],
+        notes=[*text.notices, *(f"{target.name}: {note}" for target in targets for note in target.planned_notes(program))],
     )
 
 

@@ -20,6 +20,7 @@ from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import rebuild
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
+from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed
@@ -82,6 +83,7 @@ def verify_folder(
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         programs.append(program)
     result.checks += _one_set_of_weights(manifest, programs[0])
+    result.checks += text_checks(folder, programs[0].config, manifest)
     if reference and result.ok:
         result.reference = quantization_error(programs[0], reference, folder, ui)
     return result

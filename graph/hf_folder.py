@@ -20,6 +20,7 @@ from pocketphi.graph.checkpoint import Checkpoint, TensorInfo, check_tensors
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.reading import read_whole
 
 _DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
 TOKENIZER_FILES = (
@@ -28,6 +29,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
 )
 _AHEAD = 1 << 22
@@ -83,8 +86,9 @@ class HfFolder(Checkpoint):
         return buffer.view(stored.dtype).view(shape)
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        paths = (self._folder / name for name in TOKENIZER_FILES)
-        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+        templates = sorted(self._folder.glob("additional_chat_templates/*.jinja"))
+        paths = [*(self._folder / name for name in TOKENIZER_FILES), *templates]
+        return {path.relative_to(self._folder).as_posix(): read_whole(path) for path in paths if path.is_file()}
 
     def _descriptor(self, path: Path) -> int:
         """Each process opens files for itself: the system reads ahead by descriptor, and two readers would confuse it."""
