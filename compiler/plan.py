@@ -72,7 +72,10 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),
-        notes=[*text.notices, *(f"{target.name}: {note}" for target in targets for note in target.planned_notes(program))],
+        notes=[
+            *text.notices,
+            *(f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)),
+        ],
     )
 
 

@@ -125,7 +125,9 @@ def _as_recorded(recorded: Mapping[str, Any], answers: Answers, loaded: Any) -> 
         was = recorded.get(kind)
         pairs = zip(was, made) if isinstance(was, list) and len(was) == len(made) else [(was, made)]
         wrong += [f"{kind}[{i}]" for i, (a, b) in enumerate(pairs) if a != b]
-    return _count("answers that differ from those of the model's own files", wrong, sum(map(len, vars(answers).values())))
+    return _count(
+        "answers that differ from those of the model's own files", wrong, sum(map(len, vars(answers).values()))
+    )
 
 
 def _vocabulary(loaded: Any) -> str:
@@ -167,8 +169,9 @@ def _genai_notice(differ: Sequence[int], texts: Sequence[str]) -> list[str]:
     if not differ:
         return []
     return [
-        f"onnxruntime-genai {text_genai.version()} reads {len(differ)} of {len(texts)} texts otherwise than transformers, first "
-        f"{show(texts[differ[0]])}: it ignores lstrip, normalized and single_word of added tokens, and some ways to cut a text"
+        f"onnxruntime-genai {text_genai.version()} reads {len(differ)} of {len(texts)} texts otherwise than "
+        f"transformers, first {show(texts[differ[0]])}: its apps feed other tokens there (it ignores "
+        "lstrip, normalized and single_word of added tokens, and joins some repeated pieces otherwise)"
     ]
 
 

@@ -82,7 +82,7 @@ def normal_files(files: Files, loaded: Any) -> dict[str, bytes]:
     config = parse_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
     template = chat_template(loaded)
     said = {**_normal_config(config, loaded), **({} if template is None else {"chat_template": template})}
-    made = {"tokenizer.json": _same_or(files.get("tokenizer.json"), backend.to_str())}
+    made = {"tokenizer.json": _same_or(files.get("tokenizer.json"), _written(backend))}
     same = said == config and "tokenizer_config.json" in files
     made["tokenizer_config.json"] = files["tokenizer_config.json"] if same else _json(said)
     if "special_tokens_map.json" in files:
@@ -135,6 +135,20 @@ def _start_and_end(config: Mapping[str, Any], loaded: Any) -> dict[str, bool]:
     at = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
     does = {"add_bos_token": at > 0, "add_eos_token": at + len(plain) < len(ids)}
     return {name: adds for name, adds in does.items() if bool(config.get(name, False)) != adds}
+
+
+def _written(backend: Any) -> str:
+    """The backend as a tokenizer.json. A token that was special once is left out of texts whatever its flag was set to later;
+    written, the flag is all there is."""
+    text = str(backend.to_str())
+    unsure = [number for number, token in backend.get_added_tokens_decoder().items() if not token.special]
+    left_out = {n for n in unsure if backend.decode([n], skip_special_tokens=False) and not backend.decode([n])}
+    if not left_out:
+        return text
+    data = json.loads(text)
+    for token in data["added_tokens"]:
+        token["special"] |= token["id"] in left_out
+    return json.dumps(data, ensure_ascii=False)
 
 
 def _same_or(content: bytes | None, text: str) -> bytes:

@@ -22,8 +22,9 @@ TEXTS = (
     "  two  spaces\n\n\ttabs, 12 345\r\n don't I'LL \u00a0x",
     "What is 1234+5 in \u65e5\u672c? \U0001f600 \U0001f469\u200d\U0001f467 Caf\u00e9 cafe\u0301 \ufb01",
     "def f(x):\n    return [x**2 for _ in range(10)]  # ok\n\n\n",
-    "\u041f\u0440\u0438\u0432\u0435\u0442, \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947 \uc548\u0445\ub155",
-    "a\u2581b <0x41> \x00\x7f <s>[INST]</s> <unk>",
+    "\u041f\u0440\u0438\u0432\u0435\u0442, \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 "
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \uc548\ub155",
+    "a\u2581b <0x41> \x1f\x7f <s>[INST]</s> <unk>",
     "https://example.org/?q=1&r=%20 {\"key\": [1.5e-3, null]} \\n '''",
 )
 

@@ -10,7 +10,7 @@ import datetime
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
@@ -82,7 +82,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters[LOOP] = lambda values, size: self.budget.loop(values, size)
         self.filters[JOIN] = lambda values: self.budget.join(values)
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]  # a static method there
+    def concat(self, pieces: Iterable[str]) -> str:  # a static method in the base class
         """The text of what a template, a macro or a block has written."""
         return self.budget.write(pieces)
 
@@ -96,7 +96,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         return self.budget.charge(super().getattr(obj, attribute))
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805  # as in the base class
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # as in the base class
         __self.budget.call(__obj, [*args, *kwargs.values()])
         return __self.budget.charge(super().call(__context, __obj, *args, **kwargs))
 
@@ -117,7 +117,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """`{% generation %}`: marks the assistant's words for training; they are written as they are."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

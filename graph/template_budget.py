@@ -128,24 +128,24 @@ class _Counted(NodeTransformer):
         made = isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
         return _through(CHARGE, node) if sliced or made else node
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  # Jinja finds it by the node's name
         size = sum(1 for _ in node.find_all(nodes.Node))
         self.generic_visit(node)
         node.iter = _through(LOOP, node.iter, nodes.Const(size))
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802  # Jinja finds it by the node's name
         self.generic_visit(node)
         return _through(JOIN, nodes.List(node.nodes, lineno=node.lineno))
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802  # Jinja finds it by the node's name
         self.generic_visit(node)
         node.expr = _through(CHARGE, node.expr)
         for operand in node.ops:
             operand.expr = _through(CHARGE, operand.expr)
         return node
 
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802  # Jinja finds it by the node's name
         self.generic_visit(node)
         node.nodes = [one if isinstance(one, nodes.TemplateData) else _through(CHARGE, one) for one in node.nodes]
         return node
@@ -194,7 +194,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, Iterator):
         return [None] * length_hint(value)
     if isinstance(value, Namespace):
-        return list(value._Namespace__attrs.values())  # type: ignore[attr-defined]  # Jinja has no other way in
+        return list(value._Namespace__attrs.values())  # Jinja has no other way in
     return []
 
 

@@ -103,7 +103,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"the text holds half of a character at {error.start}: {show(text[error.start])}") from None
+            raise InputError(
+                f"the text holds half of a character at {error.start}: {show(text[error.start])}"
+            ) from None
         return list(library(lambda: self._tokenizer.encode(text, add_special_tokens=False), "the tokenizer").ids)
 
 
@@ -155,7 +157,9 @@ def read_tokenizer(content: bytes, where: str) -> tokenizers.Tokenizer:
         if part is not None:
             growth *= _growth(parse_json(part.__getstate__(), where))
     if growth > _MOST_GROWTH:
-        raise InputError(f"{where}: its steps may make a text {growth:.3g} times longer, expected {_MOST_GROWTH} at most")
+        raise InputError(
+            f"{where}: its steps may make a text {growth:.3g} times longer, expected {_MOST_GROWTH} at most"
+        )
     return tokenizer
 
 
@@ -172,7 +176,10 @@ def library(work: Callable[[], T], where: str) -> T:
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """`bos_token` and all others that `tokenizer_config.json` names: what templates may write."""
     extra = config.get("extra_special_tokens")
-    every = {**{key: value for key, value in config.items() if key.endswith("_token")}, **(extra if isinstance(extra, dict) else {})}
+    every = {
+        **{key: value for key, value in config.items() if key.endswith("_token")},
+        **(extra if isinstance(extra, dict) else {}),
+    }
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in every.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}
 
