@@ -25,8 +25,8 @@ CHARGE, LOOP, JOIN = "charge value", "charge loop", "charge join"
 
 _WORK = 1 << 25
 """Units of work of one rendering: a character is one. A second or two at the very most; a long chat takes a hundredth."""
-_STEP, _ITEM, _NODE = 32, 16, 2
-"""Units of a hook, of an item in a list, and of a node of the syntax tree that is run."""
+_STEP, _ITEM, _NODE, _CALL = 32, 32, 2, 512
+"""Units of a hook, of an item in a list, of a node of the syntax tree that is run, and of a call of what is not built in."""
 _LARGEST = 1 << 21
 """Characters of the largest text, and units of the largest list."""
 _BITS = 1 << 12
@@ -90,7 +90,7 @@ class Budget:
 
     def call(self, function: Any, arguments: list[Any]) -> None:
         """Pay for a call before it is made; what is not built in runs a part of the template."""
-        self._spend(_STEP + (0 if isinstance(function, BuiltinMethodType) else _NODE * self._nodes))
+        self._spend(_STEP if isinstance(function, BuiltinMethodType) else _CALL + _NODE * self._nodes)
         if isinstance(function, LoopContext):
             for values in arguments:
                 self.loop(values, self._nodes)

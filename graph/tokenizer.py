@@ -176,10 +176,8 @@ def library(work: Callable[[], T], where: str) -> T:
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """`bos_token` and all others that `tokenizer_config.json` names: what templates may write."""
     extra = config.get("extra_special_tokens")
-    every = {
-        **{key: value for key, value in config.items() if key.endswith("_token")},
-        **(extra if isinstance(extra, dict) else {}),
-    }
+    every = {key: value for key, value in config.items() if key.endswith("_token")}
+    every |= extra if isinstance(extra, dict) else {}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in every.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}
 
