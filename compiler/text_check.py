@@ -20,7 +20,7 @@ from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
-from pocketphi.graph.reading import show
+from pocketphi.graph.reading import parse_object, read_json, show
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Check
 
@@ -135,21 +135,29 @@ def _vocabulary(loaded: Any) -> str:
 
 
 def _cuts(folder: Path) -> list[str]:
-    from pocketphi.graph.reading import read_json
-
     settings = read_json(folder / "tokenizer.json")
     return [name for name in ("truncation", "padding") if settings.get(name) is not None]
 
 
 def _changes(files: Mapping[str, bytes], normal: Mapping[str, bytes]) -> list[str]:
+    """What the tokenizer.json of the bundle says otherwise than that of the model."""
     if "tokenizer.json" not in files:
         return ["tokenizer.json: made of tokenizer.model by transformers"]
     if normal["tokenizer.json"] == files["tokenizer.json"]:
         return []
-    return [
-        "tokenizer.json: written anew, with what transformers merges into it from the files beside it, and without the "
-        "truncation and padding of a training call"
+    was, now = (parse_object(one["tokenizer.json"], "tokenizer.json") for one in (files, normal))
+    found = [
+        f"tokenizer.json: {name}, left behind by a training call, is switched off"
+        for name in ("truncation", "padding")
+        if was.get(name) is not None
     ]
+    changed = [token["content"] for token in now["added_tokens"] if token not in was.get("added_tokens", ())]
+    if changed:
+        found.append(
+            f"tokenizer.json: {len(changed)} tokens, first {show(changed[0])}, are as the files beside it say, "
+            "which transformers believes"
+        )
+    return found
 
 
 def _lacks(config: ModelConfig, ours: Tokenizer, probes: Probes, expected: Answers) -> list[str]:

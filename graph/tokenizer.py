@@ -6,8 +6,10 @@ here, where `tokenizer.json` says everything about ids, and compares the two rea
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,7 +153,8 @@ def read_tokenizer(content: bytes, where: str) -> tokenizers.Tokenizer:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 text (byte {error.start})") from None
-    tokenizer = library(lambda: tokenizers.Tokenizer.from_str(text), where)
+    with _no_backtrace():
+        tokenizer = library(lambda: tokenizers.Tokenizer.from_str(text), where)
     growth = 1.0
     for part in (tokenizer.normalizer, tokenizer.decoder, tokenizer.pre_tokenizer):
         if part is not None:
@@ -171,6 +174,24 @@ def library(work: Callable[[], T], where: str) -> T:
         raise
     except BaseException as error:
         raise InputError(f"{where} cannot be read ({' '.join(str(error).split())[:300]})") from None
+
+
+@contextlib.contextmanager
+def _no_backtrace() -> Iterator[None]:
+    """A panic of the library writes to the process's stderr itself, beside what it raises."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed already
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -168,8 +168,25 @@ def test_files_that_say_it_already_keep_their_bytes(model: Path, tmp_path: Path)
     assert text.files == {name: (folder / name).read_bytes() for name in text.files}
     assert len(text.files) == 3
     assert text.notices == []
-    truncated = add_tokenizer(folder, edit=truncation)
-    assert read(truncated).notices[0].startswith("tokenizer.json: written anew, with what transformers merges into it")
+
+
+@pytest.mark.parametrize(
+    ("name", "notices"),
+    [
+        ("truncation", ["tokenizer.json: truncation, left behind by a training call, is switched off"]),
+        ("padding", ["tokenizer.json: padding, left behind by a training call, is switched off"]),
+        (
+            "rstrip in the configuration only",
+            ["tokenizer.json: 4 tokens, first '<|assistant|>', are as the files beside it say"],
+        ),
+        ("added_tokens.json", ["tokenizer.json: 6 tokens, first '<|endoftext|>', are as the files beside it say"]),
+        ("merges as lines", []),
+    ],
+)
+def test_what_was_changed_is_said(name: str, notices: list[str], model: Path, tmp_path: Path) -> None:
+    folder = add_tokenizer(model_folder(model, tmp_path / "m"), edit=FOLDERS[name])
+    came = check_text(HfFolder(folder)).notices
+    assert [said[: len(notice)] for said, notice in zip(came, notices, strict=True)] == notices
 
 
 @pytest.mark.parametrize(
