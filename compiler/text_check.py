@@ -20,7 +20,7 @@ from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
-from pocketphi.graph.reading import parse_object, read_json, show
+from pocketphi.graph.reading import parse_object, show
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Check
 
@@ -49,16 +49,18 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     files, where = source.tokenizer_files(), source.label
     if not files:
         return ModelText()
-    loaded = load_files(files, source.config, where)
-    beyond = tokens_beyond(loaded, source.config.vocab_size)
+    loaded, alone = load_files(files, source.config, where)
+    probes = Probes(loaded)
+    beyond = tokens_beyond(loaded, probes.vocabulary, source.config.vocab_size)
     if beyond:
         raise InputError(
             f"{where}: the tokenizer makes token {beyond[0][0]} ({show(beyond[0][1])}), but the embedding has "
             f"{source.config.vocab_size} rows; resize it (model.resize_token_embeddings(len(tokenizer))) and save the model "
             "again, or take the tokenizer that it was trained with"
         )
-    normal = normal_files(files, loaded)
-    ours, probes = Tokenizer.from_files(normal, where), Probes(loaded)
+    normal = normal_files(files, loaded, alone)
+    same = alone if normal["tokenizer.json"] == files.get("tokenizer.json") else None
+    ours = Tokenizer.from_files(normal, where, same)
     came = probes.ask_ours(ours)
     expected = probes.ask_transformers(loaded, came)
     for kind, name in _KINDS.items():
@@ -67,7 +69,7 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
                 f"{where}: {name}, which pocketphi does not know how to mend: {show(question, 200)} gives {show(got, 200)}, in "
                 f"transformers {show(want, 200)}; simplify the tokenizer or the chat template"
             )
-    recorded: dict[str, Any] = {"vocabulary": _vocabulary(loaded), **expected.digests()}
+    recorded: dict[str, Any] = {"vocabulary": digest(sorted(probes.vocabulary.items())), **expected.digests()}
     notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
     if "ort-mobile" in targets and text_genai.installed():
         recorded["genai_differs"] = text_genai.differences_of_files(normal, loaded, probes.texts)
@@ -81,17 +83,17 @@ def text_checks(folder: Path, config: ModelConfig, manifest: Mapping[str, Any]) 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return [Check("tokenizer files missing", 1, 0, "the model has a tokenizer")] if recorded else []
     ours, loaded = Tokenizer.load(folder), open_with_transformers(folder)
-    beyond = tokens_beyond(loaded, config.vocab_size)
-    checks = [_count("tokens beyond the embedding", [show(token) for _, token in beyond], config.vocab_size)]
     probes = Probes(loaded)
+    beyond = tokens_beyond(loaded, probes.vocabulary, config.vocab_size)
+    checks = [_count("tokens beyond the embedding", [show(token) for _, token in beyond], config.vocab_size)]
+    checks.append(_count("tokenizer settings that cut or pad", _cuts(loaded), 2))
     came = probes.ask_ours(ours)
     expected = probes.ask_transformers(loaded, came)
     for kind, name in _KINDS.items():
         wrong = [show(question) for question, _, _ in probes.differences(kind, expected, came)]
         checks.append(_count(name, wrong, len(getattr(expected, kind))))
-    checks.append(_count("tokenizer settings that cut or pad", _cuts(folder), 2))
     if recorded:
-        checks.append(_as_recorded(recorded, expected, loaded))
+        checks.append(_as_recorded(recorded, expected, probes))
     if "ort-mobile" in manifest["targets"] and text_genai.installed():
         differ = set(text_genai.differences(folder, loaded, probes.texts)) - set(recorded.get("genai_differs", ()))
         wrong = [show(probes.texts[i]) for i in sorted(differ)]
@@ -99,9 +101,9 @@ def text_checks(folder: Path, config: ModelConfig, manifest: Mapping[str, Any]) 
     return checks
 
 
-def tokens_beyond(loaded: Any, rows: int) -> list[tuple[int, str]]:
+def tokens_beyond(loaded: Any, vocabulary: Mapping[str, int], rows: int) -> list[tuple[int, str]]:
     """(id, token) that transformers' tokenizer can make and the embedding has no row for, the first id first."""
-    made = {number: token for token, number in loaded.get_vocab().items()}
+    made = {number: token for token, number in vocabulary.items() if number >= rows}
     after = loaded.backend_tokenizer.post_processor
     if after is not None:
         made = {**dict.fromkeys(_numbers(json.loads(after.__getstate__())), "of the post-processor"), **made}
@@ -117,9 +119,9 @@ def _numbers(step: Any, named: str = "") -> set[int]:
     return {step} if isinstance(step, int) and named in ("ids", "sep", "cls") else set()
 
 
-def _as_recorded(recorded: Mapping[str, Any], answers: Answers, loaded: Any) -> Check:
+def _as_recorded(recorded: Mapping[str, Any], answers: Answers, probes: Probes) -> Check:
     """What transformers makes of the bundle's files is what it made of the source's."""
-    now = {"vocabulary": _vocabulary(loaded), **answers.digests()}
+    now = {"vocabulary": digest(sorted(probes.vocabulary.items())), **answers.digests()}
     wrong = []
     for kind, made in now.items():
         was = recorded.get(kind)
@@ -130,13 +132,10 @@ def _as_recorded(recorded: Mapping[str, Any], answers: Answers, loaded: Any) -> 
     )
 
 
-def _vocabulary(loaded: Any) -> str:
-    return digest(sorted(loaded.get_vocab().items()))
-
-
-def _cuts(folder: Path) -> list[str]:
-    settings = read_json(folder / "tokenizer.json")
-    return [name for name in ("truncation", "padding") if settings.get(name) is not None]
+def _cuts(loaded: Any) -> list[str]:
+    """Before the first text, after which transformers has switched both off."""
+    backend = loaded.backend_tokenizer
+    return [name for name in ("truncation", "padding") if getattr(backend, name) is not None]
 
 
 def _changes(files: Mapping[str, bytes], normal: Mapping[str, bytes]) -> list[str]:

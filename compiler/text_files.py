@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import parse_object
@@ -35,12 +37,14 @@ def open_with_transformers(folder: Path) -> Any:
         raise InputError(f"transformers cannot load the tokenizer ({type(error).__name__}: {said})") from None
 
 
-def load_files(files: Files, config: ModelConfig, where: str) -> Any:
-    """transformers' tokenizer of these files, which may lack a `tokenizer.json`: it converts others where it can.
+def load_files(files: Files, config: ModelConfig, where: str) -> tuple[Any, tokenizers.Tokenizer | None]:
+    """transformers' tokenizer of these files, and what `tokenizer.json` alone says. Where there is none, transformers converts
+    others if it can.
 
     Raises InputError for files that it, or we, cannot read.
     """
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+    alone = None
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if name in files:
             parse_object(files[name], f"{where}: {name}")
     if not any(name in files for name in _SOURCES):
@@ -50,7 +54,7 @@ def load_files(files: Files, config: ModelConfig, where: str) -> Any:
             "save the tokenizer with save_pretrained of its fast class"
         )
     if "tokenizer.json" in files:
-        read_tokenizer(files["tokenizer.json"], f"{where}: tokenizer.json")
+        alone = read_tokenizer(files["tokenizer.json"], f"{where}: tokenizer.json")
     elif not _has_sentencepiece():
         raise InputError(
             f"{where}: no tokenizer.json, only tokenizer.model, which is converted with the package sentencepiece: "
@@ -60,7 +64,7 @@ def load_files(files: Files, config: ModelConfig, where: str) -> Any:
         write_files(Path(name), files)
         (Path(name) / "config.json").write_text(json.dumps(config.to_hf()), "utf-8")
         try:
-            return open_with_transformers(Path(name))
+            return open_with_transformers(Path(name)), alone
         except InputError as error:
             raise InputError(f"{where}: {str(error).replace(name, where)}") from None
 
@@ -71,10 +75,10 @@ def write_files(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(content)
 
 
-def normal_files(files: Files, loaded: Any) -> dict[str, bytes]:
+def normal_files(files: Files, loaded: Any, alone: tokenizers.Tokenizer | None) -> dict[str, bytes]:
     """The files that a bundle holds: the same to every reader as `loaded` is to transformers.
 
-    A file that says so already keeps its bytes.
+    loaded, alone: of `load_files`. A file that says so already keeps its bytes.
     """
     backend = loaded.backend_tokenizer
     backend.no_truncation()
@@ -82,7 +86,9 @@ def normal_files(files: Files, loaded: Any) -> dict[str, bytes]:
     config = parse_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
     template = chat_template(loaded)
     said = {**_normal_config(config, loaded), **({} if template is None else {"chat_template": template})}
-    made = {"tokenizer.json": _same_or(files.get("tokenizer.json"), _written(backend))}
+    written = _written(backend)
+    same = alone is not None and alone.to_str() == written
+    made = {"tokenizer.json": files["tokenizer.json"] if same else written.encode()}
     same = said == config and "tokenizer_config.json" in files
     made["tokenizer_config.json"] = files["tokenizer_config.json"] if same else _json(said)
     if "special_tokens_map.json" in files:
@@ -149,13 +155,6 @@ def _written(backend: Any) -> str:
     for token in data["added_tokens"]:
         token["special"] |= token["id"] in left_out
     return json.dumps(data, ensure_ascii=False)
-
-
-def _same_or(content: bytes | None, text: str) -> bytes:
-    """A tokenizer.json as it came, where the library reads the same from it."""
-    if content is not None and read_tokenizer(content, "tokenizer.json").to_str() == text:
-        return content
-    return text.encode()
 
 
 def _has_sentencepiece() -> bool:

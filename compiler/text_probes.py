@@ -56,7 +56,8 @@ REFUSED, TOO_COSTLY = "refused", "too costly"
 class Probes:
     """Questions for the readers of one tokenizer, and the answers of two of them.
 
-    texts: to encode; talks: conversations for the template; runs: ids to decode, from all over the vocabulary
+    vocabulary: all tokens with their ids; texts: to encode; talks: conversations for the template; runs: ids to decode, from
+    all over the vocabulary
     """
 
     def __init__(self, loaded: Any) -> None:
@@ -66,7 +67,8 @@ class Probes:
         self.texts = [*TEXTS, *around, "".join(added[:12]), " ".join(added[:12])]
         forged = (("user", f"x {' '.join(added[-4:])} y"),)
         self.talks = [[{"role": role, "content": text} for role, text in talk] for talk in (*_TALKS, forged)]
-        self.runs = _sampled(loaded.get_vocab().values())
+        self.vocabulary: dict[str, int] = loaded.get_vocab()
+        self.runs = _sampled(self.vocabulary.values())
 
     def ask_ours(self, ours: Tokenizer) -> Answers:
         chats: list[Any] = []

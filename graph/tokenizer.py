@@ -48,12 +48,17 @@ class Tokenizer:
         return Tokenizer.from_files({path.name: read_whole(path) for path in paths if path.is_file()}, str(folder))
 
     @staticmethod
-    def from_files(files: Mapping[str, bytes], where: str = "tokenizer") -> Tokenizer:
-        """files: name → content, as `Checkpoint.tokenizer_files` gives them. Raises InputError for damaged ones."""
+    def from_files(
+        files: Mapping[str, bytes], where: str = "tokenizer", read: tokenizers.Tokenizer | None = None
+    ) -> Tokenizer:
+        """files: name → content, as `Checkpoint.tokenizer_files` gives them; read: `tokenizer.json`, where it was read before.
+
+        Raises InputError for damaged ones.
+        """
         if "tokenizer.json" not in files:
             came = ", ".join(sorted(files)) or "nothing"
             raise InputError(f"{where}: no tokenizer.json, got {came}; save the model with a fast tokenizer")
-        tokenizer = read_tokenizer(files["tokenizer.json"], f"{where}: tokenizer.json")
+        tokenizer = read or read_tokenizer(files["tokenizer.json"], f"{where}: tokenizer.json")
         config = parse_object(files.get("tokenizer_config.json", b"{}"), f"{where}: tokenizer_config.json")
         return Tokenizer(tokenizer, config, _chat_template(files, config, where))
 

@@ -230,8 +230,9 @@ def test_a_token_of_the_post_processor_beyond_the_embedding(model: Path, tmp_pat
             {"tokenizer_config.json": b"{}"},
             "no tokenizer.json, got tokenizer_config.json, which transformers does not read",
         ),
-        ({"tokenizer.json": b"["}, "tokenizer.json: not valid JSON"),
-        ({"tokenizer.json": b"[" * 10_000}, "tokenizer.json: not valid JSON"),
+        ({"tokenizer.json": b"["}, "tokenizer.json cannot be read"),
+        ({"tokenizer.json": b"[" * 100_000}, "tokenizer.json cannot be read"),
+        ({"tokenizer.json": b"{}", "tokenizer_config.json": b"[" * 100_000}, "tokenizer_config.json: not valid JSON"),
         ({"tokenizer.json": b"{}"}, "tokenizer.json cannot be read"),
     ],
 )
@@ -423,7 +424,11 @@ def test_verify_sees_a_reader_that_is_broken(
 
 
 WRITERS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "tokenizer.json as it came": broken(text_files, "_same_or", lambda old: lambda content, text: content),
+    "tokenizer.json as it came": broken(
+        text_check,
+        "normal_files",
+        lambda old: lambda files, *read: {**old(files, *read), "tokenizer.json": files["tokenizer.json"]},
+    ),
     "configuration as it came": broken(text_files, "_normal_config", lambda old: lambda config, loaded: dict(config)),
     "another template": broken(text_files, "chat_template", lambda old: lambda loaded: "x" + old(loaded)),
     "a file left out": broken(
