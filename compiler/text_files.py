@@ -17,7 +17,7 @@ import tokenizers
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import parse_object
-from pocketphi.graph.tokenizer import named_tokens, read_tokenizer
+from pocketphi.graph.tokenizer import named_tokens, quiet_library, read_tokenizer
 
 Files = Mapping[str, bytes]
 
@@ -29,7 +29,8 @@ def open_with_transformers(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet_library():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception

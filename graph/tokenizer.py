@@ -158,7 +158,7 @@ def read_tokenizer(content: bytes, where: str) -> tokenizers.Tokenizer:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 text (byte {error.start})") from None
-    with _no_backtrace():
+    with quiet_library():
         tokenizer = library(lambda: tokenizers.Tokenizer.from_str(text), where)
     growth = 1.0
     for part in (tokenizer.normalizer, tokenizer.decoder, tokenizer.pre_tokenizer):
@@ -182,20 +182,22 @@ def library(work: Callable[[], T], where: str) -> T:
 
 
 @contextlib.contextmanager
-def _no_backtrace() -> Iterator[None]:
-    """A panic of the library writes to the process's stderr itself, beside what it raises."""
+def quiet_library() -> Iterator[None]:
+    """The tokenizers library writes to the process's own output: a backtrace beside a panic, settings that it ignores."""
     try:
-        kept = os.dup(2)
-    except OSError:  # closed already
+        kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    except OSError:  # one is closed
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    for stream, _ in kept:
+        os.dup2(nowhere, stream)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
         os.close(nowhere)
 
 
