@@ -7,6 +7,7 @@ files is recorded in the manifest as digests: `verify` compares all readers of t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
-from pocketphi.graph.reading import parse_object, show
+from pocketphi.graph.reading import parse_object, show, typed
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Check
 
@@ -39,6 +40,18 @@ class ModelText:
     files: dict[str, bytes] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     recorded: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the manifest keeps under `text`: digests of what transformers answered for the model's own files, and which texts
+    onnxruntime-genai read otherwise."""
+
+    vocabulary: str
+    ids: tuple[str, ...]
+    chats: tuple[str, ...]
+    decoded: tuple[str, ...]
+    genai_differs: tuple[int, ...] = ()
 
 
 def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
@@ -79,7 +92,8 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
 
 def text_checks(folder: Path, config: ModelConfig, manifest: Mapping[str, Any]) -> list[Check]:
     """The checks of a bundle's tokenizer files; none for a bundle without a tokenizer. Raises InputError for damaged ones."""
-    recorded = manifest.get("text") or {}
+    said = manifest.get("text")
+    recorded = None if said is None else typed(Recorded, said, "manifest.json: text")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return [Check("tokenizer files missing", 1, 0, "the model has a tokenizer")] if recorded else []
     ours, loaded = Tokenizer.load(folder), open_with_transformers(folder)
@@ -95,7 +109,9 @@ def text_checks(folder: Path, config: ModelConfig, manifest: Mapping[str, Any]) 
     if recorded:
         checks.append(_as_recorded(recorded, expected, probes))
     if "ort-mobile" in manifest["targets"] and text_genai.installed():
-        differ = set(text_genai.differences(folder, loaded, probes.texts)) - set(recorded.get("genai_differs", ()))
+        differ = set(text_genai.differences(folder, loaded, probes.texts)) - set(
+            recorded.genai_differs if recorded else ()
+        )
         wrong = [show(probes.texts[i]) for i in sorted(differ)]
         checks.append(_count("texts that onnxruntime-genai reads otherwise", wrong, len(probes.texts)))
     return checks
@@ -119,14 +135,12 @@ def _numbers(step: Any, named: str = "") -> set[int]:
     return {step} if isinstance(step, int) and named in ("ids", "sep", "cls") else set()
 
 
-def _as_recorded(recorded: Mapping[str, Any], answers: Answers, probes: Probes) -> Check:
+def _as_recorded(recorded: Recorded, answers: Answers, probes: Probes) -> Check:
     """What transformers makes of the bundle's files is what it made of the source's."""
-    now = {"vocabulary": digest(sorted(probes.vocabulary.items())), **answers.digests()}
-    wrong = []
-    for kind, made in now.items():
-        was = recorded.get(kind)
-        pairs = zip(was, made) if isinstance(was, list) and len(was) == len(made) else [(was, made)]
-        wrong += [f"{kind}[{i}]" for i, (a, b) in enumerate(pairs) if a != b]
+    wrong = [] if recorded.vocabulary == digest(sorted(probes.vocabulary.items())) else ["vocabulary"]
+    for kind, made in answers.digests().items():
+        pairs = itertools.zip_longest(getattr(recorded, kind), made)
+        wrong += [f"{kind}[{i}]" for i, (was, now) in enumerate(pairs) if was != now]
     return _count(
         "answers that differ from those of the model's own files", wrong, sum(map(len, vars(answers).values()))
     )

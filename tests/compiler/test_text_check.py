@@ -300,6 +300,12 @@ def spoiled(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return spoil
 
 
+@pytest.mark.parametrize("text", [[], "x", {}, {"vocabulary": 5}, {"genai_differs": "a"}])
+def test_a_record_of_another_type_is_refused(text: Any, bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"manifest.json: text: "):
+        text_checks(bundle, HfFolder(bundle.parent / "m").config, {"text": text, "targets": {}})
+
+
 def swapped(data: dict[str, Any]) -> None:
     """Two entries that none of the texts holds."""
     vocabulary = data["model"]["vocab"]
