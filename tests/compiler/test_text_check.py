@@ -300,6 +300,19 @@ def spoiled(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return spoil
 
 
+def test_verify_asks_onnxruntime_genai(bundle: Path, tmp_path: Path) -> None:
+    """What it read otherwise when the bundle was made is known; anything else is not."""
+    pytest.importorskip("onnxruntime_genai")
+    manifest, config = Bundle.open(bundle).manifest, HfFolder(bundle.parent / "m").config
+    name = "texts that onnxruntime-genai reads otherwise"
+    assert [check.ok for check in text_checks(bundle, config, manifest) if check.name == name] == [True]
+    copy = shutil.copytree(bundle, tmp_path / "b")
+    (copy / "genai_config.json").unlink()  # it opens nothing without
+    assert [check.ok for check in text_checks(copy, config, manifest) if check.name == name] == [False]
+    earlier = {**manifest, "text": None}
+    assert [check for check in text_checks(copy, config, earlier) if not check.ok] == []
+
+
 @pytest.mark.parametrize("text", [[], "x", {}, {"vocabulary": 5}, {"genai_differs": "a"}])
 def test_a_record_of_another_type_is_refused(text: Any, bundle: Path) -> None:
     with pytest.raises(InputError, match=r"manifest.json: text: "):
