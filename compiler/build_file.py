@@ -43,7 +43,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class Measure:
-    """How `kl` and `ppl` are measured. text: a UTF-8 file, Python's language reference if None; see `evaluate_model`."""
+    """How `kl` and `ppl` are measured. text: a UTF-8 file, documentation of Python's library if None; see `evaluate_model`."""
 
     text: Path | None = None
     tokens: int = 2048

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
     evaluate.add_argument("model", metavar="BUNDLE|MODEL")
-    evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: Python's language reference)")
+    evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: documentation of Python's library)")
     evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
     evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
     evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")

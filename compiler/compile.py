@@ -18,6 +18,7 @@ from pocketphi.compiler.plan import check_plan
 from pocketphi.compiler.source_check import require, rewrites_check
 from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
+from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_folder, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
@@ -38,8 +39,10 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
-    for notice in source.notices:
+    text = check_text(source, options.targets)
+    for notice in (*source.notices, *text.notices):
         ui.say(notice)
+    source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]  # from here on, as transformers reads them
     targets = [make_target(name, options) for name in options.targets]
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     special = eight_bits(options, source.config)
@@ -63,6 +66,7 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
                 packaged[target.name] = target.package(quantized, folder, advance)
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, targets, packaged)
+        manifest["text"] = text.recorded
         if wants_verification(options.verify, needed, ui):
             manifest["verification"] = verify_folder(folder, manifest, ui, extras=True).require().recorded()
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})

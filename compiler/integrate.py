@@ -68,6 +68,10 @@ def integrate(
     package = package or f"com.example.{module.lower()}"
     _check_names(module, package)
     tokenizer = Tokenizer.load(path)
+    if tokenizer.tells_time:
+        raise InputError(
+            "the chat template writes the date of the day, which the kits cannot do without Jinja; simplify it"
+        )
     chat = read_chat_format(lambda messages: _render(tokenizer, messages))
     values = _values(bundle, kit, chat, tokenizer, context) | {"name": module, "package": package}
     if out.exists():

@@ -11,6 +11,7 @@ from typing import Any
 from pocketphi.compiler.footprint import Footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.text_check import check_text
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -53,6 +54,7 @@ class Plan:
 def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
+    text = check_text(source, options.targets)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     program = trace(source)
     special = eight_bits(options, source.config)
@@ -72,6 +74,7 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
         operators=dict(program.operators()),
         notes=[
             *source.notices,
+            *text.notices,
             *(f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)),
         ],
     )

@@ -13,7 +13,6 @@ from pocketphi.graph.second_reading import SecondReading, second_reading
 from pocketphi.passes.equal import compare_graphs
 from pocketphi.targets.base import Check
 
-
 _ROWS = 64
 """Read at once from each place of a tensor, of which three are compared."""
 

@@ -23,6 +23,7 @@ from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
 from pocketphi.compiler.source_check import require, rewrites_check
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
+from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.forms import form_of
@@ -80,6 +81,7 @@ def verify_folder(
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         programs.append(rebuilt)
     result.checks += _one_set_of_weights(manifest, programs[0].quantized)
+    result.checks += text_checks(folder, programs[0].traced.config, manifest)
     if reference and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result

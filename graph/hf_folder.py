@@ -20,6 +20,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
 )
 _LARGEST_CONFIG = 1 << 20
@@ -61,7 +63,9 @@ class HfFolder(Checkpoint):
         return self._rows.read(self._stored[name], name, start, stop)
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        found = {name: read_whole(self._folder / name) for name in TOKENIZER_FILES if (self._folder / name).is_file()}
+        templates = sorted(self._folder.glob("additional_chat_templates/*.jinja"))
+        paths = [*(self._folder / name for name in TOKENIZER_FILES), *templates]
+        found = {path.relative_to(self._folder).as_posix(): read_whole(path) for path in paths if path.is_file()}
         for name, content in found.items():
             if is_lfs_pointer(content):
                 raise lfs_pointer(str(self._folder / name))

@@ -1,7 +1,7 @@
 """The same checkpoint read by other people's code: rows of its tensors from safetensors' or gguf's own library.
 
-Nothing of our readers is used here. Which file holds a tensor, where it lies, its type, and the names in a GGUF file are what the
-libraries say; the order of its rows is computed in another way. It is slow, and meant for a few rows of each tensor.
+Nothing of our readers is used here. Which file holds a tensor, where it lies, its type, and the names in a GGUF file are what
+the libraries say; the order of its rows is computed in another way. It is slow, and meant for a few rows of each tensor.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ _WANT = "does more than write one message after the other, which the kits cannot
 PROBES: list[Messages] = [
     [("user", "Hi")],
     [("system", "Be brief."), ("user", "Hi")],
+    [("system", " \n Be brief.\n\n"), ("user", "Hi")],
     [("user", "Hi"), ("assistant", "Hello!"), ("user", "Who are you?")],
     [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")],
     [("user", "  white space \n"), ("assistant", "\n x "), ("user", "line\nline\n\n")],

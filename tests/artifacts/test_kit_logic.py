@@ -15,9 +15,11 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 
 PHI3 = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
     "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
+    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 FIRST_PHI3 = (
@@ -77,6 +79,7 @@ def test_cuts_are_where_a_reader_expects_them() -> None:
     [
         "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
         "{{ messages[-1]['content'] }}",
+        "{% for m in messages %}{{ '<r>' + (m.content if m.role == 'system' else m.content | trim) + '<e>' }}{% endfor %}",
         "{% for m in messages %}{{ loop.index ~ m['role'] ~ ':' ~ m['content'] ~ '<e>' }}{% endfor %}",
         "{% for m in messages %}{{ '<r>' + m['content'] + ('' if 'a' in m['content'] else '!') + '<e>' }}{% endfor %}",
     ],
