@@ -29,6 +29,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_header import ROPE_FACTORS, GgufHeader, StoredTensor
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
+from pocketphi.graph.writing import read_into
 
 _BLOCK = 32  # elements in a block of Q4_0 and Q4_1
 _Q4_0, _Q4_1 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1
@@ -126,7 +127,8 @@ class GgufFile(Checkpoint):
 
     def _pread(self, stored: StoredTensor, start: int, stop: int) -> Bytes:
         buffer = bytearray((stop - start) * stored.row_bytes)
-        if os.preadv(self._descriptor, [buffer], stored.offset + start * stored.row_bytes) != len(buffer):
+        at = stored.offset + start * stored.row_bytes
+        if read_into(self._descriptor, memoryview(buffer), at) != len(buffer):
             raise InputError(f"{self._path}: ended while reading {stored.name!r}: the file changed during the compile")
         return np.frombuffer(buffer, np.uint8).reshape(stop - start, stored.row_bytes)
 

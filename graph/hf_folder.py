@@ -20,6 +20,7 @@ from pocketphi.graph.checkpoint import Checkpoint, TensorInfo, check_tensors
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.writing import read_into
 
 _DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
 TOKENIZER_FILES = (
@@ -74,7 +75,7 @@ class HfFolder(Checkpoint):
         at = stored.offset + start * row
         ahead = at + _AHEAD if start else at
         _advise(descriptor, ahead, min(at + want + _AHEAD, end) - ahead, _WILL_NEED)
-        got = os.preadv(descriptor, [tensor_bytes(buffer)], at)
+        got = read_into(descriptor, tensor_bytes(buffer), at)
         if got != want:
             raise InputError(f"{stored.file}: ended while reading {name!r}: the file changed during the compile")
         if self._forgets and at + want == end:

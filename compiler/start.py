@@ -1,0 +1,13 @@
+"""The first module that a command loads: it hears Ctrl-C before anything that takes time is imported."""
+
+from __future__ import annotations
+
+from pocketphi.graph import stopping
+
+
+def entry() -> int:
+    """Entry point of the console script."""
+    stopping.listen()
+    from pocketphi.compiler.cli import entry as run
+
+    return run()
