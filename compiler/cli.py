@@ -38,6 +38,7 @@ def entry() -> int:
     stopping.listen()
     gc.disable()
     code = main()
+    stopping.done()
     gc.freeze()
     if stopping.was_heard():  # Python would end with another code where it cannot write to a terminal that is gone
         stopping.end()

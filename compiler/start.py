@@ -8,6 +8,9 @@ from pocketphi.graph import stopping
 def entry() -> int:
     """Entry point of the console script."""
     stopping.listen()
-    from pocketphi.compiler.cli import entry as run
+    try:
+        from pocketphi.compiler.cli import entry as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # outside of what the command line looks after
+        stopping.end()

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 LINE = "pocketphi: stopped; nothing was left half-written"
 EXIT_CODE = 130
@@ -54,12 +54,18 @@ def held() -> Iterator[None]:
         _State.holds -= 1
 
 
+def done() -> None:
+    """The work is over, and so is what could be stopped."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    ignore()
+
+
 def was_heard() -> bool:
     """Whether a signal asked this process to stop: then any error is what became of it."""
     return _State.heard > 0
 
 
-def end() -> None:
+def end() -> NoReturn:
     """Say so and end the process at once. The terminal may be gone."""
     with contextlib.suppress(OSError):
         os.write(2, f"{LINE}\n".encode())
