@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.writing import write_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,9 +26,7 @@ def sign_bundle(folder: Path, pem: bytes, where: str) -> str:
     key = private_key(pem, where)
     public = key.public_key().public_bytes_raw()
     text = _render(public, key.sign((folder / MANIFEST).read_bytes()))
-    partial = folder / f".{SIGNATURE}.partial"
-    partial.write_bytes(text)
-    os.replace(partial, folder / SIGNATURE)
+    write_whole(folder / SIGNATURE, text)
     return base64.b64encode(public).decode()
 
 

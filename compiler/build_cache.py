@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE, Bundle
-from pocketphi.artifacts.folder import new_folder
+from pocketphi.artifacts.folder import new_folder, workspace
 from pocketphi.graph.errors import InputError
 
 
 def find_bundle(store: Path) -> Bundle | None:
-    """A bundle from the cache, if it is whole."""
+    """A bundle from the cache, if it is whole; one that is not is removed."""
+    if not os.path.lexists(store):
+        return None
     try:
         return Bundle.open(store)
     except InputError:
-        shutil.rmtree(store, ignore_errors=True)
+        with workspace(store) as work, contextlib.suppress(OSError):
+            store.rename(work / "damaged")  # at once: nobody finds half of it
         return None
 
 
@@ -27,7 +31,7 @@ def place_bundle(bundle: Bundle, path: Path) -> None:
         raise InputError(f"{path}: exists and is not a bundle; choose another out, or remove it")
     if _is_same(bundle, path):
         return
-    with new_folder(path, 0) as folder:
+    with new_folder(path, 0, replace=True) as folder:
         for name in (MANIFEST, *bundle.manifest["files"]):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _link(bundle.path / name, folder / name)
@@ -53,8 +57,15 @@ def _is_same(bundle: Bundle, path: Path) -> bool:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:
+        return
+    except FileNotFoundError:
+        raise InputError(f"{source}: gone: another process empties the cache; build again") from None
+    except OSError:  # on another disk, or one without links
+        pass
+    try:
         shutil.copyfile(source, target)
+    except FileNotFoundError:
+        raise InputError(f"{source}: gone: another process empties the cache; build again") from None
 
 
 def manifest_at(path: Path) -> dict[str, Any] | None:

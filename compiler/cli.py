@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 verification or budget not met, 2 bad input, 3 our bug.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import json
 import logging
@@ -21,6 +22,7 @@ from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments, form_options
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
+from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
@@ -33,9 +35,13 @@ def entry() -> int:
     transformers are imported and traced takes a quarter of the time until the first weight is read. Nor are they at the end,
     where Python would look through everything once more, for most of a second.
     """
+    stopping.listen()
     gc.disable()
     code = main()
+    stopping.done()
     gc.freeze()
+    if stopping.was_heard():  # Python would end with another code where it cannot write to a terminal that is gone
+        stopping.end()
     return code
 
 
@@ -48,18 +54,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_libraries(arguments.verbose)
         return int(arguments.run(arguments))
     except PocketphiError as error:
+        if stopping.was_heard():
+            return _stopped()
         print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
-        print("pocketphi: stopped; nothing was left half-written", file=sys.stderr)  # noqa: T201
-        return 130
+        return _stopped()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if stopping.was_heard():
+            return _stopped()
+        if lack := _lack(error):
+            print(f"pocketphi: {lack}", file=sys.stderr)  # noqa: T201
+            return 2
         traceback.print_exc()
         print(f"pocketphi: this is a bug of ours: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 3
+
+
+def _stopped() -> int:
+    if not stopping.was_heard():  # else the process ends with this line
+        print(stopping.LINE, file=sys.stderr)  # noqa: T201
+    return stopping.EXIT_CODE
+
+
+def _lack(error: Exception) -> str:
+    """What this machine is short of, where an error tells of that; empty for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: raise the limit (ulimit -n) and start again"
+    short = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if short or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "not enough memory; nothing was kept. Try --recipe rtn, or a machine with more"
+    return ""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler import __version__
+from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
@@ -20,22 +21,29 @@ from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
 from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
-from pocketphi.compiler.verify import verify_folder, wants_verification
+from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
-from pocketphi.passes.int4_cache import Int4Cache, default_folder
+from pocketphi.passes.int4_cache import Int4Cache
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
 from pocketphi.targets.base import Packaged, Target
 
 
-def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
-    """Compile a checkpoint to a bundle. Raises InputError for bad input, CheckFailed where a budget or a check fails."""
+def compile_model(
+    options: CompileOptions, ui: Ui | None = None, before_it_is_there: Callable[[], None] = lambda: None
+) -> Bundle:
+    """Compile a checkpoint to a bundle.
+
+    before_it_is_there: called when all is done but the last step; may raise. Raises InputError for bad input, CheckFailed where
+    a budget or a check fails.
+    """
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
@@ -44,6 +52,9 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
         ui.say(notice)
     source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]  # from here on, as transformers reads them
     targets = [make_target(name, options) for name in options.targets]
+    if options.verify == "always":
+        for target in targets:
+            check_runs_here(target)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     special = eight_bits(options, source.config)
     with source.ahead(free_memory() // 2):
@@ -55,7 +66,7 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
         # before the work: what will be refused, is refused now
         needed = check_plan(quantized, reports, targets, options)
 
-    with new_folder(options.out, needed) as folder:
+    with new_folder(options.out, needed, replace=options.force) as folder:
         if quantizer.weighted:
             quantized.weights.update(calibrate(program, source, quantizer, options, ui, special))
         packaged = {}
@@ -68,8 +79,10 @@ def compile_model(options: CompileOptions, ui: Ui | None = None) -> Bundle:
         manifest = describe(source, options, reports, quantized, targets, packaged)
         manifest["text"] = text.recorded
         if wants_verification(options.verify, needed, ui):
-            manifest["verification"] = verify_folder(folder, manifest, ui, extras=True).require().recorded()
+            manifest["verification"] = verify_made(folder, manifest, options.verify, ui)
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
+        before_it_is_there()
+        check_replaceable(options.out, options.force)  # another may have made it meanwhile
     return Bundle.open(options.out, check=False)
 
 
@@ -94,7 +107,9 @@ def calibrate(
     without: Collection[str] = (),
 ) -> Mapping[str, Recipe]:
     """Quantize every layer on the calibration text, into the cache on disk or from it. without: weights to leave alone."""
-    text = None if options.calibration is None else read_text(options.calibration, "the calibration text")
+    text = None
+    if options.calibration is not None:
+        text = read_text(options.calibration, "the calibration text", options.content("calibration"))
     files = source.tokenizer_files()
     if not files:
         ui.say("the model has no tokenizer: calibrated on random tokens")

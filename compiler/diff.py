@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Change:
-    """kind: `bytes`, `error` or `operators`; before, after: None where there was none, or is none any more."""
+    """kind: `bytes`, `verified` (1 or 0), `error` or `operators`; before, after: None where there was none, or is none any
+    more."""
 
     kind: str
     name: str
@@ -20,7 +21,7 @@ class Change:
         """One line, with the difference in percent where both are there."""
         before, after = (_shown(self.kind, value) for value in (self.before, self.after))
         more = ""
-        if self.before and self.after is not None:
+        if self.before and self.after is not None and self.kind != "verified":
             more = f" ({(self.after - self.before) / self.before:+.1%})"
         return f"{self.name}: {before} → {after}{more}"
 
@@ -29,7 +30,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """old, new: manifests. Sizes of files and of all, what the verification measured, operators of graph and targets."""
     return [
         Change(kind, name, before.get(name), after.get(name))
-        for kind, values in (("bytes", _bytes), ("error", _errors), ("operators", _operators))
+        for kind, values in (("bytes", _bytes), ("verified", _verified), ("error", _errors), ("operators", _operators))
         for before, after in [(values(old), values(new))]
         for name in dict.fromkeys([*before, *after])
         if before.get(name) != after.get(name)
@@ -39,6 +40,15 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 def _bytes(manifest: Mapping[str, Any]) -> dict[str, float]:
     files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     return {"all files": sum(files.values()), **files}
+
+
+def _verified(manifest: Mapping[str, Any]) -> dict[str, float]:
+    return {"verified": float(is_verified(manifest))}
+
+
+def is_verified(manifest: Mapping[str, Any]) -> bool:
+    """Whether every check of a bundle was run and met."""
+    return (manifest.get("verification") or {}).get("ok") is True
 
 
 def _errors(manifest: Mapping[str, Any]) -> dict[str, float]:
@@ -58,4 +68,6 @@ def _operators(manifest: Mapping[str, Any]) -> dict[str, float]:
 def _shown(kind: str, value: float | None) -> str:
     if value is None:
         return "none"
+    if kind == "verified":
+        return "yes" if value else "no"
     return f"{value:.2g}" if kind == "error" else f"{value:,.0f}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.base import Host
+from pocketphi.targets.base import Host, Target
 
 
 def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = None) -> Host:
@@ -33,6 +34,22 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"{folder}: target {name} cannot run here")
+
+
+def check_runs_here(target: Target) -> None:
+    """Raises CannotRun, before any work, where it is known that this machine cannot run what the target writes."""
+    try:
+        importlib.import_module(_HOSTS[target.name])
+    except ModuleNotFoundError as error:
+        raise missing_extra(target.name, error) from None
+    target.check_runs_here()
+
+
+_HOSTS = {
+    "ort-mobile": "pocketphi.targets.ort_mobile.host",
+    "coreml": "pocketphi.targets.coreml.host",
+    "tvm-arm": "pocketphi.targets.tvm_arm.host",
+}
 
 
 def context_of(manifest: Mapping[str, Any], target: str | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class CompileOptions:
     kv_cache:     of a TVM library, a name of `targets.tvm_arm.kv_cache.KV_CACHES`
     verify:       `auto` where the model fits into half of the free memory, `always`, `never`
     max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
+    contents:     of the files that options name, as `content` has read them; options that are made of these share them
     """
 
     model: str
@@ -70,6 +71,7 @@ class CompileOptions:
     force: bool = False
     dump_graphs: Path | None = None
     cache: Path | None = None
+    contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.block is None:
@@ -98,11 +100,25 @@ class CompileOptions:
                 have = f"neither {' nor '.join(self.targets)} has such a"
             raise InputError(f"--kv-cache {self.kv_cache}: {have} cache; leave it out, or compile for tvm-arm")
 
+    def content(self, option: str) -> bytes | None:
+        """What the file that an option names holds, None where it names none. It is read once: what is compiled is what was
+        looked at, whatever happens to the file meanwhile. Raises InputError where it cannot be read."""
+        path: Path | None = getattr(self, option)
+        if path is None:
+            return None
+        if option not in self.contents:
+            what = {"calibration": "the calibration text"}.get(option, f"--{option}")
+            try:
+                self.contents[option] = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path}: {what} cannot be read: {error.strerror}") from None
+        return self.contents[option]
+
     def _calibration_text(self) -> str | None:
         """Which text the weights were calibrated on: `default`, or the SHA-256 of the user's."""
         if self.recipe != "search":
             return None
-        return "default" if self.calibration is None else hashlib.sha256(self.calibration.read_bytes()).hexdigest()
+        return "default" if self.calibration is None else hashlib.sha256(self.content("calibration") or b"").hexdigest()
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
+from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
@@ -83,7 +83,7 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
 def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     """Peak bytes of a compile from here on: what is resident now, and the chunks (or, for calibration, one matrix with the
     activations that meet it and the statistics of its inputs)."""
-    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now = resident_now()
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
     if options.recipe != "search":
         return now + streaming

@@ -71,13 +71,17 @@ def verification(recorded: dict[str, Any]) -> None:
             f"{check['bound']:.0e}" if check["bound"] else "0",
             check["detail"],
         )
-    _console().print(table)
+    if recorded["checks"]:
+        _console().print(table)
     error = recorded["quantization_error"]
     if error:
         _console().print(
             f"quantization error: KL {error['kl']:.4f} nats/token, top-1 {error['top1']:.3f} over {error['tokens']:.0f} tokens"
         )
-    _console().print("[green]verified[/]" if recorded["ok"] else "[red]NOT verified[/]")
+    if recorded["ok"] is None:
+        _console().print(f"[yellow]not verified[/], because {escape(recorded['reason'])}")
+    else:
+        _console().print("[green]verified[/]" if recorded["ok"] else "[red]NOT verified[/]")
 
 
 def plan(made: Plan) -> None:

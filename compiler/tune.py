@@ -17,6 +17,7 @@ from pocketphi.compiler.targets import missing_extra
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_folder
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.writing import write_whole
 
 if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.host import TvmHost
@@ -120,12 +121,13 @@ def apply(options: TuneOptions, ui: Ui) -> list[str]:
     recipe = manifest["recipe"]
     program = rebuild(bundle.path, recipe, host.weights(), recipe["all_logits"]).quantized
     target = TvmArm(host.platform, tuning=options.database, kv_cache=host.kv_cache)
-    with new_folder(bundle.path, 2 * _library_bytes(bundle)) as folder:
+    with new_folder(bundle.path, 2 * _library_bytes(bundle), replace=True) as folder:
         for name in bundle.manifest["files"]:
             _link(bundle.path / name, folder / name)
         notes = target.replace_library(program, folder)
         if manifest.get("verification"):
-            manifest["verification"] = verify_folder(folder, manifest, ui, extras=False).require().recorded()
+            verified = verify_folder(folder, manifest, ui, extras=False, as_far_as_it_runs=True)
+            manifest["verification"] = verified.require().recorded()
         write_manifest(folder, manifest)
     return notes
 
@@ -163,7 +165,7 @@ def write_server(options: TuneOptions, path: Path) -> None:
     from pocketphi.targets.tvm_arm.build_runtime import build_rpc_server
     from pocketphi.targets.tvm_arm.library import toolchain_of
 
-    shutil.copy2(build_rpc_server(toolchain_of(host.platform)), path)
+    write_whole(path, build_rpc_server(toolchain_of(host.platform)).read_bytes())
     path.chmod(0o755)
 
 

@@ -26,7 +26,7 @@ def main() -> int:
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "pocketphi.compiler", *command[1:]])
     seconds = time.perf_counter() - begin
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if done.returncode:
         return done.returncode
     _table(seconds, memory)

@@ -23,6 +23,7 @@ from pocketphi.graph.gguf_parse import parse_header
 from pocketphi.graph.gguf_rope import ROPE_TENSORS
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
+from pocketphi.graph.writing import read_into
 
 _BLOCK = 32  # elements in a block of Q4_0 and Q4_1
 _Q4_0, _Q4_1 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1
@@ -133,17 +134,14 @@ class GgufFile(Checkpoint):
         return whole if len(numbers) == 1 or (np.diff(numbers) == 1).all() else whole[numbers - first]
 
     def _pread(self, stored: StoredTensor, start: int, stop: int) -> Bytes:
-        buffer = memoryview(bytearray((stop - start) * stored.row_bytes))
-        done, offset = 0, stored.offset + start * stored.row_bytes
-        while done < len(buffer):
-            path = self.files[stored.part]
-            try:
-                count = os.preadv(self._descriptors[stored.part], [buffer[done:]], offset + done)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-            if not count:
-                raise InputError(f"{path}: ended while reading {stored.name!r}: the file changed during the compile")
-            done += count
+        buffer, path = bytearray((stop - start) * stored.row_bytes), self.files[stored.part]
+        at = stored.offset + start * stored.row_bytes
+        try:
+            got = read_into(self._descriptors[stored.part], memoryview(buffer), at)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        if got != len(buffer):
+            raise InputError(f"{path}: ended while reading {stored.name!r}: the file changed during the compile")
         return np.frombuffer(buffer, np.uint8).reshape(stop - start, stored.row_bytes)
 
 

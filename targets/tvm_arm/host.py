@@ -9,16 +9,27 @@ from typing import Any
 
 import torch
 
+from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
-from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.isa import LINUX_NAMES, find_isa
 from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
 from pocketphi.targets.tvm_arm.library import toolchain_of
 from pocketphi.targets.tvm_arm.package import DESCRIPTION
 from pocketphi.targets.tvm_arm.params import read_weights
-from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
+from pocketphi.targets.tvm_arm.toolchain import host_arch
+
+
+def check_runs_here(platform: Platform) -> None:
+    """Raises CannotRun for what runs on no machine like this."""
+    toolchain_of(platform).command(Path("runner"))
+    flags = cpu_flags()
+    missing = [name for name in platform.isa.features if LINUX_NAMES.get(name, name) not in flags]
+    if platform.isa.arch == host_arch() and flags and missing:  # another architecture's are qemu's to have
+        raise CannotRun(f"this machine's CPU has no {', '.join(missing)}, which {platform.isa.name} needs")
 
 
 class TvmHost(Host):
@@ -48,9 +59,9 @@ class TvmHost(Host):
         return TvmRunner(process, every_position)
 
     def _command(self) -> list[str]:
-        """How the runner is started here; it is built once. Raises InputError for what runs on no machine like this."""
+        """How the runner is started here; it is built once. Raises CannotRun for what runs on no machine like this."""
+        check_runs_here(self.platform)  # before anything is built
         toolchain = toolchain_of(self.platform)
-        toolchain.command(Path("runner"))  # refuses before anything is built
         return toolchain.command(build_runtime(toolchain).runner)
 
     def peak_bytes(self, runner: Runner) -> int:

@@ -44,15 +44,25 @@ class TvmArm(Target):
     packages = ("apache-tvm", "apache-tvm-ffi")
 
     def __init__(
-        self, platform: Platform, context: int | None = None, tuning: Path | None = None, kv_cache: str = "fp16"
+        self,
+        platform: Platform,
+        context: int | None = None,
+        tuning: Path | None = None,
+        kv_cache: str = "fp16",
+        rows: bytes | None = None,
     ) -> None:
         """platform: what to compile for; context: rows of the K/V cache at most; tuning: a database before the shared one;
-        kv_cache: a name of KV_CACHES."""
+        kv_cache: a name of KV_CACHES; rows: the content of `tuning`, where it has been read already."""
         self.platform = platform
         self.context = context
-        self.tuning = Tuning(platform, tuning)
+        self.tuning = Tuning(platform, tuning, rows)
         self.kv_cache = kv_cache
         self.cache = KV_CACHES[kv_cache]
+
+    def check_runs_here(self) -> None:
+        from pocketphi.targets.tvm_arm.host import check_runs_here  # which in turn needs this module
+
+        check_runs_here(self.platform)
 
     def planned_bytes(self, program: Program) -> int:
         return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,12 +18,15 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.sbom import sbom
 from pocketphi.compiler.build import build_matrix
 from pocketphi.compiler.build_file import read_build_file
-from pocketphi.compiler.build_key import SourceDigests, bundle_key
+from pocketphi.compiler.build_key import SourceDigests, bundle_key, our_code
 from pocketphi.compiler.build_result import Claim
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.diff import changes
+from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.places import default_folder
+from pocketphi.targets.tvm_arm.platform import host_isa
 
 FILE = """
 [build]
@@ -38,12 +42,6 @@ coreml = { context = 64, chunk = 16 }
 
 [recipes]
 rtn = { verify = "never" }
-
-[gates]
-max_bytes = "200kB"
-
-[gates.coreml]
-max_bytes = "1MB"
 """
 
 
@@ -82,9 +80,7 @@ def test_a_matrix_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert json.loads((file.out / f"{result.name}.cdx.json").read_text())["bomFormat"] == "CycloneDX"
     forbid(monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    begin = time.perf_counter()
     second = build_matrix(file, Ui())
-    assert time.perf_counter() - begin < 10
     assert [(r.cached, r.exit_code, r.changes) for r in second] == [(True, 0, [])] * 2
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -124,9 +120,7 @@ def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: 
 
 
 def test_gates_that_are_not_met(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = FILE.replace("200kB", "100kB").replace(
-        "[gates.coreml]", "kl = 0.0001\nppl = 2\nlowering = 1\n[gates.coreml]"
-    )
+    text = FILE + '\n[gates]\nmax_bytes = "100kB"\nkl = 0.0001\nppl = 2\nlowering = 1\n'
     text += "\n[measure]\ntokens = 64\nwindow = 32\n"
     path = write(tmp_path, text)
     junit, results = tmp_path / "r.xml", tmp_path / "r.json"
@@ -142,10 +136,10 @@ def test_gates_that_are_not_met(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "not met: gate lowering: not measured: the bundle was not verified" in captured.err
     (data,) = json.loads(results.read_text())
     assert {claim["name"]: claim["ok"] for claim in data["claims"]} == dict.fromkeys(
-        ["gate max_bytes", "gate lowering", "gate kl", "gate ppl"], False
+        ["gate: verified", "gate max_bytes", "gate lowering", "gate kl", "gate ppl"], False
     )
     root = ET.parse(junit).getroot()
-    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("5", "4", "0")
+    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("6", "5", "0")
     messages = [failure.get("message", "") for failure in root.iter("failure")]
     assert any(message.startswith("gate ppl: ") and message.endswith(" over 2") for message in messages)
     assert main(arguments[:-4]) == 1  # found in the cache: what was measured is known, and still not good enough
@@ -274,6 +268,120 @@ def test_the_cache_of_a_target_is_another_bundle(tmp_path: Path) -> None:
     ]
     assert [options.kv_cache for options in cells] == ["fp16", "int8"]
     assert len({bundle_key(options, SourceDigests()) for options in cells}) == 2
+
+
+def key_of(tmp_path: Path, **chosen: Any) -> str:
+    return bundle_key(CompileOptions("random:tiny", tmp_path / "x", **chosen), SourceDigests())
+
+
+def test_the_contents_of_every_file_decide(tmp_path: Path) -> None:
+    """Of those that options name, under the same name; other names of the same content are the same bundle."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for option, chosen in (("calibration", {}), ("tuning", {"targets": ("tvm-arm",), "os": "host"})):
+        keys = []
+        for content in ("one", "two", "one"):
+            a.write_text(content)
+            keys.append(key_of(tmp_path, **{option: a}, **chosen))
+        b.write_text("one")
+        assert keys[0] == keys[2] == key_of(tmp_path, **{option: b}, **chosen)
+        assert keys[0] != keys[1]
+        assert keys[0] != key_of(tmp_path, **chosen)
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    """What the key was made of is what is compiled, also where another process writes to the file between the two."""
+    path = tmp_path / "text"
+    path.write_text("one")
+    options = CompileOptions("random:tiny", tmp_path / "x", calibration=path)
+    key = bundle_key(options, SourceDigests())
+    path.write_text("two")
+    later = dataclasses.replace(options, out=tmp_path / "y")
+    assert bundle_key(later, SourceDigests()) == key
+    assert later.content("calibration") == b"one"
+    assert later.recorded()["calibration"] == hashlib.sha256(b"one").hexdigest()
+
+
+def test_what_else_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = {"targets": ("tvm-arm",), "os": "host"}
+    plain, tvm, rtn = key_of(tmp_path), key_of(tmp_path, **host), key_of(tmp_path, recipe="rtn")
+    assert key_of(tmp_path, verify="never") == plain  # see test_a_bundle_that_was_not_verified…
+    assert key_of(tmp_path, strict=True) != plain
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    assert key_of(tmp_path) != plain
+    assert key_of(tmp_path, recipe="rtn") == rtn  # nothing is calibrated
+    tvm = key_of(tmp_path, **host)
+    monkeypatch.setattr("pocketphi.targets.tvm_arm.platform.cpu_flags", lambda: {"avx2", "fma", "f16c", "asimd"})
+    assert key_of(tmp_path, **host, cpu=None) != tvm or host_isa().name in ("avx2", "neon")
+    monkeypatch.setattr("pocketphi.compiler.build_key.our_code", lambda: "another")
+    assert key_of(tmp_path, recipe="rtn") != rtn
+
+
+def test_an_ndk_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(release: str) -> str:
+        compiler = tmp_path / release / "toolchains/llvm/prebuilt/x/bin/aarch64-linux-android24-clang++"
+        compiler.parent.mkdir(parents=True, exist_ok=True)
+        compiler.write_text(f"#!/bin/sh\necho clang of {release}\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path / release))
+        return key_of(tmp_path, targets=("tvm-arm",), os="android")
+
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
+    none = key_of(tmp_path, targets=("tvm-arm",), os="android")
+    assert len({none, install("r26"), install("r27")}) == 3
+
+
+def test_our_code_is_every_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels in C++, templates, texts, tables: each of them makes another compiler; what Python compiles does not."""
+    root = tmp_path / "tree"
+    for name in ("compiler/build_key.py", "targets/tvm_arm/runtime/runner.cc", "passes/calibration.txt", "graph/x.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    monkeypatch.setattr("pocketphi.compiler.build_key.__file__", str(root / "compiler" / "build_key.py"))
+    seen = [our_code.__wrapped__()]
+    (root / "graph" / "__pycache__").mkdir()
+    (root / "graph" / "__pycache__" / "x.pyc").write_text("x")
+    assert our_code.__wrapped__() == seen[0]
+    for name in ("targets/tvm_arm/runtime/runner.cc", "passes/calibration.txt", "graph/x.py"):
+        (root / name).write_text("changed")
+        seen.append(our_code.__wrapped__())
+    (root / "graph" / "x.py").rename(root / "graph" / "y.py")
+    seen.append(our_code.__wrapped__())
+    assert len(set(seen)) == 5
+
+
+def test_a_bundle_that_was_not_verified_is_not_served_to_a_build_that_wants_it_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(verify: str) -> tuple[bool, bool, str | None]:
+        file = read_build_file(write(tmp_path, FILE.replace('"never"', f'"{verify}"')))
+        (result,) = build_matrix(file, Ui(), only="ort")
+        verified = Bundle.open(result.bundle).manifest["verification"]
+        return result.cached, bool(verified and verified["ok"]), result.not_verified
+
+    assert built("never") == (False, False, 'the bundle was not verified; build with verify = "always"')
+    assert built("always") == (False, True, None)
+    forbid(monkeypatch)
+    assert built("auto") == built("never") == (True, True, None)
+
+
+def test_a_source_that_changes_between_its_digest_and_the_compile(tmp_path: Path) -> None:
+    source = SourceDigests()
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"one")
+    source.of(str(tmp_path / "model"))
+    source.check(str(tmp_path / "model"))
+    weights.write_bytes(b"other")
+    with pytest.raises(InputError, match="model: changed during the build; start again when nothing writes to it"):
+        source.check(str(tmp_path / "model"))
+
+
+def test_compile_and_build_keep_things_in_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POCKETPHI_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    build_matrix(read_build_file(write(tmp_path, FILE.replace('cache = "cache"\n', ""))), Ui(), only="ort")
+    assert default_folder() == tmp_path / "xdg" / "pocketphi"
+    assert len(list((default_folder() / "bundles").iterdir())) == 1
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

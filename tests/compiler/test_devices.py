@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +70,13 @@ def test_estimates_are_marked(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert " 2 GiB, an app ~1.0 GiB, ~12.8 GB/s" in capsys.readouterr().out
 
 
-def test_every_device_and_family_config_in_no_time() -> None:
-    slowest = 0.0
+def test_every_device_and_family_config() -> None:
     for name in PUBLISHED:
         options = dataclasses.replace(MINI, model=f"random:{name}")
         for one in read_devices().values():
             for target in ("ort-mobile", *(["coreml"] if one.platform == "ios" else [])):
-                begin = time.perf_counter()
                 found = fit(config_of(options.model), options, target, one)
-                slowest = max(slowest, time.perf_counter() - begin)
                 assert found.ok == (found.largest_context >= found.context)
-    assert slowest < 0.1
 
 
 def test_a_plan_needs_no_torch() -> None:

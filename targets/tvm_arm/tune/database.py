@@ -10,14 +10,13 @@ is for an instruction set; us: microseconds of a call. The best row of a form co
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.writing import write_whole
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule, decode_schedule, prefill_schedule
 from pocketphi.targets.tvm_arm.platform import Platform
@@ -67,10 +66,10 @@ class Record:
         return json.dumps({**asdict(self), "schedule": asdict(self.schedule)})
 
 
-def read(path: Path) -> list[Record]:
-    """Raises InputError naming the line that is no record."""
+def read(path: Path, content: bytes | None = None) -> list[Record]:
+    """content: of the file, where it has been read already. Raises InputError naming the line that is no record."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = (path.read_bytes() if content is None else content).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read as a tuning database: {getattr(error, 'strerror', None) or error}"
@@ -109,13 +108,7 @@ def write(path: Path, records: Iterable[Record]) -> None:
     """Replace a file at once: it holds the old rows or the new ones."""
     rows = sorted(set(records), key=lambda record: record.order)
     text = "".join(record.line() + "\n" for record in rows)
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, text)
 
 
 def fitting(records: Iterable[Record], platform: Platform) -> dict[str, Record]:
@@ -145,9 +138,10 @@ def _modelled(rows: list[Record], isa: Isa) -> Record:
 class Tuning:
     """The shared database, and a user's before it."""
 
-    def __init__(self, platform: Platform, extra: Path | None = None) -> None:
+    def __init__(self, platform: Platform, extra: Path | None = None, content: bytes | None = None) -> None:
+        """content: of `extra`, where it has been read already."""
         self.platform, self.extra = platform, extra
-        self._extra = read(extra) if extra else []
+        self._extra = read(extra, content) if extra else []
         self._mine = fitting(self._extra, platform)
         self.records = fitting(read(SHARED), platform) | self._mine
 
