@@ -63,7 +63,7 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
     bundle, result.cached = find_bundle(store), True
     if bundle is None:
         bundle, result.cached = _compile(cell, store, cache_folder(file), ui), False
-    result.bytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    result.bytes = bundle.manifest.bytes
     previous = manifest_at((file.baseline or file.out) / cell.name)
     result.changes = None if previous is None else changes(previous, bundle.manifest)
     place_bundle(bundle, result.bundle)

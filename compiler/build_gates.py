@@ -16,13 +16,13 @@ from pocketphi.compiler.ui import Ui
 
 def claims_of(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> list[Claim]:
     """Every check that the manifest records, then every gate; `kl` and `ppl` are measured where they are asked for."""
-    checks = (bundle.manifest["verification"] or {"checks": []})["checks"]
-    claims = [Claim(check["name"], check["measured"], check["bound"]) for check in checks]
-    gates, files = cell.gates, bundle.manifest["files"].values()
+    checks = bundle.manifest.checks
+    claims = [Claim(check.name, check.measured, check.bound) for check in checks]
+    gates = cell.gates
     if gates.max_bytes is not None:
-        claims.append(Claim("gate max_bytes", sum(entry["bytes"] for entry in files), gates.max_bytes, "bytes"))
+        claims.append(Claim("gate max_bytes", bundle.manifest.bytes, gates.max_bytes, "bytes"))
     if gates.lowering is not None:
-        measured = [check["measured"] for check in checks if check["name"].split(": ")[-1].startswith("KL ")]
+        measured = [check.measured for check in checks if check.name.split(": ")[-1].startswith("KL ")]
         claims.append(Claim("gate lowering", max(measured, default=None), gates.lowering, "nats/token"))
     quality = _quality(cell, bundle, measure, ui) if gates.kl is not None or gates.ppl is not None else {}
     if gates.kl is not None:

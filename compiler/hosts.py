@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import Host
 
 
-def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = None) -> Host:
+def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Host:
     """The host of one of a bundle's targets, the first if None. Raises InputError where the bundle does not hold it."""
-    held = manifest["targets"]
+    held = manifest.targets
     name = target or next(iter(held))
     if name not in held:
         raise InputError(f"--target {name}: {folder} holds {', '.join(held)}")
@@ -25,7 +24,7 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
         if name == "coreml":
             from pocketphi.targets.coreml.host import CoreMLHost
 
-            return CoreMLHost(folder, held[name]["weights"])
+            return CoreMLHost(folder, held[name].weights)
         if name == "tvm-arm":
             from pocketphi.targets.tvm_arm.host import TvmHost
 
@@ -35,7 +34,6 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
     raise InputError(f"{folder}: target {name} cannot run here")
 
 
-def context_of(manifest: Mapping[str, Any], target: str | None = None) -> int:
-    """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
-    details = manifest["targets"][target or next(iter(manifest["targets"]))]
-    return int(details.get("context", manifest["model"]["context"]))
+def context_of(manifest: Manifest, target: str | None = None) -> int:
+    """Tokens that the files of a target hold, the first if None."""
+    return manifest.context(target or next(iter(manifest.targets)))

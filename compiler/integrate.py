@@ -64,7 +64,7 @@ def integrate(
     """
     bundle = Bundle.open(path)
     kit = _choose(bundle, platform, runtime)
-    module = name or _module_name(bundle.manifest["source"]["model"])
+    module = name or _module_name(bundle.manifest.source.model)
     package = package or f"com.example.{module.lower()}"
     _check_names(module, package)
     tokenizer = Tokenizer.load(path)
@@ -100,10 +100,10 @@ def _choose(bundle: Bundle, platform: str, runtime: str | None) -> Kit:
     if not kits:
         known = ", ".join(kit.runtime for kit in KITS if kit.platform == platform)
         raise InputError(f"--runtime {runtime}: not on {platform}; expected one of {known}")
-    held = bundle.manifest["targets"]
+    held = bundle.manifest.targets
     for kit in kits:
         if kit.target in held:
-            if held[kit.target].get("flavor") == "swift-transformers":
+            if held[kit.target].flavor == "swift-transformers":
                 raise InputError(
                     f"{bundle.path}: its package is for swift-transformers; compile with --flavor functions"
                 )
@@ -114,27 +114,26 @@ def _choose(bundle: Bundle, platform: str, runtime: str | None) -> Kit:
 
 def _values(bundle: Bundle, kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, context: int | None) -> dict[str, Any]:
     manifest, config = bundle.manifest, read_config(bundle.path)
-    details = manifest["targets"][kit.target]
-    longest = int(details.get("context", manifest["model"]["context"]))
+    details = manifest.targets[kit.target]
+    longest = manifest.context(kit.target)
     if context is not None and not 2 <= context <= longest:
         raise InputError(f"--context {context}: {bundle.path} holds up to {longest} tokens")
     tokens = context or min(longest, DEFAULT_CONTEXT)
-    size = sum(entry["bytes"] for entry in manifest["files"].values())
     return {
         "runtime": kit.runtime,
         "chat": chat,
-        "source": manifest["source"]["model"],
+        "source": manifest.source.model,
         "version": __version__,
         "manifest_sha256": file_digest(bundle.path / MANIFEST),
-        "bundle_bytes": size,
+        "bundle_bytes": manifest.bytes,
         "memory_bytes": bundle_footprint(bundle, kit.target, context=tokens).total(),
         "context": tokens,
-        "model_context": manifest["model"]["context"],
-        "chunk": details.get("chunk", 0),
-        "rows": details.get("cache_rows", 0),
-        "long_rope_after": manifest["model"]["long_rope_after"],
+        "model_context": manifest.model.context,
+        "chunk": details.chunk or 0,
+        "rows": details.cache_rows or 0,
+        "long_rope_after": manifest.model.long_rope_after,
         "stops": _stops(config, chat, tokenizer),
-        "recipe": f"int4 {manifest['recipe']['name']}, block {manifest['recipe']['block']}",
+        "recipe": manifest.recipe.described(),
         "genai_version": _GENAI,
         "ort_version": _ORT,
     }

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.choices import BLOCKS, GROUPS, default_block
@@ -106,23 +105,26 @@ class CompileOptions:
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""
-        return describe_recipe({**vars(self), "name": self.recipe})
+        return self._recipe(calibration=None).described()
 
-    def recorded(self) -> dict[str, object]:
+    def recorded(self) -> RecipeRecord:
         """The options that decide a bundle's bytes, for its manifest."""
-        return {
-            "name": self.recipe,
-            "block": self.block,
-            "symmetric": self.symmetric,
-            "palette": self.palette,
-            "embedding_bits": self.embedding_bits,
-            "head_bits": self.head_bits,
-            "context": self.context,
-            "all_logits": self.all_logits,
-            "accuracy_level": self.accuracy_level,
-            "calibration": self._calibration_text(),
-            "calibration_tokens": self.calibration_tokens if self.recipe == "search" else None,
-        }
+        return self._recipe(self._calibration_text())
+
+    def _recipe(self, calibration: str | None) -> RecipeRecord:
+        return RecipeRecord(
+            name=self.recipe,
+            block=self.block,
+            symmetric=self.symmetric,
+            palette=self.palette,
+            embedding_bits=self.embedding_bits,
+            head_bits=self.head_bits,
+            context=self.context,
+            all_logits=self.all_logits,
+            accuracy_level=self.accuracy_level,
+            calibration=calibration,
+            calibration_tokens=self.calibration_tokens if self.recipe == "search" else None,
+        )
 
 
 def eight_bit_weights(options: CompileOptions, config: ModelConfig) -> list[str]:
@@ -130,16 +132,6 @@ def eight_bit_weights(options: CompileOptions, config: ModelConfig) -> list[str]
     head = EMBEDDING if config.tied_embeddings else HEAD
     wanted = ((EMBEDDING, options.embedding_bits), (head, options.head_bits))
     return [name for name, bits in wanted if bits == 8]
-
-
-def describe_recipe(recipe: Mapping[str, Any]) -> str:
-    """How weights are quantized, in a few words, from what `CompileOptions.recorded` gave."""
-    if recipe.get("palette"):
-        how = f"palettes of {recipe['palette']} rows"
-    else:
-        how = f"block {recipe['block'] or 'row'}, {'symmetric' if recipe['symmetric'] else 'asymmetric'}"
-    eight = [what for what in ("embedding", "head") if recipe.get(f"{what}_bits") == 8]
-    return f"int4 {recipe['name']}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
 
 
 def parse_block(text: str) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig, read_config
@@ -30,7 +30,7 @@ class _ShapesOnly(Checkpoint):
         raise CompilerBug(f"{name}: a bundle does not hold the original weights")
 
 
-def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe], all_logits: bool = True) -> Program:
+def rebuild(folder: Path, recipe: RecipeRecord, saved: Mapping[str, Recipe], all_logits: bool = True) -> Program:
     """Trace and rewrite as the compile did, with the saved weights.
 
     all_logits: keep the logits of every position, whatever the compile did.
@@ -39,9 +39,9 @@ def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]
     not those that the program reads.
     """
     program = trace(_ShapesOnly(read_config(folder)))
-    quantizer = RoundToNearest(recipe["block"], recipe["symmetric"])
+    quantizer = RoundToNearest(recipe.block, recipe.symmetric)
     int4 = {name: weight for name, weight in saved.items() if form_of(weight.parts)}
-    run_passes(program, [*fusions(recipe["context"]), *quantization(quantizer, int4, all_logits)])
+    run_passes(program, [*fusions(recipe.context), *quantization(quantizer, int4, all_logits)])
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
         raise CheckFailed(f"the saved weights are not those of the program: {odd[0]} is on one side only")

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.memory import free_memory
@@ -58,13 +58,13 @@ class Verification:
                 )
         return self
 
-    def recorded(self) -> dict[str, Any]:
-        return {"ok": self.ok, "checks": [c.recorded() for c in self.checks], "quantization_error": self.reference}
+    def recorded(self) -> VerificationRecord:
+        return VerificationRecord(self.ok, tuple(check.recorded() for check in self.checks), self.reference)
 
 
 def verify_folder(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     ui: Ui,
     reference: str | None = None,
     only: str | None = None,
@@ -76,9 +76,9 @@ def verify_folder(
     """
     result = Verification()
     programs = []
-    for target in [only] if only else manifest["targets"]:
+    for target in [only] if only else manifest.targets:
         checks, program = _verify_target(folder, manifest, target, ui, extras)
-        several = len(manifest["targets"]) > 1
+        several = len(manifest.targets) > 1
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         programs.append(program)
     result.checks += _one_set_of_weights(manifest, programs[0])
@@ -87,19 +87,17 @@ def verify_folder(
     return result
 
 
-def _verify_target(
-    folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui, extras: bool
-) -> tuple[list[Check], Program]:
+def _verify_target(folder: Path, manifest: Manifest, target: str, ui: Ui, extras: bool) -> tuple[list[Check], Program]:
     """The checks of one target, and the quantized program with its saved weights."""
     host = open_host(folder, manifest, target)
     limit = context_of(manifest, target)
     saved = host.weights()
-    program = rebuild(folder, manifest["recipe"], saved)
+    program = rebuild(folder, manifest.recipe, saved)
     prompt = _probe_tokens(folder, program.config, min(_PREFILL, limit // 2))
     numerics = Numerics(host, program, prompt, limit, _keeps(program))
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
-        found = [_weights_check(host, saved, manifest["targets"][target]["weights"], program, advance)]
+        found = [_weights_check(host, saved, manifest.targets[target].weights, program, advance)]
         if not found[0].ok:  # the numbers would only repeat that the weights are wrong
             return found, program
         found += [*numerics.checks(), *host.own_checks(prompt)]
@@ -108,9 +106,9 @@ def _verify_target(
     return found, program
 
 
-def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterable[Check]:
+def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]:
     """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
-    digests = [target["weights"] for target in manifest["targets"].values()]
+    digests = [target.weights for target in manifest.targets.values()]
     if len(digests) > 1:
         int4 = [name for name, recipe in program.weights.items() if form_of(recipe.parts)]
         wrong = sorted(name for name in int4 if len({one.get(name) for one in digests}) > 1)

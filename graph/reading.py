@@ -40,13 +40,13 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
     """
     try:
-        with path.open("rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: expected a file")
-            if status.st_size > limit:
-                raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
-            return file.read()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            # not opened: a pipe that nobody writes to would block
+            raise InputError(f"{path}: expected a file")
+        if status.st_size > limit:
+            raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{'; ' + what if what else ''}") from None
     except OSError as error:
@@ -105,6 +105,7 @@ def typed(kind: type[T], value: object, where: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
+        place = place if place.isprintable() else show(place)
         came = "" if first["type"] == "missing" else f", got {show(first['input'])}"
         raise InputError(f"{where}: {place[:200] or 'content'}: {_lower(first['msg'])}{came}") from None
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -76,7 +77,7 @@ def test_a_matrix_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("tiny-coreml-rtn", False, 0, None),
     ]
     for result in first:
-        assert list(Bundle.open(result.bundle).manifest["targets"]) == [
+        assert list(Bundle.open(result.bundle).manifest.targets) == [
             result.name.removeprefix("tiny-").removesuffix("-rtn")
         ]
         assert json.loads((file.out / f"{result.name}.cdx.json").read_text())["bomFormat"] == "CycloneDX"
@@ -200,8 +201,8 @@ def test_the_bill_of_materials(tiny_bundle: Path) -> None:
     model = bom.metadata.component
     files = {part.name: {str(h.alg.value): h.content for h in part.hashes}["SHA-256"] for part in model.components}
     manifest = Bundle.open(tiny_bundle).manifest
-    assert {name: entry["sha256"] for name, entry in manifest["files"].items()}.items() <= files.items()
-    assert {"pkg:pypi/torch@" + manifest["versions"]["torch"].replace("+", "%2B")} <= {
+    assert {name: entry.sha256 for name, entry in manifest.files.items()}.items() <= files.items()
+    assert {"pkg:pypi/torch@" + manifest.versions["torch"].replace("+", "%2B")} <= {
         str(tool.purl) for tool in bom.metadata.tools.components
     }
 
@@ -211,7 +212,7 @@ def test_no_difference(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     assert changes(manifest, manifest) == []
     assert main(["diff", str(tiny_bundle), str(tiny_bundle)]) == 0
     assert capsys.readouterr().out == "no difference in sizes, errors and operators\n"
-    fewer = {**manifest, "operators": {**manifest["operators"], "edge.attention": 2}}
+    fewer = replace(manifest, operators={**manifest.operators, "edge.attention": 2})
     (change,) = changes(manifest, fewer)
     assert change.described() == "edge.attention: 3 → 2 (-33.3%)"
 

@@ -99,9 +99,9 @@ def test_files_are_as_large_as_planned(target: str, tmp_path: Path) -> None:
     from pocketphi.compiler.compile import compile_model
 
     options = CompileOptions("sample", tmp_path / "bundle", (target,), recipe="rtn", verify="never")
-    files = compile_model(options).manifest["files"]
+    files = compile_model(options).manifest.files
     planned = footprint(config_of("sample"), target, options).files
-    assert planned == pytest.approx(files[RUNTIMES[target].weights_file]["bytes"], rel=0.02)
+    assert planned == pytest.approx(files[RUNTIMES[target].weights_file].bytes, rel=0.02)
 
 
 STORED: dict[str, tuple[str, dict[str, Any]]] = {
