@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pocketphi.artifacts.manifest import FileRecord, Manifest, parse_manifest
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import file_inside, read_whole, show
+from pocketphi.graph.reading import file_inside, named, read_whole
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -57,8 +57,7 @@ class Bundle:
         files = self.manifest.files
         extra = sorted(set(_list_files(self.path)) - set(files) - {MANIFEST, SIGNATURE})
         if extra:
-            name = extra[0] if extra[0].isprintable() else show(extra[0])
-            raise InputError(f"{self.path / name}: is not part of this bundle; remove it")
+            raise InputError(f"{self.path}/{named(extra[0])}: is not part of this bundle; remove it")
         for name, entry in files.items():
             try:
                 _check_file(self.file(name), entry)

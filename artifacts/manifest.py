@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import parse_object, show, typed
+from pocketphi.graph.reading import named, parse_object, show, typed
 
 FORMAT = 2
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -200,7 +200,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         )
     for place, number in _whole_numbers(data, ""):
         if not 0 <= number < _MOST:
-            raise InputError(f"{where}: {place[:200]} is {show(number)}, expected a count")
+            raise InputError(f"{where}: {named(place)} is {show(number)}, expected a count")
     manifest = typed(Manifest, data, where)
     _check_names(manifest.files, where)
     for name, entry in manifest.files.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.targets import missing_extra
+from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import Host
 
@@ -16,6 +17,9 @@ def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Ho
     name = target or next(iter(held))
     if name not in held:
         raise InputError(f"--target {name}: {folder} holds {', '.join(held)}")
+    positions = read_config(folder).max_position
+    if not 0 < manifest.context(name) <= positions:
+        raise InputError(f"{folder}: holds {manifest.context(name)} tokens, config.json says {positions} positions")
     try:
         if name == "ort-mobile":
             from pocketphi.targets.ort_mobile.host import OrtHost

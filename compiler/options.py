@@ -6,14 +6,25 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named, show
 from pocketphi.passes.choices import BLOCKS, GROUPS, default_block
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "recipe": ("search", "rtn", "keep"),
+    "accuracy_level": (0, 4),
+    "attention": ("sdpa", "decomposed"),
+    "norm": ("max-scaled", "fp32"),
+    "flavor": ("functions", "swift-transformers"),
+    "os": ("linux", "android", "ios", "host"),
+    "verify": ("auto", "always", "never"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,12 @@ class CompileOptions:
             object.__setattr__(self, "block", default_block(self.recipe))
         if self.block and self.block not in BLOCKS:
             raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}, or row")
+        for option, choices in _CHOICES.items():
+            if getattr(self, option) not in choices:
+                words = (
+                    " or ".join(map(str, choices)) if len(choices) == 2 else f"one of {', '.join(map(str, choices))}"
+                )
+                raise InputError(f"--{option.replace('_', '-')} {named(getattr(self, option))}: expected {words}")
         if self.palette is not None and self.palette not in GROUPS:
             raise InputError(f"--palette {self.palette}: expected one of {', '.join(map(str, GROUPS))} rows")
         for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)):
@@ -138,15 +155,15 @@ def parse_block(text: str) -> int:
     """A number, or `row` → 0. Raises InputError for anything else."""
     if text == "row":
         return 0
-    if not text.isdigit() or not int(text):
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise InputError(f"--block {text}: expected one of {', '.join(map(str, BLOCKS))}, or row")
     return int(text)
 
 
 def parse_size(text: str) -> int:
     """`1.5GB`, `750MiB`, `2000000` → bytes. Raises InputError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kKMGT]?)(i?)B?\s*", text)
     if not found:
-        raise InputError(f"{text!r} is not a size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
+        raise InputError(f"{show(text)} is not a size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix.replace("K", "k") or " "))
