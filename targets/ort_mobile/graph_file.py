@@ -47,8 +47,11 @@ def read_graph(folder: Path) -> onnx.ModelProto:
         model.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
         raise InputError(f"{path}: damaged ({show(str(error))}); {_AGAIN}") from None
-    for tensor in external(model):
-        spec_of(tensor, folder)
+    try:
+        for tensor in external(model):
+            spec_of(tensor, folder)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: damaged (a name that is not UTF-8); {_AGAIN}") from None
     return model
 
 

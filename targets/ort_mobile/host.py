@@ -74,8 +74,12 @@ class OrtRunner:
         source: Any = str(file_inside(folder, file, str(folder)))
         model = read_graph(folder) if file == GRAPH_FILE else None
         if model and changes:
-            for change in changes:
-                change(model)
+            try:
+                for change in changes:
+                    change(model)
+            except (StopIteration, LookupError, UnicodeDecodeError) as error:
+                said = f"{type(error).__name__} {show(str(error))}"
+                raise InputError(f"{folder / file}: no graph of ours ({said}); copy or compile it again") from None
             source = model.SerializeToString()
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         config = read_config(folder)
