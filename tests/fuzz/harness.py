@@ -111,7 +111,8 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix=f"fuzz-{reader.name}-") as name:
         work = Path(name)
         _lay(work / "files", base)
-        reader.read(work / "files")  # what is good is read; and imports are done once
+        with _silence():  # what is good is read; and imports are done once
+            reader.read(work / "files")
         gc.collect()
         number, end = first, first + mutations
         while number < end:
@@ -203,7 +204,7 @@ def _one(reader: Reader, folder: Path, size: int) -> dict[str, object]:
     before, start = _peak(), time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _silence():
             reader.read(folder)
     except _TooSlow as error:
         found.append(("slow", _end(error), f"over {LIMIT:.0f} s"))
@@ -221,6 +222,12 @@ def _one(reader: Reader, folder: Path, size: int) -> dict[str, object]:
     if memory > FACTOR * size + CONSTANT:
         found.append(("memory", reader.name, f"{memory:,} bytes for a file of {size:,}"))
     return {"refused": refused, "found": found, "seconds": time.process_time() - start, "memory": memory}
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -19,10 +21,15 @@ TEXT = "Hello, you. " * 3
 
 def command(*arguments: object) -> None:
     """A command of ours, whose exceptions come through."""
+    parsed = _parser().parse_args([str(argument) for argument in arguments])
+    parsed.run(parsed)
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
     from pocketphi.compiler.cli import parser
 
-    parsed = parser().parse_args([str(argument) for argument in arguments])
-    parsed.run(parsed)
+    return parser()
 
 
 def one_of(**files: m.Mutator) -> Callable[[Random, Files], Files]:
