@@ -32,10 +32,12 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What was compiled. model: its name; blake3: digest of its tensors and tokenizer."""
+    """What was compiled. model: its name; blake3: digest of its tensors and tokenizer; notices: what was found in it that a
+    user should know."""
 
     model: str
     blake3: str
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,13 @@ class CheckRecord:
 
 @dataclass(frozen=True)
 class VerificationRecord:
-    """The checks of a verification; quantization_error: `kl`, `top1` and `tokens`, where a reference was given."""
+    """The checks of a verification. ok: None where none failed, but not all could be run, for this reason;
+    quantization_error: `kl`, `top1` and `tokens`, where a reference was given."""
 
-    ok: bool
+    ok: bool | None
     checks: tuple[CheckRecord, ...]
     quantization_error: dict[str, float] | None
+    reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
@@ -154,7 +158,8 @@ class VerificationRecord:
 class Manifest:
     """versions: of libraries that decided the bytes; operators: of the graph → count; targets, files: by name.
 
-    verification: None where there was none. sha256: of the bytes before it, None in a manifest without a seal.
+    verification: None where there was none. text: digests of what a reader has to make of the tokenizer files.
+    sha256: of the bytes before it, None in a manifest without a seal.
     """
 
     format: int
@@ -167,6 +172,7 @@ class Manifest:
     operators: dict[str, int]
     targets: dict[str, TargetRecord]
     verification: VerificationRecord | None
+    text: dict[str, str | tuple[str | int, ...]] | None = None
     files: dict[str, FileRecord]
     sha256: str | None = None
 
@@ -179,6 +185,11 @@ class Manifest:
     def checks(self) -> tuple[CheckRecord, ...]:
         """Those of the verification; none where there was none."""
         return self.verification.checks if self.verification else ()
+
+    @property
+    def verified(self) -> bool:
+        """Whether every check was run and met."""
+        return self.verification is not None and self.verification.ok is True
 
     def context(self, target: str) -> int:
         """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
@@ -206,8 +217,9 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     for name, entry in manifest.files.items():
         if not _DIGEST.fullmatch(entry.sha256):
             raise InputError(f"{where}: files.{name}.sha256 is {show(entry.sha256)}, expected 64 lower-case hex digits")
-    if not manifest.targets:
-        raise InputError(f"{where}: targets: names none")
+    odd = [name for name in manifest.targets if named(name) != name or not name]
+    if odd or not manifest.targets:
+        raise InputError(f"{where}: targets: names {show(odd[0]) if odd else 'none'}")
     return manifest
 
 

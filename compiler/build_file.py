@@ -229,12 +229,8 @@ class _Reader:
 
     def _typed(self, section: str, key: str, value: Any, kind: str) -> Any:
         types, words = _TYPES[kind]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if (
-            not isinstance(value, types)
-            or (isinstance(value, bool) and kind != "bool")
-            or (whole and abs(value) >= _MOST)
-        ):
+        right = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+        if not right or (isinstance(value, int) and not -_MOST < value < _MOST):
             raise InputError(f"{self._path}: {section}.{key} is {show(value)}, expected {words}")
         return value
 

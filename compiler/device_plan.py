@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.published import PUBLISHED
+from pocketphi.graph.reading import read_json
 from pocketphi.passes.choices import BLOCKS
 
 _LEAST_CONTEXT = 512
@@ -66,10 +66,7 @@ def config_of(model: str) -> ModelConfig:
     if model.removeprefix("random:").partition("@")[0] in PUBLISHED and model.startswith("random:"):
         return PUBLISHED[model.removeprefix("random:").partition("@")[0]]
     if path.is_file():
-        try:
-            return ModelConfig.from_hf(json.loads(path.read_text("utf-8")), str(path))
-        except ValueError:
-            raise InputError(f"{path}: is not JSON") from None
+        return ModelConfig.from_hf(read_json(path), str(path))
     from pocketphi.graph.checkpoint import open_checkpoint
 
     return open_checkpoint(model).config

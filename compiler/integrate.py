@@ -20,6 +20,7 @@ from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named
 from pocketphi.graph.tokenizer import Tokenizer
 
 
@@ -45,6 +46,8 @@ RUNTIME_NAMES = tuple(dict.fromkeys(kit.runtime for kit in KITS))
 DEFAULT_CONTEXT = 2048
 _GENAI, _ORT = "0.18.0", "1.32.0"
 _RUNTIME = "src/main/cpp/runtime"
+_LONGEST = 64
+"""Characters of a name: of a folder, a class and a library."""
 
 
 def integrate(
@@ -152,12 +155,16 @@ def _render(tokenizer: Tokenizer, messages: Messages) -> str:
 def _module_name(model: str) -> str:
     words = re.findall(r"[A-Za-z0-9]+", model.removesuffix(".gguf"))
     joined = "".join(word[0].upper() + word[1:] for word in words)
-    return joined if joined[:1].isalpha() else f"Model{joined}"
+    return (joined if joined[:1].isalpha() else f"Model{joined}")[:_LONGEST]
 
 
 def _check_names(module: str, package: str) -> None:
-    if not re.fullmatch(r"[A-Z][A-Za-z0-9_]*", module):
-        raise InputError(f"--name {module}: expected a name like PhiMini: letters and digits, a capital first")
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9_]*", module) or len(module) > _LONGEST:
+        raise InputError(f"--name {named(module)}: expected a name like PhiMini: letters and digits, a capital first")
     parts = package.split(".")
-    if len(parts) < 2 or any(not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part) for part in parts):
-        raise InputError(f"--package {package}: expected a name like com.example.phi")
+    if (
+        len(parts) < 2
+        or len(package) > 3 * _LONGEST
+        or any(not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part) for part in parts)
+    ):
+        raise InputError(f"--package {named(package)}: expected a name like com.example.phi")

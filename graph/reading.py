@@ -7,6 +7,7 @@ digits, half of a surrogate pair. A schema is a frozen dataclass; `typed` makes 
 from __future__ import annotations
 
 import functools
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -46,13 +47,13 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            # not opened: a pipe that nobody writes to would block
-            raise InputError(f"{path}: expected a file")
-        if status.st_size > limit:
-            raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
-        return path.read_bytes()
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: expected a file")
+            if status.st_size > limit:
+                raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
+            return file.read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{'; ' + what if what else ''}") from None
     except OSError as error:
@@ -141,6 +142,11 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
 def lfs_pointer(where: str) -> InputError:
     """The error for a file that Git LFS left in place of its content."""
     return InputError(f"{where}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file for reading; a pipe too, which would wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @functools.cache

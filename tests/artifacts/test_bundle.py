@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import a_manifest
+from manifests import TARGET, a_manifest
 
 from pocketphi.artifacts.bundle import (
     MANIFEST,
@@ -207,6 +207,8 @@ RESEALED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (at("recipe", "block", value=None), "damaged: recipe.block: input should be a valid integer, got None"),
     (at("model", value="phi3"), "damaged: model: input should be an object, got 'phi3'"),
     (at("targets", value={}), "damaged: targets: names none"),
+    (at("targets", value={"a" * 5000: TARGET}), "damaged: targets: names 'aaaaaa"),
+    (at("targets", value={"a\nb": TARGET}), r"damaged: targets: names 'a\nb'"),
     (at("passes", value=[{"name": 1}]), "damaged: passes.0.name: input should be a valid string, got 1"),
     (at("verification", value={"ok": 1}), "damaged: verification.ok: input should be a valid boolean"),
 ]

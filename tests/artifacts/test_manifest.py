@@ -34,9 +34,11 @@ def parsed(data: dict[str, Any]) -> Manifest:
         manifest_json(
             verification={"ok": False, "checks": CHECKS, "quantization_error": {"kl": 0.5, "top1": 1.0, "tokens": 9.0}}
         ),
+        manifest_json(verification={"ok": None, "checks": [], "quantization_error": None, "reason": "no qemu here"}),
+        manifest_json(source={"model": "m", "blake3": "", "notices": ["a", "b"]}),
         manifest_json(sha256="0" * 64),
     ],
-    ids=["plain", "targets", "verified", "sealed"],
+    ids=["plain", "targets", "verified", "not verified", "notices", "sealed"],
 )
 def test_what_is_read_is_written_again(data: dict[str, Any]) -> None:
     def ordered(entry: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +59,19 @@ def test_fields_without_content_are_left_out() -> None:
 
 def test_what_a_later_version_adds_is_passed_over() -> None:
     assert parsed(manifest_json() | {"new": {"a": 1}}) == a_manifest()
+
+
+def test_what_was_recorded_of_the_text() -> None:
+    data = manifest_json()
+    text = {"vocabulary": "a", "ids": ["b", "c"], "genai_differs": [3]}
+    files = data.pop("files")
+    assert parsed({**data, "text": text, "files": files}).as_json()["text"] == text
+
+
+@pytest.mark.parametrize(("ok", "verified"), [(True, True), (False, False), (None, False)])
+def test_only_what_met_every_check_is_verified(ok: bool | None, verified: bool) -> None:
+    assert a_manifest(verification={"ok": ok, "checks": [], "quantization_error": None}).verified is verified
+    assert not a_manifest().verified
 
 
 def test_a_targets_own_context_comes_first() -> None:

@@ -70,9 +70,9 @@ class Record:
         return json.dumps({**asdict(self), "schedule": asdict(self.schedule)})
 
 
-def read(path: Path) -> list[Record]:
-    """Raises InputError naming the line that is no record."""
-    lines = read_whole(path, "expected a tuning database").split(b"\n")
+def read(path: Path, content: bytes | None = None) -> list[Record]:
+    """content: of the file, where it has been read already. Raises InputError naming the line that is no record."""
+    lines = (read_whole(path, "expected a tuning database") if content is None else content).split(b"\n")
     return [_parsed(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -130,9 +130,10 @@ def _modelled(rows: list[Record], isa: Isa) -> Record:
 class Tuning:
     """The shared database, and a user's before it."""
 
-    def __init__(self, platform: Platform, extra: Path | None = None) -> None:
+    def __init__(self, platform: Platform, extra: Path | None = None, content: bytes | None = None) -> None:
+        """content: of `extra`, where it has been read already."""
         self.platform, self.extra = platform, extra
-        self._extra = read(extra) if extra else []
+        self._extra = read(extra, content) if extra else []
         self._mine = fitting(self._extra, platform)
         self.records = fitting(read(SHARED), platform) | self._mine
 
