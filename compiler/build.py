@@ -18,7 +18,7 @@ from pocketphi.compiler.build_file import BuildFile, Cell
 from pocketphi.compiler.build_gates import claims_of, why_not_verified
 from pocketphi.compiler.build_key import SourceDigests, bundle_key
 from pocketphi.compiler.build_result import Result
-from pocketphi.compiler.diff import changes, is_verified
+from pocketphi.compiler.diff import changes
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun, InputError, PocketphiError
 from pocketphi.graph.places import default_folder
@@ -60,10 +60,10 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
     cache = file.cache or default_folder()
     store = cache / "bundles" / result.key
     bundle, result.cached = find_bundle(store), True
-    if bundle is None or (not is_verified(bundle.manifest) and _would_verify(cell, bundle)):
+    if bundle is None or (not bundle.manifest.verified and _would_verify(cell, bundle)):
         bundle, result.cached = _compile(cell, store, cache, sources, ui), False
     result.not_verified = why_not_verified(bundle)
-    result.bytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    result.bytes = bundle.manifest.bytes
     previous = manifest_at((file.baseline or file.out) / cell.name)
     result.changes = None if previous is None else changes(previous, bundle.manifest)
     place_bundle(bundle, result.bundle)
@@ -83,9 +83,7 @@ def _would_verify(cell: Cell, bundle: Bundle) -> bool:
     from pocketphi.compiler.targets import make_target
     from pocketphi.compiler.verify import wants_verification
 
-    if not wants_verification(
-        cell.options.verify, sum(entry["bytes"] for entry in bundle.manifest["files"].values()), Ui()
-    ):
+    if not wants_verification(cell.options.verify, bundle.manifest.bytes, Ui()):
         return False
     if cell.options.verify == "auto":
         try:
@@ -105,7 +103,7 @@ def _compile(cell: Cell, store: Path, cache: Path, sources: SourceDigests, ui: U
         return compile_model(options, ui, lambda: sources.check(cell.options.model))
     except InputError:
         made = find_bundle(store)  # by another build, meanwhile
-        if made is None or not (is_verified(made.manifest) or cell.options.verify == "never"):
+        if made is None or not (made.manifest.verified or cell.options.verify == "never"):
             raise
         return made
 

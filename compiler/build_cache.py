@@ -6,10 +6,10 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE, Bundle
 from pocketphi.artifacts.folder import new_folder, workspace
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 
 
@@ -32,7 +32,7 @@ def place_bundle(bundle: Bundle, path: Path) -> None:
     if _is_same(bundle, path):
         return
     with new_folder(path, 0, replace=True) as folder:
-        for name in (MANIFEST, *bundle.manifest["files"]):
+        for name in (MANIFEST, *bundle.manifest.files):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _link(bundle.path / name, folder / name)
 
@@ -42,9 +42,9 @@ def _is_same(bundle: Bundle, path: Path) -> bool:
     if manifest_at(path) != bundle.manifest:
         return False
     held = [found for found in path.rglob("*") if found.is_file() and found.name != SIGNATURE]
-    if len(held) != len(bundle.manifest["files"]) + 1:
+    if len(held) != len(bundle.manifest.files) + 1:
         return False
-    names = [MANIFEST, *bundle.manifest["files"]]
+    names = [MANIFEST, *bundle.manifest.files]
     if all((path / name).is_file() and os.path.samefile(path / name, bundle.path / name) for name in names):
         return True  # the very files, checked in the cache
     try:
@@ -68,7 +68,7 @@ def _link(source: Path, target: Path) -> None:
         raise InputError(f"{source}: gone: another process empties the cache; build again") from None
 
 
-def manifest_at(path: Path) -> dict[str, Any] | None:
+def manifest_at(path: Path) -> Manifest | None:
     """Of a bundle that is there, whole or not."""
     try:
         return Bundle.open(path, check=False).manifest

@@ -10,7 +10,6 @@ from typing import Any
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.build_file import Cell, Gates, Measure
 from pocketphi.compiler.build_result import Claim
-from pocketphi.compiler.diff import is_verified
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.sealed import read_sealed, write_sealed
@@ -18,15 +17,15 @@ from pocketphi.graph.sealed import read_sealed, write_sealed
 
 def claims_of(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> list[Claim]:
     """Every check that the manifest records, then every gate; `kl` and `ppl` are measured where they are asked for."""
-    checks = (bundle.manifest["verification"] or {"checks": []})["checks"]
-    claims = [Claim(check["name"], check["measured"], check["bound"]) for check in checks]
-    gates, files = cell.gates, bundle.manifest["files"].values()
+    checks = bundle.manifest.checks
+    claims = [Claim(check.name, check.measured, check.bound) for check in checks]
+    gates = cell.gates
     if gates != Gates() and (reason := why_not_verified(bundle)):
         claims.append(Claim("gate: verified", None, 0, missing=f"{reason}; a gate is for a bundle that was verified"))
     if gates.max_bytes is not None:
-        claims.append(Claim("gate max_bytes", sum(entry["bytes"] for entry in files), gates.max_bytes, "bytes"))
+        claims.append(Claim("gate max_bytes", bundle.manifest.bytes, gates.max_bytes, "bytes"))
     if gates.lowering is not None:
-        measured = [check["measured"] for check in checks if check["name"].split(": ")[-1].startswith("KL ")]
+        measured = [check.measured for check in checks if check.name.split(": ")[-1].startswith("KL ")]
         claims.append(Claim("gate lowering", max(measured, default=None), gates.lowering, "nats/token"))
     quality, cannot = {}, ""
     if gates.kl is not None or gates.ppl is not None:
@@ -64,10 +63,10 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
 
 def why_not_verified(bundle: Bundle) -> str | None:
     """None for a bundle whose checks were all run and met."""
-    if is_verified(bundle.manifest):
+    if bundle.manifest.verified:
         return None
-    recorded = bundle.manifest["verification"] or {}
-    return recorded.get("reason") or 'the bundle was not verified; build with verify = "always"'
+    recorded = bundle.manifest.verification
+    return (recorded and recorded.reason) or 'the bundle was not verified; build with verify = "always"'
 
 
 def _digest(text: str) -> str:

@@ -326,7 +326,7 @@ def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler.compile import compile_model
 
     bundle = compile_model(options, _ui(a))
-    summary = {"bundle": str(bundle.path), **bundle.manifest}
+    summary = {"bundle": str(bundle.path), **bundle.manifest.as_json()}
     _print(a, summary, lambda: show.bundle(bundle))
     return 0
 
@@ -340,11 +340,11 @@ def _verify(a: argparse.Namespace) -> int:
     bundle = Bundle.open(a.bundle)
     signed = check_signature(a.bundle, a.key) if a.key else None
     if a.files_only:
-        files = {"bundle": str(a.bundle), "files": len(bundle.manifest["files"]), "signed_by": signed}
+        files = {"bundle": str(a.bundle), "files": len(bundle.manifest.files), "signed_by": signed}
         _print(a, files, lambda: show.files(bundle, signed))
         return 0
     result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
-    _print(a, result.recorded(), lambda: show.verification(result.recorded()))
+    _print(a, result.recorded().as_json(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
 
 
@@ -400,7 +400,7 @@ def _inspect(a: argparse.Namespace) -> int:
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
-        _print(a, bundle.manifest, lambda: show.bundle(bundle))
+        _print(a, bundle.manifest.as_json(), lambda: show.bundle(bundle))
         return 0
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}

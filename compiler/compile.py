@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
+from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, PassRecord, SourceRecord, TargetRecord
 from pocketphi.compiler import __version__
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.memory import free_memory
@@ -27,6 +28,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
+from pocketphi.graph.reading import typed
 from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
@@ -77,9 +79,9 @@ def compile_model(
                 packaged[target.name] = target.package(quantized, folder, advance)
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, targets, packaged)
-        manifest["text"] = text.recorded
+        manifest = replace(manifest, text=text.recorded)
         if wants_verification(options.verify, needed, ui):
-            manifest["verification"] = verify_made(folder, manifest, options.verify, ui)
+            manifest = replace(manifest, verification=verify_made(folder, manifest, options.verify, ui))
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
         before_it_is_there()
         check_replaceable(options.out, options.force)  # another may have made it meanwhile
@@ -138,35 +140,33 @@ def describe(
     program: Program,
     targets: list[Target],
     packaged: Mapping[str, Packaged],
-) -> dict[str, Any]:
+) -> Manifest:
     """The manifest, but for the files and the verification."""
     config = source.config
     packages = [package for target in targets for package in target.packages]
-    return {
-        "pocketphi": __version__,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
-        "source": {
-            "model": Path(source.label).name,
-            "blake3": source.digest_all(),
-            "notices": list(source.notices),
-        },
-        "recipe": options.recorded(),
-        "model": {
-            "parameters": config.parameters,
-            "layers": config.layers,
-            "context": options.context or config.max_position,
-            "sliding_window": config.sliding_window,
-            "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
-            "kv_cache_bytes_per_token": config.kv_cache_bytes(1),
-        },
-        "passes": [
-            {"name": r.name, "applied": dict(sorted(r.applied.items())), "refused": r.refused, "removed": r.removed}
-            for r in reports
-        ],
-        "operators": dict(sorted(program.operators().items())),
-        "targets": {
-            name: {"operators": dict(sorted(p.operators.items())), "notes": p.notes, **p.details, "weights": p.weights}
-            for name, p in packaged.items()
-        },
-        "verification": None,
-    }
+    return Manifest(
+        format=FORMAT,
+        pocketphi=__version__,
+        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
+        source=SourceRecord(Path(source.label).name, source.digest_all(), tuple(source.notices)),
+        recipe=options.recorded(),
+        model=ModelRecord(
+            parameters=config.parameters,
+            layers=config.layers,
+            context=options.context or config.max_position,
+            sliding_window=config.sliding_window,
+            long_rope_after=config.long_rope.original_max_position if config.long_rope else None,
+            kv_cache_bytes_per_token=config.kv_cache_bytes(1),
+        ),
+        passes=tuple(PassRecord(r.name, dict(sorted(r.applied.items())), tuple(r.refused), r.removed) for r in reports),
+        operators=dict(sorted(program.operators().items())),
+        targets={name: _target_record(name, p) for name, p in packaged.items()},
+        verification=None,
+        files={},
+    )
+
+
+def _target_record(name: str, made: Packaged) -> TargetRecord:
+    operators = dict(sorted(made.operators.items()))
+    said = {"operators": operators, "notes": made.notes, **made.details, "weights": made.weights}
+    return typed(TargetRecord, said, f"{name}: its entry in the manifest")

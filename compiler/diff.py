@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+from pocketphi.artifacts.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Change:
         return f"{self.name}: {before} → {after}{more}"
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """old, new: manifests. Sizes of files and of all, what the verification measured, operators of graph and targets."""
+def changes(old: Manifest, new: Manifest) -> list[Change]:
+    """Sizes of files and of all, what the verification measured, operators of graph and targets."""
     return [
         Change(kind, name, before.get(name), after.get(name))
         for kind, values in (("bytes", _bytes), ("verified", _verified), ("error", _errors), ("operators", _operators))
@@ -37,30 +38,23 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     ]
 
 
-def _bytes(manifest: Mapping[str, Any]) -> dict[str, float]:
-    files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    return {"all files": sum(files.values()), **files}
+def _bytes(manifest: Manifest) -> dict[str, float]:
+    return {"all files": manifest.bytes, **{name: entry.bytes for name, entry in manifest.files.items()}}
 
 
-def _verified(manifest: Mapping[str, Any]) -> dict[str, float]:
-    return {"verified": float(is_verified(manifest))}
+def _verified(manifest: Manifest) -> dict[str, float]:
+    return {"verified": float(manifest.verified)}
 
 
-def is_verified(manifest: Mapping[str, Any]) -> bool:
-    """Whether every check of a bundle was run and met."""
-    return (manifest.get("verification") or {}).get("ok") is True
+def _errors(manifest: Manifest) -> dict[str, float]:
+    return {check.name: check.measured for check in manifest.checks}
 
 
-def _errors(manifest: Mapping[str, Any]) -> dict[str, float]:
-    verification = manifest.get("verification") or {"checks": []}
-    return {check["name"]: check["measured"] for check in verification["checks"]}
-
-
-def _operators(manifest: Mapping[str, Any]) -> dict[str, float]:
+def _operators(manifest: Manifest) -> dict[str, float]:
     def counts() -> Iterator[tuple[str, float]]:
-        yield from manifest["operators"].items()
-        for name, target in manifest["targets"].items():
-            yield from ((f"{name} {operator}", count) for operator, count in target["operators"].items())
+        yield from manifest.operators.items()
+        for name, target in manifest.targets.items():
+            yield from ((f"{name} {operator}", count) for operator, count in target.operators.items())
 
     return dict(counts())
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.targets import missing_extra
+from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import Host, Target
 
 
-def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = None) -> Host:
+def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Host:
     """The host of one of a bundle's targets, the first if None. Raises InputError where the bundle does not hold it."""
-    held = manifest["targets"]
+    held = manifest.targets
     name = target or next(iter(held))
     if name not in held:
         raise InputError(f"--target {name}: {folder} holds {', '.join(held)}")
+    positions = read_config(folder).max_position
+    if not 0 < manifest.context(name) <= positions:
+        raise InputError(f"{folder}: holds {manifest.context(name)} tokens, config.json says {positions} positions")
     try:
         if name == "ort-mobile":
             from pocketphi.targets.ort_mobile.host import OrtHost
@@ -26,7 +29,7 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
         if name == "coreml":
             from pocketphi.targets.coreml.host import CoreMLHost
 
-            return CoreMLHost(folder, held[name]["weights"])
+            return CoreMLHost(folder, held[name].weights)
         if name == "tvm-arm":
             from pocketphi.targets.tvm_arm.host import TvmHost
 
@@ -52,7 +55,6 @@ _HOSTS = {
 }
 
 
-def context_of(manifest: Mapping[str, Any], target: str | None = None) -> int:
-    """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
-    details = manifest["targets"][target or next(iter(manifest["targets"]))]
-    return int(details.get("context", manifest["model"]["context"]))
+def context_of(manifest: Manifest, target: str | None = None) -> int:
+    """Tokens that the files of a target hold, the first if None."""
+    return manifest.context(target or next(iter(manifest.targets)))

@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pocketphi.artifacts.manifest import TextRecord
 from pocketphi.compiler import text_genai
 from pocketphi.compiler.text_files import load_files, normal_files, open_with_transformers
 from pocketphi.compiler.text_probes import REFUSED, TOO_COSTLY, Answers, Probes, digest
@@ -21,7 +22,7 @@ from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
-from pocketphi.graph.reading import parse_object, show, typed
+from pocketphi.graph.reading import parse_object, show
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Check
 
@@ -39,19 +40,7 @@ class ModelText:
 
     files: dict[str, bytes] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
-    recorded: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What the manifest keeps under `text`: digests of what transformers answered for the model's own files, and which texts
-    onnxruntime-genai read otherwise, None where it was not asked."""
-
-    vocabulary: str
-    ids: tuple[str, ...]
-    chats: tuple[str, ...]
-    decoded: tuple[str, ...]
-    genai_differs: tuple[int, ...] | None = None
+    recorded: TextRecord | None = None
 
 
 def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
@@ -82,18 +71,20 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
                 f"{where}: {name}, which pocketphi does not know how to mend: {show(question, 200)} gives {show(got, 200)}, in "
                 f"transformers {show(want, 200)}; simplify the tokenizer or the chat template"
             )
-    recorded: dict[str, Any] = {"vocabulary": digest(sorted(probes.vocabulary.items())), **expected.digests()}
+    recorded = TextRecord(digest(sorted(probes.vocabulary.items())), **expected.digests())
     notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
     if "ort-mobile" in targets and text_genai.installed():
-        recorded["genai_differs"] = text_genai.differences_of_files(normal, loaded, probes.texts)
-        notices += _genai_notice(recorded["genai_differs"], probes.texts)
+        differs = tuple(text_genai.differences_of_files(normal, loaded, probes.texts))
+        recorded = replace(recorded, genai_differs=differs)
+        notices += _genai_notice(differs, probes.texts)
     return ModelText(normal, notices, recorded)
 
 
-def text_checks(folder: Path, config: ModelConfig, manifest: Mapping[str, Any]) -> list[Check]:
-    """The checks of a bundle's tokenizer files; none for a bundle without a tokenizer. Raises InputError for damaged ones."""
-    said = manifest.get("text")
-    recorded = None if said is None else typed(Recorded, said, "manifest.json: text")
+def text_checks(folder: Path, config: ModelConfig, recorded: TextRecord | None) -> list[Check]:
+    """The checks of a bundle's tokenizer files; none for a bundle without a tokenizer. Raises InputError for damaged ones.
+
+    recorded: of its manifest
+    """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return [Check("tokenizer files missing", 1, 0, "the model has a tokenizer")] if recorded else []
     ours, loaded = Tokenizer.load(folder), open_with_transformers(folder)
@@ -133,7 +124,7 @@ def _numbers(step: Any, named: str = "") -> set[int]:
     return {step} if isinstance(step, int) and named in ("ids", "sep", "cls") else set()
 
 
-def _as_recorded(recorded: Recorded, answers: Answers, probes: Probes) -> Check:
+def _as_recorded(recorded: TextRecord, answers: Answers, probes: Probes) -> Check:
     """What transformers makes of the bundle's files is what it made of the source's."""
     wrong = [] if recorded.vocabulary == digest(sorted(probes.vocabulary.items())) else ["vocabulary"]
     for kind, made in answers.digests().items():

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.memory import free_memory
@@ -63,15 +63,14 @@ class Verification:
         require(self.checks)
         return self
 
-    def recorded(self) -> dict[str, Any]:
-        checks = [c.recorded() for c in self.checks]
-        made = {"ok": self.ok, "checks": checks, "quantization_error": self.reference}
-        return {**made, "reason": "; ".join(self.cannot)} if self.cannot else made
+    def recorded(self) -> VerificationRecord:
+        checks = tuple(check.recorded() for check in self.checks)
+        return VerificationRecord(self.ok, checks, self.reference, "; ".join(self.cannot) or None)
 
 
 def verify_folder(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     ui: Ui,
     reference: str | None = None,
     only: str | None = None,
@@ -85,8 +84,8 @@ def verify_folder(
     """
     result = Verification()
     programs = []
-    for target in [only] if only else manifest["targets"]:
-        several = len(manifest["targets"]) > 1
+    for target in [only] if only else manifest.targets:
+        several = len(manifest.targets) > 1
         try:
             checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras)
             if cannot is not None and not as_far_as_it_runs:
@@ -102,28 +101,28 @@ def verify_folder(
         programs.append(rebuilt)
     if programs:
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
-    result.checks += text_checks(folder, read_config(folder), manifest)
+    result.checks += text_checks(folder, read_config(folder), manifest.text)
     if reference and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
 
 
 def _verify_target(
-    folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui, extras: bool
+    folder: Path, manifest: Manifest, target: str, ui: Ui, extras: bool
 ) -> tuple[list[Check], Rebuilt, CannotRun | None]:
     """The checks of one target, the programs that it was compared with, and why not all of the checks could be run."""
     host = open_host(folder, manifest, target)
     limit = context_of(manifest, target)
     saved = host.weights()
-    rebuilt = rebuild(folder, manifest["recipe"], saved)
+    rebuilt = rebuild(folder, manifest.recipe, saved)
     prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
     numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
-        found = [_weights_check(host, saved, manifest["targets"][target]["weights"], rebuilt.quantized, advance)]
+        found = [_weights_check(host, saved, manifest.targets[target].weights, rebuilt.quantized, advance)]
         if not found[0].ok:  # the numbers would only repeat that the weights are wrong
             return found, rebuilt, None
-        found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest["recipe"]["context"]))
+        found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest.recipe.context))
         try:
             found += [*numerics.checks(), *host.own_checks(prompt)]
         except CannotRun as error:
@@ -133,9 +132,9 @@ def _verify_target(
     return found, rebuilt, None
 
 
-def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterable[Check]:
+def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]:
     """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
-    digests = [target["weights"] for target in manifest["targets"].values()]
+    digests = [target.weights for target in manifest.targets.values()]
     if len(digests) > 1:
         int4 = [name for name, recipe in program.weights.items() if form_of(recipe.parts)]
         wrong = sorted(name for name in int4 if len({one.get(name) for one in digests}) > 1)
@@ -143,7 +142,7 @@ def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterab
         yield Check("int4 weights that differ between targets", len(wrong), 0, detail)
 
 
-def verify_made(folder: Path, manifest: Mapping[str, Any], mode: str, ui: Ui) -> dict[str, Any]:
+def verify_made(folder: Path, manifest: Manifest, mode: str, ui: Ui) -> VerificationRecord:
     """Verify a bundle under construction; what its manifest says of that.
 
     A check that cannot be run here has not failed: unless the mode is `always`, the bundle is kept as one that is not verified.

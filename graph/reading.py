@@ -36,6 +36,12 @@ def show(value: object, most: int = _SHOWN) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
+def named(value: object) -> str:
+    """A name from a file as it stands in a message: as it is where it is short and printable, else as `show` has it."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= _SHOWN else show(text)
+
+
 def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     """The content of a regular file. what: what the user lacks where it is missing, for the message.
 
@@ -112,9 +118,10 @@ def typed(kind: type[T], value: object, where: str) -> T:
         return adapter.validate_json(to_json(value, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"])) or "content"
+        place = place if len(place) <= 200 and place.isprintable() else show(place)
         came = "" if first["type"] == "missing" else f", got {show(first['input'])}"
-        raise InputError(f"{where}: {place[:200] or 'content'}: {_lower(first['msg'])}{came}") from None
+        raise InputError(f"{where}: {place}: {_lower(first['msg'])}{came}") from None
 
 
 def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pocketphi.artifacts.manifest import CheckRecord
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import form_of
@@ -59,9 +60,8 @@ class Check:
     def ok(self) -> bool:
         return self.measured <= self.bound  # false for NaN as well
 
-    def recorded(self) -> dict[str, Any]:
-        value = float(f"{self.measured:.2g}")
-        return {"name": self.name, "measured": value, "bound": self.bound, "ok": self.ok, "detail": self.detail}
+    def recorded(self) -> CheckRecord:
+        return CheckRecord(self.name, float(f"{self.measured:.2g}"), self.bound, self.ok, self.detail)
 
 
 class Host(ABC):

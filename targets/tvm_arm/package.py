@@ -19,20 +19,20 @@ from typing import Any
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
+from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.kv_cache import kv_cache_bytes
+from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
 from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, lower
-from pocketphi.targets.tvm_arm.params import PARAMS_FILE, ParamsFile
+from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
 from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
-DESCRIPTION = "model.json"
-FORMAT = 1
 LIBRARY_BYTES = 4_000_000
 """What the plan sets aside for the library and the runtime."""
 
@@ -93,7 +93,8 @@ class TvmArm(Target):
 
     def replace_library(self, program: Program, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with this target's schedules; its parameters stay. Returns notes."""
-        described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        read_description(folder)
+        described = read_json(folder / DESCRIPTION)
         if ParamsFile.plan(program, self.platform.isa).table() != described["params"]:
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
         _, files, notes = self._library(program, folder, described["params_digest"])

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -74,7 +75,7 @@ def test_a_matrix_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("tiny-coreml-rtn", False, 0, None),
     ]
     for result in first:
-        assert list(Bundle.open(result.bundle).manifest["targets"]) == [
+        assert list(Bundle.open(result.bundle).manifest.targets) == [
             result.name.removeprefix("tiny-").removesuffix("-rtn")
         ]
         assert json.loads((file.out / f"{result.name}.cdx.json").read_text())["bomFormat"] == "CycloneDX"
@@ -194,8 +195,8 @@ def test_the_bill_of_materials(tiny_bundle: Path) -> None:
     model = bom.metadata.component
     files = {part.name: {str(h.alg.value): h.content for h in part.hashes}["SHA-256"] for part in model.components}
     manifest = Bundle.open(tiny_bundle).manifest
-    assert {name: entry["sha256"] for name, entry in manifest["files"].items()}.items() <= files.items()
-    assert {"pkg:pypi/torch@" + manifest["versions"]["torch"].replace("+", "%2B")} <= {
+    assert {name: entry.sha256 for name, entry in manifest.files.items()}.items() <= files.items()
+    assert {"pkg:pypi/torch@" + manifest.versions["torch"].replace("+", "%2B")} <= {
         str(tool.purl) for tool in bom.metadata.tools.components
     }
 
@@ -205,7 +206,7 @@ def test_no_difference(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     assert changes(manifest, manifest) == []
     assert main(["diff", str(tiny_bundle), str(tiny_bundle)]) == 0
     assert capsys.readouterr().out == "no difference in sizes, errors and operators\n"
-    fewer = {**manifest, "operators": {**manifest["operators"], "edge.attention": 2}}
+    fewer = replace(manifest, operators={**manifest.operators, "edge.attention": 2})
     (change,) = changes(manifest, fewer)
     assert change.described() == "edge.attention: 3 → 2 (-33.3%)"
 
@@ -250,15 +251,42 @@ BAD = {
     MODELS + "[measure]\ntokens = 1\n": "measure.tokens is 1, expected at least 2",
     "models = 3\n": "models: expected a table, [models], got 3",
     "[models]\ntiny = 3\n": "models.tiny is 3, expected a text",
-    "[models": "is not TOML",
+    "[models": "not valid TOML",
+    "x = " + "[" * 5000 + "]" * 5000: "nested too deeply",
+    "x = " + "9" * 5000: "not valid TOML",
+    "[models]\n'a\\nb' = 3\n": "models.'a\\\\nb': expected a name of letters",
+    "[models]\n" + "a" * 65 + " = 'x'\n": "models.'aaaaa",
+    "[models]\nt = '~nosuchuser/x'\n": "models.t is '~nosuchuser/x', which cannot be a path",
+    '[models]\nt = "a\\u0000b"\n': r"models.t is 'a\x00b', which cannot be a path",
+    "[models]\nA = 'random:tiny'\na = 'random:tiny'\n": "two bundles would be a-ort-mobile-search; give a model",
+    "[models]\na = 'x'\na-coreml = 'x'\n[targets.coreml]\n[recipes]\nr = {}\ncoreml-r = {}\n": "two bundles would be",
+    '"a\\nb" = 1\n': r"unknown key 'a\nb'; expected one of build, models",
+    MODELS + "[targets.ort-mobile]\nverify = 'allways'\n": "--verify allways: expected one of auto, always, never",
+    MODELS + "[targets.coreml]\nnorm = 'fp64'\n": "--norm fp64: expected max-scaled or fp32",
+    MODELS + "[targets.coreml]\nattention = 'spda'\n": "--attention spda: expected sdpa or decomposed",
+    MODELS + "[targets.coreml]\nflavor = ''\n": "--flavor : expected functions or swift-transformers",
+    MODELS + "[targets.tvm-arm]\nos = 'windows'\n": "--os windows: expected one of linux, android, ios, host",
+    MODELS + "[targets.ort-mobile]\naccuracy_level = 3\n": "--accuracy-level 3: expected 0 or 4",
+    MODELS + "[recipes.best]\nrecipe = 'serch'\n": "--recipe serch: expected one of search, rtn, keep",
+    MODELS + "[gates]\nkl = nan\n": "gates.kl is nan, expected a number that is not negative",
+    MODELS + "[gates]\nkl = { a = 1 }\n": "gates.kl is {'a': 1}, expected a number",
+    MODELS + "[gates]\nmax_bytes = -1\n": "gates.max_bytes is -1, expected a number of bytes",
+    MODELS + "[gates]\nort-mobile = 3\n": "gates.ort-mobile: expected a table, got 3",
+    MODELS + "[gates]\nmax_bytes = '" + "9" * 5000 + "GB'\n": "gates.max_bytes: '99999",
+    MODELS + "[measure]\ntokens = 9223372036854775808\n": "measure.tokens is 9223372036854775808, expected a whole",
 }
 
 
 @pytest.mark.parametrize("text", BAD)
 def test_a_bad_build_file_is_refused(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(InputError, match=re.escape(f"{path}: {BAD[text]}")):
+    with pytest.raises(InputError) as raised:
         read_build_file(path)
+    said = str(raised.value)
+    assert said.startswith(f"{path}: {'' if '--' in BAD[text] else BAD[text]}")
+    assert BAD[text] in said
+    assert len(said) < 400 + len(str(path))
+    assert len(said.splitlines()) == 1
 
 
 def test_the_cache_of_a_target_is_another_bundle(tmp_path: Path) -> None:
@@ -355,8 +383,7 @@ def test_a_bundle_that_was_not_verified_is_not_served_to_a_build_that_wants_it_v
     def built(verify: str) -> tuple[bool, bool, str | None]:
         file = read_build_file(write(tmp_path, FILE.replace('"never"', f'"{verify}"')))
         (result,) = build_matrix(file, Ui(), only="ort")
-        verified = Bundle.open(result.bundle).manifest["verification"]
-        return result.cached, bool(verified and verified["ok"]), result.not_verified
+        return result.cached, Bundle.open(result.bundle).manifest.verified, result.not_verified
 
     assert built("never") == (False, False, 'the bundle was not verified; build with verify = "always"')
     assert built("always") == (False, True, None)
@@ -386,9 +413,7 @@ def test_compile_and_build_keep_things_in_the_same_place(tmp_path: Path, monkeyp
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(tmp_path / "no.toml")]) == 2
-    assert (
-        "no.toml: cannot be read (No such file or directory); expected a build file in TOML" in capsys.readouterr().err
-    )
+    assert "no.toml: no such file; expected a build file in TOML" in capsys.readouterr().err
     path = write(tmp_path, FILE.replace("random:tiny", "nowhere"))
     assert main(["build", str(path)]) == 2
     assert "failed: nowhere: no such model; expected a folder" in capsys.readouterr().err

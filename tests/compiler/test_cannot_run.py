@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,20 +37,21 @@ def android(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_finished_bundle_is_kept_and_says_why(android: Path) -> None:
-    recorded = Bundle.open(android).manifest["verification"]
-    assert recorded["ok"] is None
-    assert recorded["reason"] == f"tvm-arm: {REASON}"
-    names = [check["name"] for check in recorded["checks"]]
+    recorded = Bundle.open(android).manifest.verification
+    assert recorded.ok is None
+    assert recorded.reason == f"tvm-arm: {REASON}"
+    names = [check.name for check in recorded.checks]
     assert "tvm-arm: weights equal, bit for bit" in names  # what needs no CPU was checked
     assert "ort-mobile: KL prefill, exact" in names
-    assert all(check["ok"] for check in recorded["checks"])
+    assert all(check.ok for check in recorded.checks)
 
 
 def test_those_who_read_the_manifest(android: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["inspect", str(android)]) == 0
     assert "not verified, because tvm-arm: a library for android" in " ".join(capsys.readouterr().out.split())
     bundle = Bundle.open(android)
-    verified = {**bundle.manifest, "verification": {**bundle.manifest["verification"], "ok": True}}
+    assert bundle.manifest.verification
+    verified = replace(bundle.manifest, verification=replace(bundle.manifest.verification, ok=True, reason=None))
     assert [change.described() for change in changes(verified, bundle.manifest)] == ["verified: yes → no"]
     cell = Cell("x", CompileOptions("random:tiny", tmp_path), Gates(max_bytes=10**9))
     claims = {claim.name: claim for claim in claims_of(cell, bundle, Measure(), Ui())}
@@ -71,8 +73,9 @@ def test_who_asks_for_it_is_told(android: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_check_that_fails_is_still_a_failure(android: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Bundle.open(android).manifest
-    weights = dict.fromkeys(manifest["targets"]["tvm-arm"]["weights"], "0" * 64)
-    manifest["targets"]["tvm-arm"]["weights"] = weights
+    target = manifest.targets["tvm-arm"]
+    wrong = replace(target, weights=dict.fromkeys(target.weights, "0" * 64))
+    manifest = replace(manifest, targets={**manifest.targets, "tvm-arm": wrong})
     result = verify_folder(android, manifest, Ui(), as_far_as_it_runs=True)
     assert result.ok is False
 

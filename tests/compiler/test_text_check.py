@@ -14,6 +14,7 @@ import tokenizers
 from text_folders import PHI3, SPECIAL, Edit, add_tokenizer, model_folder, token_id
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.manifest import parse_manifest
 from pocketphi.compiler import text_check, text_files
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.compile import compile_model
@@ -157,9 +158,7 @@ def test_a_bundle_says_what_transformers_reads_in_the_folder(name: str, model: P
     assert alone.padding is None
     if name != "split_special_tokens":
         assert alone.encode("x <|end|> \n in").ids == want("x <|end|> \n in").input_ids
-    assert [
-        c for c in text_checks(bundle, HfFolder(folder).config, {"text": text.recorded, "targets": {}}) if not c.ok
-    ] == []
+    assert [c for c in text_checks(bundle, HfFolder(folder).config, text.recorded) if not c.ok] == []
 
 
 def test_files_that_say_it_already_keep_their_bytes(model: Path, tmp_path: Path) -> None:
@@ -280,7 +279,7 @@ def test_what_onnxruntime_genai_reads_otherwise_is_said(model: Path, tmp_path: P
     folder = add_tokenizer(model_folder(model, tmp_path / "m"), edit=flag(lstrip=True))
     text = read(folder)
     assert text.recorded is not None
-    assert text.recorded["genai_differs"] != []
+    assert text.recorded.genai_differs != []
     assert "onnxruntime-genai" in text.notices[-1]
     assert "it ignores lstrip" in text.notices[-1]
 
@@ -305,18 +304,18 @@ def test_verify_asks_onnxruntime_genai(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_genai")
     manifest, config = Bundle.open(bundle).manifest, HfFolder(bundle.parent / "m").config
     name = "texts that onnxruntime-genai reads otherwise"
-    assert [check.ok for check in text_checks(bundle, config, manifest) if check.name == name] == [True]
+    assert [check.ok for check in text_checks(bundle, config, manifest.text) if check.name == name] == [True]
     copy = shutil.copytree(bundle, tmp_path / "b")
     (copy / "genai_config.json").unlink()  # it opens nothing without
-    assert [check.ok for check in text_checks(copy, config, manifest) if check.name == name] == [False]
-    earlier = {**manifest, "text": None}
-    assert [check for check in text_checks(copy, config, earlier) if not check.ok] == []
+    assert [check.ok for check in text_checks(copy, config, manifest.text) if check.name == name] == [False]
+    assert [check for check in text_checks(copy, config, None) if not check.ok] == []
 
 
 @pytest.mark.parametrize("text", [[], "x", {}, {"vocabulary": 5}, {"genai_differs": "a"}])
 def test_a_record_of_another_type_is_refused(text: Any, bundle: Path) -> None:
-    with pytest.raises(InputError, match=r"manifest.json: text: "):
-        text_checks(bundle, HfFolder(bundle.parent / "m").config, {"text": text, "targets": {}})
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    with pytest.raises(InputError, match=r"manifest.json: damaged: text"):
+        parse_manifest(json.dumps({**manifest, "text": text}).encode(), bundle / "manifest.json")
 
 
 def swapped(data: dict[str, Any]) -> None:
@@ -391,9 +390,9 @@ def test_verify_sees_a_file_that_was_changed(what: str, bundle: Path, tmp_path: 
     """Whoever changes a file may seal the bundle again: the digests of files are not asked."""
     manifest, config = Bundle.open(bundle).manifest, HfFolder(bundle.parent / "m").config
     copy = shutil.copytree(bundle, tmp_path / "b")
-    assert all(check.ok for check in text_checks(copy, config, manifest))
+    assert all(check.ok for check in text_checks(copy, config, manifest.text))
     SPOILED[what](copy)
-    assert not all(check.ok for check in text_checks(copy, config, manifest))
+    assert not all(check.ok for check in text_checks(copy, config, manifest.text))
 
 
 def broken(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -436,10 +435,9 @@ def test_verify_sees_a_reader_that_is_broken(
     bundle.mkdir()
     text_files.write_files(bundle, text.files)
     shutil.copy(folder / "config.json", bundle)
-    manifest = {"text": text.recorded, "targets": {}}
-    assert all(check.ok for check in text_checks(bundle, config, manifest))
+    assert all(check.ok for check in text_checks(bundle, config, text.recorded))
     STEPS[step](monkeypatch)
-    assert not all(check.ok for check in text_checks(bundle, config, manifest))
+    assert not all(check.ok for check in text_checks(bundle, config, text.recorded))
 
 
 WRITERS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -485,5 +483,5 @@ def test_a_step_of_writing_that_is_broken_is_seen(
     bundle.mkdir()
     text_files.write_files(bundle, text.files)
     shutil.copy(folder / "config.json", bundle)
-    checks = text_checks(bundle, HfFolder(folder).config, {"text": text.recorded, "targets": {}})
+    checks = text_checks(bundle, HfFolder(folder).config, text.recorded)
     assert not all(check.ok for check in checks)

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named, parse_object, read_whole, show, typed
 from pocketphi.graph.writing import write_whole
-from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule, decode_schedule, prefill_schedule
 from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.tune.space import legal
 
 SHARED = Path(__file__).with_name("database.jsonl")
 BUNDLED = "tuning.jsonl"
@@ -30,6 +32,7 @@ MODEL_MARGIN = 0.05
 """A modelled schedule has to beat the default one by this much: the model's ranks are no better."""
 
 _FIELDS = ("kernels", "isa", "cpu", "form", "schedule", "us", "how")
+_PARAMETERS = {field.name for field in fields(Schedule)}
 
 
 @dataclass(frozen=True)
@@ -68,40 +71,22 @@ class Record:
 
 def read(path: Path, content: bytes | None = None) -> list[Record]:
     """content: of the file, where it has been read already. Raises InputError naming the line that is no record."""
-    try:
-        lines = (path.read_bytes() if content is None else content).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a tuning database: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = (read_whole(path, "expected a tuning database") if content is None else content).split(b"\n")
+    return [_parsed(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parsed(path: Path, number: int, line: str) -> Record:
-    try:
-        row = json.loads(line)
-        schedule = row["schedule"]
-        known = {field.name for field in fields(Schedule)}
-        if (
-            set(row) != set(_FIELDS)
-            or set(schedule) - known
-            or not all(_is_count(value) for value in schedule.values())
-        ):
-            raise ValueError
-        if not (
-            _is_count(row["kernels"])
-            and float(row["us"]) > 0
-            and schedule.get("units", 1)
-            and schedule.get("unroll", 1)
-        ):
-            raise ValueError
-        return Record(**{**row, "schedule": Schedule(**schedule)})
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}:{number}: not a row of a tuning database: expected {', '.join(_FIELDS)}") from None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _parsed(where: str, line: bytes) -> Record:
+    expected = f"not a row of a tuning database: expected {', '.join(_FIELDS)}"
+    row = parse_object(line, f"{where}: {expected}")
+    schedule = row.get("schedule")
+    if set(row) != set(_FIELDS) or not isinstance(schedule, dict) or set(schedule) - _PARAMETERS:
+        raise InputError(f"{where}: {expected}")
+    record = typed(Record, row, f"{where}: {expected}")
+    if record.kernels < 0 or not 0 < record.us < float("inf"):
+        raise InputError(f"{where}: {expected}, counts and microseconds above zero")
+    if record.isa in ISAS and record.kernels == KERNELS and not legal(ISAS[record.isa], record.schedule):
+        raise InputError(f"{where}: {named(record.isa)} has no registers for {show(asdict(record.schedule))}")
+    return record
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
@@ -161,7 +146,7 @@ class Tuning:
 
     def _why(self) -> str:
         def said(values: Iterable[object]) -> str:
-            return ", ".join(map(str, sorted(set(values), key=str)))
+            return ", ".join(map(named, sorted(set(values), key=str)))
 
         platform = self.platform
         rows = self._extra
