@@ -95,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
 
     chat = command("chat", _chat, "talk to a bundle")
     chat.add_argument("bundle", type=Path)
-    chat.add_argument("--prompt", help="one message, one reply (default: a conversation; Ctrl-C stops an answer, Ctrl-D leaves)")
+    chat.add_argument(
+        "--prompt", help="one message, one reply (default: a conversation; Ctrl-C stops an answer, Ctrl-D leaves)"
+    )
     chat.add_argument("--system", help="the system message")
     chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
@@ -355,7 +357,7 @@ def _chat(a: argparse.Namespace) -> int:
             reply = chat.say(line, a.temperature, show=_write)
             _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n")
         except MessageTooLong as error:
-            print(f"pocketphi: {error}", file=sys.stderr)
+            print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         except KeyboardInterrupt:  # ends this answer; the conversation goes on
             _write("\n  [stopped]\n")
 

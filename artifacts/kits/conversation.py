@@ -20,8 +20,9 @@ class MessageTooLong(InputError):
     def __init__(self, message: int, taken: int, context: int, advice: str = "") -> None:
         self.message, self.taken, self.context = message, taken, context
         super().__init__(
-            f"the message has {message} tokens, and there is room for {max(0, context - 1 - taken)}: the cache holds {context}, "
-            f"the conversation and its template take {taken}, and an answer needs at least 1{advice and '; '}{advice}"
+            f"the message has {message} tokens, and there is room for {max(0, context - 1 - taken)}: "
+            f"the cache holds {context}, the conversation and its template take {taken}, and an answer needs at least 1"
+            + (advice and f"; {advice}")
         )
 
     def advise(self, advice: str) -> MessageTooLong:

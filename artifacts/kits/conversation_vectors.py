@@ -26,9 +26,9 @@ class ToyError(Exception):
 
 
 class Toy:
-    """Tokens are bytes of UTF-8. What follows depends on every token in the cache: h starts at 1 and becomes (31·h + token) mod
-    65,521 with each; the letter 97 + h mod 29 follows, or a stop token for the last three. It fails in a run of one's choice, with
-    half of the tokens in the cache."""
+    """Tokens are bytes of UTF-8. What follows depends on every token in the cache: h starts at 1 and becomes
+    (31·h + token) mod 65,521 with each; the letter 97 + h mod 29 follows, or a stop token for the last three. It fails in a
+    run of one's choice, with half of the tokens in the cache."""
 
     def __init__(self) -> None:
         self.cache: list[int] = []

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 _MASK = 2**64 - 1
-WHITE_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-"""What Jinja's `trim` drops: Python's white space, spelled out for the languages whose own differs."""
+WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+"""What Jinja's `trim` drops. Other languages count fewer or more characters as white space."""
 
 
 class SplitMix64:

@@ -59,7 +59,7 @@ def kotlin() -> Callable[..., Path]:
 def tvm_classes(kits: dict[str, Path], kotlin: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The JNI kit with its tests and ours, compiled."""
     kit, out = kits["android-tvm"], tmp_path_factory.mktemp("classes") / "tvm"
-    own = [Path(__file__).with_name(name) for name in ("NativeTest.kt", "RealModelTest.kt")]
+    own = [Path(__file__).with_name(name) for name in ("ChatTest.kt", "NativeTest.kt", "RealModelTest.kt")]
     return kotlin(out, kit / "src/main/kotlin", kit / "src/test/kotlin", *own, STUBS / "android", STUBS / "djl")
 
 

@@ -30,12 +30,3 @@ class Mutex {
         next?.complete(Unit)
     }
 }
-
-suspend fun <T> Mutex.withLock(action: suspend () -> T): T {
-    lock()
-    try {
-        return action()
-    } finally {
-        unlock()
-    }
-}

@@ -1,5 +1,6 @@
 // What the kit uses of CoreML, from developer.apple.com/documentation/coreml. Nothing is Sendable here that need not be. The model
-// is the toy of `conversation_vectors.py`: it takes tokens as the package's functions do, and refuses what Core ML would spoil.
+// is the toy of `conversation_vectors.py`: it takes tokens as the package's functions do. It fails where a message has one of two
+// characters, see `kit_talks.py`, and ends the process where two predictions meet on one state.
 import Foundation
 
 public enum MLComputeUnits: Int, Sendable { case cpuOnly, cpuAndGPU, all, cpuAndNeuralEngine }
@@ -13,6 +14,7 @@ public class MLModelConfiguration {
 
 public class MLState {
     var tokens: [Int32] = []
+    var used = false
 }
 
 public class MLFeatureDescription {}
@@ -80,8 +82,9 @@ public struct ToyFailure: LocalizedError {
     public let errorDescription: String? = "failed"
 }
 
-/// In how many predictions the toy fails; nil for never.
-public nonisolated(unsafe) var toyFailsIn: Int?
+/// The toy fails once in a chat: in so many decode calls, or in the next call where that is 0.
+private nonisolated(unsafe) var failsIn: Int?
+private nonisolated(unsafe) var failed = false
 
 public class MLModel {
     public let modelDescription = MLModelDescription(["inputIds", "position", "length", "total"])
@@ -92,7 +95,8 @@ public class MLModel {
     }
 
     public class func load(contentsOf _: URL, configuration: MLModelConfiguration) async throws -> MLModel {
-        MLModel(configuration.functionName)
+        failed = false
+        return MLModel(configuration.functionName)
     }
 
     public class func compileModel(at _: URL) async throws -> URL {
@@ -104,25 +108,38 @@ public class MLModel {
     public func makeState() -> MLState { MLState() }
 
     public func prediction(from input: MLFeatureProvider, using state: MLState) throws -> MLFeatureProvider {
+        try predict(input, state)
+    }
+
+    public func prediction(from input: MLFeatureProvider, using state: MLState) async throws -> MLFeatureProvider {
+        precondition(!state.used)
+        state.used = true
+        try await Task.sleep(nanoseconds: 1_000_000)
+        state.used = false
+        return try predict(input, state)
+    }
+
+    private func predict(_ input: MLFeatureProvider, _ state: MLState) throws -> MLFeatureProvider {
+        precondition(!state.used)
+        state.used = true
+        defer { state.used = false }
+        Thread.sleep(forTimeInterval: 0.001)
         func values(_ name: String) -> [Int] { input.featureValue(for: name)!.multiArrayValue!.values.map { Int($0) } }
         let ids = values("inputIds"), count = values("length")[0]
         precondition(ids.count == size && values("position") == [state.tokens.count] && count <= size)
         precondition(state.tokens.count + count <= values("total")[0])
         state.tokens += ids.prefix(count).map(Int32.init)
-        if let left = toyFailsIn {
-            toyFailsIn = left == 0 ? nil : left - 1
-            if left == 0 { throw ToyFailure() }
+        if let left = failsIn, left > 0, size == 1 { failsIn = left - 1 }
+        if ids.contains(7), !failed { failsIn = 0 }
+        if ids.contains(6), !failed { failsIn = 3 }
+        if failsIn == 0 {
+            failsIn = nil
+            failed = true
+            throw ToyFailure()
         }
-        Thread.sleep(forTimeInterval: 0.0002)
         let letter = state.tokens.reduce(1) { (31 * $0 + Int($1)) % 65521 } % 29
         var logits = [Double](repeating: 0, count: 256)
         logits[letter < 26 ? 97 + letter : 0] = 1
         return try MLDictionaryFeatureProvider(dictionary: ["logits": MLMultiArray(values: logits)])
-    }
-
-    public func prediction(from input: MLFeatureProvider, using state: MLState) async throws -> MLFeatureProvider {
-        try await Task.sleep(nanoseconds: 200_000)
-        let predict: (MLFeatureProvider, MLState) throws -> MLFeatureProvider = prediction
-        return try predict(input, state)
     }
 }

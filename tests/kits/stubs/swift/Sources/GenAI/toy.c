@@ -1,6 +1,9 @@
-// The toy of `conversation_vectors.py` behind onnxruntime-genai's C interface: bytes for tokens.
+// The toy of `conversation_vectors.py` behind onnxruntime-genai's C interface: bytes for tokens. It fails where a message has one of
+// two characters, see `kit_talks.py`, and ends the process where two threads use it at once.
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "onnxruntime-genai/ort_genai_c.h"
 
@@ -10,9 +13,7 @@ struct OgaTokenizer { int unused; };
 struct OgaTokenizerStream { char text[2]; };
 struct OgaSequences { size_t count; int32_t tokens[8192]; };
 struct OgaGeneratorParams { double max_length; };
-struct OgaGenerator { size_t count, limit; int32_t tokens[8192]; };
-
-int toy_fails_in = -1;
+struct OgaGenerator { size_t count, limit; int32_t tokens[8192]; int fails_in, failed; atomic_int used; };
 
 static OgaResult *fail(const char *text) {
   OgaResult *made = malloc(sizeof *made);
@@ -70,6 +71,7 @@ OgaResult *OgaCreateGenerator(const OgaModel *model, const OgaGeneratorParams *p
   (void)model;
   create_OgaGenerator(out);
   (*out)->limit = (size_t)parameters->max_length;
+  (*out)->fails_in = -1;
   return NULL;
 }
 void OgaDestroyGenerator(OgaGenerator *generator) { free(generator); }
@@ -82,14 +84,24 @@ OgaResult *OgaGenerator_RewindTo(OgaGenerator *generator, size_t length) {
 
 OgaResult *OgaGenerator_AppendTokens(OgaGenerator *generator, const int32_t *tokens, size_t count) {
   if (generator->count + count > generator->limit) return fail("more tokens than max_length");
+  for (size_t i = 0; i < count && !generator->failed; i++) {
+    if (tokens[i] == 7) generator->fails_in = 0;
+    if (tokens[i] == 6) generator->fails_in = 3;
+  }
   memcpy(generator->tokens + generator->count, tokens, count * sizeof *tokens);
   generator->count += count;
   return NULL;
 }
 
 OgaResult *OgaGenerator_GenerateNextToken(OgaGenerator *generator) {
+  if (atomic_fetch_add(&generator->used, 1) != 0) abort();
+  usleep(1000);
+  atomic_fetch_sub(&generator->used, 1);
   if (generator->count >= generator->limit) return fail("the sequence is full");
-  if (toy_fails_in >= 0 && toy_fails_in-- == 0) return fail("failed");
+  if (generator->fails_in-- == 0) {
+    generator->failed = 1;
+    return fail("failed");
+  }
   int32_t h = 1;
   for (size_t i = 0; i < generator->count; i++) h = (31 * h + generator->tokens[i]) % 65521;
   generator->tokens[generator->count++] = h % 29 < 26 ? 97 + h % 29 : 0;

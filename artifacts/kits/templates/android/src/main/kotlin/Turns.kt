@@ -1,7 +1,6 @@
 package «package»
 
 import kotlinx.coroutines.sync.Mutex
-import kotlinx.coroutines.sync.withLock
 
 /**
  * Runs pieces of work one after the other, in the order in which they came: two answers never share the model's cache.
@@ -21,9 +20,12 @@ internal class Turns(private val free: () -> Unit) {
             users += 1
         }
         try {
-            line.withLock {
+            line.lock()
+            try {
                 checkOpen()
                 work()
+            } finally {
+                line.unlock()
             }
         } finally {
             leave()

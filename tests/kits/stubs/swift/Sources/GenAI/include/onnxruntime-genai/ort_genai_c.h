@@ -37,6 +37,3 @@ OgaResult *OgaGenerator_AppendTokens(OgaGenerator *generator, const int32_t *tok
 OgaResult *OgaGenerator_GenerateNextToken(OgaGenerator *generator);
 size_t OgaGenerator_GetSequenceCount(const OgaGenerator *generator, size_t index);
 const int32_t *OgaGenerator_GetSequenceData(const OgaGenerator *generator, size_t index);
-
-// Ours: in how many calls of GenerateNextToken the toy fails, a negative number for never.
-extern int toy_fails_in;
