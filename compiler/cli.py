@@ -336,7 +336,8 @@ def _eval(a: argparse.Namespace) -> int:
 
 
 def _chat(a: argparse.Namespace) -> int:
-    from pocketphi.compiler.chat import Chat, MessageTooLong
+    from pocketphi.artifacts.kits.conversation import MessageTooLong
+    from pocketphi.compiler.chat import Chat
 
     if a.json and a.prompt is None:
         raise InputError("--json: a conversation has no end to print; give a --prompt")

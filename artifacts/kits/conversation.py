@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from pocketphi.artifacts.kits.reference import Call, Rules
@@ -58,7 +58,7 @@ class Conversation:
         """Begin again with the system message alone."""
         self.messages = list(self._start)
 
-    def send(self, text: str, limit: int, engine: Engine, decoder: Decoder) -> Iterator[str]:
+    def send(self, text: str, limit: int, engine: Engine, decoder: Decoder) -> Generator[str, None, None]:
         """Answer a message in at most `limit` tokens, a piece for each. Closing the iterator stops the answer.
 
         The message belongs to the conversation once its prompt ran. The answer is then what was given out, however it ended.

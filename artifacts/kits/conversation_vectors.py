@@ -121,6 +121,6 @@ def take(step: Step, talk: Conversation, toy: Toy) -> Step:
                 pieces.append(piece)
         except (MessageTooLong, ToyError) as caught:
             error = str(caught) or "failed"
-        answer.close()  # type: ignore[attr-defined]
+        answer.close()
         toy.fails_in = None
     return {"pieces": pieces, "error": error, "messages": list(talk.messages), "seen": list(talk.seen)}
