@@ -1,4 +1,4 @@
-"""A conversation with a bundle: what is too long, what is stopped, what fails. Greedy answers of a fresh runner are the reference."""
+"""A conversation with a bundle: what is too long, stopped, or fails. Greedy answers of a fresh runner are the reference."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_a_message_that_is_too_long_leaves_no_trace(bundle: Path) -> None:
 
 def test_the_limit_of_the_model_itself(bundle: Path) -> None:
     chat = Chat(bundle, 100_000)
-    with pytest.raises(MessageTooLong, match=r"the cache holds 256, .* at least 1; say it in fewer words, or start a new"):
+    with pytest.raises(
+        MessageTooLong, match=r"the cache holds 256, .* at least 1; say it in fewer words, or start a new"
+    ):
         chat.say("x" * 300)
 
 
@@ -147,7 +149,9 @@ def test_two_threads_take_turns(bundle: Path) -> None:
     assert answers == {"Hi": greedy(bundle, "Hi")}
 
 
-def test_a_conversation_at_the_prompt(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_conversation_at_the_prompt(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = iter(["x" * 300, "", "Hello", "And?"])
     written: list[str] = []
 
