@@ -33,8 +33,9 @@ class MessageTooLong(InputError):
 class Engine(Protocol):
     """A model with its cache."""
 
-    def run(self, calls: Sequence[Call], tokens: Sequence[int]) -> int:
-        """Bring the cache to `tokens` by these calls; one that starts at 0 empties it first. Returns the token that follows."""
+    def run(self, calls: Sequence[Call], tokens: Sequence[int]) -> int | None:
+        """Bring the cache to `tokens` by these calls; one that starts at 0 empties it first. Returns the token that follows,
+        None where the runtime ends the answer itself."""
 
 
 class Decoder(Protocol):
@@ -69,7 +70,7 @@ class Conversation:
         self.messages.append(("user", text))
         answer = ""
         try:
-            while (end := self._rules.end(token, made, len(prompt), limit)) != "stop":
+            while token is not None and (end := self._rules.end(token, made, len(prompt), limit)) != "stop":
                 piece = decoder.step(token)
                 answer += piece
                 yield piece
@@ -86,7 +87,7 @@ class Conversation:
             raise MessageTooLong(len(prompt) - taken, taken, self._rules.context)
         return prompt
 
-    def _run(self, engine: Engine, tokens: list[int]) -> int:
+    def _run(self, engine: Engine, tokens: list[int]) -> int | None:
         calls, self.seen = self._rules.calls(self.seen, tokens), []  # so it stays where the engine fails half-way
         token = engine.run(calls, tokens)
         self.seen = tokens

@@ -71,10 +71,8 @@ class Generator(val model: Model, generatorParams: GeneratorParams) : Native() {
         if (failsIn == 0) failed = true
         if (failsIn-- == 0) throw GenAIException("failed")
         val letter = tokens.fold(1) { hash, token -> (31 * hash + token) % 65521 } % 29
-        tokens += if (letter < 26) 97 + letter else 0
+        if (letter < 26) tokens += 97 + letter // as there, an end token is not appended
     }
 
     fun getSequence(sequenceIndex: Long): IntArray = use { listOf(tokens.toIntArray())[sequenceIndex.toInt()] }
-
-    fun getLastTokenInSequence(sequenceIndex: Long): Int = use { listOf(tokens.last())[sequenceIndex.toInt()] }
 }

@@ -27,7 +27,7 @@ final class CoreMLModel: Engine {
     }
 
     /// Throws `CancellationError` where the task was cancelled between two calls.
-    func run(_ calls: [Call], tokens: [Int]) throws -> Int {
+    func run(_ calls: [Call], tokens: [Int]) throws -> Int? {
         var logits: [Float] = []
         for call in calls {
             try Task.checkCancellation()

@@ -22,7 +22,7 @@ public struct RuntimeFailure: LocalizedError {
 /// The model in onnxruntime-genai, through its C interface. One call at a time.
 final class GenAIModel: Engine {
     private let model, tokenizer, parameters, generator: Handle
-    /// The tokens that the generator holds. The last one is not in its cache yet.
+    /// The tokens that the generator holds.
     private var sequence: [Int] = []
 
     init(bundle: URL, context: Int, sampling: Sampling) throws {
@@ -44,7 +44,7 @@ final class GenAIModel: Engine {
         self.parameters = parameters
     }
 
-    func run(_ calls: [Call], tokens: [Int]) throws -> Int {
+    func run(_ calls: [Call], tokens: [Int]) throws -> Int? {
         let held = sequence
         sequence = [] // so it stays where the runtime fails half-way
         if tokens != held {
@@ -55,6 +55,10 @@ final class GenAIModel: Engine {
         }
         try check(OgaGenerator_GenerateNextToken(generator.pointer))
         let count = OgaGenerator_GetSequenceCount(generator.pointer, 0)
+        guard count > tokens.count else { // an end token of the model, which the runtime does not append
+            sequence = tokens
+            return nil
+        }
         let token = Int(OgaGenerator_GetSequenceData(generator.pointer, 0)[count - 1])
         sequence = tokens + [token]
         return token

@@ -22,8 +22,9 @@ public struct NoSystemMessage: LocalizedError {
 
 /// A model with its cache.
 protocol Engine: AnyObject {
-    /// Brings the cache to `tokens` by these calls; one that starts at 0 empties it first. Returns the token that follows.
-    func run(_ calls: [Call], tokens: [Int]) throws -> Int
+    /// Brings the cache to `tokens` by these calls; one that starts at 0 empties it first. Returns the token that follows,
+    /// nil where the runtime ends the answer itself.
+    func run(_ calls: [Call], tokens: [Int]) throws -> Int?
 }
 
 /// What was said, and what of it the model's cache holds.
@@ -65,18 +66,18 @@ struct Conversation {
         show: (String) -> Bool
     ) throws {
         let prompt = try prompt(text, tokenize)
-        var token = try run(engine, prompt)
+        var next = try run(engine, prompt)
         messages.append(Message(role: "user", content: text))
         var answer = ""
         defer { messages.append(Message(role: "assistant", content: answer)) }
         var made = 1
-        while true {
+        while let token = next {
             let end = rules.end(token: token, made: made, prompt: prompt.count, limit: limit)
             if end == .stop { return }
             let piece = try decode(token)
             answer += piece
             guard show(piece), end == nil else { return }
-            token = try run(engine, seen + [token])
+            next = try run(engine, seen + [token])
             made += 1
         }
     }
@@ -88,7 +89,7 @@ struct Conversation {
         throw MessageTooLong(tokens: prompt.count - taken, taken: taken, context: rules.context)
     }
 
-    private mutating func run(_ engine: some Engine, _ tokens: [Int]) throws -> Int {
+    private mutating func run(_ engine: some Engine, _ tokens: [Int]) throws -> Int? {
         let calls = rules.calls(seen: seen, tokens: tokens)
         seen = [] // so it stays where the engine fails half-way
         let token = try engine.run(calls, tokens: tokens)

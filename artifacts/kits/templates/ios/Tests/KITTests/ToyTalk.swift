@@ -126,7 +126,7 @@ private final class Toy: Engine {
     var failsIn: Int?
     private var cache: [Int] = []
 
-    func run(_ calls: [Call], tokens: [Int]) throws -> Int {
+    func run(_ calls: [Call], tokens: [Int]) throws -> Int? {
         for call in calls {
             guard call.start == 0 || call.start == cache.count else { throw Failure(errorDescription: "a call at \(call.start)") }
             cache = Array(cache.prefix(call.start)) + tokens[call.start ..< call.start + call.count]

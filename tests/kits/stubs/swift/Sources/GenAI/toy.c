@@ -104,7 +104,7 @@ OgaResult *OgaGenerator_GenerateNextToken(OgaGenerator *generator) {
   }
   int32_t h = 1;
   for (size_t i = 0; i < generator->count; i++) h = (31 * h + generator->tokens[i]) % 65521;
-  generator->tokens[generator->count++] = h % 29 < 26 ? 97 + h % 29 : 0;
+  if (h % 29 < 26) generator->tokens[generator->count++] = 97 + h % 29;  // as there, an end token is not appended
   return NULL;
 }
 

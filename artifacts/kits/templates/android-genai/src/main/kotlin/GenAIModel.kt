@@ -17,7 +17,7 @@ internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engi
     private val tokenizer: Tokenizer
     private val generator: Generator
 
-    /** The tokens that the generator holds. The last one is not in its cache yet. */
+    /** The tokens that the generator holds. */
     private var sequence = emptyList<Int>()
 
     init {
@@ -39,7 +39,7 @@ internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engi
         }
     }
 
-    override fun run(calls: List<Call>, tokens: List<Int>): Int {
+    override fun run(calls: List<Call>, tokens: List<Int>): Int? {
         val held = sequence
         sequence = emptyList() // so it stays where the runtime fails half-way
         if (tokens != held) {
@@ -48,7 +48,8 @@ internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engi
             generator.appendTokens(tokens.subList(start, tokens.size).toIntArray())
         }
         generator.generateNextToken()
-        return generator.getLastTokenInSequence(0).also { sequence = tokens + it }
+        sequence = generator.getSequence(0).toList()
+        return if (sequence.size > tokens.size) sequence.last() else null // the runtime does not append the model's end token
     }
 
     /** A text's tokens, none added. */

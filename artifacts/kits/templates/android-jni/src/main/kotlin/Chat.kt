@@ -63,7 +63,7 @@ class Chat(
     override fun close() = turns.close()
 
     private val engine = object : Engine {
-        override fun run(calls: List<Call>, tokens: List<Int>): Int {
+        override fun run(calls: List<Call>, tokens: List<Int>): Int? {
             var logits = FloatArray(0)
             for (call in calls) {
                 if (call.start == 0) model.reset()

@@ -14,8 +14,11 @@ class MessageTooLongException(val tokens: Int, val taken: Int, val context: Int)
 
 /** A model with its cache. */
 internal interface Engine {
-    /** Brings the cache to [tokens] by these calls; one that starts at 0 empties it first. Returns the token that follows. */
-    fun run(calls: List<Call>, tokens: List<Int>): Int
+    /**
+     * Brings the cache to [tokens] by these calls; one that starts at 0 empties it first. Returns the token that follows,
+     * null where the runtime ends the answer itself.
+     */
+    fun run(calls: List<Call>, tokens: List<Int>): Int?
 }
 
 /** What was said, and what of it the model's cache holds. Throws IllegalArgumentException where the model takes no [system]. */
@@ -61,7 +64,7 @@ internal class Conversation(private val rules: Rules, private val chat: ChatForm
         val answer = StringBuilder()
         try {
             var made = 1
-            while (true) {
+            while (token != null) {
                 val end = rules.end(token, made, prompt.size, limit)
                 if (end == End.STOP) break
                 val piece = decode(token)
@@ -83,7 +86,7 @@ internal class Conversation(private val rules: Rules, private val chat: ChatForm
         throw MessageTooLongException(prompt.size - taken, taken, rules.context)
     }
 
-    private fun run(engine: Engine, tokens: List<Int>): Int {
+    private fun run(engine: Engine, tokens: List<Int>): Int? {
         val calls = rules.calls(seen, tokens)
         seen = emptyList() // so it stays where the engine fails half-way
         return engine.run(calls, tokens).also { seen = tokens }

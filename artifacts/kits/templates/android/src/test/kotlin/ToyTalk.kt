@@ -52,7 +52,7 @@ internal class ToyTalk(private val conversation: Conversation) : Engine {
         }
     }
 
-    override fun run(calls: List<Call>, tokens: List<Int>): Int {
+    override fun run(calls: List<Call>, tokens: List<Int>): Int? {
         for (call in calls) {
             assertTrue(call.start == 0 || call.start == cache.size)
             cache = cache.take(call.start) + tokens.subList(call.start, call.start + call.count)
