@@ -46,6 +46,28 @@ final class ChatTests: XCTestCase {
         }
     }
 
+    func testTurnsDoNotMeet() async {
+        let log = Log()
+        let turns = Turns()
+        let tasks = (0 ..< 20).map { number in
+            turns.add {
+                await log.write(number)
+                for _ in 0 ..< 20 - number { await Task.yield() }
+                await log.write(number)
+            }
+        }
+        tasks[7].cancel()
+        for task in tasks { await task.value }
+        let written = await log.numbers
+        XCTAssertEqual(written, (0 ..< 20).flatMap { [$0, $0] })
+    }
+
+    private actor Log {
+        private(set) var numbers: [Int] = []
+
+        func write(_ number: Int) { numbers.append(number) }
+    }
+
     /// All begin at once, in this order; so do what reads them.
     private func take(_ chat: Chat, _ group: [Step]) async -> [Outcome] {
         let answers = group.map { step in

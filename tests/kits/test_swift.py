@@ -78,7 +78,7 @@ def lay_out(kits: dict[str, Path], bundle: Path, runtime: str, whole: Path) -> P
     return kit
 
 
-@pytest.mark.parametrize(("runtime", "count"), [("coreml", 8), ("genai", 6)])
+@pytest.mark.parametrize(("runtime", "count"), [("coreml", 9), ("genai", 7)])
 def test_a_kit_compiles_and_talks(
     kits: dict[str, Path], bundle: Path, swift: Run, runtime: str, count: int, tmp_path: Path
 ) -> None:
