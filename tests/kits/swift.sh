@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make a Debian root with a Swift compiler in build/trixie, for tests/kits/test_swift.py: ten minutes, 3 GB, as root.
+# Make a Debian root with a Swift compiler in build/trixie, for tests/kits/test_swift.py: some minutes, 3 GB, as root.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)/build/trixie
 command -v debootstrap > /dev/null || apt-get install -y -qq --no-install-recommends debootstrap
