@@ -123,7 +123,9 @@ def parser() -> argparse.ArgumentParser:
 
     chat = command("chat", _chat, "talk to a bundle")
     chat.add_argument("bundle", type=Path)
-    chat.add_argument("--prompt", help="one message, one reply (default: a conversation; leave it with Ctrl-D)")
+    chat.add_argument(
+        "--prompt", help="one message, one reply (default: a conversation; Ctrl-C stops an answer, Ctrl-D leaves)"
+    )
     chat.add_argument("--system", help="the system message")
     chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
@@ -362,6 +364,7 @@ def _eval(a: argparse.Namespace) -> int:
 
 
 def _chat(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.kits.conversation import MessageTooLong
     from pocketphi.compiler.chat import Chat
 
     if a.json and a.prompt is None:
@@ -377,9 +380,15 @@ def _chat(a: argparse.Namespace) -> int:
         except EOFError:
             _write("\n")
             return 0
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
             reply = chat.say(line, a.temperature, show=_write)
             _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n")
+        except MessageTooLong as error:
+            print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
+        except KeyboardInterrupt:  # ends this answer; the conversation goes on
+            _write("\n  [stopped]\n")
 
 
 def _bench(a: argparse.Namespace) -> int:

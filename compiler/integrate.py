@@ -1,4 +1,4 @@
-"""Write code that runs a bundle in an app: a Swift package, a pod, or a Gradle module."""
+"""Write code that runs a bundle in an app: a Swift package or a Gradle module."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from pocketphi.artifacts.bundle import MANIFEST, seal
 from pocketphi.artifacts.kits.chat_format import PROBES, Render
+from pocketphi.artifacts.kits.conversation_vectors import conversation_vectors
 from pocketphi.artifacts.kits.damage import Files, forgery, random_damage
 from pocketphi.artifacts.kits.reference import ChatFormat, Rules, Sampler, stream
 from pocketphi.artifacts.manifest import FORMAT
@@ -35,6 +36,7 @@ def make_vectors(chat: ChatFormat, render: Render) -> dict[str, Any]:
         ],
         "calls": _calls(),
         "answers": _answers(),
+        "conversations": conversation_vectors(),
         "sampling": _sampling(),
         "stream": [_stream(*case) for case in _STREAM.values()],
         "integrity": _integrity(),

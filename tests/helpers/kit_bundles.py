@@ -21,7 +21,15 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 STUBS = Path(__file__).parent.parent / "kits" / "stubs"
 JARS = Path("/usr/share/java")
-NEEDED = ["junit4.jar", "hamcrest.jar", "com.android.json.jar", "kotlin-stdlib.jar", "kotlin-stdlib-jdk7.jar"]
+NEEDED = [
+    "junit4.jar",
+    "hamcrest.jar",
+    "com.android.json.jar",
+    "kotlin-stdlib.jar",
+    "kotlin-stdlib-jdk7.jar",
+    "kotlinx-coroutines-core.jar",
+    "atomicfu.jar",
+]
 
 
 @functools.cache
