@@ -17,7 +17,7 @@ from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan
-from pocketphi.compiler.source_check import require, rewrites_check
+from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
 from pocketphi.compiler.text_check import check_text
@@ -67,6 +67,9 @@ def compile_model(
         reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
         # before the work: what will be refused, is refused now
         needed = check_plan(quantized, reports, targets, options)
+        verifies = wants_verification(options.verify, needed, ui)
+        read = reading_checks(source) if verifies else []
+        require(read)
 
     with new_folder(options.out, needed, replace=options.force) as folder:
         if quantizer.weighted:
@@ -80,8 +83,10 @@ def compile_model(
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, targets, packaged)
         manifest = replace(manifest, text=text.recorded)
-        if wants_verification(options.verify, needed, ui):
-            manifest = replace(manifest, verification=verify_made(folder, manifest, options.verify, ui))
+        if verifies:
+            made = verify_made(folder, manifest, options.verify, ui)
+            checks = (*(check.recorded() for check in read), *made.checks)
+            manifest = replace(manifest, verification=replace(made, checks=checks))
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
         before_it_is_there()
         check_replaceable(options.out, options.force)  # another may have made it meanwhile

@@ -71,7 +71,9 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
                 f"{where}: {name}, which pocketphi does not know how to mend: {show(question, 200)} gives {show(got, 200)}, in "
                 f"transformers {show(want, 200)}; simplify the tokenizer or the chat template"
             )
-    recorded = TextRecord(digest(sorted(probes.vocabulary.items())), **expected.digests())
+    made = expected.digests()
+    vocabulary = digest(sorted(probes.vocabulary.items()))
+    recorded = TextRecord(vocabulary, made["ids"], made["chats"], made["decoded"])
     notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
     if "ort-mobile" in targets and text_genai.installed():
         differs = tuple(text_genai.differences_of_files(normal, loaded, probes.texts))

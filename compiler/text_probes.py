@@ -110,8 +110,8 @@ class Answers:
     chats: list[Any]
     decoded: list[Any]
 
-    def digests(self) -> dict[str, list[str]]:
-        return {kind: [digest(one) for one in answers] for kind, answers in vars(self).items()}
+    def digests(self) -> dict[str, tuple[str, ...]]:
+        return {kind: tuple(digest(one) for one in answers) for kind, answers in vars(self).items()}
 
 
 def digest(answer: object) -> str:

@@ -21,10 +21,11 @@ from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
-from pocketphi.compiler.source_check import require, rewrites_check
+from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
+from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.forms import form_of
@@ -102,6 +103,8 @@ def verify_folder(
     if programs:
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
+    if reference:
+        result.checks += reading_checks(open_checkpoint(reference))
     if reference and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
