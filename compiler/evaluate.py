@@ -9,8 +9,8 @@ from pathlib import Path
 from pocketphi.artifacts.bundle import MANIFEST, Bundle
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.measure import Distance, Likelihood
-from pocketphi.compiler.pipeline import fusions, run_passes
 from pocketphi.compiler.text import tokens_of, windows
+from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
@@ -51,7 +51,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
 
-    text: Python's language reference if None.
+    text: documentation of Python's library if None.
     """
     runner, files, config = open_runner(model, window, target)
     rows = windows(tokens_of(text, held_out_text(), files, config, tokens), window)
@@ -88,10 +88,9 @@ def open_runner(model: str, window: int, target: str | None = None) -> tuple[Run
         raise InputError(f"--target {target}: {model} is a model, not a bundle")
     source = open_checkpoint(model)
     _check_window(window, source.config.max_position, model)
-    program = trace(source)
-    run_passes(program, fusions(None))
+    program = trace(source)  # as transformers runs it: a wrong rewrite must not be in both sides of a comparison
     keep = 4 * source.config.parameters < _KEEP_BELOW
-    return ProgramRunner(program, keep), source.tokenizer_files(), source.config
+    return ProgramRunner(program, keep), check_text(source).files, source.config
 
 
 def _check_window(window: int, positions: int, model: str) -> None:
@@ -100,7 +99,10 @@ def _check_window(window: int, positions: int, model: str) -> None:
 
 
 def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, tokens: int = 2048) -> dict[str, float]:
-    """KL and agreement of a quantized program with the float reference, on a text that it was not calibrated on."""
+    """KL and agreement of a program with the float reference, on a text that it was not calibrated on.
+
+    program: the traced graph with the saved weights
+    """
     window = min(512, program.config.max_position)
     float_runner, files, config = open_runner(reference, window)
     if config.tensors() != program.config.tensors():

@@ -1,4 +1,4 @@
-"""Lowering error: the saved files, run by their own runtime, against the quantized program in torch, token for token."""
+"""Lowering error: the saved files, run by their own runtime, against the traced graph in torch, token for token."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _BEFORE, _AFTER = 3, 9
 class Numerics:
     """The numeric checks of one target.
 
+    program: the traced graph with the saved weights
     prompt: int64 [1, S], a text; limit: tokens that the files hold; keep: hold the program's weights in memory
     taken:  called with the tokens that a runner of the files took; `tokens` in all
     """

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, CompilerBug
 from pocketphi.graph.forms import form_of
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, Recipe
+from pocketphi.graph.recipe import Constant, Dequantized, Recipe
 from pocketphi.graph.trace import trace
 from pocketphi.passes.quantizers import RoundToNearest
 
@@ -30,7 +31,22 @@ class _ShapesOnly(Checkpoint):
         raise CompilerBug(f"{name}: a bundle does not hold the original weights")
 
 
-def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe], all_logits: bool = True) -> Program:
+@dataclass(frozen=True)
+class Rebuilt:
+    """A bundle's program, and the statements that it is checked against.
+
+    traced:    transformers' own graph with the saved weights as the float32 values that they stand for: no rewrite of ours,
+               no `edge::` operator
+    fused:     the same after the float rewrites
+    quantized: the program that was lowered, with the saved weights
+    """
+
+    traced: Program
+    fused: Program
+    quantized: Program
+
+
+def rebuild(folder: Path, recipe: RecipeRecord, saved: Mapping[str, Recipe], all_logits: bool = True) -> Rebuilt:
     """Trace and rewrite as the compile did, with the saved weights.
 
     all_logits: keep the logits of every position, whatever the compile did.
@@ -38,16 +54,27 @@ def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]
     The rotary tables are computed anew, so that a wrong saved one is seen. Raises CheckFailed where the saved weights are
     not those that the program reads.
     """
-    program = trace(_ShapesOnly(read_config(folder)))
-    quantizer = RoundToNearest(recipe["block"], recipe["symmetric"])
+    traced = trace(_ShapesOnly(read_config(folder)))
+    fused = traced.copy()
+    run_passes(fused, fusions(recipe.context))
+    program = fused.copy()
+    quantizer = RoundToNearest(recipe.block, recipe.symmetric)
     int4 = {name: weight for name, weight in saved.items() if form_of(weight.parts)}
-    run_passes(program, [*fusions(recipe["context"]), *quantization(quantizer, int4, all_logits)])
+    run_passes(program, quantization(quantizer, int4, all_logits))
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
         raise CheckFailed(f"the saved weights are not those of the program: {odd[0]} is on one side only")
     for name, expected in program.weights.items():
         if not isinstance(expected, Constant) and dict(expected.parts) != dict(saved[name].parts):
             raise CheckFailed(f"{name} is saved as {dict(saved[name].parts)}, the program reads {dict(expected.parts)}")
-    constants = {name: weight for name, weight in program.weights.items() if isinstance(weight, Constant)}
-    program.weights = {name: constants.get(name, saved[name]) for name in program.weights}
-    return program
+    floats = {name: Dequantized(weight) if form_of(weight.parts) else weight for name, weight in saved.items()}
+    for one in (traced, fused):
+        one.weights = _with_saved(one, floats)
+    program.weights = _with_saved(program, saved)
+    return Rebuilt(traced, fused, program)
+
+
+def _with_saved(program: Program, saved: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """A program's weights: its own constants, and what was saved of the checkpoint."""
+    own = program.weights.items()
+    return {name: recipe if isinstance(recipe, Constant) else saved[name] for name, recipe in own}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.writing import new_file
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
 from pocketphi.targets.coreml.ranges import tight
@@ -183,10 +184,12 @@ def write(path: Path, outputs: dict[str, torch.Tensor]) -> None:
     arrays: dict[str, Any] = {name: value.numpy() for name, value in outputs.items()}
     try:
         if path.suffix == ".npz":
-            np.savez(path, **arrays)
+            with new_file(path) as file:
+                np.savez(file, **arrays)
             return
         path.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
-            np.save(path / f"{name}.npy", array)
+            with new_file(path / f"{name}.npy") as file:
+                np.save(file, array)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written: {error.strerror}") from None

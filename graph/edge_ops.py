@@ -170,7 +170,7 @@ def _append(cache: Tensor, new: Tensor, position_ids: Tensor) -> Tensor:
     grown = torch.cat((cache, torch.zeros_like(new)), dim=2)
     at = position_ids[:, :1] + torch.arange(new.shape[2])
     index = at[:, None, :, None].expand_as(new)
-    return grown.scatter(2, index, new)
+    return grown.scatter_(2, index, new)
 
 
 def _repeat(x: Tensor, groups: int) -> Tensor:

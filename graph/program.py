@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -18,6 +18,12 @@ from pocketphi.graph.recipe import Recipe, materialize
 
 Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
 """Called before a node runs, with its evaluated arguments; returns its value, or None to let the node's operator give it."""
+
+
+class Reader(Protocol):
+    """Gives the evaluator its weights, by the target of the node that reads one."""
+
+    def get(self, target: str) -> Any: ...
 
 
 class Weights:
@@ -157,45 +163,67 @@ class Program:
 def evaluate(
     wanted: Iterable[fx.Node],
     inputs: Mapping[str, torch.Tensor],
-    weights: Weights,
+    weights: Reader,
     observe: Observer | None = None,
 ) -> dict[fx.Node, Any]:
-    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`.
+    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`."""
+    run = stepwise(wanted, inputs, weights)
+    with torch.no_grad():
+        try:
+            step = next(run)
+            while True:
+                value = observe(*step) if observe else None
+                del step  # its arguments go with their last use
+                step = run.send(value)
+        except StopIteration as end:
+            return end.value
+
+
+def stepwise(
+    wanted: Iterable[fx.Node],
+    inputs: Mapping[str, torch.Tensor],
+    weights: Reader,
+    given: Mapping[fx.Node, Any] | None = None,
+) -> Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[fx.Node, Any]]:
+    """The same as a generator, so that several graphs can be run side by side.
+
+    Before a node runs it is yielded with its evaluated arguments. What is sent is its value, or None to let it be computed.
+
+    given: values that need not be computed, nor anything that only they need
 
     A value is dropped after its last use, and a weight is not asked for before its first.
     """
     wanted = list(wanted)
-    order = _ancestors(wanted)
+    values: dict[fx.Node, Any] = dict(given or {})
+    order = _ancestors(wanted, values)
     uses = Counter(arg for node in order for arg in node.all_input_nodes)
-    uses.update(wanted)
-    values: dict[fx.Node, Any] = {}
+    uses.update([*wanted, *values])
 
     def value_of(node: fx.Node) -> Any:
         if node.op == "get_attr" and node not in values:
             values[node] = weights.get(str(node.target))
         return values[node]
 
-    with torch.no_grad():
-        for node in order:
-            if node.op == "placeholder":
-                values[node] = inputs[str(node.target)]
-            elif node.op != "get_attr":
-                args = fx.map_arg(node.args, value_of)
-                value = observe(node, args) if observe else None
-                if value is None:
-                    value = node.target(*args, **fx.map_arg(node.kwargs, value_of))  # type: ignore[operator]
-                values[node] = value
-                del args, value
-            for arg in node.all_input_nodes:
-                uses[arg] -= 1
-                if not uses[arg]:
-                    del values[arg]
+    for node in order:
+        if node.op == "placeholder":
+            values[node] = inputs[str(node.target)]
+        elif node.op != "get_attr":
+            args = fx.map_arg(node.args, value_of)
+            value = yield node, args
+            if value is None:
+                value = node.target(*args, **fx.map_arg(node.kwargs, value_of))  # type: ignore[operator]
+            values[node] = value
+            del args, value
+        for arg in node.all_input_nodes:
+            uses[arg] -= 1
+            if not uses[arg]:
+                del values[arg]
     return {node: value_of(node) for node in wanted}
 
 
 def free_inputs(node: fx.Node) -> set[str]:
     """The names of the program inputs that a value depends on."""
-    return {str(n.target) for n in _ancestors([node]) if n.op == "placeholder"}
+    return {str(n.target) for n in _ancestors([node], ()) if n.op == "placeholder"}
 
 
 def op_name(node: fx.Node) -> str:
@@ -225,12 +253,13 @@ def _expr(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
-def _ancestors(wanted: list[fx.Node]) -> list[fx.Node]:
+def _ancestors(wanted: list[fx.Node], known: Container[fx.Node]) -> list[fx.Node]:
+    """What has to run for `wanted`, in graph order; nothing behind a node that is known."""
     needed: set[fx.Node] = set()
     stack = list(wanted)
     while stack:
         node = stack.pop()
-        if node not in needed:
+        if node not in needed and node not in known:
             needed.add(node)
             stack.extend(node.all_input_nodes)
     return [node for node in wanted[0].graph.nodes if node in needed] if wanted else []

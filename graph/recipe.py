@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from pocketphi.graph.checkpoint import ROWS_TOGETHER, Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import Quantized
+from pocketphi.graph.forms import Quantized, from_parts, shape_of_parts
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.palette import ENTRIES
 
@@ -86,6 +86,34 @@ class FloatWeight:
 
     def describe(self) -> str:
         return f"{self.tensor} [{self.checkpoint.tensors[self.tensor].dtype}] → float32"
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """A quantized weight [N, K] as the float32 values that it stands for."""
+
+    weight: Recipe = field(repr=False)
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return {"": PartSpec(shape_of_parts(self.weight.parts), torch.float32)}
+
+    @property
+    def _group(self) -> int:
+        """Rows of the matrix in a row of its parts: more than one for a palette."""
+        return self.parts[""].shape[0] // next(iter(self.weight.parts.values())).shape[0]
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return ((start * self._group, stop * self._group) for start, stop in self.weight.chunks())
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        group = self._group
+        first = start // group
+        rows = from_parts(self.weight.read(first, -(-stop // group))).dequantize()
+        return {"": rows[start - first * group : stop - first * group]}
+
+    def describe(self) -> str:
+        return f"{self.weight.describe()} → float32"
 
 
 @dataclass(frozen=True)

@@ -189,11 +189,15 @@ def _rotary_tables(program: Program, cos: fx.Node, sin: fx.Node, positions: int)
     full = table(positions)
     long_rope = program.config.long_rope
     original = long_rope.original_max_position if long_rope else 0
-    if original and positions > original:
-        cos_rows, sin_rows = (torch.cat(pair) for pair in zip(table(original), full))
+    switched = 0 < original < positions
+    short = table(original) if switched else full
+    # a table of fewer positions has to be the beginning of a longer one, on either side of the switch
+    for length, rows in ((2, short), (len(short[0]) // 2, short), *([(original + 1, full)] if switched else [])):
+        if any(not torch.equal(a, b[: len(a)]) for a, b in zip(table(min(length, positions)), rows)):
+            raise Refused("the rotary embedding of a position depends on the other positions")
+    if switched:
+        cos_rows, sin_rows = (torch.cat(pair) for pair in zip(short, full))
         return _Tables(cos_rows, sin_rows, original)
-    if not torch.equal(table(1)[0], full[0][:1]):
-        raise Refused("the rotary embedding of a position depends on the other positions")
     return _Tables(full[0], full[1], 0)
 
 

@@ -78,7 +78,7 @@ class CoreMLHost(Host):
         """All but the last tokens as a prompt, those one by one."""
         runner = CoreMLRunner(interpreter, prompt.shape[1], recorder=recorder)
         steps = min(4, prompt.shape[1] - 1)
-        runner.step(prompt[:, :-steps])
+        runner.step(prompt[:, : prompt.shape[1] - steps])
         for i in range(prompt.shape[1] - steps, prompt.shape[1]):
             runner.step(prompt[:, i : i + 1])
 

@@ -8,24 +8,30 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.evaluate import evaluate_model
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.compiler.verify import Check, Verification, verify_folder
 from pocketphi.graph import random_weights
 from pocketphi.graph.config import LongRope
+from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import PUBLISHED
+from pocketphi.passes.base import PassReport
+from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> Manifest:
     return Bundle.open(folder, check=False).manifest
 
 
@@ -160,10 +166,11 @@ def test_a_broken_lowering_is_caught(
 
 def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_long: None) -> None:
     bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
-    checks = {check["name"]: check for check in bundle.manifest["verification"]["checks"]}
-    assert checks["KL LongRoPE at 140 tokens"]["ok"]
-    assert checks["KL LongRoPE at 141 tokens"]["ok"]
-    assert bundle.manifest["verification"]["ok"]
+    checks = {check.name: check for check in bundle.manifest.checks}
+    assert checks["KL LongRoPE at 140 tokens"].ok
+    assert checks["KL LongRoPE at 141 tokens"].ok
+    assert bundle.manifest.verification
+    assert bundle.manifest.verification.ok
 
 
 def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_long: None) -> None:
@@ -176,19 +183,57 @@ def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_lon
     assert "KL LongRoPE at 141 tokens" in failed(verify_folder(bundle.path, bundle.manifest, Ui()))
 
 
+@pytest.mark.parametrize("target", ["ort-mobile", "coreml"])
+@pytest.mark.parametrize("context", [2, 3])
+def test_the_shortest_contexts_are_verified(tmp_path: Path, target: str, context: int) -> None:
+    options = CompileOptions(
+        "random:tiny", tmp_path / "b", targets=(target,), recipe="rtn", verify="always", context=context
+    )
+    assert compile_model(options).manifest.verified
+
+
+def lose_a_residual(program: Program) -> None:
+    """A rewrite that gives one layer's norm the same operand twice."""
+    node = [n for n in program.graph.nodes if n.target is torch.ops.edge.add_rms_norm.default][2]
+    node.args = (node.args[1], *node.args[1:])
+
+
+def test_a_wrong_rewrite_is_refused_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = FuseResidualNorm.rewrite
+
+    def wrong(self: FuseResidualNorm, program: Program, report: PassReport) -> None:
+        right(self, program, report)
+        lose_a_residual(program)
+
+    monkeypatch.setattr(FuseResidualNorm, "rewrite", wrong)
+    options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn")
+    with pytest.raises(CheckFailed, match=r"rewrites that change a bit: .*the input of model\.layers\..* differs in "):
+        compile_model(options)
+    assert not list(tmp_path.iterdir())
+
+    bundle = compile_model(replace(options, verify="never"))
+    result = verify_folder(bundle.path, bundle.manifest, Ui(), reference="random:tiny")
+    assert {"rewrites that change a bit", "KL prefill, exact", "KL decode, exact"} <= set(failed(result))
+    # what the rewrites do to a graph is on neither side of this comparison
+    apart = evaluate_model(str(bundle.path), None, 512, 128, "random:tiny", Ui())
+    assert apart.kl is not None
+    assert apart.kl > 0.1
+
+
 def test_a_check_with_nan_fails() -> None:
     assert not Check("KL", float("nan"), 1.0).ok
 
 
 def test_recorded_numbers_are_json(tiny_bundle: Path) -> None:
     recorded = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui()).recorded()
-    assert json.loads(json.dumps(recorded))["ok"] is True
+    assert json.loads(json.dumps(recorded.as_json()))["ok"] is True
 
 
 @pytest.mark.parametrize("context", [100, 40])
 def test_a_shorter_context_is_verified_within_it(tmp_path: Path, context: int) -> None:
     options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn", verify="always", context=context)
     manifest = compile_model(options).manifest
-    assert manifest["verification"]["ok"]
-    names = " ".join(check["name"] for check in manifest["verification"]["checks"])
+    assert manifest.verification
+    assert manifest.verification.ok
+    names = " ".join(check.name for check in manifest.checks)
     assert ("past the window" in names) == (context == 100)

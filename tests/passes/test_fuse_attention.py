@@ -182,6 +182,15 @@ def tables_of_all_positions(program: Program) -> None:
     cos.args = (insert(program, aten.add.Tensor, cos.args[0], total, at=cos),)
 
 
+def tables_of_a_long_prompt(program: Program) -> None:
+    """As dynamic scaling does it: positions are closer to each other once there are more than 100."""
+    cos = first(program, "cos")
+    angles = cos.args[0]
+    last = insert(program, aten.amax.default, insert(program, aten.abs.default, angles, at=cos), [1, 2], True, at=cos)
+    scale = insert(program, aten.add.Tensor, insert(program, aten.gt.Scalar, last, 100.0, at=cos), 1.0, at=cos)
+    cos.args = (insert(program, aten.mul.Tensor, angles, scale, at=cos),)
+
+
 def quarter_turns(program: Program) -> None:
     """Pairs 4 apart instead of 8."""
     for upper, lower in zip(nodes(program, "slice")[4::2], nodes(program, "slice")[3::2]):
@@ -240,6 +249,7 @@ NEAR: list[tuple[Callable[[Program], None], str]] = [
     (tables_of_tokens, "the rotary embedding depends on ['input_ids'], not on position_ids alone"),
     (uneven_tables, "the two halves of the rotary table differ"),
     (tables_of_all_positions, "the rotary embedding of a position depends on the other positions"),
+    (tables_of_a_long_prompt, "the rotary embedding of a position depends on the other positions"),
     (quarter_turns, "rotary pairs are 4 apart, the tables have 8 columns"),
     (subtracts, OPERATORS),
     (factor, OPERATORS),

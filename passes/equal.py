@@ -1,0 +1,345 @@
+"""Does a rewritten graph still compute the same bits? Asked of the user's own weights, without running the whole model twice.
+
+The graphs of a model before and after its rewrites have the same linear layers and embedding, and differ in what lies between.
+So both are run side by side and stop where a weight is about to be read. There the inputs of both must be equal to the bit;
+then the product is computed once, and given to both. A weight is read a chunk at a time for all cases at once.
+
+In a model that is small every product is computed. In a large one that holds for the first layer, the last and one between;
+the others' products are replaced by a function of their inputs that costs nothing (`_stand_in`). All norms, rotary embeddings,
+masks, softmaxes, gates and residual adds are run in every layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from pocketphi.graph.config import EMBEDDING, ModelConfig, layer_of
+from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.program import Program, Weights, stepwise
+from pocketphi.graph.recipe import Recipe
+
+aten = torch.ops.aten
+
+_READERS: dict[Any, int] = {aten.linear.default: 1, aten.embedding.default: 0}
+"""Operators that read a matrix of the checkpoint, and which of their arguments it is."""
+
+_ALL_BELOW = 1 << 28
+"""Parameters up to which every product is computed."""
+
+_CACHE_LIMIT = 1 << 28
+"""Bytes of keys and values, of one layer, up to which a case is run: beyond, it is left out and named."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`length` new tokens of `batch` rows after `past` earlier ones."""
+
+    length: int
+    past: int = 0
+    batch: int = 1
+
+    @property
+    def end(self) -> int:
+        """The last position, from 1."""
+        return self.past + self.length
+
+
+@dataclass
+class Equality:
+    """What was found. differs: where the graphs part, empty if nowhere; places: inputs and outputs that were compared;
+    products: weights whose product was computed; left_out: cases that were too large to run."""
+
+    differs: str = ""
+    places: int = 0
+    products: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+
+def compare_graphs(before: Program, after: Program, weights: Mapping[str, Recipe], context: int) -> Equality:
+    """Run two float programs of one model and compare them bit for bit.
+
+    weights: those that linear layers, embedding and norms read, as float32, by name; context: positions that the second
+    program covers.
+
+    The whole depth is run on a prompt, a batch with a cache and a decode. The attention of the chosen layers is run across the
+    window's edge and on both sides of LongRoPE's switch as well.
+    """
+    found = Equality()
+    sides = _Side(before, weights), _Side(after, weights)
+    config, small = before.config, before.config.parameters <= _ALL_BELOW
+    chosen = _chosen_layers(config, *sides)
+    with torch.no_grad():
+        for case in _long_cases(config, context):
+            if config.kv_cache_bytes(case.past) // config.layers > _CACHE_LIMIT:
+                found.left_out.append(f"{case.past} tokens in the cache")
+                continue
+            for layer in chosen:
+                if not found.differs:
+                    _compare_layer(sides, layer, case, weights, found)
+        if found.differs:
+            return found
+        cases = [case for case in (Case(9), Case(3, 7, 2), Case(1, 2)) if case.end <= context] or [Case(1)]
+        # the keys and values that go out of a large model take more memory than all else: those of the shortest case tell
+        runs = [[side.run(case, side.outputs(small or case is cases[-1])) for side in sides] for case in cases]
+        products = _Products(weights, chosen, small)
+        _side_by_side(runs, products, found)
+        found.products = len(products.computed)
+    return found
+
+
+def _chosen_layers(config: ModelConfig, *sides: _Side) -> list[int]:
+    """The first, the last, one between, and one of each kind where layers are not all the same graph."""
+    last = config.layers - 1
+    kinds: dict[Any, int] = {}
+    for layer, kind in enumerate(zip(*(side.layer_kinds() for side in sides))):
+        kinds.setdefault(kind, layer)
+    return sorted({0, last // 2, last, *kinds.values()})
+
+
+def _long_cases(config: ModelConfig, context: int) -> Iterator[Case]:
+    """Across the window's edge, and the last and first total lengths with short and long rotary factors."""
+    window = config.sliding_window
+    switch = config.long_rope.original_max_position if config.long_rope else None
+    cases = [Case(4, max(window - 2, 0)), Case(2, window)] if window else []
+    cases += [Case(2, max(switch - 2, 0)), Case(2, switch - 1), Case(3, switch)] if switch else []
+    return (case for case in cases if case.end <= context)
+
+
+Run = Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[str, torch.Tensor]]
+
+
+class _Side:
+    """One of the two programs. readers: its linear layers and embeddings, with the names of their weights."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Recipe]) -> None:
+        self._program = program
+        self.readers = {node: name for node in program.graph.nodes if (name := _weight_of(node)) is not None}
+        matrices = set(self.readers.values())
+        rest = {name: weights.get(name, own) for name, own in program.weights.items() if name not in matrices}
+        self._weights = _Named(matrices, Weights(rest, keep=True))
+
+    def outputs(self, caches: bool) -> dict[str, fx.Node]:
+        """The logits, and perhaps the keys and values, by name."""
+        outputs = self._program.outputs
+        return outputs if caches else {"logits": outputs["logits"]}
+
+    def inputs_of(self, layer: int) -> dict[str, fx.Node]:
+        """What the linear layers of a decoder layer read."""
+        readers = self.readers.items()
+        return {f"the input of {name}": node.args[0] for node, name in readers if layer_of(name) == layer}
+
+    def layer_kinds(self) -> list[tuple[str, ...]]:
+        """For each layer, its operators with their constants: from its first linear layer to that of the next."""
+        kinds: dict[int, list[str]] = {}
+        layer = None
+        for node in self._program.graph.nodes:
+            if node in self.readers:
+                layer = layer_of(self.readers[node])
+            if layer is not None and node.op == "call_function":
+                constants = fx.map_arg((node.args, node.kwargs), _constant)
+                kinds.setdefault(layer, []).append(f"{node.target} {constants}")
+        return [tuple(kind) for kind in kinds.values()]
+
+    def run(self, case: Case, wanted: Mapping[str, fx.Node], given: Mapping[fx.Node, Any] | None = None) -> Run:
+        """Yields at every reader, with the name of its weight in place of the weight; gives `wanted`. given: see `stepwise`."""
+        inputs = {**_inputs(self._program.config, case), **_caches(self._program, case)}
+        run = stepwise(dict.fromkeys(wanted.values()), inputs, self._weights, given)
+        value = None
+        while True:
+            try:
+                node, args = run.send(value)
+            except StopIteration as end:
+                return {name: end.value[node] for name, node in wanted.items()}
+            value = (yield node, args) if node in self.readers else None
+
+
+@dataclass
+class _Named:
+    """Weights for a run: matrices by their names, since their products are computed elsewhere; others as they are."""
+
+    matrices: set[str]
+    rest: Weights
+
+    def get(self, target: str) -> Any:
+        return target if target in self.matrices else self.rest.get(target)
+
+
+def _weight_of(node: fx.Node) -> str | None:
+    """The name of the weight that a linear layer or an embedding reads; None for another node."""
+    if node.target not in _READERS:
+        return None
+    weight = node.args[_READERS[node.target]]
+    return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def _constant(node: fx.Node) -> str:
+    """What a kind of layer knows of another node: the name of a table that all layers read, and nothing else."""
+    return str(node.target) if node.op == "get_attr" and layer_of(str(node.target)) is None else ""
+
+
+def _side_by_side(pairs: Sequence[Sequence[Run]], products: _Products, found: Equality) -> None:
+    """Take all runs from one weight to the next, as long as they agree."""
+    values: list[Any] = [None] * len(pairs)
+    while True:
+        steps = [[_next(run, value) for run in pair] for pair, value in zip(pairs, values)]
+        for left, right in steps:
+            found.places += 1
+            if left.kind != right.kind:
+                found.differs = f"{right.kind} stands where {left.kind} stood"
+            else:
+                found.differs = _difference(left.tensors, right.tensors)
+            if found.differs:
+                return
+        if steps[0][0].results is not None:
+            return
+        first = steps[0][0]
+        values = products.of(str(first.weight), first.node.target, [left.args for left, _ in steps])
+
+
+@dataclass
+class _Step:
+    """Where a run has come to: a node that reads a weight, with its evaluated arguments, or its results."""
+
+    node: Any = None
+    args: tuple[Any, ...] = ()
+    results: dict[str, torch.Tensor] | None = None
+
+    @property
+    def weight(self) -> str | None:
+        return None if self.results is not None else _weight_of(self.node)
+
+    @property
+    def kind(self) -> str:
+        return "the end" if self.results is not None else f"{self.node.target} of {self.weight}"
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        if self.results is not None:
+            return self.results
+        return {f"the input of {self.weight}": arg for arg in self.args if isinstance(arg, torch.Tensor)}
+
+
+def _next(run: Run, value: Any) -> _Step:
+    try:
+        node, args = run.send(value)
+    except StopIteration as end:
+        return _Step(results=end.value)
+    return _Step(node, args)
+
+
+def _difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> str:
+    """Where two sets of named values differ, empty if nowhere. Zeros of either sign are one value, and NaN is another."""
+    if before.keys() != after.keys():
+        return f"{sorted(before.keys() ^ after.keys())[0]} is on one side only"
+    for what, a in before.items():
+        b = after[what]
+        if a.shape != b.shape:
+            return f"{what} has shape {list(b.shape)} instead of {list(a.shape)}"
+        if not torch.equal(a, b):
+            largest = float((a.double() - b.double()).abs().max())
+            return f"{what} differs in {int((a != b).sum())} of {a.numel()} values, by {largest:.2g} at most"
+    return ""
+
+
+def _compare_layer(
+    sides: tuple[_Side, _Side], layer: int, case: Case, weights: Mapping[str, Recipe], found: Equality
+) -> None:
+    """Compare the inputs of one layer's linear layers, given the outputs of all: its attention, its norms and its gate."""
+    values = []
+    for side in sides:
+        given = {node: _sample(name, weights[name], case) for node, name in side.readers.items()}
+        step = _next(side.run(case, side.inputs_of(layer), given), None)
+        if step.results is None:
+            raise CompilerBug(f"{step.node} reads a weight, and its value was given")
+        values.append(step.results)
+    found.places += len(values[0])
+    problem = _difference(*values)
+    found.differs = problem and f"after {case.past} tokens, {problem}"
+
+
+def _sample(name: str, weight: Recipe, case: Case) -> torch.Tensor:
+    """Stands for what a linear layer or the embedding gives: float32 [B, S, N], random, the same for the same name and case."""
+    rows, columns = weight.parts[""].shape
+    return _random_view((case.batch, case.length, columns if name == EMBEDDING else rows), _number(name) % 4093)
+
+
+def _random_view(shape: tuple[int, ...], offset: int) -> torch.Tensor:
+    """Random float32 values that take no memory: all axes but the last step a little along one row of them."""
+    steps = (11, 7, 3)[-len(shape) + 1 :]
+    size = offset + shape[-1] + sum(step * count for step, count in zip(steps, shape))
+    row = torch.randn(size, generator=torch.Generator().manual_seed(offset))
+    return row.as_strided(shape, (*steps, 1), offset)
+
+
+def _inputs(config: ModelConfig, case: Case) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(case.length + case.past)
+    shape = (case.batch, case.length)
+    return {
+        "input_ids": torch.randint(config.vocab_size, shape, generator=generator),
+        "attention_mask": torch.ones(case.batch, case.past + case.length, dtype=torch.int64),
+        "position_ids": torch.arange(case.past, case.past + case.length).expand(case.batch, -1),
+    }
+
+
+def _caches(program: Program, case: Case) -> dict[str, torch.Tensor]:
+    """Keys and values that stand for earlier tokens, the same in every layer: float32 [B, KV, P, D]."""
+    shape = (case.batch, program.config.kv_heads, case.past, program.config.head_dim)
+    caches = {kind: _random_view(shape, offset) for kind, offset in (("key", 1), ("value", 2))}
+    names = (str(node.target) for node in program.inputs)
+    return {n: caches[n.rpartition(".")[2]] for n in names if n.startswith("past_key_values.")}
+
+
+class _Products:
+    """What linear layers and embeddings give: computed where `all_` or the layer is chosen, else a stand-in."""
+
+    def __init__(self, weights: Mapping[str, Recipe], chosen: Sequence[int], all_: bool) -> None:
+        self._weights, self._chosen, self._all = weights, chosen, all_
+        self.computed: set[str] = set()
+
+    def of(self, name: str, target: Any, cases: Sequence[tuple[Any, ...]]) -> list[torch.Tensor]:
+        """The values for each case, out of the arguments of its node."""
+        embeds = target is aten.embedding.default
+        inputs = [args[1] if embeds else args[0] for args in cases]
+        flat = torch.cat([x.flatten(0, 1) for x in inputs])
+        layer = layer_of(name)
+        if embeds:
+            out = _embed(flat, self._weights[name])
+        elif self._all or layer in self._chosen:
+            out = _multiply(flat, self._weights[name])
+            self.computed.add(name)
+        else:
+            out = _stand_in(name, flat, self._weights[name].parts[""].shape[0])
+        pieces = out.split([x.shape[0] * x.shape[1] for x in inputs])
+        bias = next((args[2] for args in cases if not embeds and len(args) > 2), None)
+        shaped = [piece.view(*x.shape[:2], -1) for piece, x in zip(pieces, inputs)]
+        return shaped if bias is None else [piece + bias for piece in shaped]
+
+
+def _multiply(x: torch.Tensor, weight: Recipe) -> torch.Tensor:
+    """x · Wᵀ, a chunk of rows of W at a time: float32 [R, K] → [R, N]."""
+    out = x.new_empty(len(x), weight.parts[""].shape[0])
+    for start, stop in weight.chunks():
+        torch.mm(x, weight.read(start, stop)[""].T, out=out[:, start:stop])
+    return out
+
+
+def _embed(ids: torch.Tensor, weight: Recipe) -> torch.Tensor:
+    """Rows of a table: int64 [R] → float32 [R, K]. Only these are read."""
+    return torch.cat([weight.read(i, i + 1)[""] for i in ids.tolist()])
+
+
+def _stand_in(name: str, x: torch.Tensor, size: int) -> torch.Tensor:
+    """A function of x that is another one for every weight: its columns, moved and multiplied by ±1. [R, K] → [R, size]."""
+    number = _number(name)
+    place = torch.arange(size) * (2 * (number % 1009) + 1) + number
+    return x[:, place % x.shape[1]] * (1 - 2 * (place % 3 % 2))
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
