@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -167,19 +168,39 @@ def _each(values: Parameter, n: int) -> list[int]:
 def upsample_nearest_neighbor(
     x: Tensor, scale_factor_height: Parameter = None, scale_factor_width: Parameter = None
 ) -> Tensor:
-    return _nearest(x, [number(scale_factor_height, 1), number(scale_factor_width, 1)])
+    for axis, parameter in ((-2, scale_factor_height), (-1, scale_factor_width)):
+        count, step = _scaled(x.shape[axis], parameter)
+        x = _nearest(x, axis, count, step)
+    return x
 
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: Tensor, target_size_width: Tensor) -> Tensor:
-    targets = integer(target_size_height, 1), integer(target_size_width, 1)
-    return _nearest(x, [target / size for target, size in zip(targets, x.shape[-2:])])
-
-
-def _nearest(x: Tensor, factors: list[float]) -> Tensor:
-    for axis, factor in zip((-2, -1), factors):
-        index = (torch.arange(round(x.shape[axis] * factor)) / factor).floor().long()
-        x = x.index_select(axis, index.clamp(max=x.shape[axis] - 1))
+    for axis, parameter in ((-2, target_size_height), (-1, target_size_width)):
+        count = integer(parameter, 1)
+        x = _nearest(x, axis, count, x.shape[axis] / max(1, count))
     return x
+
+
+def _scaled(size: int, parameter: Parameter) -> tuple[int, float]:
+    """The size that a scale factor leads to, and the step between the points in the input.
+
+    The factor is a float32 in the file; the number meant is the shortest one that rounds to it. coremltools writes a target
+    size as (size + 1e-4) / (input size), so that the product's floor is that size: what was meant then is the plain ratio.
+    """
+    if parameter is None:
+        return size, 1.0
+    factor = float(str(np.float32(parameter.item())))
+    if not 0 < factor < math.inf:
+        raise ValueError(f"a scale factor of {factor}")
+    count = math.floor(size * factor)
+    with_epsilon = size and np.float32(factor) == np.float32((count + 1e-4) / size)
+    return count, size / count if count and (with_epsilon or count == size * factor) else 1 / factor
+
+
+def _nearest(x: Tensor, axis: int, count: int, step: float) -> Tensor:
+    """Points along an axis at floor(i · step), in float32 as torch and TensorFlow compute it."""
+    index = (torch.arange(count, dtype=torch.float32) * torch.tensor(step, dtype=torch.float32)).long()
+    return x.index_select(axis, index.clamp(max=x.shape[axis] - 1))
 
 
 def upsample_bilinear(
@@ -191,14 +212,14 @@ def upsample_bilinear(
 ) -> Tensor:
     aligned = flag(align_corners, True)
     for axis, parameter in ((-2, scale_factor_height), (-1, scale_factor_width)):
-        factor, size = number(parameter, 1), x.shape[axis]
-        place = torch.arange(int(size * factor), dtype=torch.float64)
+        size, (count, _) = x.shape[axis], _scaled(x.shape[axis], parameter)
+        place = torch.arange(count, dtype=torch.float64)
         if aligned:
-            place = place * (size - 1) / max(1, len(place) - 1)
+            place = place * (size - 1) / max(1, count - 1)
         elif flag(half_pixel_centers, True):
-            place = (place + 0.5) / factor - 0.5
+            place = (place + 0.5) * size / max(1, count) - 0.5
         else:
-            place = place / factor
+            place = place * size / max(1, count)
         x = _interpolate(x, axis, place)
     return x
 
@@ -218,12 +239,12 @@ def resize_bilinear(
             if sampling_mode == "ALIGN_CORNERS" and count == 1:
                 place = place + (size - 1) / 2
         elif sampling_mode == "DEFAULT":
-            place = i * (size - size / count) / max(1, count - 1)
+            place = i * (size - size / max(1, count)) / max(1, count - 1)
         elif sampling_mode == "OFFSET_CORNERS":
-            delta = max(1, size - 1) / count
+            delta = max(1, size - 1) / max(1, count)
             place = 0.5 * delta + i * delta
         elif sampling_mode == "UNALIGN_CORNERS":
-            place = (i + 0.5) * size / count - 0.5
+            place = (i + 0.5) * size / max(1, count) - 0.5
         else:
             raise ValueError(f"sampling mode {sampling_mode!r} is not understood")
         x = _interpolate(x, axis, place)
@@ -232,6 +253,8 @@ def resize_bilinear(
 
 def _interpolate(x: Tensor, axis: int, place: Tensor) -> Tensor:
     """Values between neighbours along an axis, at places clamped to it. place: float64 [n]."""
+    if not x.shape[axis]:
+        raise ValueError(f"nothing to resize in {list(x.shape)}")
     place = place.clamp(0, x.shape[axis] - 1)
     low = place.floor().long()
     part = (place - low).to(x.dtype).view(-1, *[1] * (-axis - 1))

@@ -38,16 +38,17 @@ def squeeze(x: Tensor, axes: Parameter = None) -> Tensor:
     chosen = [a for a, size in enumerate(x.shape) if size == 1] if axes is None else axes_of(axes, x.dim())
     if any(x.shape[axis] != 1 for axis in chosen):
         raise ValueError(f"axes {chosen} of {list(x.shape)} cannot be squeezed")
-    return x.squeeze(tuple(chosen))
+    return x.squeeze(tuple(chosen)) if chosen else x
 
 
 def flatten2d(x: Tensor, axis: Parameter = None) -> Tensor:
     split = integer(axis, 1)
-    return x.reshape(x.shape[:split].numel(), -1)
+    return x.reshape(x.shape[:split].numel(), x.shape[split:].numel())
 
 
 def concat(values: Sequence[Tensor], axis: Tensor, interleave: Parameter = None) -> Tensor:
-    """interleave: one element of each value in turn."""
+    """interleave: one element of each value in turn. Scalars join to a vector."""
+    values = [value.reshape(1) if value.dim() == 0 else value for value in values]
     dim = axis_of(axis, values[0].dim(), 0)
     if not flag(interleave):
         return torch.cat(tuple(values), dim)
