@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
 from pocketphi.targets.coreml.ranges import tight
@@ -135,9 +136,11 @@ def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[di
 def input_shape(function: Function, name: str) -> tuple[int, ...]:
     """The declared shape; for sizes that only a call knows those of the package's default."""
     declared = function.inputs[name].shape
-    default = function.defaults.get(name, ())
+    allowed = function.allowed.get(name, Allowed())
+    default = allowed.default
     if len(default) != len(declared):
-        default = (FLEXIBLE,) * len(declared)
+        low = tuple(low for low, _ in allowed.ranges) or (allowed.shapes or ((),))[0]
+        default = ((FLEXIBLE,) * len(declared) + low)[-len(declared) :] if declared else ()
     return tuple(size if size is not None else other for size, other in zip(declared, default))
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
-from pocketphi.targets.coreml.plan import Plan, Step, make_plan, reads, unsupported
+from pocketphi.targets.coreml.plan import CONTROL, Nested, Plan, Step, make_plan, reads, unsupported
 from pocketphi.targets.coreml.ranges import largest
 from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier, int_range
 from pocketphi.targets.coreml.stream import Held, Streamer
@@ -64,6 +64,7 @@ class Interpreter:
         self.take_ranges = ranges
         self._streamer = Streamer(threads or os.cpu_count() or 1, keep_bytes, decoded_bytes(package) <= keep_bytes)
         self._plans: dict[tuple[str, tuple[str, ...]], Plan] = {}
+        self.rounds_left = MOST_ROUNDS
 
     def make_states(self, dtype: torch.dtype | None = None) -> States:
         """All states of the package, zeros of their declared types; dtype: another one for those of fp16, such as float32."""
@@ -103,14 +104,18 @@ class Interpreter:
                 plan = make_plan(function, self.mode == "fp16", keep)
             except Exception as error:  # as in `execute`
                 raise InputError(f"{self.package.path}: function {function.name}: {error}") from error
-            for step in plan.steps:
-                raw = step.op.kind in MOVES
-                step.fixed = {p: self._constant(v, raw) for p, v in step.fixed.items()}
-            plan.constants = {
-                n: Held(v, self._streamer) if isinstance(v, Weight) else v for n, v in plan.constants.items()
-            }
+            self._prepare(plan)
             self._plans[key] = plan
         return self._plans[key]
+
+    def _prepare(self, plan: Plan | Nested) -> None:
+        """Put the constants of a plan and of the blocks in it into the form that kernels take."""
+        for step in plan.steps:
+            raw = step.op.kind in MOVES
+            step.fixed = {p: self._constant(v, raw) for p, v in step.fixed.items()}
+            for block in step.blocks:
+                self._prepare(block)
+        plan.constants = {n: Held(v, self._streamer) if isinstance(v, Weight) else v for n, v in plan.constants.items()}
 
     def _constant(self, value: Any, raw: bool) -> Any:
         """A constant as its kernel wants it; one that is small is decoded now, a large one at each call or from the store."""
@@ -129,8 +134,12 @@ class Interpreter:
                 values[op.outputs[0][0]] = states[str(step.names["input"])]
             elif op.kind == "write_state":
                 self._write(step, values, states)
+            elif op.kind in CONTROL:
+                self._control(step, values, function)
             else:
                 self._compute(step, values, function)
+        except InputError:  # of an operation in a block of this one
+            raise
         except Exception as error:  # of a package of any origin: whatever goes wrong is told with the operation's name
             text = str(error).strip().partition("\n")[0]
             raise InputError(f"function {function}: {op.name} ({op.kind}): {text}") from error
@@ -158,7 +167,34 @@ class Interpreter:
             if self.take_ranges and not move and declared.dtype == "fp16":
                 key = f"{function}/{op.name}"
                 self.ranges[key] = max(self.ranges.get(key, 0.0), largest(made))
-            values[name] = self.settle(made, declared, move)
+            text = declared.dtype in ("string", "dictionary")
+            values[name] = made if text else self.settle(made, declared, move)
+
+    def _control(self, step: Step, values: dict[str, Any], function: str) -> None:
+        """Run the blocks of an operation. What comes out shares no memory with what went in."""
+        first, second = step.blocks
+        if step.op.kind == "cond":
+            pred = values[str(step.names["pred"])] if "pred" in step.names else step.fixed["pred"]
+            results = self._block(first if bool(_argument(pred, False).item()) else second, [], values, function)
+        else:
+            results = [values[name] for name in step.names["loop_vars"]]
+            while bool(_argument(self._block(first, results, values, function)[0], False).item()):
+                if self.rounds_left <= 0:
+                    raise ValueError(f"loops {MOST_ROUNDS} times in a run, which is the most that is allowed")
+                self.rounds_left -= 1
+                results = self._block(second, results, values, function)
+        for (name, declared), made in zip(step.op.outputs, results):
+            values[name] = self.settle(_argument(made, False), declared).clone()
+
+    def _block(self, block: Nested, given: list[Any], values: dict[str, Any], function: str) -> list[Any]:
+        bound = {
+            name: self.settle(_argument(value, False), declared)
+            for (name, declared), value in zip(block.inputs.items(), given)
+        }
+        scope = {**values, **block.constants, **bound}
+        for step in block.steps:
+            self.execute(step, scope, {}, function)
+        return [scope[name] for name in block.outputs]
 
     def _write(self, step: Step, values: Mapping[str, Any], states: States) -> None:
         name = str(step.names["input"])
@@ -189,12 +225,14 @@ class Interpreter:
 
 
 _SMALL = 4096
+MOST_ROUNDS = 1 << 15
+"""Of all loops of a run together: a loop whose condition never turns false must end."""
 
 
 def decoded_bytes(package: MLPackage) -> int:
     """What the weights of the largest function take as float32. Functions share theirs."""
     sizes = (
-        sum(kind.count for op in function.operations if op.constant for _, kind in op.outputs if None not in kind.shape)
+        sum(kind.count for op in function.every_operation() if op.constant for _, kind in op.outputs if None not in kind.shape)
         for function in package.functions.values()
     )
     return 4 * max(sizes)
@@ -218,6 +256,7 @@ class Session:
         self._plan = interpreter.plan(function, vary)
         self._check_states(states)
         values: dict[str, Any] = {**self._plan.constants, **self._inputs(inputs, function.inputs)}
+        interpreter.rounds_left = MOST_ROUNDS
         with torch.no_grad(), one_thread():
             for step in self._plan.steps:
                 interpreter.execute(step, values, states, function.name)
@@ -244,6 +283,7 @@ class Session:
                 f"rerun of {self.function.name}: {', '.join(changed)} reaches a write of a state, {writes[0]}"
             )
         values = {**self._values, **self._inputs(changed, {n: self.function.inputs[n] for n in changed})}
+        self.interpreter.rounds_left = MOST_ROUNDS
         with torch.no_grad(), one_thread():
             for step in steps:
                 self.interpreter.execute(step, values, {}, self.function.name)
@@ -262,9 +302,12 @@ class Session:
             value = given[name]
             if not fits(value, declared):
                 raise InputError(f"{where}: input {name!r} is {declared}, got {list(value.shape)}")
-            if value.is_floating_point() and declared.dtype not in FLOATS:
-                raise InputError(f"{where}: input {name!r} is {declared}, got floats")
+            if value.is_floating_point() != (declared.dtype in FLOATS):
+                got = "floats" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+                raise InputError(f"{where}: input {name!r} is {declared}, got {got}")
             try:
+                if name in self.function.allowed:
+                    self.function.allowed[name].check(value.shape)
                 made[name] = self.interpreter.settle(value, declared)
             except ValueError as error:
                 raise InputError(f"{where}: input {name!r}: {error}") from None

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.blobfile import BlobFiles
+from pocketphi.targets.coreml.declared import Allowed, allowed
 from pocketphi.targets.coreml.proto import model_pb2
 from pocketphi.targets.coreml.raw import ValueType
 from pocketphi.targets.coreml.values import Constant, Name, Reader
@@ -36,6 +37,7 @@ class Operation:
     inputs:     parameter → names of values, or constants that stand in the operation itself, in order
     attributes: parameter → constant; of a `const` its value (`val`)
     outputs:    names and declared types
+    blocks:     nested programs: of `cond` one for true and one for false, of `while_loop` its condition and its body
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Operation:
     inputs: Mapping[str, tuple[Name | Constant, ...]]
     attributes: Mapping[str, Constant]
     outputs: tuple[tuple[str, ValueType], ...]
+    blocks: tuple[Block, ...] = ()
 
     @property
     def constant(self) -> bool:
@@ -51,15 +54,28 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Operations inside of an operation, which may also read what was made before that one. outputs: names of values."""
+
+    inputs: Mapping[str, ValueType]
+    outputs: tuple[str, ...]
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True)
 class Function:
-    """inputs, states, outputs: name → type; defaults: the described shapes of inputs, of a flexible one its default."""
+    """inputs, states, outputs: name → type; allowed: the shapes that the description gives for inputs."""
 
     name: str
     inputs: Mapping[str, ValueType]
     states: Mapping[str, ValueType]
     outputs: Mapping[str, ValueType]
     operations: tuple[Operation, ...]
-    defaults: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    allowed: Mapping[str, Allowed] = field(default_factory=dict)
+
+    def every_operation(self) -> Iterator[Operation]:
+        """Its operations and those of the blocks inside of them."""
+        return walk(self.operations)
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,7 @@ class MLPackage:
 
     def operators(self) -> Counter[str]:
         """How often each operator occurs, in all functions."""
-        return Counter(op.kind for function in self.functions.values() for op in function.operations)
+        return Counter(op.kind for function in self.functions.values() for op in function.every_operation())
 
     def function(self, name: str | None = None) -> Function:
         """A function by name; the default one without. Raises InputError naming those there are."""
@@ -128,6 +144,14 @@ class MLPackage:
             return constant_parts(constants[name], constants)
         except ValueError as error:
             raise InputError(f"{self.path}: function {function}: {error}") from None
+
+
+def walk(operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Operations and, after each, those of its blocks."""
+    for operation in operations:
+        yield operation
+        for block in operation.blocks:
+            yield from walk(block.operations)
 
 
 def constant_parts(op: Operation, constants: Mapping[str, Operation]) -> dict[str, Any]:
@@ -189,36 +213,37 @@ def _function(name: str, spec: Any, reader: Reader) -> Function:
         raise ValueError(f"no block for its operator set {function.opset!r}")
     block = function.block_specializations[function.opset]
     declared = {value.name: reader.type(value.type) for value in function.inputs}
-    operations = tuple(_operation(op, reader) for op in block.operations)
     for kind in declared.values():
         if kind.state and kind.count < 1:  # count raises where a size is not known
             raise ValueError(f"a {kind} holds nothing")
     types = dict(declared)
-    for operation in operations:
-        for refs in operation.inputs.values():
-            for ref in refs:
-                if isinstance(ref, Name) and ref not in types:
-                    raise ValueError(
-                        f"{operation.name} ({operation.kind}) reads {str(ref)!r}, which nothing makes before it"
-                    )
-        for out, kind in operation.outputs:
-            if out in types:
-                raise ValueError(f"two values have the name {out!r}")
-            types[out] = kind
-    missing = [out for out in block.outputs if out not in types]
-    if missing:
-        raise ValueError(f"the output {missing[0]!r} is made by no operation")
+    operations = _operations(block, reader, types)
     return Function(
         name,
         {n: kind for n, kind in declared.items() if not kind.state},
         {n: kind for n, kind in declared.items() if kind.state},
         {out: types[out] for out in block.outputs},
         operations,
-        _default_shapes(name, spec.description),
+        _allowed_shapes(name, spec.description),
     )
 
 
-def _operation(message: Any, reader: Reader) -> Operation:
+def _operations(block: Any, reader: Reader, types: dict[str, ValueType]) -> tuple[Operation, ...]:
+    """The operations of a block. types: of the values that it may read; those it makes are added."""
+    operations = tuple(_operation(message, reader, types) for message in block.operations)
+    missing = [out for out in block.outputs if out not in types]
+    if missing:
+        raise ValueError(f"the output {missing[0]!r} is made by no operation")
+    return operations
+
+
+def _block(message: Any, reader: Reader, types: dict[str, ValueType]) -> Block:
+    inputs = {value.name: reader.type(value.type) for value in message.inputs}
+    operations = _operations(message, reader, types := {**types, **inputs})
+    return Block(inputs, tuple(message.outputs), operations)
+
+
+def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Operation:
     outputs = tuple((out.name, reader.type(out.type)) for out in message.outputs)
     try:
         attributes = {key: reader.constant(value) for key, value in message.attributes.items()}
@@ -233,18 +258,21 @@ def _operation(message: Any, reader: Reader) -> Operation:
     name = attributes.get("name")
     if not isinstance(name, str):
         name = outputs[0][0] if outputs else message.type
-    kind = message.type + (" with blocks" if message.blocks else "")
-    return Operation(kind, name, inputs, attributes, outputs)
+    for refs in inputs.values():
+        for ref in refs:
+            if isinstance(ref, Name) and ref not in types:
+                raise ValueError(f"{name} ({message.type}) reads {str(ref)!r}, which nothing makes before it")
+    blocks = tuple(_block(block, reader, types) for block in message.blocks)
+    for out, kind in outputs:
+        if out in types:
+            raise ValueError(f"two values have the name {out!r}")
+        types[out] = kind
+    return Operation(message.type, name, inputs, attributes, outputs, blocks)
 
 
-def _default_shapes(function: str, description: Any) -> dict[str, tuple[int, ...]]:
-    """Input name → the shape that the description gives: of a flexible input, its default."""
+def _allowed_shapes(function: str, description: Any) -> dict[str, Allowed]:
     described = next((f for f in description.functions if f.name == function), description)
-    shapes = {}
-    for feature in described.input:
-        if feature.type.WhichOneof("Type") == "multiArrayType":
-            shapes[feature.name] = tuple(feature.type.multiArrayType.shape)
-    return shapes
+    return {feature.name: allowed(feature.type) for feature in described.input}
 
 
 def _check_states(path: Path, functions: Mapping[str, Function]) -> None:

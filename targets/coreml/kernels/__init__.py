@@ -27,6 +27,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "batch_norm": reduction.batch_norm,
     "cast": elementwise.cast,
     "ceil": elementwise.unary(torch.ceil),
+    "classify": reduction.classify,
     "clamped_relu": elementwise.clamped_relu,
     "clip": elementwise.clip,
     "concat": moves.concat,
