@@ -232,7 +232,13 @@ MOST_ROUNDS = 1 << 15
 def decoded_bytes(package: MLPackage) -> int:
     """What the weights of the largest function take as float32. Functions share theirs."""
     sizes = (
-        sum(kind.count for op in function.every_operation() if op.constant for _, kind in op.outputs if None not in kind.shape)
+        sum(
+            kind.count
+            for op in function.every_operation()
+            if op.constant
+            for _, kind in op.outputs
+            if None not in kind.shape
+        )
         for function in package.functions.values()
     )
     return 4 * max(sizes)

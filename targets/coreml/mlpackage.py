@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,6 +51,10 @@ class Operation:
     def constant(self) -> bool:
         """Whether its value is known without running the function."""
         return self.kind == "const" or self.kind.startswith("constexpr_")
+
+    def giving(self, name: str) -> Operation:
+        """The same with one of its outputs alone."""
+        return replace(self, outputs=tuple(output for output in self.outputs if output[0] == name))
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def constant_parts(op: Operation, constants: Mapping[str, Operation]) -> dict[st
             if value not in constants:
                 raise ValueError(f"{op.name} ({op.kind}): {parameter} is no constant")
             source = constants[value]
-            parts[parameter] = _value(source) if source.kind == "const" else source
+            parts[parameter] = _value(source) if source.kind == "const" else source.giving(value)
         else:
             parts[parameter] = value
     return parts

@@ -80,7 +80,7 @@ def unsupported(function: Function) -> list[str]:
 
 def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Plan:
     """keep: values that must still be there after the run. Raises ValueError naming an operation that cannot be run."""
-    operations = {out: op for op in function.operations if op.constant for out, _ in op.outputs}
+    operations = {out: op.giving(out) for op in function.operations if op.constant for out, _ in op.outputs}
     constants: dict[str, Any] = {name: build(op, operations, half) for name, op in operations.items()}
     steps = [_step(op, constants, operations, function, half) for op in function.operations if not op.constant]
     last = _last_uses(steps, function, keep)
@@ -153,7 +153,7 @@ def _control(
         raise ValueError(f"{op.name} ({op.kind}): its blocks and values do not fit each other")
     blocks, outer = [], []
     for block in op.blocks:
-        own = {out: o for o in block.operations if o.constant for out, _ in o.outputs}
+        own = {out: o.giving(out) for o in block.operations if o.constant for out, _ in o.outputs}
         held = {name: build(o, {**operations, **own}, half) for name, o in own.items()}
         visible = {**constants, **held}
         for name in block.inputs:

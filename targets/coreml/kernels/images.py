@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, flag, integer, integers, number
+from pocketphi.targets.coreml.kernels.arguments import Parameter, flag, integer, integers
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONV_TRANSPOSE = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
@@ -232,23 +232,43 @@ def resize_bilinear(
 ) -> Tensor:
     """Grid points of each sampling mode as the operator's documentation gives them (coremltools, iOS15 image_resizing)."""
     for axis, parameter in ((-2, target_size_height), (-1, target_size_width)):
-        size, count = x.shape[axis], integer(parameter, 1)
-        i = torch.arange(count, dtype=torch.float64)
-        if sampling_mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-            place = i * (size - 1) / max(1, count - 1)
-            if sampling_mode == "ALIGN_CORNERS" and count == 1:
-                place = place + (size - 1) / 2
-        elif sampling_mode == "DEFAULT":
-            place = i * (size - size / max(1, count)) / max(1, count - 1)
-        elif sampling_mode == "OFFSET_CORNERS":
-            delta = max(1, size - 1) / max(1, count)
-            place = 0.5 * delta + i * delta
-        elif sampling_mode == "UNALIGN_CORNERS":
-            place = (i + 0.5) * size / max(1, count) - 0.5
-        else:
-            raise ValueError(f"sampling mode {sampling_mode!r} is not understood")
-        x = _interpolate(x, axis, place)
+        x = _interpolate(x, axis, grid(x.shape[axis], integer(parameter, 1), sampling_mode))
     return x
+
+
+def resize(
+    x: Tensor, shape: Tensor, resized_dims: Tensor, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
+) -> Tensor:
+    """The last `resized_dims` axes to the sizes that `shape` ends with; a size of 0 keeps the input's."""
+    sizes, count = integers(shape), integer(resized_dims, 0)
+    if not 0 <= count <= len(sizes) <= x.dim():
+        raise ValueError(f"resizes {count} axes of {list(x.shape)} to {sizes}")
+    for axis in range(-count, 0):
+        size = sizes[axis] or x.shape[axis]
+        if interpolation_mode == "NEAREST_NEIGHBOR" and sampling_mode == "DEFAULT":
+            x = _nearest(x, axis, size, x.shape[axis] / max(1, size))
+        elif interpolation_mode == "LINEAR" and x.is_floating_point():
+            x = _interpolate(x, axis, grid(x.shape[axis], size, sampling_mode))
+        else:
+            raise ValueError(f"{interpolation_mode} with {sampling_mode} of {x.dtype} is not understood")
+    return x
+
+
+def grid(size: float, count: int, mode: str) -> Tensor:
+    """Points of a sampling mode along an input of `size` points: float64 [count], not clamped to it."""
+    i = torch.arange(count, dtype=torch.float64)
+    count = max(1, count)
+    if mode == "ALIGN_CORNERS" and count == 1:
+        return i + (size - 1) / 2
+    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
+        return i * (size - 1) / max(1, count - 1)
+    if mode == "DEFAULT":
+        return i * (size - size / count) / max(1, count - 1)
+    if mode == "OFFSET_CORNERS":
+        return (i + 0.5) * max(1, size - 1) / count
+    if mode == "UNALIGN_CORNERS":
+        return (i + 0.5) * size / count - 0.5
+    raise ValueError(f"sampling mode {mode!r} is not understood")
 
 
 def _interpolate(x: Tensor, axis: int, place: Tensor) -> Tensor:

@@ -204,6 +204,65 @@ def pixel_unshuffle(x: Tensor, downscale_factor: Tensor) -> Tensor:
     return functional.pixel_unshuffle(x, integer(downscale_factor, 1))
 
 
+def depth_to_space(x: Tensor, block_size: Tensor) -> Tensor:
+    """[N, b·b·C, H, W] → [N, C, b·H, b·W]; the channels lie as (row, column, C), not as `pixel_shuffle` has them."""
+    b = integer(block_size, 1)
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, b, b, channels // (b * b), height, width)
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, channels // (b * b), height * b, width * b)
+
+
+def space_to_depth(x: Tensor, block_size: Tensor) -> Tensor:
+    """[N, C, b·H, b·W] → [N, b·b·C, H, W], the way back of `depth_to_space`."""
+    b = integer(block_size, 1)
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // b, b, width // b, b)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * channels, height // b, width // b)
+
+
+def space_to_batch(x: Tensor, block_shape: Tensor, paddings: Tensor) -> Tensor:
+    """[N, C, H, W], padded with zeros → [b·c·N, C, H / b, W / c]; the batch lies as (row, column, N)."""
+    (b, c), (top, bottom, left, right) = integers(block_shape), integers(paddings)
+    x = functional.pad(x, [left, right, top, bottom])
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // b, b, width // c, c)
+    return blocks.permute(3, 5, 0, 1, 2, 4).reshape(b * c * n, channels, height // b, width // c)
+
+
+def batch_to_space(x: Tensor, block_shape: Tensor, crops: Tensor) -> Tensor:
+    """The way back of `space_to_batch`, then cropped."""
+    b, c = integers(block_shape)
+    n, channels, height, width = x.shape
+    blocks = x.reshape(b, c, n // (b * c), channels, height, width).permute(2, 3, 4, 0, 5, 1)
+    whole = blocks.reshape(n // (b * c), channels, height * b, width * c)
+    return crop(whole, crops.reshape(-1)[:2], crops.reshape(-1)[2:])
+
+
+def crop(x: Tensor, crop_height: Tensor, crop_width: Tensor) -> Tensor:
+    """Without the first and last rows and columns of the last two axes, as many as given."""
+    for axis, amounts in ((-2, integers(crop_height)), (-1, integers(crop_width))):
+        first, last = amounts
+        if min(first, last) < 0 or first + last > x.shape[axis]:
+            raise ValueError(f"crops {amounts} of {x.shape[axis]} along axis {axis}")
+        x = x.narrow(axis, first, x.shape[axis] - first - last)
+    return x
+
+
+def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: Parameter = None, batch_axis: Parameter = None) -> Tensor:
+    """Of each element along batch_axis the first lengths[i] ones along seq_axis in reverse order."""
+    along, batch = axis_of(seq_axis, x.dim(), 0), axis_of(batch_axis, x.dim(), 0)
+    counts, size = lengths.long().reshape(-1, 1), x.shape[along]
+    if along == batch or len(counts) != x.shape[batch]:
+        raise ValueError(f"{len(counts)} lengths for {x.shape[batch]} sequences, axes {along} and {batch}")
+    if counts.numel() and not 0 <= int(counts.min()) <= int(counts.max()) <= size:
+        raise ValueError(f"lengths {integers(lengths)} of {size}")
+    place = torch.arange(size).expand(len(counts), size)
+    place = torch.where(place < counts, counts - 1 - place, place)
+    shape = [1] * x.dim()
+    shape[batch], shape[along] = place.shape
+    return torch.take_along_dim(x, (place if batch < along else place.t()).reshape(shape), along)
+
+
 # values made from sizes
 
 
