@@ -1,4 +1,4 @@
-"""Torch modules for `coreml_zoo.py`: name → (module, inputs). Small, with random weights, one of each kind that people convert."""
+"""Torch modules for `coreml_zoo.py`: name → (module, inputs). Small, with random weights, of the kinds that people convert."""
 
 from __future__ import annotations
 

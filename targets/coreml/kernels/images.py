@@ -213,13 +213,12 @@ def upsample_bilinear(
     aligned = flag(align_corners, True)
     for axis, parameter in ((-2, scale_factor_height), (-1, scale_factor_width)):
         size, (count, _) = x.shape[axis], _scaled(x.shape[axis], parameter)
-        place = torch.arange(count, dtype=torch.float64)
+        i = torch.arange(count, dtype=torch.float32)  # as torch, whose points carry float32's rounding
         if aligned:
-            place = place * (size - 1) / max(1, count - 1)
-        elif flag(half_pixel_centers, True):
-            place = (place + 0.5) * size / max(1, count) - 0.5
+            place = i * torch.tensor((size - 1) / max(1, count - 1), dtype=torch.float32)
         else:
-            place = place * size / max(1, count)
+            half = 0.5 if flag(half_pixel_centers, True) else 0.0
+            place = (i + half) * torch.tensor(size / max(1, count), dtype=torch.float32) - half
         x = _interpolate(x, axis, place)
     return x
 
@@ -272,7 +271,7 @@ def grid(size: float, count: int, mode: str) -> Tensor:
 
 
 def _interpolate(x: Tensor, axis: int, place: Tensor) -> Tensor:
-    """Values between neighbours along an axis, at places clamped to it. place: float64 [n]."""
+    """Values between neighbours along an axis, at places clamped to it. place: float32 or float64 [n]."""
     if not x.shape[axis]:
         raise ValueError(f"nothing to resize in {list(x.shape)}")
     place = place.clamp(0, x.shape[axis] - 1)
