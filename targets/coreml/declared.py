@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Range = tuple[int, int | None]
@@ -12,12 +12,16 @@ Range = tuple[int, int | None]
 
 @dataclass(frozen=True)
 class Allowed:
-    """The shapes that an input may have. default: the one that is described; shapes: an enumerated set, or ();
-    ranges: of the last axes, a range each, or ()."""
+    """The shapes that an input may have.
+
+    default: the one that is described; shapes: an enumerated set of the last axes' sizes, or (); ranges: of the last axes,
+    or (); fill: of an input that need not be given, the value that all of its elements then have.
+    """
 
     default: tuple[int, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[Range, ...] = ()
+    fill: float | None = None
 
     def check(self, shape: Sequence[int]) -> None:
         """Raises ValueError that says which shapes are allowed."""
@@ -46,7 +50,9 @@ def allowed(feature: Any) -> Allowed:
     """From the description of an input, a protobuf message `FeatureType`."""
     which = feature.WhichOneof("Type")
     if which == "multiArrayType":
-        return _of_array(feature.multiArrayType)
+        value = feature.multiArrayType.WhichOneof("defaultOptionalValue")
+        fill = float(getattr(feature.multiArrayType, value)) if feature.isOptional and value else None
+        return replace(_of_array(feature.multiArrayType), fill=fill)
     if which == "imageType":
         return _of_image(feature.imageType)
     return Allowed()

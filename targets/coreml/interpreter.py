@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pocketphi.graph.errors import InputError
+from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
 from pocketphi.targets.coreml.plan import CONTROL, Nested, Plan, Step, make_plan, reads, unsupported
@@ -75,10 +76,10 @@ class Interpreter:
             sizes = ", ".join(f"{name} {kind}" for name, kind in self.package.states.items())
             raise InputError(f"{self.package.path}: states cannot be made, {sizes}: {error}") from None
 
-    def run(
-        self, function: str | None, inputs: Mapping[str, Tensor], states: States | None = None
-    ) -> dict[str, Tensor]:
-        """Run a function (None: the default one); its states are changed. Returns its outputs by name.
+    def run(self, function: str | None, inputs: Mapping[str, Tensor], states: States | None = None) -> dict[str, Any]:
+        """Run a function (None: the default one); its states are changed. Returns its outputs by name: tensors.
+
+        A classifier gives its class, a str or an int64 tensor, and a dictionary with the probability of each class.
 
         Raises InputError for inputs or states that do not fit, and for an operation that cannot be carried out.
         """
@@ -245,7 +246,7 @@ def decoded_bytes(package: MLPackage) -> int:
 
 
 class Session:
-    """A finished run. outputs: name → tensor, float16 or float32 for floats."""
+    """A finished run. outputs: as `Interpreter.run` gives them, tensors of float16 or float32 for floats."""
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class Session:
         self._values = values
         self.outputs = self._collect(values)
 
-    def rerun(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def rerun(self, changed: Mapping[str, Tensor]) -> dict[str, Any]:
         """The outputs with other values of some inputs named in `vary`; only what depends on those is computed again.
 
         Raises InputError where that would write a state.
@@ -295,12 +296,14 @@ class Session:
                 self.interpreter.execute(step, values, {}, self.function.name)
         return self._collect(values)
 
-    def _collect(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _collect(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: values[name] for name in self.function.outputs}
         return {name: value.dense().clone() if isinstance(value, Held) else value for name, value in found.items()}
 
     def _inputs(self, given: Mapping[str, Tensor], wanted: Mapping[str, ValueType]) -> dict[str, Tensor]:
         where = f"function {self.function.name}"
+        optional = [n for n in wanted if n not in given and self.function.allowed.get(n, Allowed()).fill is not None]
+        given = {**given, **{name: self.function.default_input(name) for name in optional}}
         if set(given) != set(wanted):
             raise InputError(f"{where}: expected the inputs {sorted(wanted)}, got {sorted(given)}")
         made = {}

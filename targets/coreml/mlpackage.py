@@ -17,11 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.blobfile import BlobFiles
 from pocketphi.targets.coreml.declared import Allowed, allowed
 from pocketphi.targets.coreml.proto import model_pb2
-from pocketphi.targets.coreml.raw import ValueType
+from pocketphi.targets.coreml.raw import ValueType, carrier
 from pocketphi.targets.coreml.values import Constant, Name, Reader
 
 NEWEST_SPECIFICATION = 9
@@ -76,6 +78,17 @@ class Function:
     outputs: Mapping[str, ValueType]
     operations: tuple[Operation, ...]
     allowed: Mapping[str, Allowed] = field(default_factory=dict)
+
+    def default_input(self, name: str) -> torch.Tensor:
+        """The value of an input that need not be given. Raises InputError where the package names none."""
+        declared, allowed = self.inputs[name], self.allowed.get(name, Allowed())
+        sizes = declared.shape if None not in declared.shape else allowed.default
+        if allowed.fill is None or any(size is None or size < 0 for size in sizes):
+            raise InputError(f"function {self.name}: input {name!r} is {declared} and has no default")
+        kind = carrier(declared.dtype)
+        return torch.full(
+            [size or 0 for size in sizes], allowed.fill if kind.is_floating_point else int(allowed.fill), dtype=kind
+        )
 
     def every_operation(self) -> Iterator[Operation]:
         """Its operations and those of the blocks inside of them."""
