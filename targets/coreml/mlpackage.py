@@ -10,16 +10,16 @@ Every offset, size and type is checked before it is used: a damaged package is a
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, lfs_pointer, read_json, read_whole, show, typed
 from pocketphi.targets.coreml.blobfile import BlobFiles
 from pocketphi.targets.coreml.declared import Allowed, allowed
 from pocketphi.targets.coreml.proto import model_pb2
@@ -28,6 +28,9 @@ from pocketphi.targets.coreml.values import Constant, Name, Reader
 
 NEWEST_SPECIFICATION = 9
 """iOS 18 and macOS 15: states, int4, several functions in one package."""
+
+LARGEST_MODEL = (1 << 31) - 1
+"""Bytes: the largest message that protobuf reads."""
 
 _ROOT = "Data"
 
@@ -110,7 +113,7 @@ class MLPackage:
         """Read the model and map its weights. Raises InputError saying what is wrong with the package, and where."""
         path = Path(path)
         model_path = find_model(path)
-        spec = _parse(model_path)
+        spec = parse_model(model_path)
         if spec.specificationVersion > NEWEST_SPECIFICATION:
             raise InputError(
                 f"{path}: specification version {spec.specificationVersion} is newer than {NEWEST_SPECIFICATION} (iOS 18), "
@@ -201,25 +204,40 @@ def find_model(path: Path) -> Path:
     manifest_path = path / "Manifest.json"
     if not manifest_path.is_file():
         raise InputError(f"{path}: expected an ML package, a folder with a Manifest.json")
-    try:
-        manifest = json.loads(manifest_path.read_text("utf-8"))
-        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-        relative = PurePosixPath(entry)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest_path}: not a manifest of an ML package: {type(error).__name__} {error}") from None
-    if relative.is_absolute() or ".." in relative.parts:
-        raise InputError(f"{manifest_path}: the model's path {entry!r} leaves the package")
-    model = path / _ROOT / relative
+    where = f"{manifest_path}: not a manifest of an ML package"
+    manifest = typed(_Manifest, read_json(file_inside(path, manifest_path.name, str(path))), where)
+    if manifest.rootModelIdentifier not in manifest.itemInfoEntries:
+        raise InputError(f"{where}: the root model {show(manifest.rootModelIdentifier)} is no entry of it")
+    entry = manifest.itemInfoEntries[manifest.rootModelIdentifier].path
+    file_inside(path / _ROOT, entry, str(manifest_path))
+    model = file_inside(path, f"{_ROOT}/{entry}", str(manifest_path))
     if not model.is_file():
         raise InputError(f"{model}: the model that the manifest names is missing")
     return model
 
 
-def _parse(path: Path) -> Any:
+@dataclass(frozen=True)
+class _Item:
+    path: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The keys of Manifest.json, as they are spelled there."""
+
+    itemInfoEntries: dict[str, _Item]  # noqa: N815
+    rootModelIdentifier: str  # noqa: N815
+
+
+def parse_model(path: Path) -> Any:
+    """The protobuf message `Model` in a file. Raises InputError for one that is damaged."""
+    content = read_whole(path, limit=LARGEST_MODEL)
     spec = model_pb2().Model()
     try:
-        spec.ParseFromString(path.read_bytes())
+        spec.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
+        if content[:8] == b"version " and b"git-lfs" in content[:100]:
+            raise lfs_pointer(str(path)) from None
         raise InputError(f"{path}: cut short or damaged: {error}") from None
     return spec
 

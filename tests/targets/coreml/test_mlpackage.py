@@ -175,7 +175,7 @@ def outside(spec: Any) -> None:
         (state_as_tensor, r"\(linear\) takes a state for a tensor"),
         (missing_value, r"\(linear\) reads 'nothing', which nothing makes before it"),
         (neural_network, "holds a neuralNetwork, not an ML program"),
-        (outside, "lies outside the package"),
+        (outside, "lies outside"),
         (lambda spec: spec.Clear(), "holds a model without a type"),
     ],
 )
@@ -211,7 +211,7 @@ def test_files_that_are_missing_or_cut_short(copy: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="0 bytes are too few for a blob file"):
         MLPackage.open(copy)
     (copy / WEIGHTS).unlink()
-    with pytest.raises(InputError, match=r"the weight file weights/weight.bin is missing"):
+    with pytest.raises(InputError, match=r"the weight file 'weights/weight.bin' is missing"):
         MLPackage.open(copy)
     model = (copy / MODEL).read_bytes()
     (copy / MODEL).write_bytes(model[: len(model) // 2])
@@ -227,7 +227,7 @@ def test_a_manifest_that_leaves_the_package(copy: Path, path: str) -> None:
     manifest = json.loads((copy / "Manifest.json").read_text())
     manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = path
     (copy / "Manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="leaves the package"):
+    with pytest.raises(InputError, match="lies outside"):
         find_model(copy)
     (copy / "Manifest.json").write_text("{}")
     with pytest.raises(InputError, match="not a manifest of an ML package"):
