@@ -193,8 +193,8 @@ def _scaled(size: int, parameter: Parameter) -> tuple[int, float]:
     if not 0 < factor < math.inf:
         raise ValueError(f"a scale factor of {factor}")
     count = math.floor(size * factor)
-    with_epsilon = size and np.float32(factor) == np.float32((count + 1e-4) / size)
-    return count, size / count if count and (with_epsilon or count == size * factor) else 1 / factor
+    plain = count in (size, 2 * size) or np.float32(factor) == np.float32((count + 1e-4) / max(1, size))
+    return count, size / count if count and (plain or count == size * factor) else 1 / factor
 
 
 def _nearest(x: Tensor, axis: int, count: int, step: float) -> Tensor:

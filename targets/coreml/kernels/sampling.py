@@ -9,8 +9,8 @@ from torch.nn import functional
 from pocketphi.targets.coreml.kernels.arguments import Parameter, flag, integer, number
 from pocketphi.targets.coreml.kernels.images import grid
 
-_FARTHEST = float(1 << 24)
-"""Places are clamped to it: far outside of every image, and an integer that float32 holds."""
+_FARTHEST = float(1 << 20)
+"""Places are clamped to it: far outside of every image, with float32 still telling neighbours apart."""
 
 
 def resample(
