@@ -17,9 +17,10 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import file_inside, parse_json, show
 from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
+from pocketphi.targets.coreml.kernels.arguments import affordable
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
 from pocketphi.targets.coreml.ranges import tight
-from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier
+from pocketphi.targets.coreml.raw import FLOATS, INTEGERS, ValueType, carrier
 
 FLEXIBLE = 1
 """The size that a flexible input gets where the package gives no default."""
@@ -133,7 +134,10 @@ def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[di
             tensors[name], sources[name] = function.default_input(name), f"the default, {fill:g}"
             continue
         text = texts.get(name) or ("random" if kind.dtype in FLOATS else "zeros")
-        shape = input_shape(function, name)
+        if kind.dtype not in FLOATS | INTEGERS:
+            raise InputError(f"function {function.name}: input {name} is {kind}, which cannot be given here")
+        if text in ("random", "zeros"):
+            shape = _made_up(function, name)
         if text == "random":
             tensors[name], sources[name] = _random(kind, shape, generator), f"random, seed {seed}"
         elif text == "zeros":
@@ -152,6 +156,15 @@ def input_shape(function: Function, name: str) -> tuple[int, ...]:
         low = tuple(low for low, _ in allowed.ranges) or (allowed.shapes or ((),))[0]
         default = ((FLEXIBLE,) * len(declared) + low)[-len(declared) :] if declared else ()
     return tuple(size if size is not None else other for size, other in zip(declared, default))
+
+
+def _made_up(function: Function, name: str) -> tuple[int, ...]:
+    """The shape of an input that is not given. Raises InputError for one that is too large to be made up."""
+    shape = input_shape(function, name)
+    try:
+        return affordable(shape)
+    except ValueError as error:
+        raise InputError(f"function {function.name}: input {name} is {function.inputs[name]}: {error}") from None
 
 
 def _random(kind: ValueType, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

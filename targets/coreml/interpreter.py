@@ -25,7 +25,8 @@ from torch import Tensor
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
-from pocketphi.targets.coreml.mlpackage import Function, MLPackage
+from pocketphi.targets.coreml.kernels.arguments import affordable
+from pocketphi.targets.coreml.mlpackage import Function, MLPackage, told
 from pocketphi.targets.coreml.plan import CONTROL, Nested, Plan, Step, make_plan, reads, unsupported
 from pocketphi.targets.coreml.ranges import largest
 from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier, int_range
@@ -71,10 +72,10 @@ class Interpreter:
         """All states of the package, zeros of their declared types; dtype: another one for those of fp16, such as float32."""
         chosen = {n: dtype if dtype and t.dtype == "fp16" else carrier(t.dtype) for n, t in self.package.states.items()}
         try:
-            return {n: torch.zeros(t.fixed_shape, dtype=chosen[n]) for n, t in self.package.states.items()}
+            return {n: torch.zeros(affordable(t.fixed_shape), dtype=chosen[n]) for n, t in self.package.states.items()}
         except (RuntimeError, ValueError) as error:
             sizes = ", ".join(f"{name} {kind}" for name, kind in self.package.states.items())
-            raise InputError(f"{self.package.path}: states cannot be made, {sizes}: {error}") from None
+            raise InputError(f"{self.package.path}: states cannot be made, {sizes[:200]}: {told(error)}") from None
 
     def run(self, function: str | None, inputs: Mapping[str, Tensor], states: States | None = None) -> dict[str, Any]:
         """Run a function (None: the default one); its states are changed. Returns its outputs by name: tensors.
@@ -104,7 +105,7 @@ class Interpreter:
                 keep = boundary(make_plan(function, False), vary) if vary else ()
                 plan = make_plan(function, self.mode == "fp16", keep)
             except Exception as error:  # as in `execute`
-                raise InputError(f"{self.package.path}: function {function.name}: {error}") from error
+                raise InputError(f"{self.package.path}: function {function.name}: {told(error)}") from error
             self._prepare(plan)
             self._plans[key] = plan
         return self._plans[key]
@@ -142,13 +143,14 @@ class Interpreter:
         except InputError:  # of an operation in a block of this one
             raise
         except Exception as error:  # of a package of any origin: whatever goes wrong is told with the operation's name
-            text = str(error).strip().partition("\n")[0]
-            raise InputError(f"function {function}: {op.name} ({op.kind}): {text}") from error
+            raise InputError(f"function {function}: {op.name} ({op.kind}): {told(error)}") from error
 
     def _compute(self, step: Step, values: dict[str, Any], function: str) -> None:
         op = step.op
         assert step.kernel is not None
         move = op.kind in MOVES
+        for _, declared in op.outputs:
+            affordable(declared.shape)
         arguments = {
             p: v.dense() if isinstance(v, Held) and (op.kind, p) not in READ_STORED else v
             for p, v in step.fixed.items()

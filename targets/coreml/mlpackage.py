@@ -127,7 +127,7 @@ class MLPackage:
             try:
                 functions[name] = _function(name, spec, reader)
             except (ValueError, KeyError) as error:
-                raise InputError(f"{path}: function {name}: {error}") from None
+                raise InputError(f"{path}: function {show(name)[1:-1]}: {told(error)}") from None
         if not functions:
             raise InputError(f"{path}: the ML program has no function")
         _check_states(path, functions)
@@ -163,7 +163,26 @@ class MLPackage:
         try:
             return constant_parts(constants[name], constants)
         except ValueError as error:
-            raise InputError(f"{self.path}: function {function}: {error}") from None
+            raise InputError(f"{self.path}: function {function}: {told(error)}") from None
+
+
+def told(error: BaseException) -> str:
+    """What an error says, on one line that does not grow with what the package holds."""
+    text = " ".join(str(error).strip().partition("\n")[0].split())
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+
+
+_LONGEST_MESSAGE = 600
+
+
+def _named(name: str) -> str:
+    """A name of a function, an operator or a value. Raises ValueError for one that no message could show."""
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"a name is {show(name)}, which is longer than {_LONGEST_NAME} or not printable")
+    return name
+
+
+_LONGEST_NAME = 512
 
 
 def walk(operations: Iterable[Operation]) -> Iterator[Operation]:
@@ -243,11 +262,11 @@ def parse_model(path: Path) -> Any:
 
 
 def _function(name: str, spec: Any, reader: Reader) -> Function:
-    function = spec.mlProgram.functions[name]
+    function = spec.mlProgram.functions[_named(name)]
     if function.opset not in function.block_specializations:
         raise ValueError(f"no block for its operator set {function.opset!r}")
     block = function.block_specializations[function.opset]
-    declared = {value.name: reader.type(value.type) for value in function.inputs}
+    declared = {_named(value.name): reader.type(value.type) for value in function.inputs}
     for kind in declared.values():
         if kind.state and kind.count < 1:  # count raises where a size is not known
             raise ValueError(f"a {kind} holds nothing")
@@ -273,13 +292,14 @@ def _operations(block: Any, reader: Reader, types: dict[str, ValueType]) -> tupl
 
 
 def _block(message: Any, reader: Reader, types: dict[str, ValueType]) -> Block:
-    inputs = {value.name: reader.type(value.type) for value in message.inputs}
+    inputs = {_named(value.name): reader.type(value.type) for value in message.inputs}
     operations = _operations(message, reader, types := {**types, **inputs})
     return Block(inputs, tuple(message.outputs), operations)
 
 
 def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Operation:
-    outputs = tuple((out.name, reader.type(out.type)) for out in message.outputs)
+    outputs = tuple((_named(out.name), reader.type(out.type)) for out in message.outputs)
+    operator = _named(message.type)
     try:
         attributes = {key: reader.constant(value) for key, value in message.attributes.items()}
         inputs = {
@@ -292,7 +312,7 @@ def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Ope
         raise ValueError(f"{outputs[0][0] if outputs else 'an operation'} ({message.type}): {error}") from None
     name = attributes.get("name")
     if not isinstance(name, str):
-        name = outputs[0][0] if outputs else message.type
+        name = outputs[0][0] if outputs else operator
     for refs in inputs.values():
         for ref in refs:
             if isinstance(ref, Name) and ref not in types:
@@ -302,7 +322,7 @@ def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Ope
         if out in types:
             raise ValueError(f"two values have the name {out!r}")
         types[out] = kind
-    return Operation(message.type, name, inputs, attributes, outputs, blocks)
+    return Operation(operator, name, inputs, attributes, outputs, blocks)
 
 
 def _allowed_shapes(function: str, description: Any) -> dict[str, Allowed]:

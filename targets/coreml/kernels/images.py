@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, flag, integer, integers
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, integer, integers
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONV_TRANSPOSE = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
@@ -31,7 +31,7 @@ def conv(
     n = x.dim() - 2
     step, dilation = _each(strides, n), _each(dilations, n)
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:])]
-    padded = functional.pad(x, _torch_pad(_padding(x.shape[2:], reach, step, pad_type, pad)))
+    padded = functional.pad(x, _affordable_pad(x, _padding(x.shape[2:], reach, step, pad_type, pad)))
     return _CONV[n - 1](padded, weight, bias, step, 0, dilation, integer(groups, 1))
 
 
@@ -78,7 +78,7 @@ def max_pool(
     ceil_mode: Parameter = None,
 ) -> Tensor:
     kernel, step, padding = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    padded = functional.pad(x, _torch_pad(padding[1]), value=-math.inf)
+    padded = functional.pad(x, _affordable_pad(x, padding[1]), value=-math.inf)
     return _MAX_POOL[x.dim() - 3](padded, kernel, step)
 
 
@@ -98,7 +98,7 @@ def avg_pool(
     more = [(whole[0] - own[0], whole[1] - own[1]) for whole, own in zip(with_ceil, asked)]
     outside = 0.0 if flag(exclude_padding_from_average) else 1.0
     counted = functional.pad(functional.pad(counted, _torch_pad(asked), value=outside), _torch_pad(more))
-    return pool(functional.pad(x, _torch_pad(with_ceil)), kernel, step) / pool(counted, kernel, step)
+    return pool(functional.pad(x, _affordable_pad(x, with_ceil)), kernel, step) / pool(counted, kernel, step)
 
 
 def l2_pool(
@@ -110,7 +110,7 @@ def l2_pool(
     ceil_mode: Parameter = None,
 ) -> Tensor:
     kernel, step, padding = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    mean = _AVG_POOL[x.dim() - 3](functional.pad(x * x, _torch_pad(padding[1])), kernel, step)
+    mean = _AVG_POOL[x.dim() - 3](functional.pad(x * x, _affordable_pad(x, padding[1])), kernel, step)
     return (mean * math.prod(kernel)).sqrt()
 
 
@@ -152,6 +152,11 @@ def _padding(sizes: torch.Size, reach: list[int], step: list[int], pad_type: str
 
 def _pairs(values: list[int]) -> Pairs:
     return list(zip(values[::2], values[1::2]))
+
+
+def _affordable_pad(x: Tensor, pairs: Pairs) -> list[int]:
+    affordable([*x.shape[:2], *(size + before + after for size, (before, after) in zip(x.shape[2:], pairs))])
+    return _torch_pad(pairs)
 
 
 def _torch_pad(pairs: Pairs) -> list[int]:
@@ -199,6 +204,7 @@ def _scaled(size: int, parameter: Parameter) -> tuple[int, float]:
 
 def _nearest(x: Tensor, axis: int, count: int, step: float) -> Tensor:
     """Points along an axis at floor(i · step), in float32 as torch and TensorFlow compute it."""
+    affordable([*x.shape[:axis], count])
     index = (torch.arange(count, dtype=torch.float32) * torch.tensor(step, dtype=torch.float32)).long()
     return x.index_select(axis, index.clamp(max=x.shape[axis] - 1))
 
@@ -213,6 +219,7 @@ def upsample_bilinear(
     aligned = flag(align_corners, True)
     for axis, parameter in ((-2, scale_factor_height), (-1, scale_factor_width)):
         size, (count, _) = x.shape[axis], _scaled(x.shape[axis], parameter)
+        affordable([*x.shape[:axis], count])
         i = torch.arange(count, dtype=torch.float32)  # as torch, whose points carry float32's rounding
         if aligned:
             place = i * torch.tensor((size - 1) / max(1, count - 1), dtype=torch.float32)
@@ -255,6 +262,7 @@ def resize(
 
 def grid(size: float, count: int, mode: str) -> Tensor:
     """Points of a sampling mode along an input of `size` points: float64 [count], not clamped to it."""
+    affordable([count])
     i = torch.arange(count, dtype=torch.float64)
     count = max(1, count)
     if mode == "ALIGN_CORNERS" and count == 1:

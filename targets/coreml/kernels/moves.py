@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, axes_of, axis_of, flag, integer, integers
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, axes_of, axis_of, flag, integer, integers
 
 
 def identity(x: Tensor) -> Tensor:
@@ -162,7 +162,9 @@ def _slice(
 
 
 def tile(x: Tensor, reps: Tensor) -> Tensor:
-    return x.repeat(integers(reps))
+    counts = integers(reps)
+    affordable([size * count for size, count in zip(x.shape, counts)])
+    return x.repeat(counts)
 
 
 def reverse(x: Tensor, axes: Parameter = None) -> Tensor:
@@ -173,6 +175,8 @@ def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Parameter 
     """pad: [before, after] for each of the last axes, in their order."""
     amounts = integers(pad)
     axes = len(amounts) // 2
+    more = [0] * (x.dim() - axes) + [first + last for first, last in zip(amounts[::2], amounts[1::2])]
+    affordable([size + extra for size, extra in zip(x.shape, more)])
     if mode == "constant":
         reordered = [amounts[2 * i + j] for i in reversed(range(axes)) for j in (0, 1)]
         return functional.pad(x, reordered, value=0 if constant_val is None else constant_val.item())
@@ -223,6 +227,7 @@ def space_to_depth(x: Tensor, block_size: Tensor) -> Tensor:
 def space_to_batch(x: Tensor, block_shape: Tensor, paddings: Tensor) -> Tensor:
     """[N, C, H, W], padded with zeros → [b·c·N, C, H / b, W / c]; the batch lies as (row, column, N)."""
     (b, c), (top, bottom, left, right) = integers(block_shape), integers(paddings)
+    affordable([*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right])
     x = functional.pad(x, [left, right, top, bottom])
     n, channels, height, width = x.shape
     blocks = x.reshape(n, channels, height // b, b, width // c, c)
@@ -271,7 +276,8 @@ def shape_of(x: Tensor) -> Tensor:
 
 
 def fill(shape: Tensor, value: Parameter = None) -> Tensor:
-    return torch.full(integers(shape), 0.0) if value is None else value.reshape(()).expand(integers(shape)).clone()
+    sizes = affordable(integers(shape))
+    return torch.full(sizes, 0.0) if value is None else value.reshape(()).expand(sizes).clone()
 
 
 def fill_like(ref_tensor: Tensor, value: Parameter = None) -> Tensor:
@@ -281,6 +287,7 @@ def fill_like(ref_tensor: Tensor, value: Parameter = None) -> Tensor:
 
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
     """start, start + step, … before end."""
+    affordable([max(0, int((end.item() - start.item()) / step.item()))])
     return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
@@ -300,6 +307,7 @@ def one_hot(
 ) -> Tensor:
     """A new axis with on_value where its position is the index. An index outside gives off_value everywhere."""
     size, dim = integer(one_hot_vector_size, 1), axis_of(axis, indices.dim() + 1, -1)
+    affordable([*indices.shape, size])
     hit = (indices.unsqueeze(-1) == torch.arange(size)).movedim(-1, dim)
     on = torch.tensor(1) if on_value is None else on_value
     return torch.where(hit, on, torch.zeros_like(on) if off_value is None else off_value)

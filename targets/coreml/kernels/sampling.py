@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, flag, integer, number
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, integer, number
 from pocketphi.targets.coreml.kernels.images import grid
 
 _FARTHEST = float(1 << 20)
@@ -55,6 +55,7 @@ def affine(
         raise ValueError(f"coordinates mode {coordinates_mode!r} is not understood")
     theta = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
     size = [x.shape[0], x.shape[1], integer(output_height, 1), integer(output_width, 1)]
+    affordable(size)
     places = functional.affine_grid(theta, size, flag(align_corners))
     return resample(x, places, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
 
@@ -94,6 +95,7 @@ def crop_resize(
     if flag(normalized_coordinates):
         corners = corners * torch.tensor([height - 1, width - 1] * 2, dtype=torch.float64)
     top, left, bottom, right = corners.unbind(1)
+    affordable([len(index), x.shape[1], integer(target_height, 1), integer(target_width, 1)])
     ys = _points(top, bottom, integer(target_height, 1), sampling_mode)
     xs = _points(left, right, integer(target_width, 1), sampling_mode)
     value, shape = number(pad_value, 0), (len(index), ys.shape[1], xs.shape[1])
