@@ -151,10 +151,8 @@ def input_shape(function: Function, name: str) -> tuple[int, ...]:
     """The declared shape; for sizes that only a call knows those of the package's default."""
     declared = function.inputs[name].shape
     allowed = function.allowed.get(name, Allowed())
-    default = allowed.default
-    if len(default) != len(declared):
-        low = tuple(low for low, _ in allowed.ranges) or (allowed.shapes or ((),))[0]
-        default = ((FLEXIBLE,) * len(declared) + low)[-len(declared) :] if declared else ()
+    low = tuple(low for low, _ in allowed.ranges)
+    default = ((FLEXIBLE,) * len(declared) + (allowed.default or low))[-len(declared) :] if declared else ()
     return tuple(size if size is not None else other for size, other in zip(declared, default))
 
 

@@ -14,7 +14,7 @@ Range = tuple[int, int | None]
 class Allowed:
     """The shapes that an input may have.
 
-    default: the one that is described; shapes: an enumerated set of the last axes' sizes, or (); ranges: of the last axes,
+    default: the described sizes of the last axes; shapes: an enumerated set of such, or (); ranges: of the last axes,
     or (); fill: of an input that need not be given, the value that all of its elements then have.
     """
 
@@ -75,11 +75,11 @@ def _of_image(image: Any) -> Allowed:
     default = (int(image.height), int(image.width))
     if which == "enumeratedSizes":
         listed = {(int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes} | {default}
-        return Allowed((), tuple(sorted(listed)))
+        return Allowed(default, tuple(sorted(listed)))
     if which == "imageSizeRange":
         limits = image.imageSizeRange
-        return Allowed((), (), (_range(limits.heightRange), _range(limits.widthRange)))
-    return Allowed()
+        return Allowed(default, (), (_range(limits.heightRange), _range(limits.widthRange)))
+    return Allowed(default)
 
 
 def _range(size: Any) -> Range:
