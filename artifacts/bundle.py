@@ -11,25 +11,25 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from pocketphi.artifacts.manifest import FileRecord, Manifest, parse_manifest
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, named, read_whole
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-FORMAT = 2
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = 82
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An existing bundle. path: its folder; manifest: the parsed `manifest.json`."""
+    """An existing bundle. path: its folder; manifest: what `manifest.json` says."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @staticmethod
     def open(path: Path, check: bool = True) -> Bundle:
@@ -37,45 +37,49 @@ class Bundle:
 
         Raises InputError naming the first file that is missing, extra, truncated or changed.
         """
-        try:
-            text = (path / MANIFEST).read_bytes()
-            manifest = json.loads(text.decode("utf-8"))
-            format_, files = manifest["format"], manifest["files"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{path}: not a bundle: it has no {MANIFEST}; make one with 'pocketphi compile'") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise InputError(f"{path / MANIFEST}: damaged: it does not parse as a manifest") from None
-        if format_ != FORMAT:
-            raise InputError(f"{path}: bundle format {format_}, this pocketphi reads {FORMAT}; compile it again")
-        bundle = Bundle(path, manifest)
+        if not (path / MANIFEST).exists():
+            raise InputError(f"{path}: not a bundle: it has no {MANIFEST}; make one with 'pocketphi compile'")
+        text = read_whole(file_inside(path, MANIFEST, str(path)))
+        bundle = Bundle(path, parse_manifest(text, path / MANIFEST))
         if check:
             if not is_sealed(text):
                 raise InputError(f"{path / MANIFEST}: was edited: its own checksum does not match; compile again")
-            bundle._check_files(files)
+            bundle._check_files()
         return bundle
 
-    def _check_files(self, files: dict[str, dict[str, Any]]) -> None:
-        outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-        if outside:
-            raise InputError(
-                f"{self.path / MANIFEST}: names {outside[0]}, which lies outside the bundle; compile it again"
-            )
+    def file(self, name: str) -> Path:
+        """A file of the bundle. Raises InputError for one that the manifest does not name, or a link that leads out."""
+        if name not in self.manifest.files:
+            raise InputError(f"{self.path / MANIFEST}: names no {name}; compile it again")
+        return file_inside(self.path, name, str(self.path / MANIFEST))
+
+    def _check_files(self) -> None:
+        files = self.manifest.files
         extra = sorted(set(_list_files(self.path)) - set(files) - {MANIFEST, SIGNATURE})
         if extra:
-            raise InputError(f"{self.path / extra[0]}: is not part of this bundle; remove it")
+            raise InputError(f"{self.path}/{named(extra[0])}: is not part of this bundle; remove it")
         for name, entry in files.items():
-            path = self.path / name
-            if not path.is_file():
-                raise InputError(f"{path}: missing from the bundle; copy or compile it again")
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                raise InputError(f"{path}: {size} bytes, the manifest says {entry['bytes']}; copy or compile it again")
-            if file_digest(path) != entry["sha256"]:
-                raise InputError(f"{path}: content differs from its SHA-256 in the manifest; copy or compile it again")
-        if (self.path / SIGNATURE).exists():
+            try:
+                _check_file(self.file(name), entry)
+            except OSError as error:
+                raise InputError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+        if os.path.lexists(self.path / SIGNATURE):
             from pocketphi.artifacts.signature import check_signature  # needs a package of the extra `build`
 
             check_signature(self.path)
+
+
+def _check_file(path: Path, entry: FileRecord) -> None:
+    """Raise InputError where a file is not as the manifest says."""
+    if not path.exists():
+        raise InputError(f"{path}: missing from the bundle; copy or compile it again")
+    if not path.is_file():
+        raise InputError(f"{path}: expected a file; copy or compile it again")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise InputError(f"{path}: {size} bytes, the manifest says {entry.bytes}; copy or compile it again")
+    if file_digest(path) != entry.sha256:
+        raise InputError(f"{path}: content differs from its SHA-256 in the manifest; copy or compile it again")
 
 
 def check_replaceable(path: Path, force: bool) -> None:
@@ -88,21 +92,21 @@ def check_replaceable(path: Path, force: bool) -> None:
         raise InputError(f"{path}: exists and is not a bundle; --force replaces bundles only")
 
 
-def write_manifest(folder: Path, content: dict[str, Any], known: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Add the files in `folder`, their digests and the manifest's own, and write it. Returns what was written.
+def write_manifest(folder: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
+    """Write a manifest with the files in `folder`, their digests and its own. Returns what was written.
 
     known: SHA-256 of files that were hashed as they were written
     """
     known = known or {}
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": known.get(name) or file_digest(folder / name)}
+        name: FileRecord((folder / name).stat().st_size, known.get(name) or file_digest(folder / name))
         for name in _list_files(folder)
         if name not in (MANIFEST, SIGNATURE)
     }
-    manifest = {"format": FORMAT, **content, "files": files}
-    text = seal(json.dumps(manifest, indent=1).removesuffix("\n}").encode())
+    made = replace(manifest, files=files, sha256=None)
+    text = seal(json.dumps(made.as_json(), indent=1).removesuffix("\n}").encode())
     (folder / MANIFEST).write_bytes(text)
-    return {**manifest, "sha256": json.loads(text)["sha256"]}
+    return parse_manifest(text, folder / MANIFEST)
 
 
 def seal(head: bytes) -> bytes:
@@ -125,5 +129,9 @@ def file_digest(path: Path) -> str:
 
 
 def _list_files(folder: Path) -> list[str]:
-    found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+    """Everything but folders, by its path in the folder; a link to a folder is no folder."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        found += [Path(root, name) for name in names]
+        found += [Path(root, name) for name in folders if Path(root, name).is_symlink()]
     return sorted(str(path.relative_to(folder)) for path in found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import MANIFEST, Bundle, file_digest
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 
 
@@ -34,47 +35,46 @@ def sbom(folder: Path) -> str:
     return str(JsonV1Dot6(bom).output_as_string(indent=1)) + "\n"
 
 
-def _model(folder: Path, manifest: dict[str, Any]) -> Any:
+def _model(folder: Path, manifest: Manifest) -> Any:
     """The bundle: a machine-learning model of files, each with its digest."""
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component, ComponentType
 
-    recipe = manifest["recipe"]
     files = {MANIFEST: file_digest(folder / MANIFEST)}
-    files |= {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    files |= {name: entry.sha256 for name, entry in manifest.files.items()}
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        name=manifest["source"]["model"],
-        version=manifest["sha256"][:12],
+        name=manifest.source.model,
+        version=(manifest.sha256 or "")[:12] or None,
         bom_ref="bundle",
         components=[
             Component(type=ComponentType.FILE, name=name, bom_ref=f"file:{name}", hashes=[_sha256(digest)])
             for name, digest in files.items()
         ],
         properties=[
-            Property(name="pocketphi:targets", value=" ".join(manifest["targets"])),
-            Property(name="pocketphi:recipe", value=f"int4 {recipe['name']}, block {recipe['block']}"),
-            Property(name="pocketphi:parameters", value=str(manifest["model"]["parameters"])),
+            Property(name="pocketphi:targets", value=" ".join(manifest.targets)),
+            Property(name="pocketphi:recipe", value=manifest.recipe.described()),
+            Property(name="pocketphi:parameters", value=str(manifest.model.parameters)),
         ],
     )
 
 
-def _source(manifest: dict[str, Any]) -> Any:
+def _source(manifest: Manifest) -> Any:
     """The checkpoint that the bundle was made of, by the digest of its tensors and tokenizer."""
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
 
-    digest = HashType(alg=HashAlgorithm.BLAKE3, content=manifest["source"]["blake3"])
+    digest = HashType(alg=HashAlgorithm.BLAKE3, content=manifest.source.blake3)
     return Component(
-        type=ComponentType.MACHINE_LEARNING_MODEL, name=manifest["source"]["model"], bom_ref="source", hashes=[digest]
+        type=ComponentType.MACHINE_LEARNING_MODEL, name=manifest.source.model, bom_ref="source", hashes=[digest]
     )
 
 
-def _libraries(manifest: dict[str, Any]) -> list[Any]:
+def _libraries(manifest: Manifest) -> list[Any]:
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    versions = {"pocketphi": manifest["pocketphi"], **manifest["versions"]}
+    versions = {"pocketphi": manifest.pocketphi, **manifest.versions}
     return [
         Component(
             type=ComponentType.LIBRARY,

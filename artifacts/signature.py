@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, read_whole
+from pocketphi.graph.writing import write_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,9 +27,7 @@ def sign_bundle(folder: Path, pem: bytes, where: str) -> str:
     key = private_key(pem, where)
     public = key.public_key().public_bytes_raw()
     text = _render(public, key.sign((folder / MANIFEST).read_bytes()))
-    partial = folder / f".{SIGNATURE}.partial"
-    partial.write_bytes(text)
-    os.replace(partial, folder / SIGNATURE)
+    write_whole(folder / SIGNATURE, text)
     return base64.b64encode(public).decode()
 
 
@@ -39,9 +38,9 @@ def check_signature(folder: Path, trusted: Path | None = None) -> str:
     found, a forgery is not. Raises InputError for a bundle that is not signed, signed by another key, or damaged.
     """
     path = folder / SIGNATURE
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{folder}: is not signed: it has no {SIGNATURE}; sign it with 'pocketphi sign'")
-    text = path.read_bytes()
+    text = read_whole(file_inside(folder, SIGNATURE, str(folder)), limit=1000)
     try:
         public, signature = (base64.b64decode(line, validate=True) for line in text.splitlines())
     except (ValueError, binascii.Error):
@@ -81,9 +80,7 @@ def public_key(path: Path) -> bytes:
 
     expected = "expected an Ed25519 public key in PEM: openssl pkey -in private.pem -pubout -out public.pem"
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
+        key = load_pem_public_key(read_whole(path, expected))
     except (ValueError, UnsupportedAlgorithm):
         raise InputError(f"{path}: {expected}") from None
     if not isinstance(key, Ed25519PublicKey):

@@ -12,11 +12,12 @@ from typing import Protocol
 import torch
 from blake3 import blake3
 
-from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.processes import CAN_FORK, in_processes
 from pocketphi.graph.recipe import PartSpec, Recipe, combine
 from pocketphi.graph.threads import in_threads
+from pocketphi.graph.writing import read_at, write_at
 
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
 """Large tensors start on 16 KiB, the largest page of a phone, so that they can be mapped alone."""
@@ -90,7 +91,7 @@ def write_weights(
         descriptor = file.fileno()
         os.truncate(descriptor, layout.size)  # not allocated: writing into allocated extents takes six times as long
         for at, data in (between or {}).items():
-            os.pwrite(descriptor, data, at)
+            write_at(descriptor, data, at)
         hashed = _FileHash(descriptor, weights, layout)
 
         def write(name: str, progress: Progress) -> str:
@@ -114,7 +115,8 @@ def _write_weight(
         for part, tensor in encode(name, rows).items():
             data = tensor_bytes(tensor)
             at = layout.offsets[name, part] + written.get(part, 0)
-            written[part] = written.get(part, 0) + os.pwrite(descriptor, data, at)
+            write_at(descriptor, data, at)
+            written[part] = written.get(part, 0) + len(data)
             progress(len(data))
     return combine(hashes)
 
@@ -141,6 +143,11 @@ class _FileHash:
 
     def _advance(self, end: int) -> None:
         while self._at < end:
-            data = os.pread(self._descriptor, min(_HASHED_TOGETHER, end - self._at), self._at)
+            wanted = min(_HASHED_TOGETHER, end - self._at)
+            data = read_at(self._descriptor, wanted, self._at)
+            if len(data) < wanted:
+                raise InputError(
+                    f"a file that is being written ended at byte {self._at + len(data)}: another process cut it"
+                )
             self._hash.update(data)
             self._at += len(data)

@@ -57,7 +57,7 @@ def main(bundle: Path) -> None:
     from pocketphi.compiler.footprint import bundle_footprint
 
     opened = Bundle.open(bundle)
-    longest = opened.manifest["model"]["context"]
+    longest = opened.manifest.model.context
     print("prompt  measured, MB  predicted, MB  ratio")
     for prompt in (64, 256, 512, 1024, 2040):
         if prompt + 8 <= longest:

@@ -31,8 +31,8 @@ from whole_model import (
 )
 from workers import build_native, memory_of
 
+from pocketphi.targets.tvm_arm.description import DESCRIPTION
 from pocketphi.targets.tvm_arm.host import TvmHost
-from pocketphi.targets.tvm_arm.package import DESCRIPTION
 from pocketphi.targets.tvm_arm.params import PARAMS_FILE
 
 OURS, ORT, BUILDER, LLAMA = "tvm", "ort bundle", "builder", "llama.cpp"

@@ -2,6 +2,6 @@
 
 import sys
 
-from pocketphi.compiler.cli import entry
+from pocketphi.compiler.start import entry
 
 sys.exit(entry())

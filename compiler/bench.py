@@ -1,4 +1,4 @@
-"""Tokens a second of a bundle on this machine: prefill and decode, medians of several rounds in turn."""
+"""Tokens a second of a bundle on this machine: prefill and decode, medians of several rounds."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.text import random_tokens
-from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.base import Runner
+from pocketphi.graph.resident import forget_peak
+from pocketphi.targets.base import Host, Runner
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over rounds; tokens a second; load in seconds; memory: peak resident bytes so far of
-    the process that runs the model."""
+    """Medians over rounds; tokens a second; load in seconds; memory: peak resident bytes of the process that runs the model,
+    since it was loaded with this number of threads where the system can tell (Linux)."""
 
     threads: int
     prompt: int
@@ -35,31 +36,31 @@ class Speed:
 def bench(
     path: Path, threads: list[int], prompt: int, generate: int, rounds: int, ui: Ui, target: str | None = None
 ) -> list[Speed]:
-    """Measure a bundle with each number of threads; rounds alternate between them, so that all meet the same machine."""
+    """Measure a bundle with each number of threads, one after the other: threads that wait for work in one runner would take
+    the cores from those of another."""
     bundle = Bundle.open(path)
     host = open_host(path, bundle.manifest, target)
     context = context_of(bundle.manifest, target)
     if prompt + generate > context:
         raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")
     tokens = torch.tensor([random_tokens(read_config(path), prompt)])
-    runners: dict[int, Runner] = {}
-    loads = {}
-    for count in threads:
-        begin = time.perf_counter()
-        runners[count] = host.runner(prompt + generate, threads=count)
-        loads[count] = time.perf_counter() - begin
-    times: dict[int, list[tuple[float, float]]] = {count: [] for count in threads}
     with ui.task("bench", (rounds + 1) * len(threads), "rounds") as advance:
-        for _ in range(rounds + 1):
-            for count in threads:
-                times[count].append(_round(runners[count], tokens, generate))
-                advance(1)
-    speeds = []
-    for count in threads:
-        prefill, decode = (statistics.median(side) for side in zip(*times[count][1:]))  # the first round warms up
-        memory = host.peak_bytes(runners[count])
-        speeds.append(Speed(count, prompt, generate, prompt / prefill, generate / decode, loads[count], memory))
-    return speeds
+        return [_measure(host, tokens, count, generate, rounds, advance) for count in threads]
+
+
+def _measure(host: Host, tokens: torch.Tensor, threads: int, generate: int, rounds: int, advance: Advance) -> Speed:
+    """One runner, which is gone before the next one is made."""
+    prompt = tokens.shape[1]
+    forget_peak()
+    begin = time.perf_counter()
+    runner = host.runner(prompt + generate, threads=threads)
+    load = time.perf_counter() - begin
+    times = []
+    for _ in range(rounds + 1):
+        times.append(_round(runner, tokens, generate))
+        advance(1)
+    prefill, decode = (statistics.median(side) for side in zip(*times[1:]))  # the first round warms up
+    return Speed(threads, prompt, generate, prompt / prefill, generate / decode, load, host.peak_bytes(runner))
 
 
 def _round(runner: Runner, tokens: torch.Tensor, generate: int) -> tuple[float, float]:

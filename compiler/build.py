@@ -7,19 +7,22 @@ file wants it. Measurements are kept beside it. A bundle that fails does not sto
 from __future__ import annotations
 
 import dataclasses
-import os
+import gc
 import time
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.folder import remove_left_over
 from pocketphi.compiler.build_cache import find_bundle, manifest_at, place_bundle
 from pocketphi.compiler.build_file import BuildFile, Cell
-from pocketphi.compiler.build_gates import claims_of
+from pocketphi.compiler.build_gates import claims_of, why_not_verified
 from pocketphi.compiler.build_key import SourceDigests, bundle_key
 from pocketphi.compiler.build_result import Result
 from pocketphi.compiler.diff import changes
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.errors import InputError, PocketphiError
+from pocketphi.graph.errors import CannotRun, InputError, PocketphiError
+from pocketphi.graph.places import default_folder
+from pocketphi.graph.writing import write_whole
 
 
 def build_matrix(file: BuildFile, ui: Ui, key: bytes | None = None, only: str | None = None) -> list[Result]:
@@ -40,16 +43,11 @@ def build_matrix(file: BuildFile, ui: Ui, key: bytes | None = None, only: str | 
             _build(file, cell, result, sources, ui, key)
         except PocketphiError as error:
             result.error, result.exit_code = str(error), error.exit_code
+        gc.collect()  # a command of its own ends before this is worth its time
         result.seconds = time.perf_counter() - begin
         results.append(result)
         ui.say(result.summary())
     return results
-
-
-def cache_folder(file: BuildFile) -> Path:
-    if file.cache:
-        return file.cache
-    return Path(os.environ.get("POCKETPHI_CACHE") or Path.home() / ".cache" / "pocketphi")
 
 
 def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, ui: Ui, key: bytes | None) -> None:
@@ -59,11 +57,13 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
 
         fit_options(cell.options, find_device(file.device), choose=False)
     result.key = bundle_key(cell.options, sources)
-    store = cache_folder(file) / "bundles" / result.key
+    cache = file.cache or default_folder()
+    store = cache / "bundles" / result.key
     bundle, result.cached = find_bundle(store), True
-    if bundle is None:
-        bundle, result.cached = _compile(cell, store, cache_folder(file), ui), False
-    result.bytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    if bundle is None or (not bundle.manifest.verified and _would_verify(cell, bundle)):
+        bundle, result.cached = _compile(cell, store, cache, sources, ui), False
+    result.not_verified = why_not_verified(bundle)
+    result.bytes = bundle.manifest.bytes
     previous = manifest_at((file.baseline or file.out) / cell.name)
     result.changes = None if previous is None else changes(previous, bundle.manifest)
     place_bundle(bundle, result.bundle)
@@ -77,11 +77,35 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
         result.exit_code = 1
 
 
-def _compile(cell: Cell, store: Path, cache: Path, ui: Ui) -> Bundle:
+def _would_verify(cell: Cell, bundle: Bundle) -> bool:
+    """Whether this build, here and now, would verify a bundle that was not verified when it was made."""
+    from pocketphi.compiler.hosts import check_runs_here
+    from pocketphi.compiler.targets import make_target
+    from pocketphi.compiler.verify import wants_verification
+
+    if not wants_verification(cell.options.verify, bundle.manifest.bytes, Ui()):
+        return False
+    if cell.options.verify == "auto":
+        try:
+            for target in cell.options.targets:
+                check_runs_here(make_target(target, cell.options))
+        except CannotRun:
+            return False
+    return True
+
+
+def _compile(cell: Cell, store: Path, cache: Path, sources: SourceDigests, ui: Ui) -> Bundle:
     from pocketphi.compiler.compile import compile_model
 
-    store.parent.mkdir(parents=True, exist_ok=True)
-    return compile_model(dataclasses.replace(cell.options, out=store, cache=cache), ui)
+    options = dataclasses.replace(cell.options, out=store, cache=cache, force=store.exists())
+    remove_left_over(store.parent)
+    try:
+        return compile_model(options, ui, lambda: sources.check(cell.options.model))
+    except InputError:
+        made = find_bundle(store)  # by another build, meanwhile
+        if made is None or not (made.manifest.verified or cell.options.verify == "never"):
+            raise
+        return made
 
 
 def _write_sbom(bundle: Path) -> None:
@@ -91,4 +115,4 @@ def _write_sbom(bundle: Path) -> None:
     path = bundle.parent / f"{bundle.name}.cdx.json"
     text = sbom(bundle)
     if not path.is_file() or path.read_text("utf-8") != text:
-        path.write_text(text, "utf-8")
+        write_whole(path, text)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE, Bundle
-from pocketphi.artifacts.folder import new_folder
+from pocketphi.artifacts.folder import new_folder, workspace
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 
 
 def find_bundle(store: Path) -> Bundle | None:
-    """A bundle from the cache, if it is whole."""
+    """A bundle from the cache, if it is whole; one that is not is removed."""
+    if not os.path.lexists(store):
+        return None
     try:
         return Bundle.open(store)
     except InputError:
-        shutil.rmtree(store, ignore_errors=True)
+        with workspace(store) as work, contextlib.suppress(OSError):
+            store.rename(work / "damaged")  # at once: nobody finds half of it
         return None
 
 
@@ -27,8 +31,8 @@ def place_bundle(bundle: Bundle, path: Path) -> None:
         raise InputError(f"{path}: exists and is not a bundle; choose another out, or remove it")
     if _is_same(bundle, path):
         return
-    with new_folder(path, 0) as folder:
-        for name in (MANIFEST, *bundle.manifest["files"]):
+    with new_folder(path, 0, replace=True) as folder:
+        for name in (MANIFEST, *bundle.manifest.files):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _link(bundle.path / name, folder / name)
 
@@ -38,9 +42,9 @@ def _is_same(bundle: Bundle, path: Path) -> bool:
     if manifest_at(path) != bundle.manifest:
         return False
     held = [found for found in path.rglob("*") if found.is_file() and found.name != SIGNATURE]
-    if len(held) != len(bundle.manifest["files"]) + 1:
+    if len(held) != len(bundle.manifest.files) + 1:
         return False
-    names = [MANIFEST, *bundle.manifest["files"]]
+    names = [MANIFEST, *bundle.manifest.files]
     if all((path / name).is_file() and os.path.samefile(path / name, bundle.path / name) for name in names):
         return True  # the very files, checked in the cache
     try:
@@ -53,11 +57,18 @@ def _is_same(bundle: Bundle, path: Path) -> bool:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:
+        return
+    except FileNotFoundError:
+        raise InputError(f"{source}: gone: another process empties the cache; build again") from None
+    except OSError:  # on another disk, or one without links
+        pass
+    try:
         shutil.copyfile(source, target)
+    except FileNotFoundError:
+        raise InputError(f"{source}: gone: another process empties the cache; build again") from None
 
 
-def manifest_at(path: Path) -> dict[str, Any] | None:
+def manifest_at(path: Path) -> Manifest | None:
     """Of a bundle that is there, whole or not."""
     try:
         return Bundle.open(path, check=False).manifest

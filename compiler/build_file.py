@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +15,23 @@ from typing import Any
 
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named, parse_toml, read_whole, show
 
 _SECTIONS = ("build", "models", "targets", "recipes", "gates", "measure")
 _BUILD = ("out", "cache", "device", "sign", "baseline")
 _GATES = ("max_bytes", "kl", "ppl", "lowering")
 _MEASURE = ("text", "tokens", "window")
-_NOT_SET_HERE = {"model", "out", "targets", "force", "cache", "dump_graphs"}
+_NOT_SET_HERE = {"model", "out", "targets", "force", "cache", "dump_graphs", "contents"}
 _OPTIONS = {f.name: str(f.type) for f in dataclasses.fields(CompileOptions) if f.name not in _NOT_SET_HERE}
 _SIZES = ("max_bytes", "max_memory")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LARGEST, _MOST = 1 << 20, 1 << 63
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "bool": ((bool,), "true or false"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class Measure:
-    """How `kl` and `ppl` are measured. text: a UTF-8 file, Python's language reference if None; see `evaluate_model`."""
+    """How `kl` and `ppl` are measured. text: a UTF-8 file, documentation of Python's library if None; see `evaluate_model`."""
 
     text: Path | None = None
     tokens: int = 2048
@@ -75,13 +82,8 @@ class BuildFile:
 
 def read_build_file(path: Path) -> BuildFile:
     """Raises InputError, with the nearest name, for a key or a target that there is not, and for a value of another type."""
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a build file in TOML") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not TOML ({error})") from None
-    return _Reader(path, data).read()
+    content = read_whole(path, "expected a build file in TOML", _LARGEST)
+    return _Reader(path, parse_toml(content, str(path))).read()
 
 
 class _Reader:
@@ -99,18 +101,28 @@ class _Reader:
         targets = self._options("targets", TARGETS) or {"ort-mobile": {}}
         recipes = self._options("recipes") or {"search": {}}
         gates = self._gates(list(targets))
+        cells = [self._cell(m, t, r, models, targets, recipes, gates) for m in models for t in targets for r in recipes]
+        self._check_names_differ(cells)
         return BuildFile(
             path=self._path,
-            out=self._at(build.get("out", "bundles")),
-            cells=[
-                self._cell(m, t, r, models, targets, recipes, gates) for m in models for t in targets for r in recipes
-            ],
-            cache=self._at(build["cache"]) if "cache" in build else None,
+            out=self._at("build.out", build.get("out", "bundles")),
+            cells=cells,
+            cache=self._at("build.cache", build["cache"]) if "cache" in build else None,
             device=build.get("device"),
             sign=self._key(build.get("sign")),
-            baseline=self._at(build["baseline"]) if "baseline" in build else None,
+            baseline=self._at("build.baseline", build["baseline"]) if "baseline" in build else None,
             measure=self._measure(measure),
         )
+
+    def _check_names_differ(self, cells: Iterable[Cell]) -> None:
+        """Also where a file system does not tell capital letters from others."""
+        seen: set[str] = set()
+        for cell in cells:
+            if cell.name.casefold() in seen:
+                raise InputError(
+                    f"{self._path}: two bundles would be {cell.name}; give a model or a recipe another name"
+                )
+            seen.add(cell.name.casefold())
 
     def _cell(
         self,
@@ -137,8 +149,8 @@ class _Reader:
         for name, source in models.items():
             self._name("models", name)
             self._typed("models", name, source, "str")
-            local = self._folder / source
-            models[name] = str(local) if local.exists() and not source.startswith("random:") else source
+            local = self._at(f"models.{name}", source)
+            models[name] = str(local) if _exists(local) and not source.startswith("random:") else source
         return models
 
     def _options(self, section: str, known: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -147,14 +159,14 @@ class _Reader:
         if isinstance(found, list) and all(isinstance(name, str) for name in found):
             found = {name: {"recipe": name} if section == "recipes" else {} for name in found}
         if not isinstance(found, dict):
-            raise InputError(f"{self._path}: {section}: expected tables or a list of names, got {found!r}")
+            raise InputError(f"{self._path}: {section}: expected tables or a list of names, got {show(found)}")
         if known:
             self._check_keys(section, found, known)
         made = {}
         for name, options in found.items():
             self._name(section, name)
             if not isinstance(options, dict):
-                raise InputError(f"{self._path}: {section}.{name}: expected a table of options, got {options!r}")
+                raise InputError(f"{self._path}: {section}.{name}: expected a table of options, got {show(options)}")
             self._check_keys(f"{section}.{name}", options, _OPTIONS)
             where = f"{section}.{name}"
             made[name] = {key: self._option(where, key, value) for key, value in options.items()}
@@ -163,16 +175,16 @@ class _Reader:
         return made
 
     def _option(self, where: str, key: str, value: Any) -> Any:
-        if key in _SIZES and isinstance(value, str):
+        if key in _SIZES:
             return self._size(where, key, value)
         kind = _OPTIONS[key].removesuffix(" | None")
         self._typed(where, key, value, "str" if kind == "Path" else kind)
-        return self._at(value) if kind == "Path" else value
+        return self._at(f"{where}.{key}", value) if kind == "Path" else value
 
     def _gates(self, targets: list[str]) -> dict[str, Gates]:
         """Gates for every target: the common ones, and its own over them."""
         table = self._table("gates", [*_GATES, *targets])
-        common = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        common = {key: value for key, value in table.items() if key in _GATES}
         made = {}
         for target in targets:
             own = table.get(target, {})
@@ -182,10 +194,11 @@ class _Reader:
 
     def _gate(self, key: str, value: Any) -> Any:
         if key == "max_bytes":
-            return (
-                self._size("gates", key, value) if isinstance(value, str) else self._typed("gates", key, value, "int")
-            )
-        return float(self._typed("gates", key, value, "float"))
+            return self._size("gates", key, value)
+        limit = float(self._typed("gates", key, value, "float"))
+        if not 0 <= limit < float("inf"):
+            raise InputError(f"{self._path}: gates.{key} is {limit}, expected a number that is not negative")
+        return limit
 
     def _measure(self, table: Mapping[str, Any]) -> Measure:
         kinds = {"text": "str", "tokens": "int", "window": "int"}
@@ -194,34 +207,40 @@ class _Reader:
             if values.get(key, 2) < 2:
                 raise InputError(f"{self._path}: measure.{key} is {values[key]}, expected at least 2")
         text = values.pop("text", None)
-        return Measure(text=self._at(text) if text else None, **values)
+        return Measure(text=self._at("measure.text", text) if text else None, **values)
 
     def _table(self, section: str, known: Iterable[str] | None) -> dict[str, Any]:
         table = self._data.get(section, {})
         if not isinstance(table, dict):
-            raise InputError(f"{self._path}: {section}: expected a table, [{section}], got {table!r}")
+            raise InputError(f"{self._path}: {section}: expected a table, [{section}], got {show(table)}")
         if known is not None:
             self._check_keys(section, table, known)
         return dict(table)
 
     def _check_keys(self, section: str, table: Any, known: Iterable[str]) -> None:
         if not isinstance(table, dict):
-            raise InputError(f"{self._path}: {section}: expected a table, got {table!r}")
+            raise InputError(f"{self._path}: {section}: expected a table, got {show(table)}")
         for key in table:
             if key not in known:
                 raise InputError(
                     f"{self._path}: unknown {'target' if section == 'targets' else 'key'} "
-                    f"{f'{section}.' if section else ''}{key}; {nearest(key, known)}"
+                    f"{f'{section}.' if section else ''}{named(key)}; {nearest(key, known)}"
                 )
 
     def _typed(self, section: str, key: str, value: Any, kind: str) -> Any:
-        types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-        if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
-            words = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
-            raise InputError(f"{self._path}: {section}.{key} is {value!r}, expected {words[kind]}")
+        types, words = _TYPES[kind]
+        right = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+        if not right or (isinstance(value, int) and not -_MOST < value < _MOST):
+            raise InputError(f"{self._path}: {section}.{key} is {show(value)}, expected {words}")
         return value
 
-    def _size(self, section: str, key: str, value: str) -> int:
+    def _size(self, section: str, key: str, value: Any) -> int:
+        """Bytes as a number, or as a text with a unit."""
+        if not isinstance(value, str):
+            size = int(self._typed(section, key, value, "int"))
+            if size < 0:
+                raise InputError(f"{self._path}: {section}.{key} is {size}, expected a number of bytes")
+            return size
         try:
             return parse_size(value)
         except InputError as error:
@@ -229,18 +248,32 @@ class _Reader:
 
     def _name(self, section: str, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise InputError(f"{self._path}: {section}.{name!r}: expected a name of letters, digits, '.', '_' and '-'")
+            raise InputError(
+                f"{self._path}: {section}.{show(name)}: expected a name of letters, digits, '.', '_' and '-'"
+            )
 
     def _key(self, key: str | None) -> str | None:
-        return key if key is None or key.startswith("env:") else str(self._at(key))
+        return key if key is None or key.startswith("env:") else str(self._at("build.sign", key))
 
-    def _at(self, path: str) -> Path:
+    def _at(self, where: str, path: str) -> Path:
         """A path in the file, from the file's folder."""
-        return self._folder / Path(path).expanduser()
+        try:
+            if path and path.isprintable():
+                return self._folder / Path(path).expanduser()
+        except RuntimeError:  # the home of a user that there is not
+            pass
+        raise InputError(f"{self._path}: {where} is {show(path)}, which cannot be a path")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a file
+        return False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean …?`, or the choices."""
     choices = list(known)
-    close = difflib.get_close_matches(name, choices, n=1)
+    close = difflib.get_close_matches(name[:60], choices, n=1)
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.build_file import Cell, Measure
+from pocketphi.compiler.build_file import Cell, Gates, Measure
 from pocketphi.compiler.build_result import Claim
 from pocketphi.compiler.ui import Ui
+from pocketphi.graph.errors import CannotRun
+from pocketphi.graph.sealed import read_sealed, write_sealed
 
 
 def claims_of(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> list[Claim]:
     """Every check that the manifest records, then every gate; `kl` and `ppl` are measured where they are asked for."""
-    checks = (bundle.manifest["verification"] or {"checks": []})["checks"]
-    claims = [Claim(check["name"], check["measured"], check["bound"]) for check in checks]
-    gates, files = cell.gates, bundle.manifest["files"].values()
+    checks = bundle.manifest.checks
+    claims = [Claim(check.name, check.measured, check.bound) for check in checks]
+    gates = cell.gates
+    if gates != Gates() and (reason := why_not_verified(bundle)):
+        claims.append(Claim("gate: verified", None, 0, missing=f"{reason}; a gate is for a bundle that was verified"))
     if gates.max_bytes is not None:
-        claims.append(Claim("gate max_bytes", sum(entry["bytes"] for entry in files), gates.max_bytes, "bytes"))
+        claims.append(Claim("gate max_bytes", bundle.manifest.bytes, gates.max_bytes, "bytes"))
     if gates.lowering is not None:
-        measured = [check["measured"] for check in checks if check["name"].split(": ")[-1].startswith("KL ")]
+        measured = [check.measured for check in checks if check.name.split(": ")[-1].startswith("KL ")]
         claims.append(Claim("gate lowering", max(measured, default=None), gates.lowering, "nats/token"))
-    quality = _quality(cell, bundle, measure, ui) if gates.kl is not None or gates.ppl is not None else {}
+    quality, cannot = {}, ""
+    if gates.kl is not None or gates.ppl is not None:
+        try:
+            quality = _quality(cell, bundle, measure, ui)
+        except CannotRun as error:
+            cannot = str(error)
     if gates.kl is not None:
-        claims.append(Claim("gate kl", quality["kl"], gates.kl, "nats/token"))
+        claims.append(Claim("gate kl", quality.get("kl"), gates.kl, "nats/token", cannot))
     if gates.ppl is not None:
-        claims.append(Claim("gate ppl", quality["ppl"], gates.ppl))
+        claims.append(Claim("gate ppl", quality.get("ppl"), gates.ppl, "", cannot))
     return claims
 
 
@@ -39,7 +47,7 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
     text = read_text(measure.text, "the text") if measure.text else None
     asked: dict[str, Any] = {"tokens": measure.tokens, "window": measure.window, "text": text and _digest(text)}
     path = bundle.path.parent / f"{bundle.path.name}.quality.json"
-    kept: list[dict[str, Any]] = _read_json(path)
+    kept = _kept(path)
     for entry in kept:
         if entry["asked"] == asked:
             return dict(entry["found"])
@@ -48,18 +56,24 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
     target = cell.options.targets[0]
     result = evaluate_model(str(bundle.path), text, measure.tokens, measure.window, cell.options.model, ui, target)
     found = {"ppl": float(result.perplexity), "kl": float(result.kl or 0.0)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([*kept, {"asked": asked, "found": found}]), "utf-8")
-    os.replace(partial, path)
+    with contextlib.suppress(OSError):  # then it is measured again the next time
+        write_sealed(path, [*kept, {"asked": asked, "found": found}])
     return found
+
+
+def why_not_verified(bundle: Bundle) -> str | None:
+    """None for a bundle whose checks were all run and met."""
+    if bundle.manifest.verified:
+        return None
+    recorded = bundle.manifest.verification
+    return (recorded and recorded.reason) or 'the bundle was not verified; build with verify = "always"'
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    try:
-        return list(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
-        return []
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """What was measured before: `asked` and `found`."""
+    kept = read_sealed(path)
+    return kept if isinstance(kept, list) else []

@@ -1,4 +1,7 @@
-"""Content addresses: what decides the bytes of a bundle, as one digest."""
+"""Content addresses: what decides the bytes of a bundle, as one digest.
+
+Whether a bundle was verified is not part of it: a verified one serves every build, see `build.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import platform
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,13 +22,14 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.errors import InputError
 
 _LIBRARIES = {
-    "ort-mobile": ("onnx", "onnxruntime", "onnxruntime-genai"),
-    "coreml": ("coremltools",),
+    "ort-mobile": ("onnx", "onnxruntime", "onnxruntime-genai", "protobuf"),
+    "coreml": ("coremltools", "protobuf"),
     "tvm-arm": ("apache-tvm", "apache-tvm-ffi"),
 }
-_SHARED_LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "gguf", "safetensors")
-_NO_MATTER = {"model", "out", "force", "cache", "dump_graphs", "max_bytes", "max_memory", "strict"}
-_OUR_CODE = ("graph", "passes", "artifacts", "targets", "compiler")
+_SHARED_LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "gguf", "safetensors", "jinja2")
+_NO_MATTER = {"model", "out", "force", "cache", "contents", "dump_graphs", "max_memory", "verify"}
+_OUR_FILES = ("graph", "passes", "artifacts", "targets", "compiler")
+_NOT_OURS = (".pyc", ".pyo", "~", ".swp", ".orig", ".rej")
 
 
 class SourceDigests:
@@ -31,18 +37,29 @@ class SourceDigests:
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
+        self._versions: dict[str, list[tuple[Path, int, int]]] = {}
 
     def of(self, model: str) -> str:
         """model: as `open_checkpoint` takes it. Raises InputError where it is not there."""
         if model not in self._known:
+            self._versions[model] = _versions(model)
             self._known[model] = model if model.startswith("random:") else _digest_files(_files(model))
         return self._known[model]
+
+    def check(self, model: str) -> None:
+        """Raises InputError where a model's files are no longer those of which the digest was taken."""
+        if _versions(model) != self._versions.get(model):
+            raise InputError(f"{model}: changed during the build; start again when nothing writes to it")
 
 
 def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
     """The address of the bundle that these options make, 32 hex digits."""
+    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in _NO_MATTER}
+    for name, value in chosen.items():
+        if isinstance(value, Path):
+            chosen[name] = blake3(options.content(name) or b"").hexdigest()
     decides: dict[str, Any] = {
-        "options": {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in _NO_MATTER},
+        "options": chosen,
         "source": sources.of(options.model),
         "name": Path(options.model).name,
         "pocketphi": __version__,
@@ -52,16 +69,46 @@ def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
             for name in (*_SHARED_LIBRARIES, *(lib for target in options.targets for lib in _LIBRARIES[target]))
         },
     }
-    if options.calibration is not None:
-        decides["options"]["calibration"] = _digest_files([options.calibration])
+    if options.recipe == "search" and options.calibration is None:
+        decides["python"] = platform.python_version()  # its help texts are part of what is calibrated on
+    if "tvm-arm" in options.targets:
+        decides["toolchain"] = _toolchain(options)
     return blake3(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 @functools.cache
 def our_code() -> str:
-    """BLAKE3 of pocketphi's own modules: a bundle of a changed compiler is another bundle."""
+    """BLAKE3 of all files of pocketphi's own: a bundle of a changed compiler is another bundle."""
     root = Path(__file__).resolve().parent.parent
-    return _digest_files(path for folder in _OUR_CODE for path in sorted((root / folder).rglob("*.py")))
+    paths = (path for folder in _OUR_FILES for path in sorted((root / folder).rglob("*")))
+    return _digest_files((path for path in paths if path.is_file() and _is_ours(path.relative_to(root))), root)
+
+
+def _is_ours(path: Path) -> bool:
+    """path: from the root on."""
+    hidden = any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+    return not hidden and not path.name.endswith(_NOT_OURS)
+
+
+def _toolchain(options: CompileOptions) -> list[str]:
+    """What a library is made for, which is this machine's CPU for `--os host`, and the compiler that links it."""
+    from pocketphi.targets.tvm_arm.platform import Platform
+    from pocketphi.targets.tvm_arm.toolchain import find_toolchain
+
+    made_for = Platform.of(options.os, options.cpu)
+    toolchain = find_toolchain(made_for.system, made_for.isa.arch)
+    return [made_for.described(), toolchain.triple, *toolchain.flags, *map(_compiler_version, toolchain.compiler[:1])]
+
+
+@functools.cache
+def _compiler_version(compiler: str) -> str:
+    """What a compiler says of itself, which names the release of an NDK too, and the digest of its program."""
+    try:
+        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise InputError(f"{compiler}: cannot be run: {error.strerror}") from None
+    lines = [line for line in said.stdout.splitlines() if not line.startswith("InstalledDir")]
+    return "\n".join([*lines, _digest_files([Path(compiler)])])
 
 
 def _files(model: str) -> list[Path]:
@@ -74,16 +121,33 @@ def _files(model: str) -> list[Path]:
         return sorted(found for found in path.iterdir() if found.is_file() and not found.name.startswith("."))
     if not path.is_file():
         raise InputError(f"{model}: no such model; expected a folder, a .gguf file, 'sample' or 'random:SHAPE'")
+    if path.suffix == ".gguf":
+        from pocketphi.graph.gguf_parts import all_parts
+
+        return list(all_parts(path))
     return [path]
 
 
-def _digest_files(paths: Iterable[Path]) -> str:
+def _versions(model: str) -> list[tuple[Path, int, int]]:
+    """What changes when one of a model's files is written or replaced."""
+    if model.startswith("random:"):
+        return []
+    try:
+        return [(path, status.st_size, status.st_mtime_ns) for path in _files(model) for status in [path.stat()]]
+    except OSError as error:
+        raise InputError(f"{model}: cannot be read ({error.strerror})") from None
+
+
+def _digest_files(paths: Iterable[Path], root: Path | None = None) -> str:
+    """Of names, from `root` on if it is given, and contents."""
     whole = blake3()
     for path in paths:
+        name = str(path.relative_to(root)) if root else path.name
         try:
-            whole.update(path.name.encode() + blake3(max_threads=blake3.AUTO).update_mmap(path).digest())
+            content = blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        whole.update(len(name.encode()).to_bytes(8, "little") + name.encode() + content)
     return whole.hexdigest()
 
 

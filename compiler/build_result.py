@@ -11,21 +11,26 @@ from pocketphi.compiler.diff import Change
 
 @dataclass(frozen=True)
 class Claim:
-    """A check of the verification or a gate: `measured` must not exceed `bound`; None where it was not measured."""
+    """A check of the verification or a gate: `measured` must not exceed `bound`; None where it was not measured,
+    for the reason `missing`."""
 
     name: str
     measured: float | None
     bound: float
     unit: str = ""
+    missing: str = 'the bundle was not verified; build with verify = "always"'
 
     @property
     def ok(self) -> bool:
         return self.measured is not None and self.measured <= self.bound
 
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "measured": self.measured, "bound": self.bound, "unit": self.unit, "ok": self.ok}
+
     def described(self) -> str:
         """What came, and by how much it is over."""
         if self.measured is None:
-            return f'{self.name}: not measured: the bundle was not verified; build with verify = "always"'
+            return f"{self.name}: not measured: {self.missing}"
         unit = f" {self.unit}" if self.unit else ""
         if self.ok:
             return f"{self.name}: {self.measured:,.6g}{unit}, at most {self.bound:,.6g}"
@@ -34,7 +39,8 @@ class Claim:
 
 @dataclass
 class Result:
-    """One bundle of the matrix. seconds: of wall time; error: why there is none; exit_code: as of the command line."""
+    """One bundle of the matrix. seconds: of wall time; error: why there is none; exit_code: as of the command line;
+    not_verified: why not, if it is not."""
 
     name: str
     bundle: Path
@@ -46,10 +52,11 @@ class Result:
     changes: list[Change] | None = None
     error: str | None = None
     exit_code: int = 0
+    not_verified: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         data = {**vars(self), "bundle": str(self.bundle), "seconds": round(self.seconds, 3)}
-        data["claims"] = [{**vars(claim), "ok": claim.ok} for claim in self.claims]
+        data["claims"] = [claim.as_json() for claim in self.claims]
         data["changes"] = None if self.changes is None else [vars(change) for change in self.changes]
         return data
 
@@ -59,6 +66,8 @@ class Result:
             return f"  failed: {self.error}"
         how = "found in the cache" if self.cached else "built"
         lines = [f"  {how} in {self.seconds:.1f} s: {self.bytes:,} bytes, {self.bundle}"]
+        if self.not_verified:
+            lines.append(f"  not verified: {self.not_verified}")
         lines += [f"  not met: {claim.described()}" for claim in self.claims if not claim.ok]
         if self.changes is not None:
             lines.append("  the same as before" if not self.changes else "  against the one before:")

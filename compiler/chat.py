@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
+from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.graph.config import read_config
-from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.targets.base import Runner
 
 
 @dataclass
@@ -43,54 +47,62 @@ class Chat:
     ) -> None:
         bundle = Bundle.open(path)
         self.tokenizer = Tokenizer.load(path)
-        config = read_config(path)
-        self._eos = set(config.eos)
         host = open_host(path, bundle.manifest, target)
-        self._limit = min(max_tokens, context_of(bundle.manifest, target))
+        self._held = context_of(bundle.manifest, target)
+        self._limit = min(max_tokens, self._held)
         self._runner = host.runner(self._limit, threads=threads)
-        self._messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-        self._seen: list[int] = []
+        # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
+        rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
+        self._conversation = Conversation(rules, self._encode, system)
+        self._turn = threading.Lock()
 
     def say(self, text: str, temperature: float = 0.0, show: Callable[[str], None] = lambda piece: None) -> Reply:
-        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy."""
-        self._messages.append({"role": "user", "content": text})
-        tokens = self.tokenizer.encode_chat(self._messages)
-        if len(tokens) >= self._limit:
-            raise InputError(
-                f"the conversation has {len(tokens)} tokens, the cache holds {self._limit}; raise --max-tokens"
-            )
+        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy.
+
+        The answer ends where the cache is full, as onnxruntime-genai and the app kits end it. A second thread waits for the
+        first one's answer. Whatever ends an answer early, KeyboardInterrupt too, leaves a conversation that goes on after
+        what was shown. Raises MessageTooLong, which leaves it as it was.
+        """
+        with self._turn:
+            try:
+                return self._answer(text, temperature, show)
+            except MessageTooLong as error:
+                if self._limit < self._held:
+                    raise error.advise(f"raise --max-tokens, up to {self._held}") from None
+                raise error.advise("say it in fewer words, or start a new conversation") from None
+
+    def _answer(self, text: str, temperature: float, show: Callable[[str], None]) -> Reply:
         reply, stream = Reply(), self.tokenizer.stream()
+        engine = _Engine(self._runner, temperature)
         begin = time.perf_counter()
-        for token in self._generate(tokens, temperature):
-            now = time.perf_counter()
-            if not reply.tokens:
-                reply.first, begin = now - begin, now
-            reply.tokens += 1
-            reply.seconds = now - begin
-            piece = stream.step(token)
-            reply.text += piece
-            show(piece)
-        rest = stream.finish()
-        show(rest)
-        reply.text += rest
-        self._messages.append({"role": "assistant", "content": reply.text})
+        with contextlib.closing(self._conversation.send(text, self._limit, engine, stream)) as pieces:
+            for piece in pieces:
+                now = time.perf_counter()
+                if not reply.tokens:
+                    reply.first, begin = now - begin, now
+                reply.tokens += 1
+                reply.seconds = now - begin
+                reply.text += piece
+                show(piece)
         return reply
 
-    def _generate(self, tokens: list[int], temperature: float) -> Iterator[int]:
-        """Only what is new since the last turn is run: the cache holds the rest. It ends where the cache would be full, as
-        onnxruntime-genai and the app kits end it."""
-        if not self._seen or tokens[: len(self._seen)] != self._seen:
-            self._runner.reset()
-            self._seen = []
-        step = tokens[len(self._seen) :]
-        while len(self._seen) + len(step) < self._limit:
-            logits = self._runner.step(torch.tensor([step]))[0, -1]
-            self._seen += step
-            token = _pick(logits, temperature)
-            if token in self._eos:
-                return
-            yield token
-            step = [token]
+    def _encode(self, messages: list[tuple[str, str]]) -> list[int]:
+        return self.tokenizer.encode_chat([{"role": role, "content": content} for role, content in messages])
+
+
+@dataclass
+class _Engine:
+    """A runner's cache, and the choice of the next token."""
+
+    runner: Runner
+    temperature: float
+
+    def run(self, calls: Sequence[Call], tokens: Sequence[int]) -> int:
+        (call,) = calls
+        if call.start == 0:
+            self.runner.reset()
+        logits = self.runner.step(torch.tensor([tokens[call.start :]]))[0, -1]
+        return _pick(logits, self.temperature)
 
 
 def _pick(logits: torch.Tensor, temperature: float) -> int:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 verification or budget not met, 2 bad input, 3 our bug.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import json
 import logging
@@ -21,6 +22,7 @@ from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments, form_options
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
+from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
@@ -33,9 +35,13 @@ def entry() -> int:
     transformers are imported and traced takes a quarter of the time until the first weight is read. Nor are they at the end,
     where Python would look through everything once more, for most of a second.
     """
+    stopping.listen()
     gc.disable()
     code = main()
+    stopping.done()
     gc.freeze()
+    if stopping.was_heard():  # Python would end with another code where it cannot write to a terminal that is gone
+        stopping.end()
     return code
 
 
@@ -48,18 +54,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_libraries(arguments.verbose)
         return int(arguments.run(arguments))
     except PocketphiError as error:
+        if stopping.was_heard():
+            return _stopped()
         print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
-        print("pocketphi: stopped; nothing was left half-written", file=sys.stderr)  # noqa: T201
-        return 130
+        return _stopped()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if stopping.was_heard():
+            return _stopped()
+        if lack := _lack(error):
+            print(f"pocketphi: {lack}", file=sys.stderr)  # noqa: T201
+            return 2
         traceback.print_exc()
         print(f"pocketphi: this is a bug of ours: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 3
+
+
+def _stopped() -> int:
+    if not stopping.was_heard():  # else the process ends with this line
+        print(stopping.LINE, file=sys.stderr)  # noqa: T201
+    return stopping.EXIT_CODE
+
+
+def _lack(error: Exception) -> str:
+    """What this machine is short of, where an error tells of that; empty for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: raise the limit (ulimit -n) and start again"
+    short = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if short or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "not enough memory; nothing was kept. Try --recipe rtn, or a machine with more"
+    return ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
     evaluate.add_argument("model", metavar="BUNDLE|MODEL")
-    evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: Python's language reference)")
+    evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: documentation of Python's library)")
     evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
     evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
     evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
@@ -95,7 +123,9 @@ def parser() -> argparse.ArgumentParser:
 
     chat = command("chat", _chat, "talk to a bundle")
     chat.add_argument("bundle", type=Path)
-    chat.add_argument("--prompt", help="one message, one reply (default: a conversation; leave it with Ctrl-D)")
+    chat.add_argument(
+        "--prompt", help="one message, one reply (default: a conversation; Ctrl-C stops an answer, Ctrl-D leaves)"
+    )
     chat.add_argument("--system", help="the system message")
     chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
@@ -298,7 +328,7 @@ def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler.compile import compile_model
 
     bundle = compile_model(options, _ui(a))
-    summary = {"bundle": str(bundle.path), **bundle.manifest}
+    summary = {"bundle": str(bundle.path), **bundle.manifest.as_json()}
     _print(a, summary, lambda: show.bundle(bundle))
     return 0
 
@@ -312,11 +342,11 @@ def _verify(a: argparse.Namespace) -> int:
     bundle = Bundle.open(a.bundle)
     signed = check_signature(a.bundle, a.key) if a.key else None
     if a.files_only:
-        files = {"bundle": str(a.bundle), "files": len(bundle.manifest["files"]), "signed_by": signed}
+        files = {"bundle": str(a.bundle), "files": len(bundle.manifest.files), "signed_by": signed}
         _print(a, files, lambda: show.files(bundle, signed))
         return 0
     result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
-    _print(a, result.recorded(), lambda: show.verification(result.recorded()))
+    _print(a, result.recorded().as_json(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
 
 
@@ -334,6 +364,7 @@ def _eval(a: argparse.Namespace) -> int:
 
 
 def _chat(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.kits.conversation import MessageTooLong
     from pocketphi.compiler.chat import Chat
 
     if a.json and a.prompt is None:
@@ -349,9 +380,15 @@ def _chat(a: argparse.Namespace) -> int:
         except EOFError:
             _write("\n")
             return 0
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
             reply = chat.say(line, a.temperature, show=_write)
             _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n")
+        except MessageTooLong as error:
+            print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
+        except KeyboardInterrupt:  # ends this answer; the conversation goes on
+            _write("\n  [stopped]\n")
 
 
 def _bench(a: argparse.Namespace) -> int:
@@ -372,11 +409,12 @@ def _inspect(a: argparse.Namespace) -> int:
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
-        _print(a, bundle.manifest, lambda: show.bundle(bundle))
+        _print(a, bundle.manifest.as_json(), lambda: show.bundle(bundle))
         return 0
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
-    _print(a, {"config": source.config.to_hf(), "tensors": tensors}, lambda: show.checkpoint(source))
+    told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
+    _print(a, told, lambda: show.checkpoint(source))
     return 0
 
 
@@ -401,6 +439,8 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
     from pocketphi.graph.write_checkpoint import DTYPES, write_checkpoint
 
     source = open_checkpoint(a.model)
+    for notice in source.notices:
+        _ui(a).say(notice)
     source = FoldedNorms(source) if a.fold_norms else source
     total = source.config.parameters * DTYPES[a.dtype][0].itemsize
     if a.out.exists():

@@ -15,6 +15,7 @@ from typing import Any
 from pocketphi.compiler.cli_devices import AddCommand, add_device_command
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.writing import write_whole
 
 
 def add_build_commands(command: AddCommand) -> None:
@@ -75,9 +76,9 @@ def _build(a: argparse.Namespace) -> int:
     results = build_matrix(file, Ui() if a.json else PlainUi(), key, a.only)
     data = json.dumps([result.as_json() for result in results], indent=1) + "\n"
     if a.results:
-        a.results.write_text(data, "utf-8")
+        write_whole(a.results, data, "--results")
     if a.junit:
-        a.junit.write_text(to_junit(results), "utf-8")
+        write_whole(a.junit, to_junit(results), "--junit")
     good = sum(result.exit_code == 0 for result in results)
     sys.stdout.write(data if a.json else f"{good} of {len(results)} bundles as they should be, in {file.out}\n")
     return max(result.exit_code for result in results)
@@ -108,7 +109,7 @@ def _sbom(a: argparse.Namespace) -> int:
 
     text = sbom(a.bundle)
     if a.out:
-        a.out.write_text(text, "utf-8")
+        write_whole(a.out, text, "-o")
     else:
         sys.stdout.write(text)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from pocketphi.compiler.devices import Device
 from pocketphi.compiler.footprint import PROMPT, RUNTIMES, Footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
@@ -66,10 +65,7 @@ def config_of(model: str) -> ModelConfig:
     if model.removeprefix("random:").partition("@")[0] in PUBLISHED and model.startswith("random:"):
         return PUBLISHED[model.removeprefix("random:").partition("@")[0]]
     if path.is_file():
-        try:
-            return ModelConfig.from_hf(json.loads(path.read_text("utf-8")), str(path))
-        except ValueError:
-            raise InputError(f"{path}: is not JSON") from None
+        return read_config(path.parent)
     from pocketphi.graph.checkpoint import open_checkpoint
 
     return open_checkpoint(model).config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import Any
 from pocketphi.compiler.build_file import nearest
 from pocketphi.compiler.options import parse_size
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named, parse_toml, read_whole, show
 
 _TABLE = Path(__file__).with_name("devices.toml")
 _USERS = Path("~/.config/pocketphi/devices.toml")
 _KEYS = ("title", "platform", "ram", "app", "bandwidth", "features", "sources", "estimates")
 NUMBERS = ("ram", "app", "bandwidth", "features")
 """What a source or an estimate is of."""
+_LARGEST, _MOST = 1 << 20, 1 << 63
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PLATFORMS = ("ios", "android", "linux")
 
 
@@ -58,36 +61,41 @@ def find_device(name: str, more: Path | None = None) -> Device:
 
 
 def _read(path: Path) -> dict[str, Device]:
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a table of devices in TOML") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not TOML ({error})") from None
+    data = parse_toml(read_whole(path, "expected a table of devices in TOML", _LARGEST), str(path))
     defaults = data.pop("defaults", {})
     if not isinstance(defaults, dict) or not all(isinstance(shared, dict) for shared in defaults.values()):
-        raise InputError(f"{path}: defaults is {defaults!r}, expected tables, [defaults.ios]")
+        raise InputError(f"{path}: defaults is {show(defaults)}, expected tables, [defaults.ios]")
+    for name, shared in defaults.items():
+        if name not in _PLATFORMS:
+            raise InputError(f"{path}: unknown key defaults.{named(name)}; {nearest(name, _PLATFORMS)}")
+        for key in shared:
+            if key not in ("sources", "estimates"):
+                raise InputError(
+                    f"{path}: unknown key defaults.{name}.{named(key)}; {nearest(key, ('sources', 'estimates'))}"
+                )
     return {name: _device(path, name, entry, defaults) for name, entry in data.items()}
 
 
 def _device(path: Path, name: str, entry: Any, defaults: Mapping[str, Any]) -> Device:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{path}: {show(name)}: expected a name of letters, digits, '.', '_' and '-'")
     if not isinstance(entry, dict):
-        raise InputError(f"{path}: {name}: expected a table, [{name}], got {entry!r}")
+        raise InputError(f"{path}: {name}: expected a table, [{name}], got {show(entry)}")
     for key in entry:
         if key not in _KEYS:
-            raise InputError(f"{path}: unknown key {name}.{key}; {nearest(key, _KEYS)}")
+            raise InputError(f"{path}: unknown key {name}.{named(key)}; {nearest(key, _KEYS)}")
     for key in ("ram", "bandwidth"):
         if key not in entry:
             raise InputError(f"{path}: {name} lacks {key}; expected at least ram and bandwidth")
     platform = entry.get("platform", "linux")
     if platform not in _PLATFORMS:
-        raise InputError(f"{path}: {name}.platform is {platform!r}, expected one of {', '.join(_PLATFORMS)}")
+        raise InputError(f"{path}: {name}.platform is {show(platform)}, expected one of {', '.join(_PLATFORMS)}")
     ram = _bytes(path, name, "ram", entry)
     shared = defaults.get(platform, {})
     where = f"defaults.{platform}"
     return Device(
         name=name,
-        title=str(entry.get("title", name)),
+        title=_texts(path, name, "title", {"title": [entry.get("title", name)]})[0],
         platform=platform,
         ram=ram,
         app=_bytes(path, name, "app", entry) if "app" in entry else ram // 2,
@@ -109,13 +117,13 @@ def _bytes(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> int:
 
 def _positive(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> float:
     value = entry[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InputError(f"{path}: {name}.{key} is {value!r}, expected a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MOST:
+        raise InputError(f"{path}: {name}.{key} is {show(value)}, expected a positive number")
     return value
 
 
 def _texts(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> list[str]:
     value = entry.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise InputError(f"{path}: {name}.{key} is {value!r}, expected a list of texts")
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.isprintable() for text in value):
+        raise InputError(f"{path}: {name}.{key} is {show(value)}, expected a list of texts, each on one line")
     return value

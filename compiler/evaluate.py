@@ -10,6 +10,7 @@ from pocketphi.artifacts.bundle import MANIFEST, Bundle
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
+from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
@@ -50,7 +51,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
 
-    text: Python's language reference if None.
+    text: documentation of Python's library if None.
     """
     runner, files, config = open_runner(model, window, target)
     rows = windows(tokens_of(text, held_out_text(), files, config, tokens), window)
@@ -89,7 +90,7 @@ def open_runner(model: str, window: int, target: str | None = None) -> tuple[Run
     _check_window(window, source.config.max_position, model)
     program = trace(source)  # as transformers runs it: a wrong rewrite must not be in both sides of a comparison
     keep = 4 * source.config.parameters < _KEEP_BELOW
-    return ProgramRunner(program, keep), source.tokenizer_files(), source.config
+    return ProgramRunner(program, keep), check_text(source).files, source.config
 
 
 def _check_window(window: int, positions: int, model: str) -> None:

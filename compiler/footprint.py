@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.options import CompileOptions, eight_bit_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig, read_config
+from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.form import DEFAULT_CHUNK, DEFAULT_CONTEXT
 from pocketphi.targets.kv_cache import kv_cache_bytes
 from pocketphi.targets.ort_mobile.prefill import chunk_of
@@ -186,14 +187,25 @@ def kept_offsets(source: Checkpoint) -> set[str]:
 
 def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context: int | None = None) -> Footprint:
     """Of a bundle that there is: its recipe, and its weights at the size that they have."""
-    recipe, details = bundle.manifest["recipe"], bundle.manifest["targets"][target]
-    names = ("block", "symmetric", "palette", "embedding_bits", "head_bits")
-    kept = {name: recipe[name] for name in names if name in recipe}
-    held = details.get("context", recipe.get("context"))
-    kept |= {name: details[name] for name in ("chunk", "kv_cache") if name in details}
-    options = CompileOptions("-", bundle.path, (target,), context=held, **kept)
+    if target not in RUNTIMES:
+        raise InputError(f"{bundle.path}: target {target}: expected one of {', '.join(RUNTIMES)}")
+    recipe, details = bundle.manifest.recipe, bundle.manifest.targets[target]
+    options = CompileOptions(
+        "-",
+        bundle.path,
+        (target,),
+        block=recipe.block,
+        symmetric=recipe.symmetric,
+        palette=recipe.palette,
+        embedding_bits=recipe.embedding_bits,
+        head_bits=recipe.head_bits,
+        context=recipe.context if details.context is None else details.context,
+        chunk=details.chunk,
+        kv_cache=details.kv_cache or "fp16",
+    )
     made = footprint(read_config(bundle.path), target, options, prompt, context)
-    files = int(bundle.manifest["files"][RUNTIMES[target].weights_file]["bytes"])
+    bundle.file(RUNTIMES[target].weights_file)
+    files = bundle.manifest.files[RUNTIMES[target].weights_file].bytes
     return dataclasses.replace(made, files=files, weights=made.weights + files - made.files)
 
 

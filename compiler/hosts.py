@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
 from pathlib import Path
-from typing import Any
 
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.targets import missing_extra
+from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.base import Host
+from pocketphi.targets.base import Host, Target
 
 
-def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = None) -> Host:
+def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Host:
     """The host of one of a bundle's targets, the first if None. Raises InputError where the bundle does not hold it."""
-    held = manifest["targets"]
+    held = manifest.targets
     name = target or next(iter(held))
     if name not in held:
         raise InputError(f"--target {name}: {folder} holds {', '.join(held)}")
+    positions = read_config(folder).max_position
+    if not 0 < manifest.context(name) <= positions:
+        raise InputError(f"{folder}: holds {manifest.context(name)} tokens, config.json says {positions} positions")
     try:
         if name == "ort-mobile":
             from pocketphi.targets.ort_mobile.host import OrtHost
@@ -25,7 +29,7 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
         if name == "coreml":
             from pocketphi.targets.coreml.host import CoreMLHost
 
-            return CoreMLHost(folder, held[name]["weights"])
+            return CoreMLHost(folder, held[name].weights)
         if name == "tvm-arm":
             from pocketphi.targets.tvm_arm.host import TvmHost
 
@@ -35,7 +39,22 @@ def open_host(folder: Path, manifest: Mapping[str, Any], target: str | None = No
     raise InputError(f"{folder}: target {name} cannot run here")
 
 
-def context_of(manifest: Mapping[str, Any], target: str | None = None) -> int:
-    """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
-    details = manifest["targets"][target or next(iter(manifest["targets"]))]
-    return int(details.get("context", manifest["model"]["context"]))
+def check_runs_here(target: Target) -> None:
+    """Raises CannotRun, before any work, where it is known that this machine cannot run what the target writes."""
+    try:
+        importlib.import_module(_HOSTS[target.name])
+    except ModuleNotFoundError as error:
+        raise missing_extra(target.name, error) from None
+    target.check_runs_here()
+
+
+_HOSTS = {
+    "ort-mobile": "pocketphi.targets.ort_mobile.host",
+    "coreml": "pocketphi.targets.coreml.host",
+    "tvm-arm": "pocketphi.targets.tvm_arm.host",
+}
+
+
+def context_of(manifest: Manifest, target: str | None = None) -> int:
+    """Tokens that the files of a target hold, the first if None."""
+    return manifest.context(target or next(iter(manifest.targets)))

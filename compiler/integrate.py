@@ -1,4 +1,4 @@
-"""Write code that runs a bundle in an app: a Swift package, a pod, or a Gradle module."""
+"""Write code that runs a bundle in an app: a Swift package or a Gradle module."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named
 from pocketphi.graph.tokenizer import Tokenizer
 
 
@@ -45,6 +46,8 @@ RUNTIME_NAMES = tuple(dict.fromkeys(kit.runtime for kit in KITS))
 DEFAULT_CONTEXT = 2048
 _GENAI, _ORT = "0.18.0", "1.32.0"
 _RUNTIME = "src/main/cpp/runtime"
+_LONGEST = 64
+"""Characters of a name: of a folder, a class and a library."""
 
 
 def integrate(
@@ -64,10 +67,14 @@ def integrate(
     """
     bundle = Bundle.open(path)
     kit = _choose(bundle, platform, runtime)
-    module = name or _module_name(bundle.manifest["source"]["model"])
+    module = name or _module_name(bundle.manifest.source.model)
     package = package or f"com.example.{module.lower()}"
     _check_names(module, package)
     tokenizer = Tokenizer.load(path)
+    if tokenizer.tells_time:
+        raise InputError(
+            "the chat template writes the date of the day, which the kits cannot do without Jinja; simplify it"
+        )
     chat = read_chat_format(lambda messages: _render(tokenizer, messages))
     values = _values(bundle, kit, chat, tokenizer, context) | {"name": module, "package": package}
     if out.exists():
@@ -100,10 +107,10 @@ def _choose(bundle: Bundle, platform: str, runtime: str | None) -> Kit:
     if not kits:
         known = ", ".join(kit.runtime for kit in KITS if kit.platform == platform)
         raise InputError(f"--runtime {runtime}: not on {platform}; expected one of {known}")
-    held = bundle.manifest["targets"]
+    held = bundle.manifest.targets
     for kit in kits:
         if kit.target in held:
-            if held[kit.target].get("flavor") == "swift-transformers":
+            if held[kit.target].flavor == "swift-transformers":
                 raise InputError(
                     f"{bundle.path}: its package is for swift-transformers; compile with --flavor functions"
                 )
@@ -114,27 +121,26 @@ def _choose(bundle: Bundle, platform: str, runtime: str | None) -> Kit:
 
 def _values(bundle: Bundle, kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, context: int | None) -> dict[str, Any]:
     manifest, config = bundle.manifest, read_config(bundle.path)
-    details = manifest["targets"][kit.target]
-    longest = int(details.get("context", manifest["model"]["context"]))
+    details = manifest.targets[kit.target]
+    longest = manifest.context(kit.target)
     if context is not None and not 2 <= context <= longest:
         raise InputError(f"--context {context}: {bundle.path} holds up to {longest} tokens")
     tokens = context or min(longest, DEFAULT_CONTEXT)
-    size = sum(entry["bytes"] for entry in manifest["files"].values())
     return {
         "runtime": kit.runtime,
         "chat": chat,
-        "source": manifest["source"]["model"],
+        "source": manifest.source.model,
         "version": __version__,
         "manifest_sha256": file_digest(bundle.path / MANIFEST),
-        "bundle_bytes": size,
+        "bundle_bytes": manifest.bytes,
         "memory_bytes": bundle_footprint(bundle, kit.target, context=tokens).total(),
         "context": tokens,
-        "model_context": manifest["model"]["context"],
-        "chunk": details.get("chunk", 0),
-        "rows": details.get("cache_rows", 0),
-        "long_rope_after": manifest["model"]["long_rope_after"],
+        "model_context": manifest.model.context,
+        "chunk": details.chunk or 0,
+        "rows": details.cache_rows or 0,
+        "long_rope_after": manifest.model.long_rope_after,
         "stops": _stops(config, chat, tokenizer),
-        "recipe": f"int4 {manifest['recipe']['name']}, block {manifest['recipe']['block']}",
+        "recipe": manifest.recipe.described(),
         "genai_version": _GENAI,
         "ort_version": _ORT,
     }
@@ -153,12 +159,16 @@ def _render(tokenizer: Tokenizer, messages: Messages) -> str:
 def _module_name(model: str) -> str:
     words = re.findall(r"[A-Za-z0-9]+", model.removesuffix(".gguf"))
     joined = "".join(word[0].upper() + word[1:] for word in words)
-    return joined if joined[:1].isalpha() else f"Model{joined}"
+    return (joined if joined[:1].isalpha() else f"Model{joined}")[:_LONGEST]
 
 
 def _check_names(module: str, package: str) -> None:
-    if not re.fullmatch(r"[A-Z][A-Za-z0-9_]*", module):
-        raise InputError(f"--name {module}: expected a name like PhiMini: letters and digits, a capital first")
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9_]*", module) or len(module) > _LONGEST:
+        raise InputError(f"--name {named(module)}: expected a name like PhiMini: letters and digits, a capital first")
     parts = package.split(".")
-    if len(parts) < 2 or any(not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part) for part in parts):
-        raise InputError(f"--package {package}: expected a name like com.example.phi")
+    if (
+        len(parts) < 2
+        or len(package) > 3 * _LONGEST
+        or any(not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part) for part in parts)
+    ):
+        raise InputError(f"--package {named(package)}: expected a name like com.example.phi")

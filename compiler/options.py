@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named, show
 from pocketphi.passes.choices import BLOCKS, GROUPS, default_block
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "recipe": ("search", "rtn", "keep"),
+    "accuracy_level": (0, 4),
+    "attention": ("sdpa", "decomposed"),
+    "norm": ("max-scaled", "fp32"),
+    "flavor": ("functions", "swift-transformers"),
+    "os": ("linux", "android", "ios", "host"),
+    "verify": ("auto", "always", "never"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class CompileOptions:
     kv_cache:     of a TVM library, a name of `targets.tvm_arm.kv_cache.KV_CACHES`
     verify:       `auto` where the model fits into half of the free memory, `always`, `never`
     max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
+    contents:     of the files that options name, as `content` has read them; options that are made of these share them
     """
 
     model: str
@@ -70,12 +81,19 @@ class CompileOptions:
     force: bool = False
     dump_graphs: Path | None = None
     cache: Path | None = None
+    contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.block is None:
             object.__setattr__(self, "block", default_block(self.recipe))
         if self.block and self.block not in BLOCKS:
             raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}, or row")
+        for option, choices in _CHOICES.items():
+            if getattr(self, option) not in choices:
+                words = (
+                    " or ".join(map(str, choices)) if len(choices) == 2 else f"one of {', '.join(map(str, choices))}"
+                )
+                raise InputError(f"--{option.replace('_', '-')} {named(getattr(self, option))}: expected {words}")
         if self.palette is not None and self.palette not in GROUPS:
             raise InputError(f"--palette {self.palette}: expected one of {', '.join(map(str, GROUPS))} rows")
         for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)):
@@ -98,31 +116,48 @@ class CompileOptions:
                 have = f"neither {' nor '.join(self.targets)} has such a"
             raise InputError(f"--kv-cache {self.kv_cache}: {have} cache; leave it out, or compile for tvm-arm")
 
+    def content(self, option: str) -> bytes | None:
+        """What the file that an option names holds, None where it names none. It is read once: what is compiled is what was
+        looked at, whatever happens to the file meanwhile. Raises InputError where it cannot be read."""
+        path: Path | None = getattr(self, option)
+        if path is None:
+            return None
+        if option not in self.contents:
+            what = {"calibration": "the calibration text"}.get(option, f"--{option}")
+            try:
+                self.contents[option] = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path}: {what} cannot be read: {error.strerror}") from None
+        return self.contents[option]
+
     def _calibration_text(self) -> str | None:
         """Which text the weights were calibrated on: `default`, or the SHA-256 of the user's."""
         if self.recipe != "search":
             return None
-        return "default" if self.calibration is None else hashlib.sha256(self.calibration.read_bytes()).hexdigest()
+        return "default" if self.calibration is None else hashlib.sha256(self.content("calibration") or b"").hexdigest()
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""
-        return describe_recipe({**vars(self), "name": self.recipe})
+        return self._recipe(calibration=None).described()
 
-    def recorded(self) -> dict[str, object]:
+    def recorded(self) -> RecipeRecord:
         """The options that decide a bundle's bytes, for its manifest."""
-        return {
-            "name": self.recipe,
-            "block": self.block,
-            "symmetric": self.symmetric,
-            "palette": self.palette,
-            "embedding_bits": self.embedding_bits,
-            "head_bits": self.head_bits,
-            "context": self.context,
-            "all_logits": self.all_logits,
-            "accuracy_level": self.accuracy_level,
-            "calibration": self._calibration_text(),
-            "calibration_tokens": self.calibration_tokens if self.recipe == "search" else None,
-        }
+        return self._recipe(self._calibration_text())
+
+    def _recipe(self, calibration: str | None) -> RecipeRecord:
+        return RecipeRecord(
+            name=self.recipe,
+            block=self.block,
+            symmetric=self.symmetric,
+            palette=self.palette,
+            embedding_bits=self.embedding_bits,
+            head_bits=self.head_bits,
+            context=self.context,
+            all_logits=self.all_logits,
+            accuracy_level=self.accuracy_level,
+            calibration=calibration,
+            calibration_tokens=self.calibration_tokens if self.recipe == "search" else None,
+        )
 
 
 def eight_bit_weights(options: CompileOptions, config: ModelConfig) -> list[str]:
@@ -132,29 +167,19 @@ def eight_bit_weights(options: CompileOptions, config: ModelConfig) -> list[str]
     return [name for name, bits in wanted if bits == 8]
 
 
-def describe_recipe(recipe: Mapping[str, Any]) -> str:
-    """How weights are quantized, in a few words, from what `CompileOptions.recorded` gave."""
-    if recipe.get("palette"):
-        how = f"palettes of {recipe['palette']} rows"
-    else:
-        how = f"block {recipe['block'] or 'row'}, {'symmetric' if recipe['symmetric'] else 'asymmetric'}"
-    eight = [what for what in ("embedding", "head") if recipe.get(f"{what}_bits") == 8]
-    return f"int4 {recipe['name']}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
-
-
 def parse_block(text: str) -> int:
     """A number, or `row` → 0. Raises InputError for anything else."""
     if text == "row":
         return 0
-    if not text.isdigit() or not int(text):
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise InputError(f"--block {text}: expected one of {', '.join(map(str, BLOCKS))}, or row")
     return int(text)
 
 
 def parse_size(text: str) -> int:
     """`1.5GB`, `750MiB`, `2000000` → bytes. Raises InputError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kKMGT]?)(i?)B?\s*", text)
     if not found:
-        raise InputError(f"{text!r} is not a size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
+        raise InputError(f"{show(text)} is not a size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix.replace("K", "k") or " "))

@@ -12,6 +12,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
+from pocketphi.graph.writing import write_whole
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.canonicalize import Canonicalize
 from pocketphi.passes.fuse_attention import FuseAttention
@@ -70,6 +71,6 @@ def dump_graph(program: Program, folder: Path | None, number: int, name: str) ->
     if folder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{number:02d}-{name}.txt").write_text(program.dump(), "utf-8")
         except OSError as error:
             raise InputError(f"--dump-graphs {folder}: cannot be written: {error.strerror}") from None
+        write_whole(folder / f"{number:02d}-{name}.txt", program.dump(), "--dump-graphs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,10 +10,12 @@ from typing import Any
 from pocketphi.compiler.footprint import Footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.text_check import check_text
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
+from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
@@ -53,6 +54,7 @@ class Plan:
 def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
+    text = check_text(source, options.targets)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     program = trace(source)
     special = eight_bits(options, source.config)
@@ -70,14 +72,18 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),
-        notes=[f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)],
+        notes=[
+            *source.notices,
+            *text.notices,
+            *(f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)),
+        ],
     )
 
 
 def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     """Peak bytes of a compile from here on: what is resident now, and the chunks (or, for calibration, one matrix with the
     activations that meet it and the statistics of its inputs)."""
-    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now = resident_now()
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
     if options.recipe != "search":
         return now + streaming

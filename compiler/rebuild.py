@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig, read_config
@@ -46,7 +46,7 @@ class Rebuilt:
     quantized: Program
 
 
-def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe], all_logits: bool = True) -> Rebuilt:
+def rebuild(folder: Path, recipe: RecipeRecord, saved: Mapping[str, Recipe], all_logits: bool = True) -> Rebuilt:
     """Trace and rewrite as the compile did, with the saved weights.
 
     all_logits: keep the logits of every position, whatever the compile did.
@@ -56,9 +56,9 @@ def rebuild(folder: Path, recipe: Mapping[str, Any], saved: Mapping[str, Recipe]
     """
     traced = trace(_ShapesOnly(read_config(folder)))
     fused = traced.copy()
-    run_passes(fused, fusions(recipe["context"]))
+    run_passes(fused, fusions(recipe.context))
     program = fused.copy()
-    quantizer = RoundToNearest(recipe["block"], recipe["symmetric"])
+    quantizer = RoundToNearest(recipe.block, recipe.symmetric)
     int4 = {name: weight for name, weight in saved.items() if form_of(weight.parts)}
     run_passes(program, quantization(quantizer, int4, all_logits))
     if set(program.weights) != set(saved):

@@ -15,6 +15,7 @@ import torch
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import file_inside, parse_json, show
+from pocketphi.graph.writing import new_file
 from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.kernels.arguments import affordable
@@ -225,14 +226,15 @@ def write(path: Path, outputs: Mapping[str, Any]) -> None:
     arrays = dict(_arrays(outputs))
     try:
         if path.suffix == ".npz":
-            with zipfile.ZipFile(path, "w") as archive:  # np.savez takes no array that is called "file"
+            with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:  # np.savez takes no array named "file"
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
             return
         path.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
-            np.save(file_inside(path, f"{name}.npy", f"--output {path}: the package"), array)
+            with new_file(file_inside(path, f"{name}.npy", f"--output {path}: the package")) as file:
+                np.save(file, array)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written: {error.strerror}") from None
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.manifest import VerificationRecord
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
 from pocketphi.compiler.footprint import Footprint, bundle_footprint
-from pocketphi.compiler.options import describe_recipe
 from pocketphi.compiler.plan import Plan
 from pocketphi.compiler.run_mlpackage import Ran
 from pocketphi.graph.checkpoint import Checkpoint
@@ -21,63 +20,59 @@ from pocketphi.graph.checkpoint import Checkpoint
 def bundle(made: Bundle) -> None:
     """What a bundle holds."""
     manifest = made.manifest
-    model, recipe = manifest["model"], manifest["recipe"]
-    table = _table(f"{made.path}: {manifest['source']['model']}, {model['parameters'] / 1e6:,.0f} M parameters")
-    total = sum(entry["bytes"] for entry in manifest["files"].values())
-    table.add_row("recipe", describe_recipe(recipe))
-    table.add_row("size", f"{_size(total)} in {len(manifest['files'])} files")
-    for name, target in manifest["targets"].items():
-        found = {**model, **target}  # a target may have its own context, and its own type of cache
-        cache = f"{found['context']:,} tokens, {_size(found['kv_cache_bytes_per_token'])} of K/V cache each"
+    model = manifest.model
+    table = _table(plain(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters"))
+    table.add_row("recipe", plain(manifest.recipe.described()))
+    table.add_row("size", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
+    for name, target in manifest.targets.items():
+        per_token = target.kv_cache_bytes_per_token or model.kv_cache_bytes_per_token
+        cache = f"{manifest.context(name):,} tokens, {_size(per_token)} of K/V cache each"
         memory = _memory(bundle_footprint(made, name))
-        several = len(manifest["targets"]) > 1
+        several = len(manifest.targets) > 1
         table.add_row("context", f"{name}: {cache}" if several else cache)
         table.add_row("memory to run", f"{name}: {memory}" if several else memory)
-    table.add_row("operators", ", ".join(f"{n} {name}" for name, n in sorted(manifest["operators"].items())))
-    for entry in manifest["passes"]:
-        for place, reason in entry["refused"]:
-            table.add_row("left alone", f"{entry['name']}: {place}: {reason}")
-    for name, target in manifest["targets"].items():
-        for note in target["notes"]:
-            table.add_row(name, note)
+    counts = ", ".join(f"{n} {name}" for name, n in sorted(manifest.operators.items()))
+    table.add_row("operators", plain(counts))
+    for entry in manifest.passes:
+        for place, reason in entry.refused:
+            table.add_row("left alone", plain(f"{entry.name}: {place}: {reason}"))
+    for name, target in manifest.targets.items():
+        for note in target.notes:
+            table.add_row(plain(name), plain(note))
     _console().print(table)
-    if manifest["verification"]:
-        verification(manifest["verification"])
+    if manifest.verification:
+        verification(manifest.verification)
     else:
         _console().print("not verified: run 'pocketphi verify'")
 
 
 def files(made: Bundle, signed_by: str | None) -> None:
     """That all files are as the manifest says."""
-    total = sum(entry["bytes"] for entry in made.manifest["files"].values())
-    _console().print(
-        f"[green]ok[/] {made.path}: {len(made.manifest['files'])} files, {_size(total)}, all as the manifest says"
-    )
+    size = f"{len(made.manifest.files)} files, {_size(made.manifest.bytes)}"
+    _console().print("[green]ok[/]", plain(f"{made.path}: {size}, all as the manifest says"))
     if signed_by:
         _console().print(f"[green]ok[/] signed with the key {signed_by}", markup=True)
 
 
-def verification(recorded: dict[str, Any]) -> None:
+def verification(recorded: VerificationRecord) -> None:
     """The checks, one a line."""
     table = Table(title="verification", title_justify="left", box=None, pad_edge=False, header_style="dim")
     for column in ("", "check", "measured", "bound", "detail"):
         table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
-    for check in recorded["checks"]:
-        mark = "[green]ok[/]" if check["ok"] else "[red]FAILED[/]"
-        table.add_row(
-            mark,
-            check["name"],
-            f"{check['measured']:.2g}",
-            f"{check['bound']:.0e}" if check["bound"] else "0",
-            check["detail"],
-        )
-    _console().print(table)
-    error = recorded["quantization_error"]
+    for check in recorded.checks:
+        mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]"
+        bound = f"{check.bound:.0e}" if check.bound else "0"
+        table.add_row(mark, plain(check.name), f"{check.measured:.2g}", bound, plain(check.detail))
+    if recorded.checks:
+        _console().print(table)
+    error = recorded.quantization_error
     if error:
-        _console().print(
-            f"quantization error: KL {error['kl']:.4f} nats/token, top-1 {error['top1']:.3f} over {error['tokens']:.0f} tokens"
-        )
-    _console().print("[green]verified[/]" if recorded["ok"] else "[red]NOT verified[/]")
+        kl, top1, tokens = (error.get(key, float("nan")) for key in ("kl", "top1", "tokens"))
+        _console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
+    if recorded.ok is None:
+        _console().print(f"[yellow]not verified[/], because {plain(recorded.reason or '')}")
+    else:
+        _console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")
 
 
 def plan(made: Plan) -> None:
@@ -92,7 +87,7 @@ def plan(made: Plan) -> None:
     for name, place, reason in made.refused:
         table.add_row("left alone", f"{name}: {place}: {reason}")
     for note in made.notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     _console().print(table)
 
 
@@ -144,6 +139,8 @@ def checkpoint(source: Checkpoint) -> None:
         "tensors",
         f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}",
     )
+    for notice in source.notices:
+        table.add_row("notice", escape(notice))
     _console().print(table)
 
 
@@ -189,7 +186,12 @@ def package_run(ran: Ran) -> None:
         console.print(f"outputs written to {ran.written}", markup=False)
 
 
-def _table(title: str) -> Table:
+def plain(text: str) -> Text:
+    """A text from a file as it is, on one line: no markup of ours, no control characters of a terminal's."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+def _table(title: str | Text) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -211,4 +213,4 @@ def _size(count: int) -> str:
 
 
 def _console() -> Console:
-    return Console(highlight=False, width=None if Console().is_terminal else 150)
+    return Console(highlight=False, emoji=False, width=None if Console().is_terminal else 150)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
+from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.program import Program
+from pocketphi.graph.second_reading import SecondReading, second_reading
 from pocketphi.passes.equal import compare_graphs
 from pocketphi.targets.base import Check
+
+_ROWS = 64
+"""Read at once from each place of a tensor, of which three are compared."""
 
 
 def rewrites_check(traced: Program, fused: Program, context: int | None = None) -> Check:
@@ -18,6 +27,44 @@ def rewrites_check(traced: Program, fused: Program, context: int | None = None) 
     if found.left_out:
         detail += f"; not run: {', '.join(found.left_out)}"
     return Check("rewrites that change a bit", int(bool(found.differs)), 0, found.differs or detail)
+
+
+def reading_checks(source: Checkpoint) -> list[Check]:
+    """What our reader gives is what the format's own library gives: rows of three places of every tensor, bit for bit.
+
+    Empty for a checkpoint without files.
+    """
+    theirs = second_reading(source.files, source.config)
+    if theirs is None:
+        return []
+    wrong, rows = [], 0
+    for name in source.tensors:
+        chunks = list(source.chunks(name))
+        for first, last in {chunks[0], chunks[len(chunks) // 2], chunks[-1]}:
+            start, stop = first, min(last, first + _ROWS)
+            numbers = sorted({start, (start + stop) // 2, stop - 1})
+            rows += len(numbers)
+            if not _same_rows(source, theirs, name, start, stop, numbers):
+                wrong.append(name)
+    detail = f"{rows} rows of {len(source.tensors)} tensors" if not wrong else f"first {wrong[0]}"
+    return [Check(f"rows that {theirs.library} reads otherwise", len(wrong), 0, detail)]
+
+
+def _same_rows(
+    source: Checkpoint, theirs: SecondReading, name: str, start: int, stop: int, numbers: Sequence[int]
+) -> bool:
+    """numbers: which rows of [start, stop)"""
+    places = [number - start for number in numbers]
+    try:
+        expected = theirs.rows(name, numbers)
+    except LookupError:
+        return False
+    same = torch.equal(source.read(name, start, stop)[places].float(), expected)
+    if source.int4_kind(name):
+        # d·(q - 8) + (m + 8·d) is rounded otherwise than d·q + m: by a unit of float32 of the largest term
+        kept = source.read_int4(name, start, stop).dequantize()[places]
+        return same and torch.allclose(kept, expected, rtol=0, atol=16 * float(expected.abs().max()) * 2**-23)
+    return same
 
 
 def require(checks: list[Check]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pocketphi.compiler import __version__
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.targets.base import Target
 
 
@@ -33,7 +33,13 @@ def make_target(name: str, options: CompileOptions) -> Target:
             from pocketphi.targets.tvm_arm.package import TvmArm
             from pocketphi.targets.tvm_arm.platform import Platform
 
-            return TvmArm(Platform.of(options.os, options.cpu), options.context, options.tuning, options.kv_cache)
+            return TvmArm(
+                Platform.of(options.os, options.cpu),
+                options.context,
+                options.tuning,
+                options.kv_cache,
+                options.content("tuning"),
+            )
     except ModuleNotFoundError as error:
         raise missing_extra(name, error) from None
     raise InputError(f"--target {name}: no such target")
@@ -42,6 +48,6 @@ def make_target(name: str, options: CompileOptions) -> Target:
 EXTRAS = {"ort-mobile": "ort", "coreml": "coreml", "tvm-arm": "tvm"}
 
 
-def missing_extra(target: str, error: ModuleNotFoundError) -> InputError:
+def missing_extra(target: str, error: ModuleNotFoundError) -> CannotRun:
     extra = EXTRAS[target]
-    return InputError(f"{target} needs the package {error.name!r}; install it with: pip install 'pocketphi[{extra}]'")
+    return CannotRun(f"{target} needs the package {error.name!r}; install it with: pip install 'pocketphi[{extra}]'")

@@ -20,10 +20,10 @@ PROBE = (
 """What verification feeds a model that has a tokenizer."""
 
 
-def read_text(path: Path, what: str) -> str:
-    """A UTF-8 file that is not empty. Raises InputError."""
+def read_text(path: Path, what: str, content: bytes | None = None) -> str:
+    """A UTF-8 file that is not empty. content: of the file, where it has been read already. Raises InputError."""
     try:
-        text = path.read_text("utf-8")
+        text = (path.read_bytes() if content is None else content).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {what} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pocketphi.compiler.targets import missing_extra
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_folder
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.writing import write_whole
 
 if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.host import TvmHost
@@ -116,16 +117,16 @@ def apply(options: TuneOptions, ui: Ui) -> list[str]:
 
     bundle = Bundle.open(options.bundle)
     host = _host(options.bundle)
-    manifest = {name: value for name, value in bundle.manifest.items() if name not in ("files", "sha256", "format")}
-    recipe = manifest["recipe"]
-    program = rebuild(bundle.path, recipe, host.weights(), recipe["all_logits"]).quantized
+    manifest = bundle.manifest
+    program = rebuild(bundle.path, manifest.recipe, host.weights(), manifest.recipe.all_logits).quantized
     target = TvmArm(host.platform, tuning=options.database, kv_cache=host.kv_cache)
-    with new_folder(bundle.path, 2 * _library_bytes(bundle)) as folder:
-        for name in bundle.manifest["files"]:
+    with new_folder(bundle.path, 2 * _library_bytes(bundle), replace=True) as folder:
+        for name in manifest.files:
             _link(bundle.path / name, folder / name)
         notes = target.replace_library(program, folder)
-        if manifest.get("verification"):
-            manifest["verification"] = verify_folder(folder, manifest, ui, extras=False).require().recorded()
+        if manifest.verification:
+            checked = verify_folder(folder, manifest, ui, extras=False, as_far_as_it_runs=True).require().recorded()
+            manifest = replace(manifest, verification=checked)
         write_manifest(folder, manifest)
     return notes
 
@@ -163,14 +164,14 @@ def write_server(options: TuneOptions, path: Path) -> None:
     from pocketphi.targets.tvm_arm.build_runtime import build_rpc_server
     from pocketphi.targets.tvm_arm.library import toolchain_of
 
-    shutil.copy2(build_rpc_server(toolchain_of(host.platform)), path)
+    write_whole(path, build_rpc_server(toolchain_of(host.platform)).read_bytes())
     path.chmod(0o755)
 
 
 def _host(folder: Path) -> TvmHost:
     """The TVM part of a bundle. Raises InputError where it has none."""
     bundle = Bundle.open(folder, check=False)
-    held = bundle.manifest["targets"]
+    held = bundle.manifest.targets
     if TARGET not in held:
         raise InputError(f"{folder}: holds {', '.join(held)}; only a bundle of --target {TARGET} has schedules to tune")
     host = open_host(folder, bundle.manifest, TARGET)
@@ -217,9 +218,8 @@ def _tuned_form(measurer: Measurer, form: Form, records: list[Record]) -> TunedF
 
 
 def _library_bytes(bundle: Bundle) -> int:
-    return sum(
-        entry["bytes"] for name, entry in bundle.manifest["files"].items() if name.startswith(("model.so", "libmodel"))
-    )
+    files = bundle.manifest.files.items()
+    return sum(entry.bytes for name, entry in files if name.startswith(("model.so", "libmodel")))
 
 
 def _link(source: Path, target: Path) -> None:

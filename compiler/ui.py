@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from pocketphi.graph.stopping import held
+
 Advance = Callable[[int], None]
 
 
@@ -65,10 +67,10 @@ class RichUi(Ui):
         begin = time.perf_counter()
         size = DownloadColumn() if unit == "bytes" else TextColumn("{task.completed}/{task.total}")
         columns = (TextColumn("{task.description:<22}"), BarColumn(), size, TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with held(), Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(title, total=total)
             yield lambda amount: progress.advance(task, amount)
         self.say(f"{title}: {time.perf_counter() - begin:.1f} s")
 
     def say(self, text: str) -> None:
-        self.console.print(text, style="dim", soft_wrap=True)
+        self.console.print(text, style="dim", soft_wrap=True, markup=False)

@@ -12,19 +12,22 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
-from pocketphi.compiler.source_check import require, rewrites_check
+from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
+from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.checkpoint import open_checkpoint
+from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.forms import form_of
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
@@ -42,82 +45,116 @@ _MEMORY_FACTOR = 5
 
 @dataclass
 class Verification:
-    """All checks of a bundle; reference: quantization error, where a reference model was given."""
+    """All checks of a bundle; reference: quantization error, where a reference model was given; cannot: why some of the checks
+    could not be run on this machine."""
 
     checks: list[Check] = field(default_factory=list)
     reference: dict[str, float] | None = None
+    cannot: list[str] = field(default_factory=list)
 
     @property
-    def ok(self) -> bool:
-        return all(check.ok for check in self.checks)
+    def ok(self) -> bool | None:
+        """None where no check failed, but not all could be run."""
+        if not all(check.ok for check in self.checks):
+            return False
+        return None if self.cannot else True
 
     def require(self) -> Verification:
         """This, if all is well. Raises CheckFailed naming the first check that failed."""
         require(self.checks)
         return self
 
-    def recorded(self) -> dict[str, Any]:
-        return {"ok": self.ok, "checks": [c.recorded() for c in self.checks], "quantization_error": self.reference}
+    def recorded(self) -> VerificationRecord:
+        checks = tuple(check.recorded() for check in self.checks)
+        return VerificationRecord(self.ok, checks, self.reference, "; ".join(self.cannot) or None)
 
 
 def verify_folder(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     ui: Ui,
     reference: str | None = None,
     only: str | None = None,
     extras: bool = False,
+    as_far_as_it_runs: bool = False,
 ) -> Verification:
     """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file.
 
-    only: a target's name, to leave the others out; extras: add the files that come out of running a good bundle
+    only: a target's name, to leave the others out; extras: add the files that come out of running a good bundle;
+    as_far_as_it_runs: note what this machine cannot run, in place of raising CannotRun
     """
     result = Verification()
     programs = []
-    for target in [only] if only else manifest["targets"]:
-        checks, rebuilt = _verify_target(folder, manifest, target, ui, extras)
-        several = len(manifest["targets"]) > 1
+    for target in [only] if only else manifest.targets:
+        several = len(manifest.targets) > 1
+        try:
+            checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras)
+            if cannot is not None and not as_far_as_it_runs:
+                raise cannot
+        except CannotRun as error:
+            if not as_far_as_it_runs:
+                raise
+            result.cannot.append(f"{target}: {error}" if several else str(error))
+            continue
+        if cannot is not None:
+            result.cannot.append(f"{target}: {cannot}" if several else str(cannot))
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         programs.append(rebuilt)
-    result.checks += _one_set_of_weights(manifest, programs[0].quantized)
+    if programs:
+        result.checks += _one_set_of_weights(manifest, programs[0].quantized)
+    result.checks += text_checks(folder, read_config(folder), manifest.text)
+    if reference:
+        result.checks += reading_checks(open_checkpoint(reference))
     if reference and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
 
 
 def _verify_target(
-    folder: Path, manifest: Mapping[str, Any], target: str, ui: Ui, extras: bool
-) -> tuple[list[Check], Rebuilt]:
-    """The checks of one target, and the programs that it was compared with."""
+    folder: Path, manifest: Manifest, target: str, ui: Ui, extras: bool
+) -> tuple[list[Check], Rebuilt, CannotRun | None]:
+    """The checks of one target, the programs that it was compared with, and why not all of the checks could be run."""
     host = open_host(folder, manifest, target)
     limit = context_of(manifest, target)
     saved = host.weights()
-    rebuilt = rebuild(folder, manifest["recipe"], saved)
+    rebuilt = rebuild(folder, manifest.recipe, saved)
     prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
     numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
-        found = [_weights_check(host, saved, manifest["targets"][target]["weights"], rebuilt.quantized, advance)]
+        found = [_weights_check(host, saved, manifest.targets[target].weights, rebuilt.quantized, advance)]
         if not found[0].ok:  # the numbers would only repeat that the weights are wrong
-            return found, rebuilt
-        found += [
-            rewrites_check(rebuilt.traced, rebuilt.fused, manifest["recipe"]["context"]),
-            *numerics.checks(),
-            *host.own_checks(prompt),
-        ]
+            return found, rebuilt, None
+        found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest.recipe.context))
+        try:
+            found += [*numerics.checks(), *host.own_checks(prompt)]
+        except CannotRun as error:
+            return found, rebuilt, error
         if extras and all(check.ok for check in found):
             host.write_extras(prompt)
-    return found, rebuilt
+    return found, rebuilt, None
 
 
-def _one_set_of_weights(manifest: Mapping[str, Any], program: Program) -> Iterable[Check]:
+def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]:
     """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
-    digests = [target["weights"] for target in manifest["targets"].values()]
+    digests = [target.weights for target in manifest.targets.values()]
     if len(digests) > 1:
         int4 = [name for name, recipe in program.weights.items() if form_of(recipe.parts)]
         wrong = sorted(name for name in int4 if len({one.get(name) for one in digests}) > 1)
         detail = f"{len(int4)} weights in {len(digests)} targets" if not wrong else f"first {wrong[0]}"
         yield Check("int4 weights that differ between targets", len(wrong), 0, detail)
+
+
+def verify_made(folder: Path, manifest: Manifest, mode: str, ui: Ui) -> VerificationRecord:
+    """Verify a bundle under construction; what its manifest says of that.
+
+    A check that cannot be run here has not failed: unless the mode is `always`, the bundle is kept as one that is not verified.
+    Raises CheckFailed, and under `always` CannotRun.
+    """
+    result = verify_folder(folder, manifest, ui, extras=True, as_far_as_it_runs=mode != "always").require()
+    if result.cannot:
+        ui.say(f"not verified, because {'; '.join(result.cannot)}")
+    return result.recorded()
 
 
 def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:

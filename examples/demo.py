@@ -26,7 +26,7 @@ def main() -> int:
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "pocketphi.compiler", *command[1:]])
     seconds = time.perf_counter() - begin
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if done.returncode:
         return done.returncode
     _table(seconds, memory)
@@ -39,11 +39,10 @@ def main() -> int:
 def _table(seconds: float, memory: int) -> None:
     manifest = Bundle.open(OUT).manifest
     speeds = bench(OUT, [1, 2], prompt=512, generate=64, rounds=3, ui=Ui())
-    kl = {check["name"]: check["measured"] for check in manifest["verification"]["checks"]}
-    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    kl = {check.name: check.measured for check in manifest.checks}
     table = Table(title="\nthe sample in numbers", title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_row("parameters", f"{manifest['model']['parameters'] / 1e6:.0f} M")
-    table.add_row("bundle", f"{size / 1e6:.1f} MB in {len(manifest['files'])} files")
+    table.add_row("parameters", f"{manifest.model.parameters / 1e6:.0f} M")
+    table.add_row("bundle", f"{manifest.bytes / 1e6:.1f} MB in {len(manifest.files)} files")
     table.add_row("lowering error, exact", f"KL {kl['KL decode, exact']:.1e} nats/token (bound 1e-06)")
     table.add_row("lowering error, int8 activations", f"KL {kl['KL decode, as saved']:.1e} nats/token (bound 1e-02)")
     for s in speeds:

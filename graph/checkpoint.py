@@ -47,12 +47,14 @@ class Checkpoint(ABC):
     config:    the model's shape
     tensors:   every tensor of `config.tensors()`, with its stored type
     files:     those that hold the tensors, none where they are generated
+    notices:   one line each on what was found and is not used, or not as it says
     """
 
     label: str
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     files: Sequence[Path] = ()
+    notices: Sequence[str] = ()
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -60,6 +62,10 @@ class Checkpoint(ABC):
 
         Safe to call from several threads.
         """
+
+    def check_settings(self) -> None:
+        """Raises InputError where transformers would make another model of the settings than `config`. Imports transformers."""
+        return
 
     def forget_behind(self) -> None:
         """From now on every tensor is read for the last time: the system need not keep it in memory."""

@@ -13,6 +13,10 @@ class InputError(PocketphiError):
     exit_code = 2
 
 
+class CannotRun(InputError):
+    """What was asked is right, but this machine cannot run it: another system or CPU, a package or program that is missing."""
+
+
 class CheckFailed(PocketphiError):
     """A verification or a budget was not met. Exit code 1."""
 

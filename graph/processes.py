@@ -7,6 +7,7 @@ they compute (measured on two cores: 10.8 s with two threads, 13.7 s with one, 6
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.threads import WORKERS
 
@@ -30,6 +32,7 @@ CAN_FORK = sys.platform == "linux"
 
 
 _REPORT_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
 
 
 def in_processes(
@@ -46,13 +49,16 @@ def in_processes(
     with its process. Raises InputError when a worker is killed.
     """
     context = multiprocessing.get_context("fork")
+    ctypes.CDLL(None)  # so that a worker need not load it
     taken = context.Value("i", 0)
     workers: dict[Connection, Any] = {}
     results: dict[str, T] = {}
     try:
         for _ in range(min(WORKERS, len(items))):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(items, job, taken, theirs, [*workers, ours]), daemon=True)
+            process = context.Process(
+                target=_work, args=(items, job, taken, theirs, [*workers, ours], os.getpid()), daemon=True
+            )
             process.start()
             theirs.close()
             workers[ours] = process
@@ -85,7 +91,7 @@ def beside(job: Callable[[], None]) -> Iterator[None]:
     if not CAN_FORK or len(os.sched_getaffinity(0)) < 2:
         yield
         return
-    process = multiprocessing.get_context("fork").Process(target=_quietly, args=(job,), daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=_quietly, args=(job, os.getpid()), daemon=True)
     process.start()
     try:
         yield
@@ -94,11 +100,19 @@ def beside(job: Callable[[], None]) -> Iterator[None]:
         process.join()
 
 
-def _quietly(job: Callable[[], None]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _quietly(job: Callable[[], None], parent: int) -> None:
+    _belong_to(parent)
     torch.set_num_threads(1)
     with contextlib.suppress(Exception):
         job()
+
+
+def _belong_to(parent: int) -> None:
+    """In a new process: end when its parent does, however that ends, and leave signals of the terminal to it."""
+    stopping.ignore()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 def _ended(process: Any) -> None:
@@ -109,9 +123,11 @@ def _ended(process: Any) -> None:
         )
 
 
-def _work(items: Sequence[str], job: Job[T], taken: Any, pipe: Connection, inherited: Sequence[Connection]) -> None:
-    """The loop of a worker. It ends with its parent: its next report then finds nobody to read it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its workers
+def _work(
+    items: Sequence[str], job: Job[T], taken: Any, pipe: Connection, inherited: Sequence[Connection], parent: int
+) -> None:
+    """The loop of a worker."""
+    _belong_to(parent)
     for other in inherited:
         other.close()
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ digits, half of a surrogate pair. A schema is a frozen dataclass; `typed` makes 
 from __future__ import annotations
 
 import functools
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -20,6 +21,7 @@ LARGEST = 1 << 28
 """Bytes of the largest file that is read whole: a tokenizer of a million tokens has a tenth of it."""
 
 _SHOWN = 60
+_FEW_BRACKETS = 100_000
 
 
 def show(value: object, most: int = _SHOWN) -> str:
@@ -34,14 +36,20 @@ def show(value: object, most: int = _SHOWN) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
+def named(value: object) -> str:
+    """A name from a file as it stands in a message: as it is where it is short and printable, else as `show` has it."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= _SHOWN else show(text)
+
+
 def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     """The content of a regular file. what: what the user lacks where it is missing, for the message.
 
     Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
     """
     try:
-        with path.open("rb") as file:
-            status = path.stat()
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: expected a file")
             if status.st_size > limit:
@@ -54,13 +62,19 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """A JSON text as Python values. Raises InputError for anything that is not one, or is nested deeper than 200."""
+    """A JSON text as Python values. Raises InputError for anything that is not one, is nested deeper than 200, or is mostly
+    brackets: an empty list takes 2 bytes of a file, and 20 times as many of memory."""
     from pydantic_core import from_json
 
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > _FEW_BRACKETS + len(content) // 8:
+        raise InputError(
+            f"{where}: {brackets:,} lists and objects in {len(content):,} bytes, which is no file of a model"
+        )
     try:
         return from_json(content, allow_inf_nan=True)
     except ValueError as error:
-        if content[:8] == b"version " and b"git-lfs" in content[:100]:
+        if is_lfs_pointer(content):
             raise lfs_pointer(where) from None
         raise InputError(f"{where}: not valid JSON ({error})") from None
 
@@ -104,9 +118,10 @@ def typed(kind: type[T], value: object, where: str) -> T:
         return adapter.validate_json(to_json(value, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"])) or "content"
+        place = place if len(place) <= 200 and place.isprintable() else show(place)
         came = "" if first["type"] == "missing" else f", got {show(first['input'])}"
-        raise InputError(f"{where}: {place[:200] or 'content'}: {_lower(first['msg'])}{came}") from None
+        raise InputError(f"{where}: {place}: {_lower(first['msg'])}{came}") from None
 
 
 def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Path:
@@ -131,9 +146,19 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
     return found
 
 
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether Git LFS left this in place of a file's content."""
+    return content[:8] == b"version " and b"git-lfs" in content[:100]
+
+
 def lfs_pointer(where: str) -> InputError:
     """The error for a file that Git LFS left in place of its content."""
     return InputError(f"{where}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file for reading; a pipe too, which would wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @functools.cache

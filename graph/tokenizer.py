@@ -1,18 +1,29 @@
-"""Text ↔ token ids at run time, from the files of a Hugging Face tokenizer folder."""
+"""Text ↔ token ids at run time, from the files of a Hugging Face tokenizer folder.
+
+What these files mean is what transformers makes of them. `compiler/text_check.py` brings any folder into the form that is read
+here, where `tokenizer.json` says everything about ids, and compares the two readers.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jinja2
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from pocketphi.graph.chat_template import ChatTemplate, Messages
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
+from pocketphi.graph.reading import parse_json, parse_object, read_whole, show
+
+T = TypeVar("T")
+
+_MOST_GROWTH = 64
+"""How many times longer the steps of a tokenizer may make a text, each replacement taken at its worst."""
 
 
 class Tokenizer:
@@ -21,73 +32,88 @@ class Tokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None) -> None:
         """config: `tokenizer_config.json`; template: a Jinja chat template, or None."""
         self._tokenizer = tokenizer
-        self._template = template
-        self._tokens = {name: _content(config[name]) for name in _TOKEN_NAMES if config.get(name)}
-        bos = tokenizer.token_to_id(self._tokens.get("bos_token", ""))
-        adds = config.get("add_bos_token")
-        if adds is None:  # then what tokenizer.json itself does
-            adds = bos in tokenizer.encode("").ids
-        self._prefix = [bos] if adds and bos is not None else []
+        tokenizer.no_truncation()  # of one training call, saved with the rest: transformers asks for neither by itself
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
+        self._template = None if template is None else ChatTemplate(template)
+        self._tokens = named_tokens(config)
+        one = library(lambda: tokenizer.encode("a"), "tokenizer.json")
+        marked = itertools.takewhile(lambda pair: pair[1] == 1, zip(one.ids, one.special_tokens_mask))
+        self._prefix = [token for token, _ in marked]
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Raises InputError for a folder without a tokenizer."""
         paths = (folder / name for name in TOKENIZER_FILES)
-        return Tokenizer.from_files({path.name: path.read_bytes() for path in paths if path.is_file()}, str(folder))
+        return Tokenizer.from_files({path.name: read_whole(path) for path in paths if path.is_file()}, str(folder))
 
     @staticmethod
-    def from_files(files: Mapping[str, bytes], where: str = "tokenizer") -> Tokenizer:
-        """files: name → content, as `Checkpoint.tokenizer_files` gives them. Raises InputError for damaged ones."""
+    def from_files(
+        files: Mapping[str, bytes], where: str = "tokenizer", read: tokenizers.Tokenizer | None = None
+    ) -> Tokenizer:
+        """files: name → content, as `Checkpoint.tokenizer_files` gives them; read: `tokenizer.json`, where it was read before.
+
+        Raises InputError for damaged ones.
+        """
         if "tokenizer.json" not in files:
             came = ", ".join(sorted(files)) or "nothing"
             raise InputError(f"{where}: no tokenizer.json, got {came}; save the model with a fast tokenizer")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{where}: tokenizer.json cannot be read ({error})") from None
-        try:
-            config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        except ValueError as error:
-            raise InputError(f"{where}: tokenizer_config.json is not valid JSON ({error})") from None
-        return Tokenizer(tokenizer, config, _chat_template(files, config))
+        tokenizer = read or read_tokenizer(files["tokenizer.json"], f"{where}: tokenizer.json")
+        config = parse_object(files.get("tokenizer_config.json", b"{}"), f"{where}: tokenizer_config.json")
+        return Tokenizer(tokenizer, config, _chat_template(files, config, where))
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def tells_time(self) -> bool:
+        """Whether a prompt holds the date of the day."""
+        return self._template is not None and self._template.tells_time
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that starts a sequence: with the start token where the model wants one."""
-        return [*self._prefix, *self._tokenizer.encode(text, add_special_tokens=False).ids]
+        return [*self._prefix, *self.tokens(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of these ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(library(lambda: self._tokenizer.decode(list(ids), skip_special_tokens=True), "the tokenizer"))
 
     def stream(self) -> TextStream:
         """A decoder for ids that come one at a time."""
         return TextStream(self)
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt up to where the assistant's answer starts. messages: `role` and `content` each.
+    def render_chat(self, messages: Messages, **choices: Any) -> str:
+        """The prompt up to where the assistant's answer starts. messages: `role` and `content` each; choices: as in
+        `ChatTemplate.render`.
 
         Raises InputError when the model has no chat template or the template refuses the messages.
         """
         if self._template is None:
             raise InputError("chat: this model has no chat template; expected one in tokenizer_config.json")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        try:
-            template = environment.from_string(self._template)
-            return template.render(messages=messages, add_generation_prompt=True, **self._tokens)
-        except jinja2.TemplateError as error:
-            raise InputError(f"chat: the chat template failed ({error})") from None
+        return self._template.render(messages, self._tokens, **choices)
 
     def special_tokens(self, text: str) -> list[int]:
         """The special tokens in a text, as ids in their order."""
         special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        return [number for number in self._tokenizer.encode(text, add_special_tokens=False).ids if number in special]
+        return [number for number in self.tokens(text) if number in special]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of `render_chat`; a start token comes only from the template."""
-        return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Ids of `render_chat`; a start token comes only from the template. Raises InputError where there are none."""
+        ids = self.tokens(self.render_chat(messages))
+        if not ids:
+            raise InputError("chat: the prompt is empty: no message holds a text, and the chat template adds nothing")
+        return ids
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text as it is: what it starts with is up to the text."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text holds half of a character at {error.start}: {show(text[error.start])}"
+            ) from None
+        return list(library(lambda: self._tokenizer.encode(text, add_special_tokens=False), "the tokenizer").ids)
 
 
 class TextStream:
@@ -107,7 +133,9 @@ class TextStream:
         text = self._rest()
         if text.endswith(_INCOMPLETE):
             return ""
-        self._context, self._pending = self._pending, []
+        # a special token shows nothing: what follows is no start of a text because of it
+        self._context = self._pending if text else self._context + self._pending
+        self._pending = []
         return text
 
     def finish(self) -> str:
@@ -122,21 +150,94 @@ class TextStream:
 
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def _content(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else str(token["content"])
+def read_tokenizer(content: bytes, where: str) -> tokenizers.Tokenizer:
+    """A `tokenizer.json`. Raises InputError for a damaged one, and for one that makes a text very much longer."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text (byte {error.start})") from None
+    with quiet_library():
+        tokenizer = library(lambda: tokenizers.Tokenizer.from_str(text), where)
+    growth = 1.0
+    for part in (tokenizer.normalizer, tokenizer.decoder, tokenizer.pre_tokenizer):
+        if part is not None:
+            growth *= _growth(parse_json(part.__getstate__(), where))
+    if growth > _MOST_GROWTH:
+        raise InputError(
+            f"{where}: its steps may make a text {growth:.3g} times longer, expected {_MOST_GROWTH} at most"
+        )
+    return tokenizer
 
 
-def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
+def library(work: Callable[[], T], where: str) -> T:
+    """What the tokenizers library makes. It raises `Exception` itself, and a panic of its Rust code, which is not even one."""
+    try:
+        return work()
+    except (KeyboardInterrupt, SystemExit, InputError):
+        raise
+    except BaseException as error:
+        raise InputError(f"{where} cannot be read ({' '.join(str(error).split())[:300]})") from None
+
+
+@contextlib.contextmanager
+def quiet_library() -> Iterator[None]:
+    """The tokenizers library writes to the process's own output: a backtrace beside a panic, settings that it ignores."""
+    try:
+        kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    except OSError:  # one is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream, _ in kept:
+        os.dup2(nowhere, stream)
+    try:
+        yield
+    finally:
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)
+
+
+def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and all others that `tokenizer_config.json` names: what templates may write."""
+    extra = config.get("extra_special_tokens")
+    every = {key: value for key, value in config.items() if key.endswith("_token")}
+    every |= extra if isinstance(extra, dict) else {}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in every.items()}
+    return {key: value for key, value in texts.items() if isinstance(value, str)}
+
+
+def _growth(step: Any) -> float:
+    """How many times longer a step with all that it consists of can make a text."""
+    if isinstance(step, list):
+        made = 1.0
+        for one in step:
+            made = min(made * _growth(one), 1e30)
+        return made
+    if not isinstance(step, dict):
+        return 1.0
+    inner = _growth([value for value in step.values() if isinstance(value, dict | list)])
+    if step.get("type") != "Replace":
+        return inner
+    pattern, content = step.get("pattern"), step.get("content")
+    literal = pattern.get("String") if isinstance(pattern, dict) else None
+    return max(1.0, len(str(content)) / max(1, len(literal or "")))
+
+
+def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any], where: str) -> str | None:
+    """The one that transformers takes: a file of its own before the one in the configuration, `default` of several."""
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode("utf-8")
+        try:
+            return files["chat_template.jinja"].decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: chat_template.jinja is not UTF-8 text (byte {error.start})") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[-1].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{where}: chat_template is {show(template)}, expected a text")
     return template
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

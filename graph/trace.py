@@ -35,6 +35,7 @@ def trace(checkpoint: Checkpoint, layers: int = TRACED_LAYERS) -> Program:
     layers: how many decoder layers to trace; the last is repeated to the model's depth.
     """
     config = checkpoint.config
+    checkpoint.check_settings()
     layers = min(layers, config.layers)
     exported = _export(config, layers)
     program = _flatten(exported, checkpoint)

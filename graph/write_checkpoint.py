@@ -10,6 +10,7 @@ from typing import BinaryIO
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import tensor_bytes
 
 SHARD_BYTES = 4_000_000_000
@@ -22,7 +23,10 @@ def write_checkpoint(
     """config.json, tokenizer files, and safetensors shards of at most SHARD_BYTES with an index where there are several.
 
     dtype: one of DTYPES; progress: called with the bytes just written.
+
+    Raises InputError for a value that the dtype cannot hold, and for settings that transformers reads otherwise.
     """
+    source.check_settings()
     torch_dtype, _ = DTYPES[dtype]
     (folder / "config.json").write_text(json.dumps({**source.config.to_hf(), "torch_dtype": _hf_name(dtype)}, indent=1))
     for name, content in source.tokenizer_files().items():
@@ -71,6 +75,11 @@ def _write_shard(
     for name in tensors:
         for start, stop in source.chunks(name):
             rows = source.read(name, start, stop).to(torch_dtype)
+            if not bool(rows.isfinite().all()):
+                raise InputError(
+                    f"{source.label}: {name}, rows {start} to {stop}: holds a value that is not finite in {dtype}; "
+                    f"the largest of {dtype} is {torch.finfo(torch_dtype).max:.3g}, that of bf16 and fp32 3.4e+38"
+                )
             progress(file.write(tensor_bytes(rows)))
 
 

@@ -9,14 +9,18 @@ what was lost before it, as far as its inputs tell. One layer's statistics and o
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Collection
 from importlib.resources import files
+from inspect import cleandoc, isclass, isfunction
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import fx
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import from_parts
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate
@@ -40,10 +44,33 @@ def default_text() -> str:
 
 
 def held_out_text() -> str:
-    """Text to measure with that the default calibration does not reach: the last part of `pydoc_data.topics`."""
-    from pydoc_data.topics import topics
+    """Text to measure with, no paragraph of which lies in the default calibration text: what Python's library says of itself.
 
-    return "\n\n".join(topics[name] for name in sorted(topics)[len(topics) // 2 :])
+    Raises InputError where Python runs without documentation strings.
+    """
+    modules = [importlib.import_module(name) for name in _DOCUMENTED]
+    paragraphs = [part for module in modules for text in _documentation(module) for part in text.split("\n\n")]
+    if not paragraphs:
+        raise InputError("python -OO leaves no documentation to measure with; leave -OO away, or give a text")
+    calibration = default_text()
+    return "\n\n".join(part for part in paragraphs if part not in calibration)
+
+
+_DOCUMENTED = (
+    *("statistics", "logging", "doctest", "threading", "argparse", "socketserver", "subprocess", "unittest.case"),
+    *("smtplib", "urllib.request", "shutil", "tarfile", "enum", "collections", "contextlib", "tempfile", "random"),
+)
+"""Modules of Python's library whose documentation is mostly English."""
+
+
+def _documentation(module: ModuleType) -> list[str]:
+    """Documentation of a module, and of the classes, methods and functions that it defines, in the order of their names."""
+    found: list[Any] = [module]
+    for _, value in sorted(vars(module).items()):
+        if getattr(value, "__module__", None) == module.__name__ and (isclass(value) or isfunction(value)):
+            methods = [inner for _, inner in sorted(vars(value).items()) if isfunction(inner)] if isclass(value) else []
+            found += [value, *methods]
+    return [cleandoc(one.__doc__) for one in found if isinstance(one.__doc__, str)]
 
 
 def quantize_calibrated(

@@ -2,58 +2,94 @@
 by a compile that was stopped and started again.
 
 A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the activation
-statistics. Files are safetensors with the canonical parts. A run (all weights, one text) has a file of its own, which names
-theirs. Cheap recipes are not cached: rounding to nearest runs as fast as the disk.
+statistics. Files are safetensors with the canonical parts, and with a digest for each chunk of rows: what is read is compared
+with what was promised when the weight was computed or found, so that a file that changes meanwhile is an error. A run (all
+weights, one text) has a file of its own, which names theirs. Cheap recipes are not cached: rounding to nearest runs as fast as
+the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.places import (
+    default_folder as default_folder,
+)  # those who need the cache's folder look for it here
+from pocketphi.graph.reading import parse_object
 from pocketphi.graph.recipe import PartSpec, digest, row_chunks
+from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import WORKERS, workers
+from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over
 from pocketphi.passes.quantize_weights import Int4Weight
 from pocketphi.passes.quantizers import Feedback, Statistics
 
 MAX_VALUES = 1 << 23
 """Float values that a worker holds at once."""
 
-
-def default_folder() -> Path:
-    """`$POCKETPHI_CACHE`, or `pocketphi` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("POCKETPHI_CACHE") or Path(base) / "pocketphi")
+_MAX_HEADER = 1 << 24
+_KINDS = {torch.uint8: "U8", torch.float32: "F32"}
+_INSTEAD = "compile again, with a --cache that nothing else writes to"
 
 
 @dataclass(frozen=True)
 class StoredInt4:
-    """A quantized weight read from its file in the cache."""
+    """A quantized weight read from its file in the cache.
+
+    promised: the digest of each chunk of rows, from when the weight was computed or found; offsets: of its parts in the file
+    """
 
     path: Path = field(repr=False)
     parts: Mapping[str, PartSpec]
     made_by: str
+    promised: tuple[str, ...] = field(repr=False)
+    offsets: Mapping[str, int] = field(repr=False)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         return row_chunks(self.parts)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        with safe_open(self.path, "pt") as file:
-            return {part: file.get_slice(part)[start:stop] for part in self.parts}
+        """Raises InputError where the file is not what was promised, or gone."""
+        touched = [(i, a, b) for i, (a, b) in enumerate(self.chunks()) if a < stop and start < b]
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                read = [self._read_chunk(descriptor, *chunk) for chunk in touched]
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: gone: another process empties the cache; {_INSTEAD}") from None
+        except OSError as error:
+            raise InputError(f"{self.path}: the cache cannot be read: {error.strerror}; {_INSTEAD}") from None
+        if len(read) == 1 and touched[0][1:] == (start, stop):
+            return read[0]
+        first = touched[0][1] if touched else start
+        return {part: torch.cat([rows[part] for rows in read])[start - first : stop - first] for part in self.parts}
 
     def describe(self) -> str:
         return self.made_by
+
+    def _read_chunk(self, descriptor: int, number: int, start: int, stop: int) -> dict[str, torch.Tensor]:
+        rows, short = {}, False
+        for part, spec in self.parts.items():
+            rows[part] = torch.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype)
+            row_bytes = spec.bytes // spec.shape[0]
+            buffer = tensor_bytes(rows[part])
+            short = short or read_into(descriptor, buffer, self.offsets[part] + start * row_bytes) != len(buffer)
+        if short or digest(rows) != self.promised[number]:
+            raise InputError(f"{self.path}: changed: rows {start} to {stop - 1} are not what was computed; {_INSTEAD}")
+        return rows
 
 
 class Int4Cache:
@@ -63,47 +99,67 @@ class Int4Cache:
         """source: the checkpoint of all weights; its digests go into the keys."""
         self.folder, self.source = folder, source
         self.found = self.computed = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: the cache cannot be made: {error.strerror}; choose another --cache") from None
+        self._make_folder()
+        remove_left_over(folder, None)
 
     def quantized(self, weight: Int4Weight, statistics: Statistics | None) -> StoredInt4:
         """The weight quantized with the statistics of its inputs: from the cache, or computed now."""
-        path = self.folder / f"{self._key(weight, statistics)}.safetensors"
-        stored = StoredInt4(path, dict(weight.parts), weight.describe())
-        if _is_whole(stored):
+        key = self._key(weight, statistics)
+        path = self.folder / f"{key}.safetensors"
+        if (stored := _find(path, weight)) is not None:
             self.found += 1
             return stored
         if statistics is not None:
             weight = replace(weight, feedback=Feedback.of(statistics))
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            parts = _compute(weight)
-            save_file(parts, partial, metadata={"digest": digest(parts)})
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        parts = _compute(weight)
         self.computed += 1
-        return stored
+        # another process may have been first: its bytes stay, since it reads them
+        return _find(path, weight) or self._store(path, weight, parts)
 
     def recall(self, key: str, weights: Mapping[str, Int4Weight]) -> dict[str, StoredInt4] | None:
         """All weights of an earlier run with the same key, or None if any is missing."""
-        try:
-            paths = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
-            stored = {n: StoredInt4(self.folder / paths[n], dict(w.parts), w.describe()) for n, w in weights.items()}
-        except (OSError, ValueError, KeyError, TypeError):
+        names = read_sealed(self.folder / f"{key}.json")
+        if not isinstance(names, dict) or not all(isinstance(names.get(name), str) for name in weights):
             return None
-        if not all(map(_is_whole, stored.values())):
-            return None
-        self.found += len(stored)
-        return stored
+        found: dict[str, StoredInt4] = {}
+        for name, weight in weights.items():
+            stored = _find(self.folder / Path(names[name]).name, weight)
+            if stored is None:
+                return None
+            found[name] = stored
+        self.found += len(found)
+        return found
 
     def remember(self, key: str, stored: Mapping[str, StoredInt4]) -> None:
-        """Keep which files a run has given, so that the same run need not measure its inputs again."""
-        partial = self.folder / f"{key}.{os.getpid()}.partial"
-        partial.write_text(json.dumps({name: weight.path.name for name, weight in stored.items()}), "utf-8")
-        partial.rename(self.folder / f"{key}.json")
+        """Keep which files a run has given, so that the same run need not measure its inputs again. Where that cannot be
+        written, it will measure them again."""
+        with contextlib.suppress(OSError):
+            write_sealed(self.folder / f"{key}.json", {name: weight.path.name for name, weight in stored.items()})
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: the cache cannot be made: {error.strerror}; choose another --cache"
+            ) from None
+
+    def _store(self, path: Path, weight: Int4Weight, parts: Mapping[str, torch.Tensor]) -> StoredInt4:
+        promised = tuple(
+            digest({part: tensor[a:b] for part, tensor in parts.items()}) for a, b in row_chunks(dict(weight.parts))
+        )
+        header, offsets = _header(path.stem, parts, promised)
+        self._make_folder()  # it may have been deleted since
+        try:
+            with new_file(path) as file:
+                file.write(header)
+                for part in offsets:
+                    file.write(tensor_bytes(parts[part]))
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: the cache cannot be written: {error.strerror}; make room there, or choose another --cache"
+            ) from None
+        return StoredInt4(path, dict(weight.parts), weight.describe(), promised, offsets)
 
     def _key(self, weight: Int4Weight, statistics: Statistics | None) -> str:
         info = self.source.tensors[weight.source.tensor]
@@ -133,11 +189,42 @@ def _compute(weight: Int4Weight) -> dict[str, torch.Tensor]:
     return made
 
 
-def _is_whole(stored: StoredInt4) -> bool:
-    """Whether the file is there with the bytes that were written; one that is damaged counts as missing."""
+def _header(key: str, parts: Mapping[str, torch.Tensor], promised: tuple[str, ...]) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a safetensors file, and where its parts lie, in their order."""
+    entries: dict[str, Any] = {"__metadata__": {"key": key, "chunks": " ".join(promised)}}
+    ends = {}
+    end = 0
+    for part in sorted(parts, key=lambda part: (-parts[part].dtype.itemsize, part)):
+        begin, end = end, end + parts[part].nbytes
+        ends[part] = begin
+        kind = _KINDS[parts[part].dtype]
+        entries[part] = {"dtype": kind, "shape": list(parts[part].shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, {part: 8 + len(text) + begin for part, begin in ends.items()}
+
+
+def _find(path: Path, weight: Int4Weight) -> StoredInt4 | None:
+    """What the file at `path` holds, if that is this weight with the bytes that were written; else it counts as missing."""
     try:
-        with safe_open(stored.path, "pt") as file:
-            expected = (file.metadata() or {}).get("digest")
-            return expected == digest({part: file.get_tensor(part) for part in stored.parts})
-    except (FileNotFoundError, SafetensorError, OSError):
-        return False
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        size = int.from_bytes(read_at(descriptor, 8, 0), "little")
+        if size > _MAX_HEADER:
+            return None
+        entries = parse_object(bytes(read_at(descriptor, size, 8)), str(path))
+        promised = str(entries["__metadata__"]["chunks"]).split()
+        offsets = {part: 8 + size + int(entries[part]["data_offsets"][0]) for part in weight.parts}
+        stored = StoredInt4(path, dict(weight.parts), weight.describe(), tuple(promised), offsets)
+        chunks = list(stored.chunks())
+        if entries["__metadata__"]["key"] != path.stem or len(promised) != len(chunks):
+            return None
+        for number, (start, stop) in enumerate(chunks):
+            stored._read_chunk(descriptor, number, start, stop)
+        return stored
+    except (InputError, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
+        return None
+    finally:
+        os.close(descriptor)

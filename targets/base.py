@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -12,11 +11,13 @@ from typing import Any, Protocol
 
 import torch
 
+from pocketphi.artifacts.manifest import CheckRecord
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import form_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
+from pocketphi.graph.resident import resident_peak
 
 
 @dataclass
@@ -59,9 +60,8 @@ class Check:
     def ok(self) -> bool:
         return self.measured <= self.bound  # false for NaN as well
 
-    def recorded(self) -> dict[str, Any]:
-        value = float(f"{self.measured:.2g}")
-        return {"name": self.name, "measured": value, "bound": self.bound, "ok": self.ok, "detail": self.detail}
+    def recorded(self) -> CheckRecord:
+        return CheckRecord(self.name, float(f"{self.measured:.2g}"), self.bound, self.ok, self.detail)
 
 
 class Host(ABC):
@@ -96,8 +96,8 @@ class Host(ABC):
         return
 
     def peak_bytes(self, runner: Runner) -> int:
-        """Largest resident memory so far of the process that runs the model: this one, if it is not another."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """Largest resident memory of the process that runs the model: this one, if it is not another (see `resident_peak`)."""
+        return resident_peak()
 
     @abstractmethod
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
@@ -132,6 +132,10 @@ class Target(ABC):
     @abstractmethod
     def planned_bytes(self, program: Program) -> int:
         """Size of the files that `package` would write, within 1 %."""
+
+    def check_runs_here(self) -> None:
+        """Raise CannotRun where it is known that this machine cannot run what the target writes."""
+        return
 
     def planned_notes(self, program: Program) -> list[str]:
         """What a user should know before a file is written. Raises InputError for what cannot be written as asked."""

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ import pytest
 CI = Path(__file__).resolve().parents[1] / "examples" / "ci"
 
 
-def build(folder: Path, cache: Path) -> tuple[list[dict[str, Any]], str, float]:
+def build(folder: Path, cache: Path) -> tuple[list[dict[str, Any]], str]:
     environment = {
         **os.environ,
         "POCKETPHI_CACHE": str(cache),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    begin = time.perf_counter()
     done = subprocess.run(
         [str(CI / "build.sh"), str(folder / "pocketphi.toml"), str(folder / "results"), "--only", "ort-mobile"],
         env=environment,
@@ -31,24 +29,22 @@ def build(folder: Path, cache: Path) -> tuple[list[dict[str, Any]], str, float]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    seconds = time.perf_counter() - begin
-    return json.loads((folder / "results" / "pocketphi.json").read_text()), done.stderr + done.stdout, seconds
+    return json.loads((folder / "results" / "pocketphi.json").read_text()), done.stderr + done.stdout
 
 
 @pytest.mark.sample
 def test_the_steps_of_the_workflow(tmp_path: Path) -> None:
     shutil.copy(CI / "pocketphi.toml", tmp_path)
-    results, log, _ = build(tmp_path, tmp_path / "cache")
+    results, log = build(tmp_path, tmp_path / "cache")
     assert [(r["name"], r["cached"], r["exit_code"]) for r in results] == [("sample-ort-mobile-rtn", False, 0)]
     assert {"gate max_bytes", "gate lowering", "gate kl", "gate ppl"} <= {
         claim["name"] for claim in results[0]["claims"]
     }
     assert "\x1b" not in log
     assert "\r" not in log
-    results, log, seconds = build(tmp_path, tmp_path / "cache")
+    results, log = build(tmp_path, tmp_path / "cache")
     assert [(r["cached"], r["changes"]) for r in results] == [(True, [])]
     assert log.count("the same as before") == 1
-    assert seconds < 30  # three processes; the bar of the build alone is 10 s on a quiet machine
 
 
 def test_the_workflow_runs_that_script() -> None:

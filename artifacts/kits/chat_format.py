@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pocketphi.artifacts.kits.reference import ChatFormat
+from pocketphi.artifacts.kits.reference import WHITE_SPACE, ChatFormat
 from pocketphi.graph.errors import InputError
 
 Messages = list[tuple[str, str]]
@@ -33,9 +33,12 @@ _WANT = "does more than write one message after the other, which the kits cannot
 PROBES: list[Messages] = [
     [("user", "Hi")],
     [("system", "Be brief."), ("user", "Hi")],
+    [("system", " \n Be brief.\n\n"), ("user", "Hi")],
     [("user", "Hi"), ("assistant", "Hello!"), ("user", "Who are you?")],
     [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")],
     [("user", "  white space \n"), ("assistant", "\n x "), ("user", "line\nline\n\n")],
+    [("system", " \n S\n\n"), ("user", "\ta ")],
+    [("user", f"{WHITE_SPACE}\u200b x{WHITE_SPACE}"), ("assistant", "\u3000y\xa0"), ("user", "\x0bz\x1f")],
     [("user", "")],
     [("user", "{{ 1 }} <b> \\ \" ' é 日本 \u2028 🙂 $")],
 ]
@@ -61,9 +64,14 @@ def _read(render: Render) -> ChatFormat:
         shared = _common_prefix(with_system[0], default)
         begin = shared if default == shared else ""
         roles["system"] = (with_system[0].removeprefix(begin), joint)
-    padded = f"  {user}\n "
-    strips = padded not in render([("user", padded)])
-    return ChatFormat(begin, default, roles, answer, strips)
+    return ChatFormat(begin, default, roles, answer, frozenset(role for role in roles if _strips(render, role)))
+
+
+def _strips(render: Render, role: str) -> bool:
+    padded = f"  {_MARK % 0}\n "
+    before = {"user": [], "system": [], "assistant": [("user", "u")]}[role]
+    after = [] if role == "user" else [("user", "v")]
+    return padded not in render([*before, (role, padded), *after])
 
 
 def _split(between: str, next_: str, rest: str, start: str) -> tuple[str, str, str, str, str]:

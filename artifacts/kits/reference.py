@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 _MASK = 2**64 - 1
+WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+"""What Jinja's `trim` drops. Other languages count fewer or more characters as white space."""
 
 
 class SplitMix64:
@@ -65,21 +67,21 @@ class ChatFormat:
     """A chat template without Jinja: what stands before and after each message.
 
     begin: the start where a system message follows; default: the start where none does; roles: role → (before, after);
-    answer: what the model continues; strips: whether white space around a message is dropped
+    answer: what the model continues; strips: roles around whose messages white space is dropped
     """
 
     begin: str
     default: str
     roles: dict[str, tuple[str, str]]
     answer: str
-    strips: bool = False
+    strips: frozenset[str] = frozenset()
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """messages: (role, content). The prompt up to where the assistant's answer starts."""
         parts = [self.begin if messages and messages[0][0] == "system" else self.default]
         for role, content in messages:
             before, after = self.roles[role]
-            parts += [before, content.strip(" \t\r\n") if self.strips else content, after]
+            parts += [before, content.strip(WHITE_SPACE) if role in self.strips else content, after]
         return "".join([*parts, self.answer])
 
 
@@ -128,17 +130,24 @@ class Rules:
     def _switches(self, past: int, total: int) -> bool:
         return self.long_rope_after is not None and 0 < past <= self.long_rope_after < total
 
+    def end(self, token: int, made: int, prompt: int, limit: int) -> str | None:
+        """Whether an answer ends with `token`: at a `stop` token, at the `limit` of this answer, or where the cache is full
+        (`context`). made: tokens with this one; prompt: tokens before them."""
+        if token in self.stops:
+            return "stop"
+        if made >= limit:
+            return "limit"
+        return "context" if prompt + made >= self.context else None
+
     def answer(self, prompt: int, limit: int, chosen: Iterable[int]) -> tuple[list[int], str]:
-        """The tokens of an answer, and why it ended: `stop`, `limit` (of this answer) or `context`. prompt: its length."""
+        """The tokens of an answer without a stop token, and why it ended. prompt: its length."""
         made: list[int] = []
         for token in chosen:
-            if token in self.stops:
-                return made, "stop"
-            made.append(token)
-            if len(made) >= limit:
-                return made, "limit"
-            if prompt + len(made) >= self.context:
-                return made, "context"
+            end = self.end(token, len(made) + 1, prompt, limit)
+            if end != "stop":
+                made.append(token)
+            if end is not None:
+                return made, end
         return made, "limit"
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import random
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pocketphi.artifacts.bundle import MANIFEST, write_manifest
+from pocketphi.artifacts.bundle import MANIFEST, seal
 from pocketphi.artifacts.kits.chat_format import PROBES, Render
+from pocketphi.artifacts.kits.conversation_vectors import conversation_vectors
 from pocketphi.artifacts.kits.damage import Files, forgery, random_damage
 from pocketphi.artifacts.kits.reference import ChatFormat, Rules, Sampler, stream
+from pocketphi.artifacts.manifest import FORMAT
 
 DAMAGES = 1000
 _STREAM = {
@@ -35,6 +36,7 @@ def make_vectors(chat: ChatFormat, render: Render) -> dict[str, Any]:
         ],
         "calls": _calls(),
         "answers": _answers(),
+        "conversations": conversation_vectors(),
         "sampling": _sampling(),
         "stream": [_stream(*case) for case in _STREAM.values()],
         "integrity": _integrity(),
@@ -141,10 +143,8 @@ def small_bundle() -> Files:
         "model.mlpackage/Data/weight.bin": rng.randbytes(200),
         "empty": b"",
     }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path, data in content.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(data)
-        write_manifest(folder, {"recipe": {"name": "rtn", "block": 32}, "kl": 4.1e-11, "name": "\xe9"})
-        return {**content, MANIFEST: (folder / MANIFEST).read_bytes()}
+    entries = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(content.items())
+    }
+    said = {"format": FORMAT, "recipe": {"name": "rtn", "block": 32}, "kl": 4.1e-11, "name": "\xe9", "files": entries}
+    return {**content, MANIFEST: seal(json.dumps(said, indent=1).removesuffix("\n}").encode())}

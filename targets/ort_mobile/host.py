@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,14 @@ import numpy as np
 import onnx
 import torch
 
-from pocketphi.graph.config import read_config
+from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, show
 from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, ORT_FILE
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
 
 
 class OrtHost(Host):
@@ -48,7 +50,7 @@ class OrtHost(Host):
         return others
 
     def _levels(self) -> set[int]:
-        nodes = onnx.load(str(self.folder / GRAPH_FILE), load_external_data=False).graph.node
+        nodes = read_graph(self.folder).graph.node
         return {a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"}
 
 
@@ -69,22 +71,42 @@ class OrtRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        source: Any = str(folder / file)
-        if changes:
-            model = onnx.load(source, load_external_data=False)
-            for change in changes:
-                change(model)
+        source: Any = str(file_inside(folder, file, str(folder)))
+        model = read_graph(folder) if file == GRAPH_FILE else None
+        if model and changes:
+            try:
+                for change in changes:
+                    change(model)
+            except (StopIteration, LookupError, UnicodeDecodeError) as error:
+                said = f"{type(error).__name__} {show(str(error))}"
+                raise InputError(f"{folder / file}: no graph of ours ({said}); copy or compile it again") from None
             source = model.SerializeToString()
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self._inputs = {value.name for value in self.session.get_inputs()}
-        self._shapes = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_key_values.")}
         config = read_config(folder)
+        self._file = folder / file
+        with refused_by("ONNX Runtime", self._file):
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._inputs = {value.name for value in self.session.get_inputs()}
+        self._shapes = self._cache_shapes(config)
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
-        self._chunk: int | None = json.loads((folder / GENAI_FILE).read_text("utf-8"))["search"].get("chunk_size")
+        self._chunk: int | None = chunk_size(folder)
         self.max_tokens = max_tokens
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.reset()
+
+    def _cache_shapes(self, config: ModelConfig) -> dict[str, tuple[int, int]]:
+        """(heads, size of a head) of each cache. Raises InputError where they are not those of the config."""
+        wanted = (config.kv_heads, config.head_dim)
+        names = [f"past_key_values.{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
+        came = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_key_values.")}
+        for name in dict.fromkeys([*names, *came]):
+            shape = came.get(name, [])
+            if name not in names or len(shape) != 4 or (shape[1], shape[3]) != wanted:
+                raise InputError(
+                    f"{self._file}: {show(name)} has the shape {show(shape)}, config.json says {config.layers} layers of "
+                    f"{wanted[0]} heads, {wanted[1]} wide; copy or compile it again"
+                )
+        return dict.fromkeys(names, wanted)
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -112,24 +134,28 @@ class OrtRunner:
         batch, length = tokens.shape
         total = self._past + length
         if not self._caches:
-            for name, (_, heads, _, dim) in self._shapes.items():
+            for name, (heads, dim) in self._shapes.items():
                 self._caches[name] = self._value(np.zeros((batch, heads, self.max_tokens, dim), np.float32))
         feeds = {
             "input_ids": tokens.numpy(),
             "attention_mask": np.ones((batch, total), np.int64),
             "position_ids": np.broadcast_to(np.arange(self._past, total), (batch, length)).copy(),
         }
-        binding = self.session.io_binding()
-        for name, value in feeds.items():
-            if name in self._inputs:
-                binding.bind_cpu_input(name, value)
-        for name, cache in self._caches.items():
-            binding.bind_ortvalue_input(name, cache)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
-        binding.bind_output("logits")
-        self.session.run_with_iobinding(binding)
+        with refused_by("ONNX Runtime", self._file):
+            binding = self.session.io_binding()
+            for name, value in feeds.items():
+                if name in self._inputs:
+                    binding.bind_cpu_input(name, value)
+            for name, cache in self._caches.items():
+                binding.bind_ortvalue_input(name, cache)
+                binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+            binding.bind_output("logits")
+            self.session.run_with_iobinding(binding)
+            logits = binding.get_outputs()[-1].numpy()
+        if logits.dtype != np.float32 or logits.shape[:1] != (batch,) or logits.shape[1:2] not in ((1,), (length,)):
+            raise InputError(f"{self._file}: logits are {logits.dtype} {list(logits.shape)}; copy or compile it again")
         self._past = total
-        return torch.from_numpy(binding.get_outputs()[-1].numpy())
+        return torch.from_numpy(logits)
 
 
 def all_logits(model: onnx.ModelProto) -> None:
@@ -179,24 +205,22 @@ class SavedWeight:
         return f"as saved in {self.path.name}"
 
 
-_DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}
 _PARTS = ("q", "scale", "zero", "offset", "q8")
 
 
 def read_weights(folder: Path) -> dict[str, Recipe]:
     """The saved weights by name, read lazily."""
-    model = onnx.load(str(folder / GRAPH_FILE), load_external_data=False)
     parts: dict[str, dict[str, PartSpec]] = {}
     offsets: dict[str, dict[str, int]] = {}
-    for tensor in model.graph.initializer:
+    for tensor in external(read_graph(folder)):
         stem, _, suffix = tensor.name.rpartition(".")
-        if tensor.data_location != onnx.TensorProto.EXTERNAL or suffix in ("2d", "3d"):  # other shape, same bytes
+        if suffix in ("2d", "3d"):  # other shape, same bytes
             continue
         name, part = (stem, suffix) if suffix in _PARTS else (tensor.name, "")
-        dims = tuple(tensor.dims) if suffix not in ("q", "q8") else (tensor.dims[0], math.prod(tensor.dims[1:]))
-        parts.setdefault(name, {})[part] = PartSpec(dims, _DTYPES[tensor.data_type])
-        entry = {e.key: e.value for e in tensor.external_data}
-        offsets.setdefault(name, {})[part] = int(entry["offset"])
+        spec, offset = spec_of(tensor, folder)
+        dims = spec.shape if suffix not in ("q", "q8") else (spec.shape[0], math.prod(spec.shape[1:]))
+        parts.setdefault(name, {})[part] = PartSpec(dims, spec.dtype)
+        offsets.setdefault(name, {})[part] = offset
     return {name: SavedWeight(folder / DATA_FILE, parts[name], offsets[name]) for name in parts}
 
 
@@ -206,17 +230,20 @@ class GenaiRunner:
     def __init__(self, folder: Path, max_tokens: int) -> None:
         import onnxruntime_genai as genai
 
-        self._genai = genai
-        self.model = genai.Model(str(folder))
+        self._genai, self._folder = genai, folder
+        with refused_by("onnxruntime-genai", folder):
+            self.model = genai.Model(str(folder))
         self.max_tokens = max_tokens
         self.reset()
 
     def reset(self) -> None:
-        parameters = self._genai.GeneratorParams(self.model)
-        parameters.set_search_options(max_length=self.max_tokens)
-        self._generator = self._genai.Generator(self.model, parameters)
+        with refused_by("onnxruntime-genai", self._folder):
+            parameters = self._genai.GeneratorParams(self.model)
+            parameters.set_search_options(max_length=self.max_tokens)
+            self._generator = self._genai.Generator(self.model, parameters)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._generator.append_tokens(tokens.numpy().astype(np.int32))
-        logits = torch.from_numpy(np.array(self._generator.get_logits()))
+        with refused_by("onnxruntime-genai", self._folder):
+            self._generator.append_tokens(tokens.numpy().astype(np.int32))
+            logits = torch.from_numpy(np.array(self._generator.get_logits()))
         return logits[:, -1:].float()

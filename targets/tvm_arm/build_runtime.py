@@ -11,15 +11,15 @@ import importlib.util
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from pocketphi.artifacts.folder import put, workspace
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.places import default_folder
 from pocketphi.graph.threads import in_threads
-from pocketphi.passes.int4_cache import default_folder
 from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain
 
 _FFI = "backtrace object error function tensor dtype container init_once custom_allocator"
@@ -73,6 +73,7 @@ target_compile_definitions(pocketphi PRIVATE {" ".join(_DEFINES)})
 target_compile_options(pocketphi PRIVATE {" ".join(_OPTIONS)})
 """
 
+_INSTEAD = "set POCKETPHI_CACHE to a folder that can be written"
 _LOG = logging.getLogger(__name__)
 
 
@@ -95,14 +96,8 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
     files = RuntimeFiles(folder / "libpocketphi.so", folder / "libpocketphi.a", folder / "pocketphi-runner")
     if not files.runner.is_file():
         _LOG.info("building the TVM runtime for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            built = _build(toolchain, Path(temporary))
-            try:
-                os.replace(built, folder)
-            except OSError:  # another process was first
-                if not files.runner.is_file():
-                    raise
+        with workspace(folder, _INSTEAD) as temporary:
+            put(_build(toolchain, temporary), folder, temporary, replace=True)
     return files
 
 
@@ -111,9 +106,7 @@ def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
     path = (cache or default_folder()) / "tvm-rpc" / f"{toolchain.os}-{toolchain.arch}-{_key(toolchain)}"
     if not path.is_file():
         _LOG.info("building the RPC server for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            folder = Path(temporary)
+        with workspace(path, _INSTEAD) as folder:
             objects = _compile(toolchain, folder, _SERVER)
             toolchain.run("-Wl,--gc-sections", *_STATIC, *objects, *_libraries(toolchain), "-o", "rpc", cwd=folder)
             os.replace(folder / "rpc", path)

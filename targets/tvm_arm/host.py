@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
-from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.description import read_description
+from pocketphi.targets.tvm_arm.isa import LINUX_NAMES
 from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
 from pocketphi.targets.tvm_arm.library import toolchain_of
-from pocketphi.targets.tvm_arm.package import DESCRIPTION
 from pocketphi.targets.tvm_arm.params import read_weights
-from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
+from pocketphi.targets.tvm_arm.toolchain import host_arch
+
+
+def check_runs_here(platform: Platform) -> None:
+    """Raises CannotRun for what runs on no machine like this."""
+    toolchain_of(platform).command(Path("runner"))
+    flags = cpu_flags()
+    missing = [name for name in platform.isa.features if LINUX_NAMES.get(name, name) not in flags]
+    if platform.isa.arch == host_arch() and flags and missing:  # another architecture's are qemu's to have
+        raise CannotRun(f"this machine's CPU has no {', '.join(missing)}, which {platform.isa.name} needs")
 
 
 class TvmHost(Host):
@@ -26,9 +35,9 @@ class TvmHost(Host):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-        target = self.described["target"]
-        self.platform = Platform(target["os"], find_isa(target["isa"]), target.get("cpu"))
+        self.described = read_description(folder)
+        target = self.described.target
+        self.platform = Platform(target.os, self.described.isa, target.cpu)
 
     @property
     def saved_bound(self) -> float:
@@ -37,10 +46,10 @@ class TvmHost(Host):
     @property
     def kv_cache(self) -> str:
         """What the library was compiled with: a name of KV_CACHES."""
-        return kv_cache_of(self.described["cache"]["dtype"]["saved"])
+        return kv_cache_of(self.described.cache.dtype["saved"])
 
     def weights(self) -> dict[str, Recipe]:
-        return read_weights(self.folder, self.described, self.platform.isa)
+        return read_weights(self.folder, self.described)
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> TvmRunner:
         mode = "exact" if exact else "saved"
@@ -48,9 +57,9 @@ class TvmHost(Host):
         return TvmRunner(process, every_position)
 
     def _command(self) -> list[str]:
-        """How the runner is started here; it is built once. Raises InputError for what runs on no machine like this."""
+        """How the runner is started here; it is built once. Raises CannotRun for what runs on no machine like this."""
+        check_runs_here(self.platform)  # before anything is built
         toolchain = toolchain_of(self.platform)
-        toolchain.command(Path("runner"))  # refuses before anything is built
         return toolchain.command(build_runtime(toolchain).runner)
 
     def peak_bytes(self, runner: Runner) -> int:

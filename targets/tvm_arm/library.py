@@ -36,5 +36,5 @@ def build_library(module: IRModule, platform: Platform, folder: Path) -> dict[st
 
 
 def _export(executable: Any, path: Path, toolchain: Toolchain) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         executable.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)

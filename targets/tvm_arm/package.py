@@ -19,20 +19,20 @@ from typing import Any
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
+from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.kv_cache import kv_cache_bytes
+from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
 from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, lower
-from pocketphi.targets.tvm_arm.params import PARAMS_FILE, ParamsFile
+from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
 from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
-DESCRIPTION = "model.json"
-FORMAT = 1
 LIBRARY_BYTES = 4_000_000
 """What the plan sets aside for the library and the runtime."""
 
@@ -44,15 +44,25 @@ class TvmArm(Target):
     packages = ("apache-tvm", "apache-tvm-ffi")
 
     def __init__(
-        self, platform: Platform, context: int | None = None, tuning: Path | None = None, kv_cache: str = "fp16"
+        self,
+        platform: Platform,
+        context: int | None = None,
+        tuning: Path | None = None,
+        kv_cache: str = "fp16",
+        rows: bytes | None = None,
     ) -> None:
         """platform: what to compile for; context: rows of the K/V cache at most; tuning: a database before the shared one;
-        kv_cache: a name of KV_CACHES."""
+        kv_cache: a name of KV_CACHES; rows: the content of `tuning`, where it has been read already."""
         self.platform = platform
         self.context = context
-        self.tuning = Tuning(platform, tuning)
+        self.tuning = Tuning(platform, tuning, rows)
         self.kv_cache = kv_cache
         self.cache = KV_CACHES[kv_cache]
+
+    def check_runs_here(self) -> None:
+        from pocketphi.targets.tvm_arm.host import check_runs_here  # which in turn needs this module
+
+        check_runs_here(self.platform)
 
     def planned_bytes(self, program: Program) -> int:
         return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
@@ -83,7 +93,8 @@ class TvmArm(Target):
 
     def replace_library(self, program: Program, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with this target's schedules; its parameters stay. Returns notes."""
-        described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        read_description(folder)
+        described = read_json(folder / DESCRIPTION)
         if ParamsFile.plan(program, self.platform.isa).table() != described["params"]:
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
         _, files, notes = self._library(program, folder, described["params_digest"])

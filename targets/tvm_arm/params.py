@@ -13,10 +13,9 @@ import torch
 from pocketphi.artifacts.stream import Layout, Progress, Rows, Written, plan_layout, write_weights
 from pocketphi.graph.program import Program, split_target
 from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, row_chunks
+from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
-
-PARAMS_FILE = "model.params"
 
 
 @dataclass(frozen=True)
@@ -106,21 +105,15 @@ class SavedWeight:
         return f"as saved in {self.path.name}"
 
 
-def read_weights(folder: Path, described: Mapping[str, object], isa: Isa) -> dict[str, Recipe]:
-    """The saved weights by name, read lazily. described: model.json."""
-    offsets: dict[str, dict[str, int]] = {}
-    shapes: dict[str, dict[str, PartSpec]] = {}
-    for row in described["params"]:  # type: ignore[attr-defined]
-        name, part = split_target(row["name"])
-        offsets.setdefault(name, {})[part] = row["offset"]
-        shapes.setdefault(name, {})[part] = PartSpec(tuple(row["shape"]), getattr(torch, row["dtype"]))
-    matrices: Mapping[str, Mapping[str, int]] = described["matrices"]  # type: ignore[assignment]
+def read_weights(folder: Path, described: Description) -> dict[str, Recipe]:
+    """The saved weights by name, read lazily."""
     found: dict[str, Recipe] = {}
-    for name, parts in shapes.items():
-        matrix = None
-        if name in matrices:
-            m = matrices[name]
-            matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs, isa.signed)
-            parts = int4_parts((m["rows"], m["columns"]), m["block"], "zero" not in parts, "offset" in parts)
-        found[name] = SavedWeight(folder / PARAMS_FILE, parts, offsets[name], matrix)
+    for name, held in described.parts().items():
+        matrix, parts = None, {part: tensor.spec for part, tensor in held.items()}
+        if name in described.matrices:
+            m = described.matrices[name]
+            matrix = m.interleaved(described.isa)
+            parts = int4_parts((m.rows, m.columns), m.block, "zero" not in parts, "offset" in parts)
+        offsets = {part: tensor.offset for part, tensor in held.items()}
+        found[name] = SavedWeight(folder / PARAMS_FILE, parts, offsets, matrix)
     return found

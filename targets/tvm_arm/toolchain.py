@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.targets.tvm_arm.archive import write_archive
 
 SOURCES = Path(__file__).with_name("runtime")
@@ -51,7 +51,7 @@ class Toolchain:
 
     def link_shared(self, objects: Sequence[str | Path], out: Path) -> None:
         """Link objects into a library that needs libc and libm only. Raises InputError if the compiler is missing or fails."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             glue = Path(folder) / "model_glue.o"
             self.run("-O2", "-fPIC", "-x", "c", "-c", str(SOURCES / "model_glue.c"), "-o", str(glue))
             inputs = [str(path) for path in [*objects, glue]]
@@ -94,12 +94,12 @@ class Toolchain:
         if self.os == "linux" and self.arch == host_arch():
             return [str(runner)]
         if self.os != "linux":
-            raise InputError(
+            raise CannotRun(
                 f"a library for {self.os} does not run on this machine; compile it for linux to check it here"
             )
         emulator = shutil.which(f"qemu-{self.arch}")
         if emulator is None:
-            raise InputError(f"no qemu-{self.arch} to run {self.arch} code on {host_arch()}: apt install qemu-user")
+            raise CannotRun(f"no qemu-{self.arch} to run {self.arch} code on {host_arch()}: apt install qemu-user")
         return [emulator, "-cpu", cpu or "max", "-L", f"/usr/{self.triple}", str(runner)]
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from manifests import a_manifest
 
 from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE, Bundle, write_manifest
 from pocketphi.artifacts.kits.damage import Files, apply, forgery, random_damage
@@ -22,12 +23,8 @@ CONTENT = {
     "model.mlpackage/Manifest.json": b"{}",
     "empty": b"",
 }
-MANIFEST_CONTENT = {
-    "recipe": {"name": "rtn", "block": 32},
-    "kl": 4.1e-11,
-    "name": "\xe9\x1f",
-    "steps": [1, 2.5, True, None],
-}
+CHECK = {"name": "\xe9\x1f", "measured": 4.1e-11, "bound": 0, "ok": True, "detail": ""}
+CHECKED = {"ok": True, "checks": [CHECK], "quantization_error": {"kl": 2.5}}
 
 
 def lay(folder: Path, files: Files) -> Path:
@@ -45,7 +42,7 @@ def read(folder: Path) -> Files:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = lay(tmp_path / "bundle", CONTENT)
-    write_manifest(made, MANIFEST_CONTENT)
+    write_manifest(made, a_manifest(verification=CHECKED))
     return made
 
 
@@ -88,7 +85,7 @@ def test_a_thousand_are_refused(folder: Path) -> None:
     )
     assert len(ends) >= 6  # each kind of refusal is among them
     lay(folder, files)
-    assert Bundle.open(folder).manifest["recipe"] == {"name": "rtn", "block": 32}
+    assert Bundle.open(folder).manifest.recipe.block == 32
 
 
 def test_damage_to_a_signed_bundle_is_refused_with_its_signature(folder: Path, key: tuple[bytes, Path]) -> None:

@@ -15,9 +15,11 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 
 PHI3 = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
     "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
+    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 FIRST_PHI3 = (
@@ -34,6 +36,10 @@ LLAMA2 = (
     "{% elif m['role'] == 'system' %}{{ raise_exception('no system message') }}"
     "{% else %}{{ ' ' + m['content'] | trim + '</s>' }}{% endif %}{% endfor %}"
 )
+TRIMS_ALL = PHI4.replace("message['content']", "message['content'] | trim")
+TRIMS_SYSTEM = PHI4.replace(
+    "message['content']", "(message['content'] | trim if message['role'] == 'system' else message['content'])"
+)
 DEFAULT_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|system|>You help.<|end|>' }}{% endif %}" + PHI4
 
 
@@ -45,7 +51,7 @@ def renderer(template: str) -> Any:
     return lambda messages: tokenizer.render_chat([{"role": r, "content": c} for r, c in messages])
 
 
-@pytest.mark.parametrize("template", [PHI3, FIRST_PHI3, PHI4, LLAMA2, DEFAULT_SYSTEM])
+@pytest.mark.parametrize("template", [PHI3, FIRST_PHI3, PHI4, LLAMA2, DEFAULT_SYSTEM, TRIMS_ALL, TRIMS_SYSTEM])
 def test_the_strings_of_a_template_give_its_prompts(template: str) -> None:
     render = renderer(template)
     made = read_chat_format(render)
@@ -68,7 +74,9 @@ def test_cuts_are_where_a_reader_expects_them() -> None:
         answer="<|assistant|>\n",
     )
     assert read_chat_format(renderer(DEFAULT_SYSTEM)).default == "<|system|>You help.<|end|>"
-    assert read_chat_format(renderer(LLAMA2)).strips
+    assert read_chat_format(renderer(LLAMA2)).strips == {"user", "assistant"}
+    assert read_chat_format(renderer(TRIMS_ALL)).strips == {"user", "assistant", "system"}
+    assert read_chat_format(renderer(TRIMS_SYSTEM)).strips == {"system"}
     assert set(read_chat_format(renderer(FIRST_PHI3)).roles) == {"user", "assistant"}
 
 
@@ -77,7 +85,10 @@ def test_cuts_are_where_a_reader_expects_them() -> None:
     [
         "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
         "{{ messages[-1]['content'] }}",
+        "{% for m in messages %}{{ '<r>' + (m.content if m.role == 'system' else m.content | trim) + '<e>' }}{% endfor %}",
         "{% for m in messages %}{{ loop.index ~ m['role'] ~ ':' ~ m['content'] ~ '<e>' }}{% endfor %}",
+        PHI4.replace("message['content']", "message['content'].lstrip()"),
+        PHI4.replace("message['content']", "message['content'].strip(' ')"),
         "{% for m in messages %}{{ '<r>' + m['content'] + ('' if 'a' in m['content'] else '!') + '<e>' }}{% endfor %}",
     ],
 )
@@ -151,3 +162,11 @@ def test_vectors_hold_something_of_each() -> None:
     assert any(len(case["calls"]) > 2 for case in vectors["calls"])
     assert len({tuple(case["tokens"]) for case in vectors["sampling"]}) == len(vectors["sampling"])
     assert any("" in case["texts"] for case in vectors["stream"])
+    errors = Counter(
+        (step["error"] or "none").split(",")[0]
+        for case in vectors["conversations"]["cases"]
+        for group in case["groups"]
+        for step in group
+    )
+    assert errors["failed"] > 10
+    assert len(errors) >= 10  # the messages that are too long

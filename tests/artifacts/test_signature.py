@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from manifests import a_manifest
 
 from pocketphi.artifacts.bundle import SIGNATURE, Bundle, write_manifest
 from pocketphi.artifacts.signature import check_signature, private_key, public_key, sign_bundle
@@ -19,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "bundle"
     made.mkdir()
     (made / "model.onnx").write_bytes(b"weights")
-    write_manifest(made, {"recipe": {"name": "rtn"}})
+    write_manifest(made, a_manifest())
     return made
 
 
@@ -53,7 +54,7 @@ def test_a_signature_is_of_the_manifest_as_openssl_makes_it(
     assert base64.b64decode(lines[1]) == want
     assert check_signature(folder, keys["ours public"]) == public
     assert check_signature(folder) == public
-    assert Bundle.open(folder).manifest["recipe"] == {"name": "rtn"}
+    assert Bundle.open(folder).manifest.recipe.name == "rtn"
     again = (folder / SIGNATURE).read_bytes()
     sign_bundle(folder, keys["ours"].read_bytes(), "ours.pem")
     assert (folder / SIGNATURE).read_bytes() == again

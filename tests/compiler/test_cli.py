@@ -317,15 +317,11 @@ def test_a_stopped_compile_leaves_no_bundle(tmp_path: Path, how: signal.Signals)
         "out",
     ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    partial = tmp_path / f".out.{process.pid}.partial" / "model.onnx.data"
-    deadline = time.monotonic() + 90
-    while not partial.exists():
-        assert time.monotonic() < deadline
+    while not list(tmp_path.glob(".out.*.partial/new/model.onnx.data")):
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(how)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode != 0
     assert not (tmp_path / "out").exists()
     if how == signal.SIGINT:

@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +70,13 @@ def test_estimates_are_marked(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert " 2 GiB, an app ~1.0 GiB, ~12.8 GB/s" in capsys.readouterr().out
 
 
-def test_every_device_and_family_config_in_no_time() -> None:
-    slowest = 0.0
+def test_every_device_and_family_config() -> None:
     for name in PUBLISHED:
         options = dataclasses.replace(MINI, model=f"random:{name}")
         for one in read_devices().values():
             for target in ("ort-mobile", *(["coreml"] if one.platform == "ios" else [])):
-                begin = time.perf_counter()
                 found = fit(config_of(options.model), options, target, one)
-                slowest = max(slowest, time.perf_counter() - begin)
                 assert found.ok == (found.largest_context >= found.context)
-    assert slowest < 0.1
 
 
 def test_a_plan_needs_no_torch() -> None:
@@ -99,9 +94,9 @@ def test_files_are_as_large_as_planned(target: str, tmp_path: Path) -> None:
     from pocketphi.compiler.compile import compile_model
 
     options = CompileOptions("sample", tmp_path / "bundle", (target,), recipe="rtn", verify="never")
-    files = compile_model(options).manifest["files"]
+    files = compile_model(options).manifest.files
     planned = footprint(config_of("sample"), target, options).files
-    assert planned == pytest.approx(files[RUNTIMES[target].weights_file]["bytes"], rel=0.02)
+    assert planned == pytest.approx(files[RUNTIMES[target].weights_file].bytes, rel=0.02)
 
 
 STORED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -289,7 +284,17 @@ BAD = {
     "defaults = 1\n": "defaults is 1, expected tables, [defaults.ios]",
     "[defaults]\nios = 1\n": "defaults is {'ios': 1}, expected tables, [defaults.ios]",
     "x = 1\n": "x: expected a table, [x], got 1",
-    "[x": "is not TOML",
+    "[x": "not valid TOML",
+    "x = " + "[" * 5000 + "]" * 5000: "nested too deeply",
+    "[x]\nram = 1\nbandwidth = inf\n": "x.bandwidth is inf, expected a positive number",
+    "[x]\nram = 1\nbandwidth = " + "9" * 400 + "\n": "x.bandwidth is a number of",
+    "[x]\nram = '1e9GB'\nbandwidth = 1\n": "x.ram: '1e9GB' is not a size",
+    "[x]\nram = '" + "9" * 500 + "'\nbandwidth = 1\n": "x.ram: '9999",
+    "[x]\nram = 1\nbandwidth = 1\ntitle = 3\n": "x.title is [3], expected a list of texts",
+    "['a b']\nram = 1\nbandwidth = 1\n": "'a b': expected a name of letters",
+    "[defaults.iso]\nsources = []\n": "unknown key defaults.iso; did you mean ios?",
+    "[defaults.ios]\nsource = []\n": "unknown key defaults.ios.source; did you mean sources?",
+    '[x]\n"ra\\nm" = 1\n': r"unknown key x.'ra\nm'; did you mean ram?",
 }
 
 

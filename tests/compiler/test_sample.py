@@ -20,13 +20,14 @@ pytestmark = pytest.mark.sample
 
 
 def test_it_is_verified(sample_bundle: Path) -> None:
-    recorded = Bundle.open(sample_bundle).manifest["verification"]
-    assert recorded["ok"]
-    checks = {check["name"]: check for check in recorded["checks"]}
-    assert checks["KL decode, exact"]["measured"] <= 1e-6
-    assert checks["KL decode, as saved"]["measured"] <= 1e-2
-    assert checks["KL onnxruntime-genai, prefill and decode"]["measured"] <= 1e-6
-    assert checks["weights equal, bit for bit"]["detail"] == "184 weights"
+    recorded = Bundle.open(sample_bundle).manifest.verification
+    assert recorded
+    assert recorded.ok
+    checks = {check.name: check for check in recorded.checks}
+    assert checks["KL decode, exact"].measured <= 1e-6
+    assert checks["KL decode, as saved"].measured <= 1e-2
+    assert checks["KL onnxruntime-genai, prefill and decode"].measured <= 1e-6
+    assert checks["weights equal, bit for bit"].detail == "184 weights"
 
 
 def test_it_knows_the_capital_of_france(sample_bundle: Path) -> None:
@@ -64,7 +65,7 @@ def test_quality_and_size(sample_bundle: Path) -> None:
     assert result.kl is not None
     assert result.kl < 0.5  # round to nearest is above 0.5 on prose; a broken quantizer is far beyond
     assert result.perplexity < 1.6 * (result.reference_perplexity or 0)
-    size = sum(entry["bytes"] for entry in Bundle.open(sample_bundle).manifest["files"].values())
+    size = Bundle.open(sample_bundle).manifest.bytes
     assert size < 90e6
 
 
@@ -81,8 +82,9 @@ def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
     """Q4_1 blocks with their float minimum: nothing but the embedding, stored in 8 bits, is rounded."""
     options = CompileOptions("sample", tmp_path / "keep", recipe="keep", verify="always")
     manifest = compile_model(options).manifest
-    assert manifest["verification"]["ok"]
-    (refused,) = {tuple(entry) for report in manifest["passes"] for entry in report["refused"]}
+    assert manifest.verification
+    assert manifest.verification.ok
+    (refused,) = {tuple(entry) for report in manifest.passes for entry in report.refused}
     assert "embed_tokens.weight is stored as Q8_0, not in 4-bit blocks: rounded to nearest" in refused[1]
     result = evaluate_model(str(tmp_path / "keep"), None, 512, 512, "sample", Ui())
     assert result.kl is not None
@@ -94,14 +96,14 @@ def test_core_ml_says_the_same(sample_bundle: Path, sample_cache: Path, tmp_path
     pytest.importorskip("coremltools")
     out = tmp_path / "coreml"
     options = CompileOptions("sample", out, ("coreml",), context=512, verify="always", cache=sample_cache)
-    recorded = {check["name"]: check for check in compile_model(options).manifest["verification"]["checks"]}
+    recorded = {check.name: check for check in compile_model(options).manifest.checks}
     for part in ("prefill", "decode"):
-        assert recorded[f"KL {part}, exact"]["measured"] <= 5e-6
-        assert recorded[f"KL {part}, as saved"]["measured"] <= 1e-4
-    assert recorded["greedy tokens that differ"]["detail"].startswith("64/64 equal")
-    ort, coreml = (Bundle.open(folder).manifest["targets"] for folder in (sample_bundle, out))
+        assert recorded[f"KL {part}, exact"].measured <= 5e-6
+        assert recorded[f"KL {part}, as saved"].measured <= 1e-4
+    assert recorded["greedy tokens that differ"].detail.startswith("64/64 equal")
+    ort, coreml = (Bundle.open(folder).manifest.targets for folder in (sample_bundle, out))
     assert (
-        coreml["coreml"]["weights"]["model.layers.0.mlp.down_proj.weight"]
-        == (ort["ort-mobile"]["weights"]["model.layers.0.mlp.down_proj.weight"])
+        coreml["coreml"].weights["model.layers.0.mlp.down_proj.weight"]
+        == (ort["ort-mobile"].weights["model.layers.0.mlp.down_proj.weight"])
     )
     assert "Paris" in Chat(out, max_tokens=128).say("What is the capital of France?").text

@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tune_apply_and_go_on(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = Bundle.open(bundle).manifest["files"]
+    before = Bundle.open(bundle).manifest.files
     file = tmp_path / "mine.jsonl"
     assert main(["tune", str(bundle), "-o", str(file), "--rounds", "1", "--apply", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -46,8 +46,8 @@ def test_tune_apply_and_go_on(bundle: Path, tmp_path: Path, capsys: pytest.Captu
     assert [form for form in said["forms"] if not 0 < form["us"] <= form["default"]] == []
 
     after = Bundle.open(bundle)  # every checksum again
-    assert after.manifest["files"]["model.params"] == before["model.params"]
-    assert set(after.manifest["files"]) == set(before)
+    assert after.manifest.files["model.params"] == before["model.params"]
+    assert set(after.manifest.files) == set(before)
     used = [json.loads(line) for line in (bundle / "tuning.jsonl").read_text().splitlines()]
     best = {form["form"]: form["schedule"] for form in said["forms"]}
     assert {row["form"]: row["schedule"] for row in used} == best
@@ -123,7 +123,7 @@ def test_compile_takes_a_database_and_says_when_it_does_not_fit(bundle: Path, tm
     options = CompileOptions(
         "random:tiny", tmp_path / "b", ("tvm-arm",), recipe="rtn", os="host", tuning=file, verify="never"
     )
-    notes = compile_model(options).manifest["targets"]["tvm-arm"]["notes"]
+    notes = compile_model(options).manifest.targets["tvm-arm"].notes
     assert [note for note in notes if note.startswith(f"{file} was ignored: it was made for version 0")] != []
 
 

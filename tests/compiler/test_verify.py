@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
 from pocketphi.compiler.options import CompileOptions
@@ -31,7 +31,7 @@ from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> Manifest:
     return Bundle.open(folder, check=False).manifest
 
 
@@ -166,10 +166,11 @@ def test_a_broken_lowering_is_caught(
 
 def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_long: None) -> None:
     bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
-    checks = {check["name"]: check for check in bundle.manifest["verification"]["checks"]}
-    assert checks["KL LongRoPE at 140 tokens"]["ok"]
-    assert checks["KL LongRoPE at 141 tokens"]["ok"]
-    assert bundle.manifest["verification"]["ok"]
+    checks = {check.name: check for check in bundle.manifest.checks}
+    assert checks["KL LongRoPE at 140 tokens"].ok
+    assert checks["KL LongRoPE at 141 tokens"].ok
+    assert bundle.manifest.verification
+    assert bundle.manifest.verification.ok
 
 
 def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_long: None) -> None:
@@ -188,7 +189,7 @@ def test_the_shortest_contexts_are_verified(tmp_path: Path, target: str, context
     options = CompileOptions(
         "random:tiny", tmp_path / "b", targets=(target,), recipe="rtn", verify="always", context=context
     )
-    assert compile_model(options).manifest["verification"]["ok"]
+    assert compile_model(options).manifest.verified
 
 
 def lose_a_residual(program: Program) -> None:
@@ -225,13 +226,14 @@ def test_a_check_with_nan_fails() -> None:
 
 def test_recorded_numbers_are_json(tiny_bundle: Path) -> None:
     recorded = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui()).recorded()
-    assert json.loads(json.dumps(recorded))["ok"] is True
+    assert json.loads(json.dumps(recorded.as_json()))["ok"] is True
 
 
 @pytest.mark.parametrize("context", [100, 40])
 def test_a_shorter_context_is_verified_within_it(tmp_path: Path, context: int) -> None:
     options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn", verify="always", context=context)
     manifest = compile_model(options).manifest
-    assert manifest["verification"]["ok"]
-    names = " ".join(check["name"] for check in manifest["verification"]["checks"])
+    assert manifest.verification
+    assert manifest.verification.ok
+    names = " ".join(check.name for check in manifest.checks)
     assert ("past the window" in names) == (context == 100)

@@ -212,10 +212,10 @@ def test_two_targets_hold_the_same_weights(tmp_path: Path) -> None:
     out = tmp_path / "both"
     options = CompileOptions("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", os="host", verify="never")
     compile_model(options)
-    targets = Bundle.open(out).manifest["targets"]
-    int4 = [name for name in targets["tvm-arm"]["weights"] if name.endswith("proj.weight")]
+    targets = Bundle.open(out).manifest.targets
+    int4 = [name for name in targets["tvm-arm"].weights if name.endswith("proj.weight")]
     assert len(int4) == 12
-    assert [n for n in int4 if targets["tvm-arm"]["weights"][n] != targets["ort-mobile"]["weights"][n]] == []
+    assert [n for n in int4 if targets["tvm-arm"].weights[n] != targets["ort-mobile"].weights[n]] == []
 
 
 @pytest.mark.parametrize(

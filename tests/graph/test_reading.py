@@ -81,6 +81,15 @@ def test_typed_values_that_do_not_fit(value: object, message: str) -> None:
         typed(_Point, value, "f")
 
 
+def test_json_that_is_mostly_brackets() -> None:
+    """A tokenizer's merges are the densest that there is: a list for ten bytes."""
+    merges = b"[" + b'["a","b"],' * 200_000 + b"[]]"
+    assert len(parse_json(merges, "f")) == 200_001
+    for kind in (b"[],", b"{},"):
+        with pytest.raises(InputError, match=r"^f: 200,002 lists and objects in 600,004 bytes"):
+            parse_json(b"[" + kind * 200_000 + b"{}]", "f")
+
+
 def test_values_in_messages_are_short() -> None:
     assert show("it's") == '"it\'s"'
     for value in ("x" * 5000, 10**5000, list(range(5000)), {i: i for i in range(5000)}, [["x" * 5000]]):

@@ -30,6 +30,9 @@ TEMPLATE = (
 )
 
 
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
 def fields_of(tokens: list[tuple[str, float, int]], **changes: Any) -> dict[str, Any]:
     """Metadata from (token, score, type) and further `tokenizer.ggml.` keys."""
     names, scores, kinds = (list(column) for column in zip(*tokens))
@@ -227,6 +230,8 @@ def test_a_stream_of_any_ids_gives_text() -> None:
 
 def test_a_hugging_face_folder(tmp_path: Path) -> None:
     """Special tokens as objects, several templates, a start token that only tokenizer.json speaks of."""
+    from transformers import AutoTokenizer
+
     files = tokenizer_files_from_gguf(phi3_fields(add_bos_token=True), "m.gguf")
     assert json.loads(files["tokenizer_config.json"])["model_input_names"] == ["input_ids", "attention_mask"]
     config = {
@@ -243,8 +248,8 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
     assert tokenizer.render_chat(HELLO) == "<s></s>"
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert Tokenizer.load(tmp_path).render_chat(HELLO) == "Hello"
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert Tokenizer.load(tmp_path).encode("the") == tokenizer.encode("the")[1:]
+    (tmp_path / "tokenizer_config.json").unlink()  # tokenizer.json alone says what stands before a text
+    assert Tokenizer.load(tmp_path).encode("the") == AutoTokenizer.from_pretrained(str(tmp_path))("the").input_ids
 
 
 def test_chat() -> None:
@@ -263,6 +268,88 @@ def test_chat() -> None:
         Tokenizer.from_files(unsafe).render_chat(HELLO)
 
 
+def test_a_prompt_of_nothing_is_refused() -> None:
+    files = tokenizer_files_from_gguf(
+        phi3_fields() | {"tokenizer.chat_template": "{{ messages[0].content }}"}, "m.gguf"
+    )
+    with pytest.raises(
+        InputError, match=r"chat: the prompt is empty: no message holds a text, and the chat template adds"
+    ):
+        Tokenizer.from_files(files).encode_chat([{"role": "user", "content": ""}])
+
+
+def test_half_of_a_character_is_refused() -> None:
+    tokenizer = Tokenizer.from_files(tokenizer_files_from_gguf(phi3_fields(), "m.gguf"))
+    for text in ("a\ud800", "\udcff"):
+        with pytest.raises(InputError, match=r"the text holds half of a character at \d: '\\ud"):
+            tokenizer.encode(text)
+
+
+def test_space_after_a_special_token_is_streamed() -> None:
+    tokenizer = Tokenizer.from_files(tokenizer_files_from_gguf(phi3_fields(), "m.gguf"))
+    ids = tokenizer.encode("the<s> cat <|end|>in</s></s> hello")
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+    assert streamed(tokenizer, [1, 1, *tokenizer.encode("the")]) == tokenizer.decode([1, 1, *tokenizer.encode("the")])
+
+
+def test_truncation_and_padding_are_switched_off() -> None:
+    files = tokenizer_files_from_gguf(phi3_fields(), "m.gguf")
+    want = Tokenizer.from_files(files).encode("the cat in the cat")
+    data = json.loads(files["tokenizer.json"])
+    data["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    pad = {"pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>", "pad_to_multiple_of": None}
+    data["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", **pad}
+    assert (
+        Tokenizer.from_files({**files, "tokenizer.json": json.dumps(data).encode()}).encode("the cat in the cat")
+        == want
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "Prepend", "prepend": 5}}, r"tokenizer: tokenizer.json cannot be read \("),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, r"tokenizer: tokenizer.json cannot be read \("),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}},
+            r"tokenizer.json cannot be read \(range end index",  # a panic
+        ),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 40}},
+            r"tokenizer.json: its steps may make a text 1.1e\+12 times longer, expected 64 at most",
+        ),
+        ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 7}}, r"its steps may make a text 128 times longer"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "b" * 65}},
+            r"a text 65 times longer",
+        ),
+    ],
+)
+def test_refuses_a_tokenizer(change: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    files = tokenizer_files_from_gguf(phi3_fields(), "m.gguf")
+    data = {**json.loads(files["tokenizer.json"]), **change}
+    with pytest.raises(InputError, match=message):
+        Tokenizer.from_files({**files, "tokenizer.json": json.dumps(data).encode()})
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json: expected a JSON object, got list"),
+        ("tokenizer_config.json", b"[" * 100_000, "tokenizer_config.json: not valid JSON"),
+        ("tokenizer_config.json", b'{"chat_template": 5}', "tokenizer: chat_template is 5, expected a text"),
+        ("tokenizer_config.json", b'{"chat_template": "{% for %}"}', "chat: the chat template failed"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8 text .byte 0."),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not UTF-8 text .byte 0."),
+    ],
+)
+def test_refuses_what_is_no_configuration(name: str, content: bytes, message: str) -> None:
+    files = tokenizer_files_from_gguf(phi3_fields(), "m.gguf")
+    with pytest.raises(InputError, match=message):
+        Tokenizer.from_files({**files, name: content})
+
+
 def test_no_tokenizer_no_files() -> None:
     assert tokenizer_files_from_gguf({"general.architecture": "phi3"}, "m.gguf") == {}
 
@@ -271,14 +358,14 @@ def test_no_tokenizer_no_files() -> None:
     ("fields", "message"),
     [
         (phi3_fields(model="t5"), "m.gguf: unknown tokenizer 't5', expected gpt2 or llama"),
-        (byte_level_fields("tekken"), "m.gguf: unknown tokenizer cut 'tekken' .*, expected gpt-2, smollm, default"),
+        (byte_level_fields("tekken"), "m.gguf: unknown tokenizer cut 'tekken' .*, expected one that llama.cpp"),
         (
             phi3_fields(scores=[0.5]),
             "m.gguf: damaged tokenizer: tokenizer.ggml.scores has 1 values for 305 tokens; convert",
         ),
         (
             phi3_fields() | {"tokenizer.ggml.tokens": []},
-            "m.gguf: damaged tokenizer: tokenizer.ggml.tokens has 0 values for 0 tokens",
+            "m.gguf: damaged tokenizer: tokenizer.ggml.tokens has 0 values; convert",
         ),
         (byte_level_fields("smollm") | {"tokenizer.ggml.merges": ["x yz"]}, r"tokenizer.ggml.merges \(.*; convert"),
         (byte_level_fields("smollm") | {"tokenizer.ggml.merges": []}, "tokenizer.ggml.merges is missing; convert"),
@@ -298,7 +385,7 @@ def test_refuses_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer.json cannot be read \(expected value at line 1 column 1\)"):
         Tokenizer.from_files({"tokenizer.json": b"?"})
     files = tokenizer_files_from_gguf(phi3_fields(), "m.gguf")
-    with pytest.raises(InputError, match=r"tokenizer_config.json is not valid JSON \(Expecting value: line 1"):
+    with pytest.raises(InputError, match=r"tokenizer_config.json: not valid JSON \(expected value at line 1"):
         Tokenizer.from_files({**files, "tokenizer_config.json": b"?"})
     with pytest.raises(
         InputError, match=r"chat: this model has no chat template; expected one in tokenizer_config.json"

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_folders import HEAD, configure, save, tensors, transformers_logits
 from safetensors import safe_open
-from tiny_phi3 import VARIANTS, checkpoint, hf_model, inputs
+from tiny_phi3 import VARIANTS, checkpoint, hf_model, inputs, rounding
 
 from pocketphi.graph import write_checkpoint as module
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.fold_norms import FoldedNorms
 from pocketphi.graph.hf_folder import HfFolder
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
@@ -77,3 +80,55 @@ def test_the_dtype_is_in_the_config_and_tokenizer_files_come_along(tmp_path: Pat
     write_checkpoint(WithTokenizer("random:tiny"), tmp_path, "fp16")
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float16"
     assert HfFolder(tmp_path).tokenizer_files() == {"tokenizer.json": b"{}"}
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_refuses_a_value_that_the_dtype_cannot_hold(tmp_path: Path, fold: bool) -> None:
+    """bf16 reaches 3.4e38, fp16 65,504: what is written would be infinite. Folding multiplies by the norm."""
+
+    class Large(RandomWeights):
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            if name == "model.layers.1.input_layernorm.weight":
+                return torch.full((stop - start,), 1e4 if fold else 1e5, dtype=torch.bfloat16)
+            rows = super().read(name, start, stop)
+            return rows * 100 if fold and name == "model.layers.1.self_attn.qkv_proj.weight" else rows
+
+    source = FoldedNorms(Large("random:tiny")) if fold else Large("random:tiny")
+    name = "self_attn.qkv_proj" if fold else "input_layernorm"
+    message = rf"random:tiny: model.layers.1.{name}.weight, rows 0 to \d+: .* not finite in fp16; the largest of fp16 is 6.55e"
+    with pytest.raises(InputError, match=message):
+        write_checkpoint(source, tmp_path, "fp16")
+    write_checkpoint(source, tmp_path, "bf16")
+
+
+@pytest.mark.parametrize("factor", [{"attention_factor": 1.5}, {"factor": 16.0}])
+def test_how_longrope_scales_is_written(tmp_path: Path, factor: dict[str, float]) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    scaling = {**VARIANTS["longrope"].to_hf()["rope_scaling"], **factor}
+    folder = configure(save(tmp_path / "from", tensors("longrope"), "longrope"), rope_scaling=scaling)
+    write_checkpoint(HfFolder(folder), tmp_path / "to", "fp32")
+    tokens = inputs(VARIANTS["longrope"], 70)["input_ids"]
+    assert torch.equal(transformers_logits(tmp_path / "to", tokens), transformers_logits(folder, tokens))
+
+
+def test_settings_that_transformers_reads_otherwise_are_not_written(tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    source = HfFolder(configure(save(tmp_path, tensors()), rms_norm_eps=1))
+    for each in (source, FoldedNorms(source)):
+        with pytest.raises(InputError, match=r"config.json: transformers cannot make a Phi-3 of it"):
+            write_checkpoint(each, tmp_path / "to")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_head_beside_a_tied_embedding_is_written(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    save(tmp_path / "from", {**tensors("tied"), HEAD: tensors()[HEAD]}, "tied")
+    source = FoldedNorms(HfFolder(tmp_path / "from"))
+    assert len(source.notices) == 1
+    write_checkpoint(source, tmp_path / "to", "fp32")
+    tokens = inputs(VARIANTS["tied"], 70)["input_ids"]
+    want, got = (transformers_logits(tmp_path / side, tokens) for side in ("from", "to"))
+    assert float((want - got).abs().max()) <= rounding(VARIANTS["tied"], float(want.abs().max()))
+    assert HfFolder(tmp_path / "to").notices == ()

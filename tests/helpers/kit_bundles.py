@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from manifests import a_manifest
+
 from pocketphi.artifacts.bundle import write_manifest
 from pocketphi.compiler.footprint import RUNTIMES
 from pocketphi.graph.config import ModelConfig
@@ -19,7 +21,15 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 STUBS = Path(__file__).parent.parent / "kits" / "stubs"
 JARS = Path("/usr/share/java")
-NEEDED = ["junit4.jar", "hamcrest.jar", "com.android.json.jar", "kotlin-stdlib.jar", "kotlin-stdlib-jdk7.jar"]
+NEEDED = [
+    "junit4.jar",
+    "hamcrest.jar",
+    "com.android.json.jar",
+    "kotlin-stdlib.jar",
+    "kotlin-stdlib-jdk7.jar",
+    "kotlinx-coroutines-core.jar",
+    "atomicfu.jar",
+]
 
 
 @functools.cache
@@ -40,7 +50,6 @@ def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
         weights = folder / RUNTIMES[target].weights_file
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.write_bytes(bytes(1000))
-    model = {"parameters": config.parameters, "context": config.max_position, "long_rope_after": None, **changes}
-    recipe = {"name": "rtn", "block": 32, "symmetric": True}
-    write_manifest(folder, {"source": {"model": "sample"}, "recipe": recipe, "model": model, "targets": targets})
+    model = {"parameters": config.parameters, "context": config.max_position, **changes}
+    write_manifest(folder, a_manifest(targets, model=model))
     return folder

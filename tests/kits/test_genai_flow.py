@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from pocketphi.artifacts.kits.reference import Rules
+from pocketphi.artifacts.kits.conversation import Conversation
+from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.numerics import generate
 from pocketphi.compiler.options import CompileOptions
@@ -22,8 +26,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Chat:
-    """`Chat.kt` and `Chat.swift`, on tokens instead of text."""
+class Model:
+    """`GenAIModel.kt` and `GenAIModel.swift`."""
 
     def __init__(self, bundle: Path, rules: Rules) -> None:
         import onnxruntime_genai as og
@@ -32,24 +36,33 @@ class Chat:
         parameters = og.GeneratorParams(self.model)
         parameters.set_search_options(max_length=rules.context, do_sample=False)
         self.generator = og.Generator(self.model, parameters)
-        self.rules = rules
-        self.seen: list[int] = []
+        self.sequence: list[int] = []
         self.starts: list[int] = []
 
-    def send(self, prompt: list[int], limit: int) -> list[int]:
-        start = self.rules.calls(self.seen, prompt)[0].start
-        self.generator.rewind_to(start)
-        self.starts.append(start)
-        self.generator.append_tokens(prompt[start:])
+    def run(self, calls: Sequence[Call], tokens: Sequence[int]) -> int | None:
+        held, self.sequence = self.sequence, []
+        if tokens != held:
+            self.starts.append(calls[0].start)
+            self.generator.rewind_to(calls[0].start)
+            self.generator.append_tokens(list(tokens[calls[0].start :]))
+        self.generator.generate_next_token()
+        self.sequence = self.generator.get_sequence(0).tolist()
+        return self.sequence[-1] if len(self.sequence) > len(tokens) else None
 
-        def chosen() -> object:
-            while True:
-                self.generator.generate_next_token()
-                yield int(self.generator.get_sequence(0)[-1])
+    def step(self, token: int) -> str:
+        return f"{token} "
 
-        made, _ = self.rules.answer(len(prompt), limit, chosen())  # type: ignore[arg-type]
-        self.seen = self.generator.get_sequence(0).tolist()[:-1]  # the last token is not in the cache yet
-        return made
+
+class Chat:
+    """A conversation whose text is made of tokens' numbers."""
+
+    def __init__(self, bundle: Path, rules: Rules) -> None:
+        self.model = Model(bundle, rules)
+        self.talk = Conversation(rules, lambda messages: [int(t) for _, text in messages for t in text.split()])
+
+    def send(self, tokens: list[int], limit: int) -> list[int]:
+        text = " ".join(map(str, tokens))
+        return [int(piece) for piece in self.talk.send(text, limit, self.model, self.model)]
 
 
 def greedy(bundle: Path, prompt: list[int], count: int) -> list[int]:
@@ -64,11 +77,27 @@ def test_turns_continue_and_other_starts_begin_again(bundle: Path) -> None:
     assert stop not in expected[:5]
     chat = Chat(bundle, Rules(120, 0, 0, None, frozenset({stop})))
     assert chat.send(first, 50) == expected[:5]  # ended by a stop token of ours, which is in the sequence
-    second = [*first, *expected, *range(40, 52)]
-    assert chat.send(second, 4) == greedy(bundle, second, 4)
+    second = [*first, *expected[:5], *range(40, 52)]
+    assert chat.send(second[25:], 4) == greedy(bundle, second, 4)
     other = list(range(60, 75))
+    chat.talk.reset()
     assert chat.send(other, 4) == greedy(bundle, other, 4)
-    assert chat.starts == [0, 25, 0]
+    assert chat.model.starts == [0, 25, 0]
+
+
+def test_the_runtime_ends_the_answer_itself(bundle: Path, tmp_path: Path) -> None:
+    """The model's own end token is not appended to the sequence: its last token must not be taken for a new one."""
+    first = list(range(10, 30))
+    expected = greedy(bundle, first, 6)
+    ends = shutil.copytree(bundle, tmp_path / "bundle")
+    settings = json.loads((ends / "genai_config.json").read_text("utf-8"))
+    settings["model"]["eos_token_id"] = [expected[5]]
+    (ends / "genai_config.json").write_text(json.dumps(settings), "utf-8")
+    chat = Chat(ends, Rules(120, 0, 0, None, frozenset({expected[5]})))
+    assert chat.send(first, 50) == expected[:5]
+    second = [*first, *expected[:5], *range(40, 52)]
+    assert chat.send(second[25:], 2) == greedy(bundle, second, 2)
+    assert chat.model.starts == [0, 25]
 
 
 def test_the_cache_is_full(bundle: Path) -> None:

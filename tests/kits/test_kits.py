@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kit_bundles import STUBS, make_bundle
+from kit_talks import write_talks
 
 from pocketphi.artifacts.bundle import MANIFEST, file_digest
 from pocketphi.artifacts.kits.fill import kotlin_literal, swift_literal
@@ -77,13 +78,26 @@ def test_a_kit_says_what_the_manifest_says(kits: dict[str, Path], bundle: Path, 
 
 
 def test_the_kit_for_genai_compiles_and_meets_the_vectors(
-    kits: dict[str, Path], kotlin: Callable[..., Path], run_junit: Callable[..., tuple[int, str]], tmp_path: Path
+    kits: dict[str, Path],
+    bundle: Path,
+    kotlin: Callable[..., Path],
+    run_junit: Callable[..., tuple[int, str]],
+    tmp_path: Path,
 ) -> None:
     kit = kits["android-genai"]
-    sources = [kit / "src/main/kotlin", kit / "src/test/kotlin", STUBS / "android", STUBS / "genai"]
+    sources = [
+        kit / "src/main/kotlin",
+        kit / "src/test/kotlin",
+        HERE / "ChatTest.kt",
+        STUBS / "android",
+        STUBS / "genai",
+    ]
     classes = kotlin(tmp_path / "out", *sources)
     code, output = run_junit(classes, kit / "src/test/resources", "com.example.sample.VectorsTest")
-    assert (code, "OK (5 tests)" in output) == (0, True), output[-3000:]
+    assert (code, "OK (6 tests)" in output) == (0, True), output[-3000:]
+    options = (f"-Dbundle={bundle}", f"-Dtalks={write_talks(tmp_path / 'talks.json', bundle, 2048)}")
+    code, output = run_junit(classes, tmp_path, "com.example.sample.ChatTest", *options)
+    assert (code, "OK (4 tests)" in output) == (0, True), output[-3000:]
 
 
 def test_the_kit_for_tvm_meets_the_vectors(
@@ -91,7 +105,7 @@ def test_the_kit_for_tvm_meets_the_vectors(
 ) -> None:
     resources = kits["android-tvm"] / "src/test/resources"
     code, output = run_junit(tvm_classes, resources, "com.example.sample.VectorsTest")
-    assert (code, "OK (7 tests)" in output) == (0, True), output[-3000:]
+    assert (code, "OK (8 tests)" in output) == (0, True), output[-3000:]
 
 
 def test_kotlin_fails_where_a_vector_is_another(
@@ -102,12 +116,13 @@ def test_kotlin_fails_where_a_vector_is_another(
     vectors["chat"][2]["prompt"] = "x"
     vectors["calls"][2]["calls"] = [["decode", 0, 9]]
     vectors["answers"][2]["made"] = []
+    vectors["conversations"]["cases"][20]["groups"][0][0]["messages"].pop()
     vectors["sampling"][2]["tokens"] = [0] * 20
     vectors["stream"][2]["texts"] = [""] * 5
     vectors["integrity"]["refused"].append([["swap", "empty", "empty"]])
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
     code, output = run_junit(tvm_classes, tmp_path, "com.example.sample.VectorsTest")
-    assert (code, "Tests run: 7,  Failures: 6" in output) == (1, True), output[-3000:]
+    assert (code, "Tests run: 8,  Failures: 7" in output) == (1, True), output[-3000:]
 
 
 def native(compiler: str, kit: Path, out: Path, includes: list[Path]) -> Path:
@@ -136,7 +151,7 @@ def jni() -> list[Path]:
     return [include, include / "linux"]
 
 
-def test_a_conversation_through_jni(
+def test_conversations_through_jni(
     kits: dict[str, Path],
     bundle: Path,
     tvm_classes: Path,
@@ -147,10 +162,12 @@ def test_a_conversation_through_jni(
     if not shutil.which("g++"):
         pytest.skip("no g++: apt-get install g++")
     native("g++", kits["android-tvm"], tmp_path / "libpocketphi_jni.so", jni)
-    options = (f"-Djava.library.path={tmp_path}", f"-Dbundle={bundle}", "-Xcheck:jni")
-    code, output = run_junit(tvm_classes, tmp_path, "com.example.sample.NativeTest", *options)
-    assert (code, "OK (5 tests)" in output) == (0, True), output[-3000:]
-    assert "WARNING in native method" not in output
+    talks = write_talks(tmp_path / "talks.json", bundle, 2048)
+    options = (f"-Djava.library.path={tmp_path}", f"-Dbundle={bundle}", f"-Dtalks={talks}", "-Xcheck:jni")
+    for test, count in (("NativeTest", 3), ("ChatTest", 4)):
+        code, output = run_junit(tvm_classes, tmp_path, f"com.example.sample.{test}", *options)
+        assert (code, f"OK ({count} tests)" in output) == (0, True), output[-3000:]
+        assert "WARNING in native method" not in output
 
 
 def test_the_jni_code_compiles_for_aarch64(kits: dict[str, Path], jni: list[Path], tmp_path: Path) -> None:
@@ -233,15 +250,15 @@ def test_bad_input_is_refused(
 
 
 def test_a_bundle_without_a_tokenizer_or_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pocketphi.artifacts.bundle import write_manifest
+    from pocketphi.artifacts.bundle import Bundle, write_manifest
 
     made = make_bundle(tmp_path / "b", {"ort-mobile": {}})
-    manifest = json.loads((made / MANIFEST).read_text("utf-8"))
+    manifest = Bundle.open(made).manifest
     (made / "tokenizer.json").unlink()
     arguments = ["integrate", str(made), "--platform", "ios", "-o", str(tmp_path / "kit")]
     assert main(arguments) == 2
     assert "tokenizer.json: missing from the bundle" in capsys.readouterr().err
-    write_manifest(made, {key: value for key, value in manifest.items() if key not in ("files", "sha256", "format")})
+    write_manifest(made, manifest)
     assert main(arguments) == 2
     assert "no tokenizer.json" in capsys.readouterr().err
     (tmp_path / "kit").mkdir()

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_phi3 import TINY
 
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.places import default_folder
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight, materialize
-from pocketphi.passes.int4_cache import Int4Cache, StoredInt4, default_folder
+from pocketphi.graph.sealed import write_sealed
+from pocketphi.passes.int4_cache import Int4Cache, StoredInt4
 from pocketphi.passes.quantize_weights import Int4Weight
 from pocketphi.passes.quantizers import Quantizer, RoundToNearest, ScaleSearch, Statistics
 
@@ -127,6 +134,136 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def flip(path: Path, at: int) -> None:
+    """Change a bit in place, so that whoever has the file open or mapped sees it."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+
+
+def large(folder: Path) -> StoredInt4:
+    """A weight of several chunks."""
+    source = RandomWeights("random:tiny", replace(TINY, vocab_size=150_000, hidden_size=128))
+    stored, _ = one(folder, source, RoundToNearest(32))
+    assert len(list(stored.chunks())) > 2
+    return stored
+
+
+def test_any_rows_of_several_chunks(tmp_path: Path) -> None:
+    stored = large(tmp_path)
+    whole = materialize(stored)
+    chunks = list(stored.chunks())
+    across = (chunks[0][1] - 3, chunks[1][1] + 5)
+    for start, stop in (across, (0, 1), (149_999, 150_000), (7, 7), (0, 150_000)):
+        read = stored.read(start, stop)
+        assert all(torch.equal(read[part], whole[part][start:stop]) for part in whole)
+    tensors = load_file(stored.path)  # what it writes, other tools read
+    assert all(torch.equal(tensors[part], whole[part]) for part in whole)
+
+
+@pytest.mark.parametrize("part", ["q", "scale"])
+def test_a_bit_that_changes_after_it_was_looked_up_is_found_by_whoever_reads_it(tmp_path: Path, part: str) -> None:
+    stored = large(tmp_path)
+    chunks = list(stored.chunks())
+    row_bytes = stored.parts[part].bytes // 150_000
+    flip(stored.path, stored.offsets[part] + (chunks[1][0] + 5) * row_bytes)
+    assert stored.read(*chunks[0])
+    message = (
+        rf"{stored.path}: changed: rows {chunks[1][0]} to {chunks[1][1] - 1} are not what was computed; compile again"
+    )
+    with pytest.raises(InputError, match=message):
+        stored.read(*chunks[1])
+    with pytest.raises(InputError, match="not what was computed"):
+        stored.read(chunks[1][0] + 7, chunks[1][0] + 8)  # of the same chunk, though not of the same row
+    again = large(tmp_path)  # made again
+    assert again.read(*chunks[1])
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_file_that_is_cut_after_it_was_looked_up(tmp_path: Path, size: int) -> None:
+    stored, _ = one(tmp_path, RandomWeights("random:tiny"), RoundToNearest(32))
+    os.truncate(stored.path, size if size >= 0 else stored.path.stat().st_size - 1)
+    with pytest.raises(InputError, match="not what was computed"):
+        materialize(stored)
+
+
+def test_another_weight_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Whole, of the same shape, under the other's name: both as it is looked up and after."""
+    first, _ = one(tmp_path, RandomWeights("random:tiny"), RoundToNearest(32))
+    other, _ = one(tmp_path, RandomWeights("random:tiny@1"), RoundToNearest(32))
+    first.path.write_bytes(other.path.read_bytes())
+    with pytest.raises(InputError, match="not what was computed"):
+        materialize(first)
+    assert one(tmp_path, RandomWeights("random:tiny"), RoundToNearest(32))[1] == (0, 1)
+
+
+def test_a_cache_that_is_emptied_meanwhile(tmp_path: Path) -> None:
+    """What is gone is named as such; what is still to be written is written to a new folder."""
+    folder = tmp_path / "cache"
+    hashed = HashedCheckpoint(RandomWeights("random:tiny"))
+    cache = Int4Cache(folder, hashed)
+    stored = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), RoundToNearest(32)), None)
+    shutil.rmtree(folder)
+    with pytest.raises(
+        InputError, match=r"gone: another process empties the cache; compile again, with a --cache that"
+    ):
+        materialize(stored)
+    again = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), RoundToNearest(32)), None)
+    assert materialize(again).keys() == {"q", "scale"}
+    shutil.rmtree(folder)
+    cache.remember("run", {HEAD: again})  # cannot, and need not
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """By a limit on the size of files, in a process of its own."""
+    code = f"""
+import resource, signal
+from pathlib import Path
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.recipe import FloatWeight
+from pocketphi.graph.sealed import write_sealed
+from pocketphi.passes.int4_cache import Int4Cache
+from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantizers import RoundToNearest
+hashed = HashedCheckpoint(RandomWeights("random:tiny"))
+cache = Int4Cache(Path({str(tmp_path)!r}), hashed)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    cache.quantized(Int4Weight(FloatWeight(hashed, {HEAD!r}), RoundToNearest(32)), None)
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"{tmp_path}: the cache cannot be written: File too large; make room there, or choose another --cache\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "0a1b.4321.partial").write_bytes(b"of an older version")
+    (tmp_path / f".0a1b.safetensors.{'0' * 16}.partial").write_bytes(b"half")
+    one(tmp_path, RandomWeights("random:tiny"), RoundToNearest(32))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("names", [None, [], {}, {HEAD: 3}, {HEAD: "nowhere.safetensors"}, {HEAD: "../x"}])
+def test_a_run_that_does_not_name_its_weights_is_none(tmp_path: Path, names: object) -> None:
+    hashed = HashedCheckpoint(RandomWeights("random:tiny"))
+    cache = Int4Cache(tmp_path, hashed)
+    weight = Int4Weight(FloatWeight(hashed, HEAD), RoundToNearest(32))
+    stored = cache.quantized(weight, None)
+    cache.remember("run", {HEAD: stored})
+    assert cache.recall("run", {HEAD: weight}) == {HEAD: stored}
+    write_sealed(tmp_path / "run.json", names)
+    assert cache.recall("run", {HEAD: weight}) is None
+
+
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETPHI_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
@@ -135,3 +272,13 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_folder() == Path("/b/pocketphi")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_folder() == Path.home() / ".cache" / "pocketphi"
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "POCKETPHI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a container's user that nobody has heard of
+    with pytest.raises(
+        InputError, match="there is no home folder for the cache: set HOME or POCKETPHI_CACHE, or choose"
+    ):
+        default_folder()

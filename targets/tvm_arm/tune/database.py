@@ -10,17 +10,18 @@ is for an instruction set; us: microseconds of a call. The best row of a form co
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.graph.reading import named, parse_object, read_whole, show, typed
+from pocketphi.graph.writing import write_whole
+from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Schedule, decode_schedule, prefill_schedule
 from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.tune.space import legal
 
 SHARED = Path(__file__).with_name("database.jsonl")
 BUNDLED = "tuning.jsonl"
@@ -31,6 +32,7 @@ MODEL_MARGIN = 0.05
 """A modelled schedule has to beat the default one by this much: the model's ranks are no better."""
 
 _FIELDS = ("kernels", "isa", "cpu", "form", "schedule", "us", "how")
+_PARAMETERS = {field.name for field in fields(Schedule)}
 
 
 @dataclass(frozen=True)
@@ -67,55 +69,31 @@ class Record:
         return json.dumps({**asdict(self), "schedule": asdict(self.schedule)})
 
 
-def read(path: Path) -> list[Record]:
-    """Raises InputError naming the line that is no record."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a tuning database: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+def read(path: Path, content: bytes | None = None) -> list[Record]:
+    """content: of the file, where it has been read already. Raises InputError naming the line that is no record."""
+    lines = (read_whole(path, "expected a tuning database") if content is None else content).split(b"\n")
+    return [_parsed(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parsed(path: Path, number: int, line: str) -> Record:
-    try:
-        row = json.loads(line)
-        schedule = row["schedule"]
-        known = {field.name for field in fields(Schedule)}
-        if (
-            set(row) != set(_FIELDS)
-            or set(schedule) - known
-            or not all(_is_count(value) for value in schedule.values())
-        ):
-            raise ValueError
-        if not (
-            _is_count(row["kernels"])
-            and float(row["us"]) > 0
-            and schedule.get("units", 1)
-            and schedule.get("unroll", 1)
-        ):
-            raise ValueError
-        return Record(**{**row, "schedule": Schedule(**schedule)})
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}:{number}: not a row of a tuning database: expected {', '.join(_FIELDS)}") from None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _parsed(where: str, line: bytes) -> Record:
+    expected = f"not a row of a tuning database: expected {', '.join(_FIELDS)}"
+    row = parse_object(line, f"{where}: {expected}")
+    schedule = row.get("schedule")
+    if set(row) != set(_FIELDS) or not isinstance(schedule, dict) or set(schedule) - _PARAMETERS:
+        raise InputError(f"{where}: {expected}")
+    record = typed(Record, row, f"{where}: {expected}")
+    if record.kernels < 0 or not 0 < record.us < float("inf"):
+        raise InputError(f"{where}: {expected}, counts and microseconds above zero")
+    if record.isa in ISAS and record.kernels == KERNELS and not legal(ISAS[record.isa], record.schedule):
+        raise InputError(f"{where}: {named(record.isa)} has no registers for {show(asdict(record.schedule))}")
+    return record
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Replace a file at once: it holds the old rows or the new ones."""
     rows = sorted(set(records), key=lambda record: record.order)
     text = "".join(record.line() + "\n" for record in rows)
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, text)
 
 
 def fitting(records: Iterable[Record], platform: Platform) -> dict[str, Record]:
@@ -145,9 +123,10 @@ def _modelled(rows: list[Record], isa: Isa) -> Record:
 class Tuning:
     """The shared database, and a user's before it."""
 
-    def __init__(self, platform: Platform, extra: Path | None = None) -> None:
+    def __init__(self, platform: Platform, extra: Path | None = None, content: bytes | None = None) -> None:
+        """content: of `extra`, where it has been read already."""
         self.platform, self.extra = platform, extra
-        self._extra = read(extra) if extra else []
+        self._extra = read(extra, content) if extra else []
         self._mine = fitting(self._extra, platform)
         self.records = fitting(read(SHARED), platform) | self._mine
 
@@ -167,7 +146,7 @@ class Tuning:
 
     def _why(self) -> str:
         def said(values: Iterable[object]) -> str:
-            return ", ".join(map(str, sorted(set(values), key=str)))
+            return ", ".join(map(named, sorted(set(values), key=str)))
 
         platform = self.platform
         rows = self._extra

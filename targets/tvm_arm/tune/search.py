@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
-from pocketphi.graph.program import split_target
-from pocketphi.targets.tvm_arm.interleave import Interleaved
-from pocketphi.targets.tvm_arm.isa import find_isa
+from pocketphi.targets.tvm_arm.description import Description
 from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.tune.database import ANY, Record
@@ -45,19 +43,15 @@ def search(
         tell()
 
 
-def forms_of(described: Mapping[str, Any]) -> list[Form]:
+def forms_of(described: Description) -> list[Form]:
     """The products of a bundle, from its model.json: each matrix in decode and in prefill, but for the head, which serves the
     last token alone."""
-    isa = find_isa(described["target"]["isa"])
-    parts: dict[str, set[str]] = {}
-    for row in described["params"]:
-        name, part = split_target(row["name"])
-        parts.setdefault(name, set()).add(part)
+    parts = described.parts()
     made = []
-    for name, m in described["matrices"].items():
-        matrix = Interleaved(m["rows"], m["columns"], m["block"], isa.lanes, isa.pairs, isa.signed)
+    for name, m in described.matrices.items():
+        matrix = m.interleaved(described.isa)
         held = parts[name]
         for single in (True, False):
-            if single or m["rows"] != described["vocab"]:
+            if single or m.rows != described.vocab:
                 made.append(Form(matrix, "zero" in held, "offset" in held, single=single))
     return list(dict.fromkeys(made))

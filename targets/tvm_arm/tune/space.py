@@ -13,6 +13,8 @@ _UNROLL = (1, 2)
 _PREFETCH = (0, 1024, 4096)
 """Bytes ahead: some twenty lines, and past the reach of most hardware prefetchers."""
 
+_FARTHEST, _LONGEST = 1 << 20, 16
+"""Bytes ahead, and steps in a loop body, beyond which nothing is gained."""
 _TEMPORARIES = 6
 """Registers beside the sums: two vectors of weights, their nibbles, the activations, the mask."""
 _UNPACKED = 12
@@ -28,12 +30,16 @@ def space(isa: Isa, form: Form) -> list[Schedule]:
     """Different schedules for a form, the default one first."""
     rows, prefetch = ((1,), _PREFETCH) if form.single else (_rows(isa), (0,))
     made = [Schedule(*values) for values in product(_UNITS, rows, prefetch, _UNROLL)]
-    legal = [
-        schedule
-        for schedule in made
-        if fitted(schedule, form) == schedule and registers(isa, schedule) <= isa.registers
-    ]
-    return list(dict.fromkeys([default_schedule(isa, form), *legal]))
+    fitting = [schedule for schedule in made if fitted(schedule, form) == schedule and legal(isa, schedule)]
+    return list(dict.fromkeys([default_schedule(isa, form), *fitting]))
+
+
+def legal(isa: Isa, schedule: Schedule) -> bool:
+    """Whether a kernel can be made so: its sums fit the registers, and its rows come in the groups that lie together."""
+    if min(schedule.units, schedule.rows, schedule.unroll) < 1 or not 0 <= schedule.prefetch <= _FARTHEST:
+        return False
+    grouped = schedule.rows == 1 or schedule.rows % isa.together == 0
+    return grouped and schedule.unroll <= _LONGEST and registers(isa, schedule) <= isa.registers
 
 
 def registers(isa: Isa, schedule: Schedule) -> int:

@@ -9,6 +9,5 @@ let package = Package(
     targets: [
         .target(name: "«name»", dependencies: [.product(name: "Tokenizers", package: "swift-transformers")]),
         .testTarget(name: "«name»Tests", dependencies: ["«name»"], resources: [.copy("vectors.json")]),
-    ],
-    swiftLanguageModes: [.v5]
+    ]
 )

@@ -1,5 +1,5 @@
 // What the kit uses of ai.djl.huggingface:tokenizers 0.33, from https://javadoc.io/doc/ai.djl.huggingface/tokenizers. This one
-// takes characters for tokens.
+// takes bytes for tokens.
 package ai.djl.huggingface.tokenizers
 
 import java.nio.file.Path
@@ -8,9 +8,9 @@ class Encoding(val ids: LongArray)
 
 class HuggingFaceTokenizer private constructor() : AutoCloseable {
     fun encode(text: String, addSpecialTokens: Boolean, withOverflowingTokens: Boolean): Encoding =
-        Encoding(text.map { it.toLong() }.toLongArray())
+        Encoding(text.toByteArray().map { it.toLong() and 255 }.toLongArray())
 
-    fun decode(ids: LongArray, skipSpecialTokens: Boolean): String = ids.map { it.toChar() }.joinToString("")
+    fun decode(ids: LongArray, skipSpecialTokens: Boolean): String = String(ids.map { it.toByte() }.toByteArray())
 
     override fun close() {}
 

@@ -105,6 +105,13 @@ def test_what_does_not_fit_is_ignored_with_a_notice(tmp_path: Path, row: Record 
     [
         lambda row: {**row, "schedule": {"units": 0}},
         lambda row: {**row, "schedule": {"units": 2, "warp": 1}},
+        lambda row: {**row, "schedule": {"unroll": 10**12}},
+        lambda row: {**row, "schedule": {"units": 2**70}},
+        lambda row: {**row, "schedule": {"rows": 3}},
+        lambda row: {**row, "schedule": None},
+        lambda row: {**row, "us": True},
+        lambda row: {**row, "us": 1e999},
+        lambda row: {**row, "isa": ["dotprod"]},
         lambda row: {**row, "schedule": {"unroll": "2"}},
         lambda row: {**row, "us": -1},
         lambda row: {name: value for name, value in row.items() if name != "form"},
@@ -116,13 +123,21 @@ def test_damaged_rows_are_named(tmp_path: Path, change: object) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(good + "\n" + json.dumps(change(json.loads(good))) + "\n")  # type: ignore[operator]
     with pytest.raises(
-        InputError, match=r"x\.jsonl:2: not a row of a tuning database: expected kernels, isa, cpu, form"
+        InputError, match=r"x\.jsonl:2: (not a row of a tuning database: expected kernels|dotprod has no)"
     ):
         read(path)
 
 
+@pytest.mark.parametrize("line", [b"[" * 10**5, b"1" * 5000, b"\xff", b'{"us": "\\ud800"}'])
+def test_a_line_that_is_no_row(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(InputError, match=r"x\.jsonl:1: not a row of a tuning database"):
+        read(path)
+
+
 def test_no_database(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none: cannot be read as a tuning database: No such file"):
+    with pytest.raises(InputError, match=r"none: no such file; expected a tuning database"):
         read(tmp_path / "none")
     with pytest.raises(InputError, match=r"cannot be written: No such file or directory"):
         write(tmp_path / "no" / "folder", [])

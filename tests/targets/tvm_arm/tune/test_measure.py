@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from pocketphi.graph.errors import InputError
+from pocketphi.targets.tvm_arm.description import Cache, Description, Made, Matrix, Tensor
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
@@ -95,16 +95,17 @@ def test_a_search_goes_on_where_it_was() -> None:
 
 
 def test_forms_of_a_bundle() -> None:
-    described = {
-        "target": {"isa": "dotprod"},
-        "vocab": 96,
-        "params": [{"name": f"{name}:{part}"} for name in ("a", "b", "head") for part in ("q", "scale")]
-        + [{"name": "b:zero"}, {"name": "norm"}],
-        "matrices": {
-            name: {"rows": 96 if name == "head" else 64, "columns": 64, "block": 32} for name in ("a", "b", "head")
-        },
-    }
-    keys = [f.key for f in forms_of(json.loads(json.dumps(described)))]
+    names = [f"{name}:{part}" for name in ("a", "b", "head") for part in ("q", "scale")]
+    described = Description(
+        format=1,
+        target=Made("linux", "aarch64", "dotprod", None, ()),
+        vocab=96,
+        context=64,
+        cache=Cache({"saved": "float16"}),
+        params=tuple(Tensor(name, "uint8", (1,), 0) for name in [*names, "b:zero", "norm"]),
+        matrices={name: Matrix(96 if name == "head" else 64, 64, 32) for name in ("a", "b", "head")},
+    )
+    keys = [f.key for f in forms_of(described)]
     assert keys == [
         "decode 64x64 block 32 q+scale",
         "prefill 64x64 block 32 q+scale",

@@ -2,13 +2,13 @@ import CoreML
 import Foundation
 import Tokenizers
 
-/// A conversation with the model in a bundle.
+/// A conversation with the model in a bundle. It may be used from everywhere: answers come one after the other, in the order of
+/// the calls.
 public actor Chat {
     private let model: CoreMLModel
     private let tokenizer: any Tokenizer
-    private var sampler: Sampler
-    private var messages: [Message]
-    private var seen: [Int] = []
+    private var conversation: Conversation
+    private let turns = Turns()
 
     /// Reads every file of the bundle the first time, a second or so a gigabyte, and compiles the package for this device.
     ///
@@ -19,21 +19,23 @@ public actor Chat {
         system: String? = nil,
         units: MLComputeUnits = .cpuAndGPU
     ) async throws {
+        conversation = try Conversation(rules: ModelInfo.rules, chat: ModelInfo.chat, system: system)
         let support = URL.applicationSupportDirectory
         try FileManager.default.createDirectory(at: support, withIntermediateDirectories: true)
         let memory = support.appending(path: "pocketphi-checked")
         try Integrity.check(bundle, manifestSHA256: ModelInfo.manifestSHA256, memory: memory)
         try MemoryReport.require(ModelInfo.memoryBytes)
-        model = try await CoreMLModel(package: bundle.appending(path: "model.mlpackage"), units: units)
+        model = try await CoreMLModel.load(package: bundle.appending(path: "model.mlpackage"), units: units, sampler: sampler)
         tokenizer = try await AutoTokenizer.from(modelFolder: bundle)
-        self.sampler = sampler
-        messages = system.map { [Message(role: "system", content: $0)] } ?? []
     }
 
     /// Answers a message in at most `limit` tokens. The text comes in pieces, as it is made; ending the loop ends the answer.
-    public nonisolated func send(_ text: String, limit: Int = 512) -> AsyncThrowingStream<String, Error> {
+    ///
+    /// A message waits until the answers before it have ended. One that is too long throws `MessageTooLong`, and the conversation
+    /// goes on as before it. Where an answer was ended or failed, the conversation goes on after what was shown of it.
+    public nonisolated func send(_ text: String, limit: Int = 512) -> AsyncThrowingStream<String, any Error> {
         AsyncThrowingStream { continuation in
-            let task = Task {
+            let task = turns.add {
                 do {
                     try await self.answer(text, limit: limit) { continuation.yield($0) }
                     continuation.finish()
@@ -45,43 +47,28 @@ public actor Chat {
         }
     }
 
-    private func answer(_ text: String, limit: Int, show: (String) -> Void) async throws {
-        messages.append(Message(role: "user", content: text))
-        let prompt = tokenizer.encode(text: ModelInfo.chat.render(messages), addSpecialTokens: false)
-        guard prompt.count < ModelInfo.context else { throw ConversationTooLong(tokens: prompt.count) }
-        var logits = try await run(prompt)
-        var answer = ""
-        defer { messages.append(Message(role: "assistant", content: answer)) }
+    /// Begins a new conversation with the same system message, after the answers that were asked for before.
+    public nonisolated func reset() async {
+        await turns.add { await self.forget() }.value
+    }
+
+    private func forget() {
+        conversation.reset()
+    }
+
+    private func answer(_ text: String, limit: Int, show: (String) -> Void) throws {
+        guard !Task.isCancelled else { return }
         var stream = TextStream { [tokenizer] in tokenizer.decode(tokens: $0, skipSpecialTokens: true) }
-        var made = 0
-        while !Task.isCancelled {
-            let token = sampler.choose(logits)
-            made += 1
-            let end = ModelInfo.rules.end(token: token, made: made, prompt: prompt.count, limit: limit)
-            if end != .stop {
-                let piece = stream.step(token)
-                answer += piece
+        try conversation.send(
+            text,
+            limit: limit,
+            engine: model,
+            tokenize: { tokenizer.encode(text: $0, addSpecialTokens: false) },
+            decode: { stream.step($0) },
+            show: { piece in
                 show(piece)
+                return !Task.isCancelled
             }
-            if end != nil { return }
-            logits = try await run(seen + [token])
-        }
+        )
     }
-
-    /// Brings the model's cache to these tokens; the logits that follow.
-    private func run(_ tokens: [Int]) async throws -> [Float] {
-        var logits: [Float] = []
-        for call in ModelInfo.rules.calls(seen: seen, tokens: tokens) {
-            if call.start == 0 { model.reset() }
-            logits = try await model.run(call, tokens: tokens, rules: ModelInfo.rules)
-        }
-        seen = tokens
-        return logits
-    }
-}
-
-/// A conversation that has more tokens than the model's cache holds: start a new one.
-public struct ConversationTooLong: LocalizedError {
-    public let tokens: Int
-    public var errorDescription: String? { "the conversation has \(tokens) tokens, of \(ModelInfo.context)" }
 }

@@ -1,14 +1,21 @@
 import CoreML
 import Foundation
 
-/// The package's functions `prefill` and `decode`, and the state that they share.
-final class CoreMLModel {
+/// The package's functions `prefill` and `decode`, and the state that they share. One call at a time.
+final class CoreMLModel: Engine {
     private let functions: [String: MLModel]
     private var state: MLState
+    private var sampler: Sampler
+
+    private init(functions: [String: MLModel], sampler: Sampler) {
+        self.functions = functions
+        self.sampler = sampler
+        state = functions["prefill"]!.makeState()
+    }
 
     /// Compiles the package the first time, which takes a while, and keeps the result in the app's caches.
-    init(package: URL, units: MLComputeUnits) async throws {
-        let compiled = try await Self.compile(package)
+    static func load(package: URL, units: MLComputeUnits, sampler: Sampler) async throws -> sending CoreMLModel {
+        let compiled = try await compile(package)
         var functions: [String: MLModel] = [:]
         for name in ["prefill", "decode"] {
             let configuration = MLModelConfiguration()
@@ -16,17 +23,22 @@ final class CoreMLModel {
             configuration.functionName = name
             functions[name] = try await MLModel.load(contentsOf: compiled, configuration: configuration)
         }
-        self.functions = functions
-        state = functions["prefill"]!.makeState()
+        return CoreMLModel(functions: functions, sampler: sampler)
     }
 
-    /// Empties the cache.
-    func reset() {
-        state = functions["prefill"]!.makeState()
+    /// Throws `CancellationError` where the task was cancelled between two calls.
+    func run(_ calls: [Call], tokens: [Int]) throws -> Int? {
+        var logits: [Float] = []
+        for call in calls {
+            try Task.checkCancellation()
+            if call.start == 0 { state = functions["prefill"]!.makeState() }
+            logits = try run(call, tokens: tokens, rules: ModelInfo.rules)
+        }
+        return sampler.choose(logits)
     }
 
     /// Appends the tokens of a call; the logits that follow the last one.
-    func run(_ call: Call, tokens: [Int], rules: Rules) async throws -> [Float] {
+    private func run(_ call: Call, tokens: [Int], rules: Rules) throws -> [Float] {
         let model = functions[call.function]!
         let size = call.function == "prefill" ? rules.chunk : 1
         var ids = tokens[call.start ..< call.start + call.count].map(Int32.init)
@@ -40,7 +52,7 @@ final class CoreMLModel {
         let declared = model.modelDescription.inputDescriptionsByName
         let inputs = values.filter { declared[$0.key] != nil }.mapValues { MLMultiArray($0) }
         let features = try MLDictionaryFeatureProvider(dictionary: inputs)
-        let output = try await model.prediction(from: features, using: state)
+        let output = try model.prediction(from: features, using: state)
         guard let logits = output.featureValue(for: "logits")?.multiArrayValue else {
             throw DamagedBundle("the package gives no logits")
         }

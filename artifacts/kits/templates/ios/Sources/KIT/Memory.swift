@@ -12,13 +12,16 @@ public struct MemoryReport: Sendable {
     /// nil where the system sets no limit, as on a Mac.
     public let available: Int?
 
+    /// This process, once: each call would count another use. The variable `mach_task_self_` could be changed by other threads.
+    private static let task = task_self_trap()
+
     /// As things are now.
     public static var now: MemoryReport {
         var info = task_vm_info_data_t()
         var count = mach_msg_type_number_t(MemoryLayout<task_vm_info_data_t>.size / MemoryLayout<natural_t>.size)
         let result = withUnsafeMutablePointer(to: &info) { pointer in
             pointer.withMemoryRebound(to: integer_t.self, capacity: Int(count)) {
-                task_info(mach_task_self_, task_flavor_t(TASK_VM_INFO), $0, &count)
+                task_info(task, task_flavor_t(TASK_VM_INFO), $0, &count)
             }
         }
         let used = result == KERN_SUCCESS ? Int(info.phys_footprint) : 0

@@ -29,6 +29,6 @@ public enum ModelInfo {
 <% endfor %>
         ],
         answer: «chat.answer | swift»,
-        strips: «"true" if chat.strips else "false"»
+        strips: [«chat.strips | sort | map("swift") | join(", ")»]
     )
 }

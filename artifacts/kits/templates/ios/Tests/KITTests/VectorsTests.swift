@@ -9,12 +9,7 @@ final class VectorsTests: XCTestCase {
     private var folder = URL.temporaryDirectory
 
     override func setUpWithError() throws {
-<% if runtime == "coreml" %>
-        let bundle = Bundle.module
-<% else %>
-        let bundle = Bundle(for: Self.self)
-<% endif %>
-        let url = try XCTUnwrap(bundle.url(forResource: "vectors", withExtension: "json"))
+        let url = try XCTUnwrap(Bundle.module.url(forResource: "vectors", withExtension: "json"))
         vectors = try XCTUnwrap(JSONSerialization.jsonObject(with: Data(contentsOf: url)) as? [String: Any])
         folder = URL.temporaryDirectory.appending(path: UUID().uuidString)
     }
@@ -57,6 +52,19 @@ final class VectorsTests: XCTestCase {
             }
             XCTAssertEqual(made, try ints(test, "made"))
             XCTAssertEqual(end?.rawValue, test["end"] as? String)
+        }
+    }
+
+    func testConversations() async throws {
+        let url = try XCTUnwrap(Bundle.module.url(forResource: "vectors", withExtension: "json"))
+        let all = try JSONDecoder().decode(Conversations.File.self, from: Data(contentsOf: url)).conversations
+        XCTAssertFalse(all.cases.isEmpty)
+        for test in all.cases {
+            let talk = try ToyTalk(rules: all.rules[test.rules].rules, chat: all.format.chat, system: test.system)
+            for group in test.groups {
+                let found = await talk.take(group)
+                XCTAssertEqual(found, group.map(\.outcome), test.name)
+            }
         }
     }
 <% if runtime == "coreml" %>

@@ -3,30 +3,36 @@ package «package»
 import java.io.Closeable
 import java.io.File
 
-/** The model in the TVM runtime, through its C interface. Not for several threads at once. Throws IllegalStateException. */
+/** The model in the TVM runtime, through its C interface. Throws IllegalStateException, after [close] too. */
 internal class NativeModel(bundle: File, options: String = "{}") : Closeable {
     private var handle: Long = open(bundle.path, options)
 
     /** Tokens that the model knows, and that its cache holds. */
-    val vocabulary: Int get() = vocabulary(handle)
-    val context: Int get() = context(handle)
+    val vocabulary: Int @Synchronized get() = vocabulary(opened())
+    val context: Int @Synchronized get() = context(opened())
 
     /** Tokens in the cache. */
-    val length: Int get() = length(handle)
+    val length: Int @Synchronized get() = length(opened())
 
     /** Appends tokens; the logits that follow the last one. */
-    fun prefill(tokens: IntArray): FloatArray = FloatArray(vocabulary).also { prefill(handle, tokens, it) }
+    @Synchronized
+    fun prefill(tokens: IntArray): FloatArray = FloatArray(vocabulary).also { prefill(opened(), tokens, it) }
 
     /** Appends one token; the logits that follow it. */
-    fun decode(token: Int): FloatArray = FloatArray(vocabulary).also { decode(handle, token, it) }
+    @Synchronized
+    fun decode(token: Int): FloatArray = FloatArray(vocabulary).also { decode(opened(), token, it) }
 
     /** Empties the cache. */
-    fun reset() = reset(handle)
+    @Synchronized
+    fun reset() = reset(opened())
 
+    @Synchronized
     override fun close() {
         if (handle != 0L) close(handle)
         handle = 0
     }
+
+    private fun opened(): Long = handle.also { check(it != 0L) { "the model is closed" } }
 
     private external fun open(folder: String, options: String): Long
     private external fun prefill(handle: Long, tokens: IntArray, logits: FloatArray)

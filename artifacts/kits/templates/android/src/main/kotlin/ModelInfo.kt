@@ -31,6 +31,6 @@ object ModelInfo {
 <% endfor %>
         ),
         answer = «chat.answer | kotlin»,
-        strips = «"true" if chat.strips else "false"»
+        strips = setOf(«chat.strips | sort | map("kotlin") | join(", ")»)
     )
 }

@@ -44,6 +44,27 @@ class VectorsTest {
         assertEquals(case.ints("made"), made)
         assertTrue(case.getString("end").equals(end.toString(), ignoreCase = true))
     }
+
+    @Test
+    fun conversations() {
+        val all = vectors.getJSONObject("conversations")
+        val format = all.getJSONObject("format")
+        val roles = format.getJSONObject("roles").let { roles ->
+            roles.keys().asSequence().associateWith { role ->
+                roles.getJSONArray(role).let { Pair(it.getString(0), it.getString(1)) }
+            }
+        }
+        val strips = format.getJSONArray("strips").texts().toSet()
+        val chat = ChatFormat(format.getString("begin"), format.getString("default"), roles, format.getString("answer"), strips)
+        for (case in all.getJSONArray("cases").objects()) {
+            val rules = rules(all.getJSONArray("rules").getJSONObject(case.getInt("rules")))
+            val talk = ToyTalk(Conversation(rules, chat, if (case.isNull("system")) null else case.getString("system")))
+            for (group in case.getJSONArray("groups").arrays()) {
+                val steps = group.objects()
+                assertEquals(case.getString("name"), steps.map(::outcome), talk.take(steps))
+            }
+        }
+    }
 <% if runtime == "tvm" %>
 
     @Test
@@ -55,10 +76,9 @@ class VectorsTest {
 
     @Test
     fun streaming() = each("stream") { case ->
-        val bytes = case.getJSONArray("bytes").let { all -> (0 until all.length()).map { unhex(all.getString(it)) } }
+        val bytes = case.getJSONArray("bytes").texts().map(::unhex)
         val stream = TextStream { ids -> String(ids.map { bytes[it] }.fold(ByteArray(0)) { a, b -> a + b }) }
-        val texts = case.getJSONArray("texts").let { all -> (0 until all.length()).map { all.getString(it) } }
-        assertEquals(texts, case.ints("tokens").map { stream.step(it) })
+        assertEquals(case.getJSONArray("texts").texts(), case.ints("tokens").map { stream.step(it) })
     }
 <% endif %>
 
@@ -152,6 +172,17 @@ class VectorsTest {
     }
 
     private fun unhex(text: String): ByteArray = text.chunked(2).map { it.toInt(16).toByte() }.toByteArray()
+
+    private fun outcome(step: JSONObject) = ToyTalk.Outcome(
+        step.getJSONArray("pieces").texts(),
+        if (step.isNull("error")) null else step.getString("error"),
+        step.getJSONArray("messages").arrays().map { Message(it.getString(0), it.getString(1)) },
+        step.ints("seen")
+    )
+
+    private fun JSONArray.objects(): List<JSONObject> = (0 until length()).map { getJSONObject(it) }
+
+    private fun JSONArray.texts(): List<String> = (0 until length()).map { getString(it) }
 
     private fun JSONArray.arrays(): List<JSONArray> = (0 until length()).map { getJSONArray(it) }
 

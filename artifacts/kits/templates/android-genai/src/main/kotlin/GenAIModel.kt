@@ -1,0 +1,64 @@
+package «package»
+
+import ai.onnxruntime.genai.Generator
+import ai.onnxruntime.genai.GeneratorParams
+import ai.onnxruntime.genai.Model
+import ai.onnxruntime.genai.Tokenizer
+import ai.onnxruntime.genai.TokenizerStream
+import java.io.Closeable
+import java.io.File
+
+/** How the next token is chosen. Temperature 0 takes the most likely one; [topK] 0 and [topP] 1 set no limit. */
+data class Sampling(val temperature: Double = 0.0, val topK: Int = 0, val topP: Double = 1.0)
+
+/** The model in onnxruntime-genai, with a cache of [context] tokens. One call at a time. */
+internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engine, Closeable {
+    private val made = mutableListOf<AutoCloseable>()
+    private val tokenizer: Tokenizer
+    private val generator: Generator
+
+    /** The tokens that the generator holds. */
+    private var sequence = emptyList<Int>()
+
+    init {
+        try {
+            val model = keep(Model(bundle.path))
+            tokenizer = keep(Tokenizer(model))
+            val parameters = keep(GeneratorParams(model))
+            parameters.setSearchOption("max_length", context.toDouble())
+            parameters.setSearchOption("do_sample", sampling.temperature > 0)
+            if (sampling.temperature > 0) {
+                parameters.setSearchOption("temperature", sampling.temperature)
+                parameters.setSearchOption("top_k", sampling.topK.toDouble())
+                parameters.setSearchOption("top_p", sampling.topP)
+            }
+            generator = keep(Generator(model, parameters))
+        } catch (error: Exception) {
+            close()
+            throw error
+        }
+    }
+
+    override fun run(calls: List<Call>, tokens: List<Int>): Int? {
+        val held = sequence
+        sequence = emptyList() // so it stays where the runtime fails half-way
+        if (tokens != held) {
+            val start = calls.first().start
+            generator.rewindTo(start.toLong())
+            generator.appendTokens(tokens.subList(start, tokens.size).toIntArray())
+        }
+        generator.generateNextToken()
+        sequence = generator.getSequence(0).toList()
+        return if (sequence.size > tokens.size) sequence.last() else null // the runtime does not append the model's end token
+    }
+
+    /** A text's tokens, none added. */
+    fun tokenize(text: String): List<Int> = tokenizer.encode(text).use { it.getSequence(0).toList() }
+
+    /** Turns the tokens of one answer into text, token by token. */
+    fun createStream(): TokenizerStream = tokenizer.createStream()
+
+    override fun close() = made.asReversed().forEach { it.close() }
+
+    private fun <T : AutoCloseable> keep(it: T): T = it.also { made += it }
+}

@@ -1,0 +1,277 @@
+"""What a bundle's `manifest.json` says, as one typed value: read from the file, written from the same.
+
+A field that has a default is left out of the file where it holds nothing, so that a manifest may gain fields and those written
+before keep their bytes. Every other field has to be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named, parse_object, show, typed
+
+FORMAT = 2
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST = 1 << 63
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle: its size, and its SHA-256 in 64 lower-case hex digits."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What was compiled. model: its name; blake3: digest of its tensors and tokenizer; notices: what was found in it that a
+    user should know."""
+
+    model: str
+    blake3: str
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecipeRecord:
+    """The options that decide how weights are quantized; see `compiler.options.CompileOptions`.
+
+    calibration: `default`, the SHA-256 of a text, or None for a recipe that has no use for one
+    """
+
+    name: str
+    block: int
+    symmetric: bool
+    palette: int | None
+    embedding_bits: int
+    head_bits: int
+    context: int | None
+    all_logits: bool
+    accuracy_level: int
+    calibration: str | None
+    calibration_tokens: int | None
+
+    def described(self) -> str:
+        """How weights are quantized, in a few words."""
+        if self.palette:
+            how = f"palettes of {self.palette} rows"
+        else:
+            how = f"block {self.block or 'row'}, {'symmetric' if self.symmetric else 'asymmetric'}"
+        eight = [what for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)) if bits == 8]
+        return f"int4 {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """context: tokens; long_rope_after: tokens after which LongRoPE changes its factors."""
+
+    parameters: int
+    layers: int
+    context: int
+    sliding_window: int | None
+    long_rope_after: int | None
+    kv_cache_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What a pass did: rule → how often; (place, reason) of what it left alone; dead nodes deleted."""
+
+    name: str
+    applied: dict[str, int]
+    refused: tuple[tuple[str, str], ...]
+    removed: int
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """A verdict about one of Apple's compute units."""
+
+    fit: bool
+    limits: tuple[str, ...]
+    slow: tuple[str, ...]
+    reported: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRecord:
+    """What was written for a target. operators: of its own → count; notes: for the user; weights: name → BLAKE3 digest of
+    the canonical bytes. The rest is what the one or the other target has to say of itself; sizes are in bytes."""
+
+    operators: dict[str, int]
+    notes: tuple[str, ...]
+    accuracy_level: int | None = None
+    platform: str | None = None
+    context: int | None = None
+    cache_rows: int | None = None
+    chunk: int | None = None
+    functions: tuple[str, ...] | None = None
+    attention: str | None = None
+    norm: str | None = None
+    flavor: str | None = None
+    state_bytes: int | None = None
+    kv_cache: str | None = None
+    kv_cache_bytes_per_token: int | None = None
+    weight_bytes: int | None = None
+    compute_units: dict[str, UnitRecord] | None = None
+    library: str | None = None
+    system_lib: str | None = None
+    link: str | None = None
+    weights: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """Digests of what transformers answered for the tokenizer of the model's own files, and which texts onnxruntime-genai read
+    otherwise, None where it was not asked."""
+
+    vocabulary: str
+    ids: tuple[str, ...]
+    chats: tuple[str, ...]
+    decoded: tuple[str, ...]
+    genai_differs: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """One claim of a verification, with what was measured; see `targets.base.Check`."""
+
+    name: str
+    measured: float
+    bound: int | float
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerificationRecord:
+    """The checks of a verification. ok: None where none failed, but not all could be run, for this reason;
+    quantization_error: `kl`, `top1` and `tokens`, where a reference was given."""
+
+    ok: bool | None
+    checks: tuple[CheckRecord, ...]
+    quantization_error: dict[str, float] | None
+    reason: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return dict(_plain(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """versions: of libraries that decided the bytes; operators: of the graph → count; targets, files: by name.
+
+    verification: None where there was none. text: digests of what a reader has to make of the tokenizer files.
+    sha256: of the bytes before it, None in a manifest without a seal.
+    """
+
+    format: int
+    pocketphi: str
+    versions: dict[str, str]
+    source: SourceRecord
+    recipe: RecipeRecord
+    model: ModelRecord
+    passes: tuple[PassRecord, ...]
+    operators: dict[str, int]
+    targets: dict[str, TargetRecord]
+    verification: VerificationRecord | None
+    text: TextRecord | None = None
+    files: dict[str, FileRecord]
+    sha256: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def checks(self) -> tuple[CheckRecord, ...]:
+        """Those of the verification; none where there was none."""
+        return self.verification.checks if self.verification else ()
+
+    @property
+    def verified(self) -> bool:
+        """Whether every check was run and met."""
+        return self.verification is not None and self.verification.ok is True
+
+    def context(self, target: str) -> int:
+        """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
+        own = self.targets[target].context
+        return self.model.context if own is None else own
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return dict(_plain(self))
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """A manifest from the bytes of its file. Raises InputError naming the first place that is not as it should be."""
+    where = f"{path}: damaged"
+    data = parse_object(content, where)
+    if "format" in data and data["format"] != FORMAT:
+        raise InputError(
+            f"{path.parent}: bundle format {show(data['format'])}, this pocketphi reads {FORMAT}; compile it again"
+        )
+    for place, number in _whole_numbers(data, ""):
+        if not 0 <= number < _MOST:
+            raise InputError(f"{where}: {named(place)} is {show(number)}, expected a count")
+    manifest = typed(Manifest, data, where)
+    _check_names(manifest.files, where)
+    for name, entry in manifest.files.items():
+        if not _DIGEST.fullmatch(entry.sha256):
+            raise InputError(f"{where}: files.{name}.sha256 is {show(entry.sha256)}, expected 64 lower-case hex digits")
+    odd = [name for name in manifest.targets if named(name) != name or not name]
+    if odd or not manifest.targets:
+        raise InputError(f"{where}: targets: names {show(odd[0]) if odd else 'none'}")
+    return manifest
+
+
+def _check_names(names: Mapping[str, object], where: str) -> None:
+    """Raise InputError for a name that a phone's file system, or this one, would take for another file."""
+    seen: dict[str, str] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{where}: names {show(name)}, which lies outside the bundle")
+        if not name.isprintable() or str(path) != name or name == "." or len(name.encode()) > 1024:
+            raise InputError(f"{where}: names {show(name)}, which is no name of a file")
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise InputError(f"{where}: names {show(other)} and {show(name)}, which are one file on some systems")
+
+
+def _whole_numbers(value: object, place: str) -> Iterator[tuple[str, int]]:
+    """Every whole number of a JSON value, with where it stands."""
+    if isinstance(value, dict):
+        for key, held in value.items():
+            yield from _whole_numbers(held, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, held in enumerate(value):
+            yield from _whole_numbers(held, f"{place}.{index}")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield place, value
+
+
+def _plain(value: Any) -> Any:
+    """A record as JSON holds it, without the fields that hold nothing."""
+    if isinstance(value, dict):
+        return {key: _plain(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(held) for held in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    held = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {
+        field.name: _plain(one)
+        for field, one in held.items()
+        if field.default is dataclasses.MISSING or one not in (None, ())
+    }

@@ -1,0 +1,160 @@
+"""Which weight files of a Hugging Face folder are read, and what each tensor in them is, by the rules of `from_pretrained`.
+
+transformers takes `model.safetensors`, else the files that `model.safetensors.index.json` names, and of those every tensor,
+whatever the index says of it. Names may come with or without the prefix of the base model. What transformers would leave
+out with a warning is refused here: it may be what somebody trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig, layer_of
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, parse_object, read_whole, show, typed
+from pocketphi.graph.safetensors_file import DTYPES, SafetensorsFile, Stored
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LARGEST_INDEX = 1 << 23
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf)$|\.(safetensors|bin)\.index\.json$")
+_TRAINER = re.compile(r"^(training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth)$")
+_DISTRIBUTED = re.compile(r"^shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")
+_UNUSED = re.compile(r"rotary_emb\.inv_freq$")
+"""Tensors that old files hold and that are computed today."""
+_BASE = "model."
+
+
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """tensors: by their names in the files; notices: one line each on the files that were not taken."""
+
+    files: tuple[SafetensorsFile, ...]
+    tensors: Mapping[str, Stored]
+    notices: tuple[str, ...]
+
+
+def find_weights(folder: Path, chosen: str | None = None) -> Weights:
+    """Open the weight files. chosen: the one that config.json names (`transformers_weights`).
+
+    Raises InputError where there is none that can be read, one is damaged, or files contradict each other.
+    """
+    beside = _weight_files(folder)
+    if "adapter_config.json" in beside:
+        raise InputError(
+            f"{folder}: holds an adapter (adapter_config.json), which transformers adds to the weights; merge it first"
+        )
+    if found := [name for name in beside if _DISTRIBUTED.match(name)]:
+        raise InputError(
+            f"{folder}: holds a distributed checkpoint ({found[0]}), which transformers reads first; save it whole"
+        )
+    name = chosen or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), None)
+    if name is None:
+        rest = f"; {_listed(beside)} cannot be read: load it with transformers, then save_pretrained" if beside else ""
+        raise InputError(f"{folder}: no {SINGLE} and no {INDEX}{rest}")
+    if name.endswith(".index.json"):
+        files, tensors = _read_index(folder, name)
+    else:
+        path = file_inside(folder, name, f"{folder / 'config.json'}: transformers_weights", follow=True)
+        files = (SafetensorsFile.open(path),)
+        tensors = dict(files[0].tensors)
+    unread = sorted(set(beside) - {name, *(str(file.path.relative_to(folder)) for file in files)})
+    why = (
+        "as config.json says" if chosen else "as transformers does" if name == SINGLE else "and the files that it names"
+    )
+    return Weights(files, tensors, (f"{folder}: read {name}, {why}; not read: {_listed(unread)}",) if unread else ())
+
+
+def assign(config: ModelConfig, weights: Weights, where: str) -> dict[str, Stored]:
+    """The stored tensor for each of the config's names; the head too, where it is stored beside a tied embedding.
+
+    Raises InputError for a tensor that Phi-3 has no place for, one that is there twice, or another type.
+    """
+    if 6 * config.layers > len(weights.tensors):
+        raise InputError(
+            f"{where}: config.json says num_hidden_layers = {config.layers:,}, each of six tensors, but the files hold "
+            f"{len(weights.tensors)} tensors"
+        )
+    wanted = {**config.tensors(), HEAD: ()}
+    named: dict[str, str] = {}
+    odd = []
+    for stored in weights.tensors:
+        name = _our_name(stored, wanted)
+        if name in named:
+            raise InputError(f"{where}: holds {named[name]!r} and {stored!r}, which are one tensor; remove one of them")
+        if name in wanted:
+            named[name] = stored
+        elif not _UNUSED.search(name):
+            odd.append(stored)
+    if odd:
+        raise InputError(
+            f"{where}: holds the tensor {show(odd[0], 200)}{_more(len(odd) - 1)}, {_reason(odd[0], config)}"
+        )
+    ours = {name: weights.tensors[stored] for name, stored in named.items()}
+    for name, place in ours.items():
+        if place.dtype not in DTYPES:
+            raise InputError(f"{place.file}: {name!r} has dtype {place.dtype}, expected one of {', '.join(DTYPES)}")
+    if config.tied_embeddings and HEAD in ours and EMBEDDING not in ours:
+        ours[EMBEDDING] = ours.pop(HEAD)  # transformers ties to the one that is there
+    return ours
+
+
+def _our_name(name: str, wanted: Mapping[str, Any]) -> str:
+    """A file saved from the base model has no `model.` before its names, and one of a wrapped model a second one."""
+    short = name.removeprefix(_BASE)
+    return short if short in wanted else _BASE + name if _BASE + name in wanted else name
+
+
+def _reason(name: str, config: ModelConfig) -> str:
+    layer = layer_of(name)
+    if "lora_" in name or name.startswith("base_model."):
+        return "part of an adapter; merge it into the weights first"
+    if layer is not None and layer >= config.layers:
+        return f"but config.json says num_hidden_layers = {config.layers}"
+    return "which has no place in Phi-3; it cannot be compiled"
+
+
+def _read_index(folder: Path, name: str) -> tuple[tuple[SafetensorsFile, ...], dict[str, Stored]]:
+    index = file_inside(folder, name, f"{folder / 'config.json'}: transformers_weights", follow=True)
+    content = read_whole(index, limit=_LARGEST_INDEX)
+    weight_map = typed(_Index, parse_object(content, str(index)), str(index)).weight_map
+    paths = {file: file_inside(folder, file, str(index), follow=True) for file in sorted(set(weight_map.values()))}
+    files = {file: SafetensorsFile.open(path) for file, path in paths.items()}
+    tensors: dict[str, Stored] = {}
+    for file in files.values():
+        for tensor, stored in file.tensors.items():
+            if tensor in tensors:
+                raise InputError(f"{file.path}: holds {show(tensor, 200)}, which {tensors[tensor].file.name} holds too")
+            tensors[tensor] = stored
+    for tensor, listed in weight_map.items():
+        if tensor not in files[listed].tensors:
+            raise InputError(f"{index}: puts {show(tensor, 200)} into {listed}, which does not hold it")
+    if not tensors:
+        raise InputError(f"{index}: names no file that holds a tensor")
+    return tuple(files.values()), tensors
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The files of a folder that hold, list or change weights, a trainer's state aside."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+    return [n for n in names if (_WEIGHTS.search(n) and not _TRAINER.match(n)) or n == "adapter_config.json"]
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(show(name, 100).strip("'") for name in names[:3]) + _more(len(names) - 3)
+
+
+def _more(count: int) -> str:
+    return f" and {count:,} more" if count > 0 else ""

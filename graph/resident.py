@@ -1,0 +1,34 @@
+"""Memory of this process, in bytes: now, and at most."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+
+_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Of `ru_maxrss`."""
+
+
+def resident_now() -> int:
+    """What is resident now; the most that ever was, where the system tells no more."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+
+
+def resident_peak() -> int:
+    """The most that was resident since the process began or, on Linux, since `forget_peak`."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+
+
+def forget_peak() -> None:
+    """Count `resident_peak` from now on, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,95 @@
+"""model.onnx as it lies in a bundle: parsed, with every weight inside of its data file, and the runtime's refusals as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, read_json, read_whole, show, typed
+from pocketphi.graph.recipe import PartSpec
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE
+
+_DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}
+_AGAIN = "copy or compile it again"
+
+
+@dataclass(frozen=True)
+class _Search:
+    chunk_size: int | None = None
+
+
+@dataclass(frozen=True)
+class _Genai:
+    search: _Search
+
+
+def chunk_size(folder: Path) -> int | None:
+    """Tokens of a prompt that go through at once, by genai_config.json; None for all of them."""
+    path = file_inside(folder, GENAI_FILE, str(folder))
+    size = typed(_Genai, read_json(path, _AGAIN), str(path)).search.chunk_size
+    if size is not None and size < 1:
+        raise InputError(f"{path}: search.chunk_size is {show(size)}, expected a positive number; {_AGAIN}")
+    return size
+
+
+def read_graph(folder: Path) -> onnx.ModelProto:
+    """The graph, without its weights. Raises InputError where it does not parse, or names bytes that model.onnx.data lacks."""
+    path = file_inside(folder, GRAPH_FILE, str(folder))
+    content, model = read_whole(path, _AGAIN), onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
+        raise InputError(f"{path}: damaged ({show(str(error))}); {_AGAIN}") from None
+    try:
+        for tensor in external(model):
+            spec_of(tensor, folder)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: damaged (a name that is not UTF-8); {_AGAIN}") from None
+    return model
+
+
+def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The weights that lie in the data file."""
+    return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def spec_of(tensor: onnx.TensorProto, folder: Path) -> tuple[PartSpec, int]:
+    """(shape and dtype, offset in the data file) of a weight. Raises InputError for what is not there."""
+    where = f"{folder / GRAPH_FILE}: {show(tensor.name)}"
+    said = {entry.key: entry.value for entry in tensor.external_data}
+    if said.get("location") != DATA_FILE:
+        raise InputError(f"{where}: lies in {show(said.get('location'))}, expected {DATA_FILE}; {_AGAIN}")
+    if tensor.data_type not in _DTYPES:
+        raise InputError(f"{where}: is of type {tensor.data_type}, expected float32 or uint8; {_AGAIN}")
+    if not tensor.dims or min(tensor.dims) < 1:
+        raise InputError(f"{where}: has the shape {show(list(tensor.dims))}; {_AGAIN}")
+    dtype = _DTYPES[tensor.data_type]
+    size, offset = math.prod(tensor.dims) * dtype.itemsize, _number(said, "offset", where)
+    held = file_inside(folder, DATA_FILE, str(folder)).stat().st_size
+    if _number(said, "length", where) != size or offset + size > held:
+        raise InputError(f"{where}: {size} bytes at {offset} do not lie in the {held} of {DATA_FILE}; {_AGAIN}")
+    return PartSpec(tuple(tensor.dims), dtype), offset
+
+
+def _number(said: Mapping[str, str], key: str, where: str) -> int:
+    text = said.get(key, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise InputError(f"{where}: {key} is {show(text)}, expected a number of bytes; {_AGAIN}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def refused_by(runtime: str, path: Path) -> Iterator[None]:
+    """What a runtime raises about a file as InputError, in one line."""
+    try:
+        yield
+    except Exception as error:  # they have no base of their own
+        said = " ".join(str(error).split())
+        raise InputError(f"{path}: {runtime} cannot run it ({show(said, 200)}); {_AGAIN}") from None

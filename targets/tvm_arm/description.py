@@ -1,0 +1,142 @@
+"""model.json: what a bundle's library and parameters are, as one typed value. The C runtime reads the same file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.program import split_target
+from pocketphi.graph.reading import file_inside, read_json, show, typed
+from pocketphi.graph.recipe import PartSpec
+from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.isa import TRIPLES, Isa, find_isa
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
+
+FORMAT = 1
+DESCRIPTION = "model.json"
+PARAMS_FILE = "model.params"
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8, "int8": torch.int8}
+_MOST = 1 << 40
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the library was made for; see `Platform`."""
+
+    os: str
+    arch: str
+    isa: str
+    cpu: str | None
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of model.params. shape: as a kernel takes it; offset: bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def spec(self) -> PartSpec:
+        return PartSpec(self.shape, _DTYPES[self.dtype])
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An int4 weight: rows × columns, block: values that share a scale."""
+
+    rows: int
+    columns: int
+    block: int
+
+    def interleaved(self, isa: Isa) -> Interleaved:
+        return Interleaved(self.rows, self.columns, self.block, isa.lanes, isa.pairs, isa.signed)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """dtype: of keys and values, by mode (`saved`, `exact`)."""
+
+    dtype: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Description:
+    """vocab, context: tokens; params: in the order in which functions take them; matrices: by name."""
+
+    format: int
+    target: Made
+    vocab: int
+    context: int
+    cache: Cache
+    params: tuple[Tensor, ...]
+    matrices: dict[str, Matrix]
+
+    @property
+    def isa(self) -> Isa:
+        return find_isa(self.target.isa)
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each weight, by part."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for tensor in self.params:
+            name, part = split_target(tensor.name)
+            found.setdefault(name, {})[part] = tensor
+        return found
+
+
+def read_description(folder: Path) -> Description:
+    """Raises InputError where model.json is not as it should be, or names bytes that model.params lacks."""
+    path = file_inside(folder, DESCRIPTION, str(folder))
+    made = typed(Description, read_json(path, "copy or compile it again"), str(path))
+    problem = _problem(made, file_inside(folder, PARAMS_FILE, str(folder)))
+    if problem:
+        raise InputError(f"{path}: {problem}; copy or compile it again")
+    return made
+
+
+def _problem(made: Description, params: Path) -> str | None:
+    """The first thing that cannot be; None for a good one."""
+    if made.format != FORMAT:
+        return f"format is {show(made.format)}, this pocketphi reads {FORMAT}"
+    if (made.target.os, made.isa.arch) not in TRIPLES:
+        return f"target.os is {show(made.target.os)}, which no {made.isa.arch} library is for"
+    if made.cache.dtype.get("saved") not in [kind.dtype for kind in KV_CACHES.values()]:
+        return f"cache.dtype.saved is {show(made.cache.dtype.get('saved'))}"
+    if not params.is_file():
+        return f"{PARAMS_FILE} is missing"
+    size = params.stat().st_size
+    for tensor in made.params:
+        where = f"params: {show(tensor.name)}"
+        if tensor.dtype not in _DTYPES:
+            return f"{where} is of type {show(tensor.dtype)}, expected one of {', '.join(_DTYPES)}"
+        if not tensor.shape or not all(0 < count < _MOST for count in tensor.shape) or not 0 <= tensor.offset < _MOST:
+            return f"{where} has the shape {show(tensor.shape)} at {show(tensor.offset)}"
+        if tensor.offset + tensor.spec.bytes > size:
+            return f"{where} ends beyond the {size} bytes of {PARAMS_FILE}"
+    parts = made.parts()
+    for name, matrix in made.matrices.items():
+        problem = _matrix_problem(matrix, parts.get(name, {}), made.isa)
+        if problem:
+            return f"matrices: {show(name)} {problem}"
+    return None
+
+
+def _matrix_problem(matrix: Matrix, held: dict[str, Tensor], isa: Isa) -> str | None:
+    sizes = (matrix.rows, matrix.columns, matrix.block)
+    if not all(0 < size < _MOST for size in sizes) or matrix.block % 16 or matrix.columns % matrix.block:
+        return f"has {show(sizes)} rows, columns and values in a block"
+    if not {"q", "scale"} <= set(held) <= {"q", "scale", "zero", "offset"}:
+        return f"has the parts {show(sorted(held))}, expected q and scale"
+    wanted = matrix.interleaved(isa).specs({part: tensor.spec for part, tensor in held.items()})
+    for part, spec in wanted.items():
+        if held[part].spec != PartSpec((math.prod(spec.shape),), spec.dtype):
+            return f"has {show(held[part].shape)} values of {held[part].dtype} in its part {part}"
+    return None

@@ -1,0 +1,275 @@
+"""Every reader of a file that somebody else may have written, with what is tried on it."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.fuzz import mutate as m
+from tests.fuzz import seeds
+from tests.fuzz.harness import Files, Reader
+
+MANIFEST = "manifest.json"
+TEXT = "Hello, you. " * 3
+
+
+def command(*arguments: object) -> None:
+    """A command of ours, whose exceptions come through."""
+    parsed = _parser().parse_args([str(argument) for argument in arguments])
+    parsed.run(parsed)
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    from pocketphi.compiler.cli import parser
+
+    return parser()
+
+
+def one_of(**files: m.Mutator) -> Callable[[Random, Files], Files]:
+    """One of these files, spoiled. files: name, with `__` for a dot and `___` for a slash → how."""
+    named = {name.replace("___", "/").replace("__", "."): way for name, way in files.items()}
+
+    def spoil(rng: Random, base: Files) -> Files:
+        name = rng.choice(list(named))
+        return {name: named[name](rng, base[name])}
+
+    return spoil
+
+
+def resealed(spoil: Callable[[Random, Files], Files], folder: str = "") -> Callable[[Random, Files], Files]:
+    """The manifest names the spoiled file with its new size and digest, and is sealed again."""
+
+    def sealed(rng: Random, base: Files) -> Files:
+        changed = spoil(rng, base)
+        manifest = json.loads(base[folder + MANIFEST])
+        for name, content in changed.items():
+            digest = hashlib.sha256(content).hexdigest()
+            manifest["files"][name.removeprefix(folder)] = {"bytes": len(content), "sha256": digest}
+        return {**changed, folder + MANIFEST: _sealed(manifest)}
+
+    return sealed
+
+
+def manifests(rng: Random, base: Files) -> Files:
+    """The manifest itself: its entries, mostly sealed again, or its bytes."""
+    if rng.random() < 0.12:
+        return {MANIFEST: m.anything(rng, base[MANIFEST])}
+    manifest = m.json_value(rng, {k: v for k, v in json.loads(base[MANIFEST]).items() if k != "sha256"})
+    return {MANIFEST: _sealed(manifest) if rng.random() < 0.9 else m.dumped(manifest)}
+
+
+def _sealed(manifest: Any) -> bytes:
+    from pocketphi.artifacts.bundle import seal
+
+    return seal(m.dumped(manifest).removesuffix(b"}"))
+
+
+def _diff(folder: Path) -> None:
+    command("diff", seeds.stub(), folder)
+    command("diff", folder, seeds.stub(), "--json")
+
+
+def _integrate(folder: Path) -> None:
+    """A kit for each platform, but for its test vectors, which do not depend on the manifest and take most of the time."""
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.artifacts.kits.chat_format import read_chat_format
+    from pocketphi.artifacts.kits.fill import fill
+    from pocketphi.compiler import integrate as kits
+    from pocketphi.graph.tokenizer import Tokenizer
+
+    bundle = Bundle.open(folder)
+    tokenizer = Tokenizer.load(folder)
+    chat = read_chat_format(lambda messages: kits._render(tokenizer, messages))
+    name = kits._module_name(bundle.manifest.source.model)
+    kits._check_names(name, f"com.example.{name.lower()}")
+    for platform in kits.PLATFORMS:
+        kit = kits._choose(bundle, platform, None)
+        values = kits._values(bundle, kit, chat, tokenizer, None)
+        fill(kit.folders, values | {"name": name, "package": f"com.example.{name.lower()}"})
+
+
+def _chat(folder: Path) -> None:
+    command("chat", folder, "--prompt", "hi", "--max-tokens", "24", "--threads", "1")
+
+
+def _eval(folder: Path) -> None:
+    from pocketphi.compiler.evaluate import evaluate_model
+    from pocketphi.compiler.ui import Ui
+
+    evaluate_model(str(folder), TEXT, 24, 12, None, Ui())
+
+
+def _weights(target: str) -> Callable[[Path], None]:
+    """Open a bundle's files as a host does, and read every weight as verification does."""
+
+    def read(folder: Path) -> None:
+        from pocketphi.artifacts.bundle import Bundle
+        from pocketphi.compiler.hosts import open_host
+        from pocketphi.graph.recipe import digest, materialize
+
+        for weight in open_host(folder, Bundle.open(folder).manifest, target).weights().values():
+            digest(materialize(weight))
+
+    return read
+
+
+def _tune(folder: Path) -> None:
+    """model.json as tuning reads it too."""
+    from pocketphi.compiler.tune import _host
+    from pocketphi.targets.tvm_arm.tune.search import forms_of
+
+    _weights("tvm-arm")(folder)
+    host = _host(folder)
+    assert host.kv_cache
+    forms_of(host.described)
+
+
+def _rows(folder: Path) -> None:
+    from pocketphi.targets.tvm_arm.platform import Platform
+    from pocketphi.targets.tvm_arm.tune.database import Tuning, read, write
+
+    path = folder / "rows.jsonl"
+    tuning = Tuning(Platform.of("linux", "dotprod"), path)
+    tuning.used(tuning.schedules)
+    tuning.notes([])
+    write(folder / "again", read(path))
+
+
+def _devices(folder: Path) -> None:
+    command("devices", "--devices", folder / "devices.toml")
+    command("devices", "random:tiny", "--devices", folder / "devices.toml", "--device", "phone")
+
+
+_signature = one_of(bundle___manifest__sig=m.anything, private__pem=m.anything, public__pem=m.anything)
+_tokenizers = one_of(
+    tokenizer__json=m.json_file, tokenizer_config__json=m.json_file, special_tokens_map__json=m.json_file
+)
+
+
+def _build(folder: Path) -> None:
+    command("build", folder / "pocketphi.toml", "--list")
+
+
+def _signatures(folder: Path) -> None:
+    from pocketphi.artifacts.signature import check_signature, private_key
+
+    private_key((folder / "private.pem").read_bytes(), "private.pem")
+    check_signature(folder / "bundle", folder / "public.pem")
+    command("verify", folder / "bundle", "--files-only", "--key", folder / "public.pem")
+
+
+def _checkpoint(folder: Path) -> None:
+    """Open a model, read every tensor, and build its tokenizer."""
+    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.tokenizer import Tokenizer
+
+    source = open_checkpoint(str(folder))
+    for name, info in source.tensors.items():
+        source.read(name, 0, min(info.rows, 4))
+    _speak(Tokenizer.from_files(source.tokenizer_files()))
+
+
+def _tokenizer(folder: Path) -> None:
+    from pocketphi.graph.tokenizer import Tokenizer
+
+    _speak(Tokenizer.load(folder))
+
+
+def _speak(tokenizer: Any) -> None:
+    ids = tokenizer.encode("Hello, é 12  x\n")
+    stream = tokenizer.stream()
+    for token in ids:
+        stream.step(token)
+    stream.finish()
+    tokenizer.encode_chat([{"role": "system", "content": "s"}, {"role": "user", "content": " hi "}])
+
+
+def _template(rng: Random, base: Files) -> Files:
+    config = json.loads(base["tokenizer_config.json"])
+    config["chat_template"] = m.template(rng, config["chat_template"].encode()).decode(errors="replace")
+    return {"tokenizer_config.json": json.dumps(config).encode()}
+
+
+def _package(folder: Path) -> None:
+    command("run-mlpackage", folder / "model.mlpackage", "--function", "decode", "--threads", "1")
+
+
+def _packages(rng: Random, base: Files) -> Files:
+    root = "model.mlpackage/"
+    ways = {
+        f"{root}Manifest.json": m.json_file,
+        f"{root}Data/com.apple.CoreML/model.mlmodel": m.protobuf,
+        f"{root}Data/com.apple.CoreML/weights/weight.bin": m.header(4000),
+    }
+    name = rng.choice(list(ways))
+    return {name: ways[name](rng, base[name])}
+
+
+def _cached(rng: Random, base: Files) -> Files:
+    runs = [name for name in base if name.endswith(".json")]
+    name = (
+        rng.choice(runs) if rng.random() < 0.5 else rng.choice([name for name in base if name.endswith(".safetensors")])
+    )
+    return {name: (m.json_file if name in runs else m.safetensors)(rng, base[name])}
+
+
+def _cache(folder: Path) -> None:
+    """A calibrated compile up to the point where it has its weights: from the cache, or not."""
+    from pocketphi.compiler.compile import build_program, calibrate
+    from pocketphi.compiler.options import CompileOptions
+    from pocketphi.compiler.ui import Ui
+    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.hashed import HashedCheckpoint
+    from pocketphi.graph.recipe import materialize
+    from pocketphi.passes.quantizers import make_quantizer
+
+    options = CompileOptions("random:tiny", Path("-"), recipe="search", calibration_tokens=64, cache=folder)
+    source = HashedCheckpoint(open_checkpoint(options.model))
+    program, _ = build_program(source, options, Ui())
+    quantizer = make_quantizer("search", options.block, options.symmetric)
+    for weight in calibrate(program, source, quantizer, options, Ui()).values():
+        materialize(weight)
+
+
+_ORT, _TVM, _COREML = ("onnxruntime",), ("tvm",), ("coremltools",)
+READERS = [
+    Reader("manifest, inspect", seeds.stub, manifests, lambda folder: command("inspect", folder)),
+    Reader("manifest, verify", seeds.stub, manifests, lambda folder: command("verify", folder, "--files-only")),
+    Reader("manifest, diff", seeds.stub, manifests, _diff),
+    Reader("manifest, sbom", seeds.stub, manifests, lambda folder: command("sbom", folder), needs=("cyclonedx",)),
+    Reader("manifest, integrate", seeds.stub, manifests, _integrate),
+    Reader("genai_config.json", seeds.bundle, resealed(one_of(genai_config__json=m.json_file)), _chat, needs=_ORT),
+    Reader("model.onnx, chat", seeds.bundle, resealed(one_of(model__onnx=m.protobuf)), _chat, needs=_ORT),
+    Reader("model.onnx, eval", seeds.bundle, resealed(one_of(model__onnx=m.protobuf)), _eval, needs=_ORT),
+    Reader(
+        "model.onnx, weights",
+        seeds.bundle,
+        resealed(one_of(model__onnx=m.protobuf)),
+        _weights("ort-mobile"),
+        needs=_ORT,
+    ),
+    Reader("model.json", seeds.parameters, resealed(one_of(model__json=m.json_file)), _tune, needs=_TVM),
+    Reader("pocketphi.toml", seeds.build_file, one_of(pocketphi__toml=m.toml_file), _build),
+    Reader("devices.toml", seeds.devices, one_of(devices__toml=m.toml_file), _devices),
+    Reader("tuning rows", seeds.rows, one_of(rows__jsonl=m.json_lines), _rows, needs=_TVM),
+    Reader("signatures and keys", seeds.signed, _signature, _signatures, needs=("cryptography",)),
+    Reader("config.json", seeds.checkpoint, one_of(config__json=m.json_file), _checkpoint, required=False),
+    Reader("config.json of a bundle", seeds.bundle, resealed(one_of(config__json=m.json_file)), _chat, False, _ORT),
+    Reader("generation_config.json", seeds.checkpoint, one_of(generation_config__json=m.json_file), _checkpoint, False),
+    Reader("index", seeds.shards, one_of(model__safetensors__index__json=m.json_file), _checkpoint, required=False),
+    Reader("safetensors", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checkpoint, required=False),
+    Reader("tokenizer files", seeds.checkpoint, _tokenizers, _tokenizer, required=False),
+    Reader("chat template", seeds.checkpoint, _template, _tokenizer, required=False),
+    Reader("GGUF", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checkpoint(f / "model.gguf"), False),
+    Reader("mlpackage", seeds.package, _packages, _package, False, _COREML),
+    Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), False, _COREML),
+    Reader("int4 cache", seeds.cache, _cached, _cache, required=False),
+]
+"""The suite asks for those that are `required`; the others are tried by hand until their readers keep the rules."""

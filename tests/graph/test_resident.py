@@ -1,0 +1,43 @@
+"""Memory of a process: what is resident now is not the most that ever was."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import pytest
+
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.plan import compile_memory
+from pocketphi.graph import resident
+from pocketphi.graph.published import PUBLISHED
+from pocketphi.graph.resident import forget_peak, resident_now, resident_peak
+
+LARGE = 300_000_000
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no more than a peak")
+
+
+def test_memory_that_was_given_back_does_not_count(tmp_path: object) -> None:
+    """As after an earlier bundle of a matrix: its memory is no part of what the next one takes."""
+    options = CompileOptions("random:tiny", tmp_path, recipe="rtn")  # type: ignore[arg-type]
+    forget_peak()
+    before, planned = resident_now(), compile_memory(PUBLISHED["tiny"], options)
+    block = bytearray(b"x") * LARGE
+    assert resident_now() > before + LARGE * 0.9
+    assert compile_memory(PUBLISHED["tiny"], options) > planned + LARGE * 0.9
+    del block
+    assert resident_peak() > before + LARGE * 0.9
+    assert compile_memory(PUBLISHED["tiny"], options) < planned + LARGE * 0.1
+    forget_peak()
+    assert resident_peak() < before + LARGE * 0.1
+
+
+def test_the_unit_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /proc does not tell: kilobytes on Linux, bytes on macOS."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path: "")
+    assert resident_now() >= used * 1024
+    monkeypatch.setattr(resident, "_UNIT", 1)
+    assert used <= resident_now() < used * 1024
+    assert used <= resident_peak() < used * 1024

@@ -1,0 +1,130 @@
+package com.example.sample
+
+import android.app.ActivityManager
+import android.content.Context
+import java.io.File
+import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CompletableDeferred
+import kotlinx.coroutines.CoroutineScope
+import kotlinx.coroutines.Deferred
+import kotlinx.coroutines.async
+import kotlinx.coroutines.runBlocking
+import kotlinx.coroutines.withTimeout
+import kotlinx.coroutines.flow.FlowCollector
+import org.json.JSONArray
+import org.json.JSONObject
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertTrue
+import org.junit.Assert.fail
+import org.junit.Test
+
+/** The kit's own Chat over a toy model, with conversations whose course the reference in Python tells. */
+class ChatTest {
+    private val bundle = File(System.getProperty("bundle"))
+
+    private class Phone(private val free: Long) : Context() {
+        override val noBackupFilesDir = createTempDir()
+
+        override fun getSystemService(name: String): Any? = object : ActivityManager() {
+            override fun getMemoryInfo(outInfo: MemoryInfo) {
+                outInfo.availMem = free
+            }
+        }
+    }
+
+    private val phone = Phone(1L shl 40)
+
+    private class Answer {
+        val pieces = mutableListOf<String>()
+        var error: String? = null
+        val begun = CompletableDeferred<Unit>()
+
+        fun shown(stop: Int?) = listOf(if (stop == null) pieces else pieces.take(stop), error)
+    }
+
+    @Test
+    fun conversations() {
+        val cases = objects(JSONArray(File(System.getProperty("talks")).readText()))
+        assertTrue(cases.size > 10)
+        for (case in cases) {
+            Chat(phone, bundle, system = if (case.isNull("system")) null else case.getString("system")).use { chat ->
+                val groups = arrays(case.getJSONArray("groups")).map { objects(it) }
+                val found = groups.flatMap { group -> runBlocking { withTimeout(20_000) { take(chat, group) } } }
+                val ways = arrays(case.getJSONArray("ways")).map { way -> arrays(way).map(::outcome) }
+                assertTrue("${case.getString("name")}: $found\n${ways.joinToString("\n")}", found in ways)
+            }
+        }
+    }
+
+    @Test
+    fun closingEndsTheAnswer() = runBlocking {
+        val chat = Chat(phone, bundle)
+        val first = async { collect(chat, "Hello", 400, Answer()) { chat.close() } }
+        val second = async { collect(chat, "And?", 400, Answer()) }
+        assertEquals(listOf("the chat is closed", "the chat is closed"), listOf(first.await().error, second.await().error))
+        assertTrue(first.await().pieces.isNotEmpty())
+        assertEquals("the chat is closed", collect(chat, "So?", 400, Answer()).error)
+        chat.close()
+    }
+
+    @Test
+    fun aPhoneWithoutMemory() = try {
+        Chat(Phone(1000), bundle)
+        fail()
+    } catch (error: NotEnoughMemoryException) {
+        assertEquals("the model needs ${ModelInfo.MEMORY_BYTES} bytes, 1000 are available", error.message)
+    }
+
+    @Test
+    fun anotherBundle() = try {
+        Chat(phone, createTempDir().apply { bundle.copyRecursively(this); resolve("config.json").appendText(" ") })
+        fail()
+    } catch (error: DamagedBundleException) {
+        assertTrue(error.message!!.startsWith("config.json has "))
+    }
+
+    /** Each begins when the one before it has. */
+    private suspend fun CoroutineScope.take(chat: Chat, group: List<JSONObject>): List<List<Any?>> {
+        val answers = mutableListOf<Deferred<Answer>>()
+        for (step in group) {
+            val answer = Answer()
+            answers += async {
+                if (step.has("reset")) chat.reset() else {
+                    val stop = if (step.isNull("stop")) null else step.getInt("stop")
+                    collect(chat, step.getString("send"), step.getInt("limit"), answer) { count ->
+                        if (count == stop) throw CancellationException("stopped")
+                    }
+                }
+                answer.begun.complete(Unit)
+                answer
+            }
+            if (step === group.first()) answer.begun.await() else kotlinx.coroutines.delay(20)
+        }
+        return answers.mapIndexed { i, it -> it.await().shown(if (group[i].optInt("stop") > 0) group[i].getInt("stop") else null) }
+    }
+
+    private suspend fun collect(chat: Chat, text: String, limit: Int, into: Answer, look: (Int) -> Unit = {}): Answer {
+        try {
+            chat.send(text, limit).collect(object : FlowCollector<String> {
+                override suspend fun emit(value: String) {
+                    into.pieces += value
+                    into.begun.complete(Unit)
+                    look(into.pieces.size)
+                }
+            })
+        } catch (stopped: CancellationException) {
+            if (stopped.message != "stopped") throw stopped
+        } catch (error: Exception) {
+            into.error = error.message
+        }
+        into.begun.complete(Unit)
+        return into
+    }
+
+    private fun outcome(step: JSONArray): List<Any?> =
+        listOf(step.getJSONArray(0).let { all -> (0 until all.length()).map { all.getString(it) } }, if (step.isNull(1)) null else step.getString(1))
+
+    private fun objects(all: JSONArray): List<JSONObject> = (0 until all.length()).map { all.getJSONObject(it) }
+
+    private fun arrays(all: JSONArray): List<JSONArray> = (0 until all.length()).map { all.getJSONArray(it) }
+}

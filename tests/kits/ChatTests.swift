@@ -1,0 +1,98 @@
+import Foundation
+import XCTest
+
+@testable import Sample
+
+/// The kit's own Chat over a toy model, with conversations whose course the reference in Python tells.
+final class ChatTests: XCTestCase {
+    private struct Case: Decodable {
+        let name: String
+        let system: String?
+        let groups: [[Step]]
+        let ways: [[Outcome]]
+    }
+
+    private struct Step: Decodable, Sendable {
+        let reset: Bool?
+        let send: String?
+        let limit, stop: Int?
+    }
+
+    private struct Outcome: Decodable, Equatable, Sendable {
+        let pieces: [String]
+        let error: String?
+
+        init(_ pieces: [String], _ error: String?) {
+            (self.pieces, self.error) = (pieces, error)
+        }
+
+        init(from decoder: any Decoder) throws {
+            var values = try decoder.unkeyedContainer()
+            pieces = try values.decode([String].self)
+            error = try values.decodeIfPresent(String.self)
+        }
+    }
+
+    func testConversations() async throws {
+        let folder = URL(filePath: try XCTUnwrap(ProcessInfo.processInfo.environment["TALKS"]))
+        let data = try Data(contentsOf: folder.appending(path: "talks.json"))
+        let cases = try JSONDecoder().decode([Case].self, from: data)
+        XCTAssertGreaterThan(cases.count, 10)
+        for test in cases {
+            let chat = try await Chat(bundle: folder.appending(path: "bundle"), system: test.system)
+            var found: [Outcome] = []
+            for group in test.groups { found += await take(chat, group) }
+            XCTAssertTrue(test.ways.contains(found), "\(test.name): \(found)\n\(test.ways.prefix(3))")
+        }
+    }
+
+    func testTurnsDoNotMeet() async {
+        let log = Log()
+        let turns = Turns()
+        let tasks = (0 ..< 20).map { number in
+            turns.add {
+                await log.write(number)
+                for _ in 0 ..< 20 - number { await Task.yield() }
+                await log.write(number)
+            }
+        }
+        tasks[7].cancel()
+        for task in tasks { await task.value }
+        let written = await log.numbers
+        XCTAssertEqual(written, (0 ..< 20).flatMap { [$0, $0] })
+    }
+
+    private actor Log {
+        private(set) var numbers: [Int] = []
+
+        func write(_ number: Int) { numbers.append(number) }
+    }
+
+    /// All begin at once, in this order; so do what reads them.
+    private func take(_ chat: Chat, _ group: [Step]) async -> [Outcome] {
+        let answers = group.map { step in
+            let answer = step.send.map { chat.send($0, limit: step.limit ?? 0) }
+            return Task { await Self.read(answer, of: chat, step) }
+        }
+        var found: [Outcome] = []
+        for answer in answers { found.append(await answer.value) }
+        return found
+    }
+
+    private static func read(_ answer: AsyncThrowingStream<String, any Error>?, of chat: Chat, _ step: Step) async -> Outcome {
+        guard let answer else {
+            await chat.reset()
+            return Outcome([], nil)
+        }
+        var pieces: [String] = []
+        do {
+            for try await piece in answer {
+                pieces.append(piece)
+                if pieces.count == step.stop { break }
+            }
+        } catch {
+            return Outcome(pieces, error.localizedDescription)
+        }
+        return Outcome(pieces, nil)
+    }
+}
