@@ -161,6 +161,7 @@ def _made_up(function: Function, name: str) -> tuple[int, ...]:
     """The shape of an input that is not given. Raises InputError for one that is too large to be made up."""
     shape = input_shape(function, name)
     try:
+        function.allowed.get(name, Allowed()).check(shape)
         return affordable(shape)
     except ValueError as error:
         raise InputError(f"function {function.name}: input {name} is {function.inputs[name]}: {error}") from None
