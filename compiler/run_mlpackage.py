@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, parse_json, show
 from pocketphi.graph.writing import new_file
+from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
+from pocketphi.targets.coreml.kernels.arguments import affordable
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
 from pocketphi.targets.coreml.ranges import tight
-from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier
+from pocketphi.targets.coreml.raw import FLOATS, INTEGERS, ValueType, carrier
 
 FLEXIBLE = 1
 """The size that a flexible input gets where the package gives no default."""
@@ -26,15 +29,19 @@ FLEXIBLE = 1
 
 @dataclass
 class Value:
-    """A tensor as it is shown. source: where an input came from; first: its first few values."""
+    """A tensor as it is shown. source: where an input came from; first: its first few values.
+
+    Of a classifier's answer: first is the class, or the most probable classes; classes: all of them, with probabilities.
+    """
 
     type: str
     shape: list[int]
     source: str
-    first: list[float]
+    first: list[float | str]
     low: float | None
     high: float | None
     not_finite: int
+    classes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,7 +109,8 @@ def run_mlpackage(
     if compare:
         other = Interpreter(package, "fp32" if mode == "fp16" else "fp16", threads)
         again = other.run(chosen.name, tensors, other.make_states())
-        ran.difference = {n: difference(outputs[n], again[n]) for n in outputs if outputs[n].is_floating_point()}
+        both = ((name, _numbers(outputs[name]), _numbers(again[name])) for name in outputs)
+        ran.difference = {n: difference(a, b) for n, a, b in both if a is not None and b is not None}
     if output:
         write(output, outputs)
         ran.written = str(output)
@@ -122,8 +130,15 @@ def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[di
     generator = torch.Generator().manual_seed(seed)
     tensors, sources = {}, {}
     for name, kind in function.inputs.items():
+        fill = function.allowed.get(name, Allowed()).fill
+        if name not in texts and fill is not None:
+            tensors[name], sources[name] = function.default_input(name), f"the default, {fill:g}"
+            continue
         text = texts.get(name) or ("random" if kind.dtype in FLOATS else "zeros")
-        shape = input_shape(function, name)
+        if kind.dtype not in FLOATS | INTEGERS:
+            raise InputError(f"function {function.name}: input {name} is {kind}, which cannot be given here")
+        if text in ("random", "zeros"):
+            shape = _made_up(function, name)
         if text == "random":
             tensors[name], sources[name] = _random(kind, shape, generator), f"random, seed {seed}"
         elif text == "zeros":
@@ -136,10 +151,20 @@ def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[di
 def input_shape(function: Function, name: str) -> tuple[int, ...]:
     """The declared shape; for sizes that only a call knows those of the package's default."""
     declared = function.inputs[name].shape
-    default = function.defaults.get(name, ())
-    if len(default) != len(declared):
-        default = (FLEXIBLE,) * len(declared)
+    allowed = function.allowed.get(name, Allowed())
+    low = tuple(low for low, _ in allowed.ranges)
+    default = ((FLEXIBLE,) * len(declared) + (allowed.default or low))[-len(declared) :] if declared else ()
     return tuple(size if size is not None else other for size, other in zip(declared, default))
+
+
+def _made_up(function: Function, name: str) -> tuple[int, ...]:
+    """The shape of an input that is not given. Raises InputError for one that is too large to be made up."""
+    shape = input_shape(function, name)
+    try:
+        function.allowed.get(name, Allowed()).check(shape)
+        return affordable(shape)
+    except ValueError as error:
+        raise InputError(f"function {function.name}: input {name} is {function.inputs[name]}: {error}") from None
 
 
 def _random(kind: ValueType, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -149,26 +174,44 @@ def _random(kind: ValueType, shape: tuple[int, ...], generator: torch.Generator)
 
 
 def _read(name: str, text: str, kind: ValueType) -> torch.Tensor:
+    file = text.endswith(".npy")
     try:
-        array = np.load(text, allow_pickle=False) if text.endswith(".npy") else np.array(json.loads(text))
-        value = torch.from_numpy(np.ascontiguousarray(array))
-    except (OSError, ValueError, TypeError) as error:
+        array = np.load(text, allow_pickle=False) if file else np.array(parse_json(text.encode(), "JSON"))
+        value = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    except Exception as error:  # numpy raises whatever a damaged file leads its reader to
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else show(str(error), 200)
         raise InputError(
-            f"--input {name}={text}: expected a .npy file, JSON numbers, random or zeros: {error}"
+            f"--input {name}={show(text)}: expected a .npy file, JSON numbers, random or zeros: {reason}"
         ) from None
-    if kind.dtype in FLOATS:
+    if kind.dtype in FLOATS and (value.is_floating_point() or (not file and value.dtype == torch.int64)):
         return value.to(carrier(kind.dtype))
-    if value.is_floating_point():
-        raise InputError(f"--input {name}={text}: expected integers, {kind}, got {value.dtype}")
+    if value.is_floating_point() != (kind.dtype in FLOATS) or value.is_complex():
+        wanted = "floats" if kind.dtype in FLOATS else "integers"
+        raise InputError(f"--input {name}={show(text)}: expected {wanted}, {kind}, got {value.dtype}")
     return value
 
 
-def describe(value: torch.Tensor, kind: ValueType, source: str) -> Value:
+def describe(value: Any, kind: ValueType, source: str) -> Value:
+    if isinstance(value, str):
+        return Value(str(kind), [], source, [value], None, None, 0)
+    if isinstance(value, dict):
+        best = sorted(value.items(), key=lambda item: -item[1])[:6]
+        shown = describe(_numbers(value), kind, source)
+        shown.type, shown.first = kind.dtype, [f"{name}: {p:.4g}" for name, p in best]
+        shown.classes = {str(name): p for name, p in value.items()}
+        return shown
     flat = value.double().flatten()
     finite = flat[torch.isfinite(flat)]
     low, high = (float(v) for v in finite.aminmax()) if finite.numel() else (None, None)
-    first = [float(v) for v in flat[:6]]
+    first: list[float | str] = [float(v) for v in flat[:6]]
     return Value(str(kind), list(value.shape), source, first, low, high, flat.numel() - finite.numel())
+
+
+def _numbers(value: Any) -> torch.Tensor | None:
+    """The floats of an output: of a classifier's its probabilities; None where it has none."""
+    if isinstance(value, dict):
+        return torch.tensor(list(value.values()), dtype=torch.float64)
+    return value if isinstance(value, torch.Tensor) and value.is_floating_point() else None
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
@@ -179,17 +222,28 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
     return {"max": float(distance.max()), "mean": float(distance.mean()), "of": float(b.double().abs().max())}
 
 
-def write(path: Path, outputs: dict[str, torch.Tensor]) -> None:
-    """An .npz file, or a folder with a .npy for each output."""
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in outputs.items()}
+def write(path: Path, outputs: Mapping[str, Any]) -> None:
+    """An .npz file, or a folder with a .npy for each output. Of a dictionary the values, and its keys as NAME.classes."""
+    arrays = dict(_arrays(outputs))
     try:
         if path.suffix == ".npz":
-            with new_file(path) as file:
-                np.savez(file, **arrays)
+            with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:  # np.savez takes no array named "file"
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
             return
         path.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
-            with new_file(path / f"{name}.npy") as file:
+            with new_file(file_inside(path, f"{name}.npy", f"--output {path}: the package")) as file:
                 np.save(file, array)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written: {error.strerror}") from None
+
+
+def _arrays(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in outputs.items():
+        if isinstance(value, dict):
+            yield name, np.array(list(value.values()))
+            yield f"{name}.classes", np.array(list(value))
+        else:
+            yield name, np.array(value) if isinstance(value, str) else value.numpy()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets.coreml import blob
 from pocketphi.targets.coreml.raw import BITS, Raw, ValueType
 
@@ -60,11 +62,12 @@ class BlobFiles:
 
     def read(self, name: str, offset: int, declared: ValueType) -> Raw:
         if name not in self._open:
-            relative = PurePosixPath(name.removeprefix("@model_path/"))
-            if relative.is_absolute() or ".." in relative.parts:
-                raise ValueError(f"the weight file {name!r} lies outside the package")
-            path = self.folder / relative
+            relative = name.removeprefix("@model_path/")
+            try:
+                path = file_inside(self.folder, relative, "the model")
+            except InputError as error:
+                raise ValueError(str(error)) from None
             if not path.is_file():
-                raise ValueError(f"the weight file {relative} is missing")
+                raise ValueError(f"the weight file {show(relative)} is missing")
             self._open[name] = BlobFile(path)
         return self._open[name].read(offset, declared)

@@ -8,7 +8,17 @@ from typing import Any
 
 from pocketphi.targets.coreml.mlpackage import Operation, constant_parts
 from pocketphi.targets.coreml.raw import FLOATS, Raw
-from pocketphi.targets.coreml.weights import Blockwise, Lut, Stored, Weight, affine, bits_of, palette, sparse
+from pocketphi.targets.coreml.weights import (
+    Blockwise,
+    Lut,
+    Stored,
+    Weight,
+    affine,
+    bits_of,
+    palette,
+    sparse,
+    still_sparse,
+)
 
 KINDS = frozenset(
     {
@@ -17,6 +27,8 @@ KINDS = frozenset(
         "constexpr_blockwise_shift_scale",
         "constexpr_cast",
         "constexpr_lut_to_dense",
+        "constexpr_lut_to_sparse",
+        "constexpr_sparse_blockwise_shift_scale",
         "constexpr_sparse_to_dense",
     }
 )
@@ -81,4 +93,14 @@ def _compressed(
             return sparse(weight("nonzero_data"), mask.dense(), mask.shape, dtype)
         shape = [int(size) for size in weight("shape").dense()]
         return sparse(weight("nonzero_data"), bits_of(raw("mask"), math.prod(shape)), shape, dtype)
+    if kind == "constexpr_lut_to_sparse":
+        axis = int(weight("vector_axis").dense()) if "vector_axis" in parts else -1
+        mask, lut, picked = weight("indices_mask"), weight("lut"), weight("indices_nonzero_data")
+        indices = sparse(picked, mask.dense(), mask.shape, picked.dtype)
+        return still_sparse(Lut(indices, lut, axis, lut.dtype), mask, dtype, axis, lut.shape[-1])
+    if kind == "constexpr_sparse_blockwise_shift_scale":
+        mask, picked, scale = weight("data_mask"), weight("nonzero_data"), weight("scale")
+        data = sparse(picked, mask.dense(), mask.shape, picked.dtype)
+        offset = weight("offset") if "offset" in parts else None
+        return still_sparse(Blockwise(data, scale, offset, scale.dtype, half), mask, dtype)
     raise ValueError(f"{kind} is not understood")

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from pocketphi.graph.errors import InputError
+from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
-from pocketphi.targets.coreml.mlpackage import Function, MLPackage
-from pocketphi.targets.coreml.plan import Plan, Step, make_plan, reads, unsupported
+from pocketphi.targets.coreml.kernels.arguments import affordable
+from pocketphi.targets.coreml.mlpackage import Function, MLPackage, told
+from pocketphi.targets.coreml.plan import CONTROL, Nested, Plan, Step, make_plan, reads, unsupported
 from pocketphi.targets.coreml.ranges import largest
 from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier, int_range
 from pocketphi.targets.coreml.stream import Held, Streamer
@@ -64,20 +66,21 @@ class Interpreter:
         self.take_ranges = ranges
         self._streamer = Streamer(threads or os.cpu_count() or 1, keep_bytes, decoded_bytes(package) <= keep_bytes)
         self._plans: dict[tuple[str, tuple[str, ...]], Plan] = {}
+        self.rounds_left = MOST_ROUNDS
 
     def make_states(self, dtype: torch.dtype | None = None) -> States:
         """All states of the package, zeros of their declared types; dtype: another one for those of fp16, such as float32."""
         chosen = {n: dtype if dtype and t.dtype == "fp16" else carrier(t.dtype) for n, t in self.package.states.items()}
         try:
-            return {n: torch.zeros(t.fixed_shape, dtype=chosen[n]) for n, t in self.package.states.items()}
+            return {n: torch.zeros(affordable(t.fixed_shape), dtype=chosen[n]) for n, t in self.package.states.items()}
         except (RuntimeError, ValueError) as error:
             sizes = ", ".join(f"{name} {kind}" for name, kind in self.package.states.items())
-            raise InputError(f"{self.package.path}: states cannot be made, {sizes}: {error}") from None
+            raise InputError(f"{self.package.path}: states cannot be made, {sizes[:200]}: {told(error)}") from None
 
-    def run(
-        self, function: str | None, inputs: Mapping[str, Tensor], states: States | None = None
-    ) -> dict[str, Tensor]:
-        """Run a function (None: the default one); its states are changed. Returns its outputs by name.
+    def run(self, function: str | None, inputs: Mapping[str, Tensor], states: States | None = None) -> dict[str, Any]:
+        """Run a function (None: the default one); its states are changed. Returns its outputs by name: tensors.
+
+        A classifier gives its class, a str or an int64 tensor, and a dictionary with the probability of each class.
 
         Raises InputError for inputs or states that do not fit, and for an operation that cannot be carried out.
         """
@@ -102,15 +105,19 @@ class Interpreter:
                 keep = boundary(make_plan(function, False), vary) if vary else ()
                 plan = make_plan(function, self.mode == "fp16", keep)
             except Exception as error:  # as in `execute`
-                raise InputError(f"{self.package.path}: function {function.name}: {error}") from error
-            for step in plan.steps:
-                raw = step.op.kind in MOVES
-                step.fixed = {p: self._constant(v, raw) for p, v in step.fixed.items()}
-            plan.constants = {
-                n: Held(v, self._streamer) if isinstance(v, Weight) else v for n, v in plan.constants.items()
-            }
+                raise InputError(f"{self.package.path}: function {function.name}: {told(error)}") from error
+            self._prepare(plan)
             self._plans[key] = plan
         return self._plans[key]
+
+    def _prepare(self, plan: Plan | Nested) -> None:
+        """Put the constants of a plan and of the blocks in it into the form that kernels take."""
+        for step in plan.steps:
+            raw = step.op.kind in MOVES
+            step.fixed = {p: self._constant(v, raw) for p, v in step.fixed.items()}
+            for block in step.blocks:
+                self._prepare(block)
+        plan.constants = {n: Held(v, self._streamer) if isinstance(v, Weight) else v for n, v in plan.constants.items()}
 
     def _constant(self, value: Any, raw: bool) -> Any:
         """A constant as its kernel wants it; one that is small is decoded now, a large one at each call or from the store."""
@@ -129,16 +136,21 @@ class Interpreter:
                 values[op.outputs[0][0]] = states[str(step.names["input"])]
             elif op.kind == "write_state":
                 self._write(step, values, states)
+            elif op.kind in CONTROL:
+                self._control(step, values, function)
             else:
                 self._compute(step, values, function)
+        except InputError:  # of an operation in a block of this one
+            raise
         except Exception as error:  # of a package of any origin: whatever goes wrong is told with the operation's name
-            text = str(error).strip().partition("\n")[0]
-            raise InputError(f"function {function}: {op.name} ({op.kind}): {text}") from error
+            raise InputError(f"function {function}: {op.name} ({op.kind}): {told(error)}") from error
 
     def _compute(self, step: Step, values: dict[str, Any], function: str) -> None:
         op = step.op
         assert step.kernel is not None
         move = op.kind in MOVES
+        for _, declared in op.outputs:
+            affordable(declared.shape)
         arguments = {
             p: v.dense() if isinstance(v, Held) and (op.kind, p) not in READ_STORED else v
             for p, v in step.fixed.items()
@@ -158,7 +170,34 @@ class Interpreter:
             if self.take_ranges and not move and declared.dtype == "fp16":
                 key = f"{function}/{op.name}"
                 self.ranges[key] = max(self.ranges.get(key, 0.0), largest(made))
-            values[name] = self.settle(made, declared, move)
+            text = declared.dtype in ("string", "dictionary")
+            values[name] = made if text else self.settle(made, declared, move)
+
+    def _control(self, step: Step, values: dict[str, Any], function: str) -> None:
+        """Run the blocks of an operation. What comes out shares no memory with what went in."""
+        first, second = step.blocks
+        if step.op.kind == "cond":
+            pred = values[str(step.names["pred"])] if "pred" in step.names else step.fixed["pred"]
+            results = self._block(first if bool(_argument(pred, False).item()) else second, [], values, function)
+        else:
+            results = [values[name] for name in step.names["loop_vars"]]
+            while bool(_argument(self._block(first, results, values, function)[0], False).item()):
+                if self.rounds_left <= 0:
+                    raise ValueError(f"loops {MOST_ROUNDS} times in a run, which is the most that is allowed")
+                self.rounds_left -= 1
+                results = self._block(second, results, values, function)
+        for (name, declared), made in zip(step.op.outputs, results):
+            values[name] = self.settle(_argument(made, False), declared).clone()
+
+    def _block(self, block: Nested, given: list[Any], values: dict[str, Any], function: str) -> list[Any]:
+        bound = {
+            name: self.settle(_argument(value, False), declared)
+            for (name, declared), value in zip(block.inputs.items(), given)
+        }
+        scope = {**values, **block.constants, **bound}
+        for step in block.steps:
+            self.execute(step, scope, {}, function)
+        return [scope[name] for name in block.outputs]
 
     def _write(self, step: Step, values: Mapping[str, Any], states: States) -> None:
         name = str(step.names["input"])
@@ -189,19 +228,27 @@ class Interpreter:
 
 
 _SMALL = 4096
+MOST_ROUNDS = 1 << 15
+"""Of all loops of a run together: a loop whose condition never turns false must end."""
 
 
 def decoded_bytes(package: MLPackage) -> int:
     """What the weights of the largest function take as float32. Functions share theirs."""
     sizes = (
-        sum(kind.count for op in function.operations if op.constant for _, kind in op.outputs if None not in kind.shape)
+        sum(
+            kind.count
+            for op in function.every_operation()
+            if op.constant
+            for _, kind in op.outputs
+            if None not in kind.shape
+        )
         for function in package.functions.values()
     )
     return 4 * max(sizes)
 
 
 class Session:
-    """A finished run. outputs: name → tensor, float16 or float32 for floats."""
+    """A finished run. outputs: as `Interpreter.run` gives them, tensors of float16 or float32 for floats."""
 
     def __init__(
         self,
@@ -218,6 +265,7 @@ class Session:
         self._plan = interpreter.plan(function, vary)
         self._check_states(states)
         values: dict[str, Any] = {**self._plan.constants, **self._inputs(inputs, function.inputs)}
+        interpreter.rounds_left = MOST_ROUNDS
         with torch.no_grad(), one_thread():
             for step in self._plan.steps:
                 interpreter.execute(step, values, states, function.name)
@@ -229,7 +277,7 @@ class Session:
         self._values = values
         self.outputs = self._collect(values)
 
-    def rerun(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def rerun(self, changed: Mapping[str, Tensor]) -> dict[str, Any]:
         """The outputs with other values of some inputs named in `vary`; only what depends on those is computed again.
 
         Raises InputError where that would write a state.
@@ -244,17 +292,20 @@ class Session:
                 f"rerun of {self.function.name}: {', '.join(changed)} reaches a write of a state, {writes[0]}"
             )
         values = {**self._values, **self._inputs(changed, {n: self.function.inputs[n] for n in changed})}
+        self.interpreter.rounds_left = MOST_ROUNDS
         with torch.no_grad(), one_thread():
             for step in steps:
                 self.interpreter.execute(step, values, {}, self.function.name)
         return self._collect(values)
 
-    def _collect(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _collect(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: values[name] for name in self.function.outputs}
         return {name: value.dense().clone() if isinstance(value, Held) else value for name, value in found.items()}
 
     def _inputs(self, given: Mapping[str, Tensor], wanted: Mapping[str, ValueType]) -> dict[str, Tensor]:
         where = f"function {self.function.name}"
+        optional = [n for n in wanted if n not in given and self.function.allowed.get(n, Allowed()).fill is not None]
+        given = {**given, **{name: self.function.default_input(name) for name in optional}}
         if set(given) != set(wanted):
             raise InputError(f"{where}: expected the inputs {sorted(wanted)}, got {sorted(given)}")
         made = {}
@@ -262,9 +313,12 @@ class Session:
             value = given[name]
             if not fits(value, declared):
                 raise InputError(f"{where}: input {name!r} is {declared}, got {list(value.shape)}")
-            if value.is_floating_point() and declared.dtype not in FLOATS:
-                raise InputError(f"{where}: input {name!r} is {declared}, got floats")
+            if value.is_floating_point() != (declared.dtype in FLOATS):
+                got = "floats" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+                raise InputError(f"{where}: input {name!r} is {declared}, got {got}")
             try:
+                if name in self.function.allowed:
+                    self.function.allowed[name].check(value.shape)
                 made[name] = self.interpreter.settle(value, declared)
             except ValueError as error:
                 raise InputError(f"{where}: input {name!r}: {error}") from None

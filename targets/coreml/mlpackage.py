@@ -10,21 +10,27 @@ Every offset, size and type is checked before it is used: a damaged package is a
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import file_inside, lfs_pointer, read_json, read_whole, show, typed
 from pocketphi.targets.coreml.blobfile import BlobFiles
+from pocketphi.targets.coreml.declared import Allowed, allowed
 from pocketphi.targets.coreml.proto import model_pb2
-from pocketphi.targets.coreml.raw import ValueType
+from pocketphi.targets.coreml.raw import ValueType, carrier
 from pocketphi.targets.coreml.values import Constant, Name, Reader
 
 NEWEST_SPECIFICATION = 9
 """iOS 18 and macOS 15: states, int4, several functions in one package."""
+
+LARGEST_MODEL = (1 << 31) - 1
+"""Bytes: the largest message that protobuf reads."""
 
 _ROOT = "Data"
 
@@ -36,6 +42,7 @@ class Operation:
     inputs:     parameter → names of values, or constants that stand in the operation itself, in order
     attributes: parameter → constant; of a `const` its value (`val`)
     outputs:    names and declared types
+    blocks:     nested programs: of `cond` one for true and one for false, of `while_loop` its condition and its body
     """
 
     kind: str
@@ -43,23 +50,52 @@ class Operation:
     inputs: Mapping[str, tuple[Name | Constant, ...]]
     attributes: Mapping[str, Constant]
     outputs: tuple[tuple[str, ValueType], ...]
+    blocks: tuple[Block, ...] = ()
 
     @property
     def constant(self) -> bool:
         """Whether its value is known without running the function."""
         return self.kind == "const" or self.kind.startswith("constexpr_")
 
+    def giving(self, name: str) -> Operation:
+        """The same with one of its outputs alone."""
+        return replace(self, outputs=tuple(output for output in self.outputs if output[0] == name))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Operations inside of an operation, which may also read what was made before that one. outputs: names of values."""
+
+    inputs: Mapping[str, ValueType]
+    outputs: tuple[str, ...]
+    operations: tuple[Operation, ...]
+
 
 @dataclass(frozen=True)
 class Function:
-    """inputs, states, outputs: name → type; defaults: the described shapes of inputs, of a flexible one its default."""
+    """inputs, states, outputs: name → type; allowed: the shapes that the description gives for inputs."""
 
     name: str
     inputs: Mapping[str, ValueType]
     states: Mapping[str, ValueType]
     outputs: Mapping[str, ValueType]
     operations: tuple[Operation, ...]
-    defaults: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    allowed: Mapping[str, Allowed] = field(default_factory=dict)
+
+    def default_input(self, name: str) -> torch.Tensor:
+        """The value of an input that need not be given. Raises InputError where the package names none."""
+        declared, allowed = self.inputs[name], self.allowed.get(name, Allowed())
+        sizes = declared.shape if None not in declared.shape else allowed.default
+        if allowed.fill is None or any(size is None or size < 0 for size in sizes):
+            raise InputError(f"function {self.name}: input {name!r} is {declared} and has no default")
+        kind = carrier(declared.dtype)
+        return torch.full(
+            [size or 0 for size in sizes], allowed.fill if kind.is_floating_point else int(allowed.fill), dtype=kind
+        )
+
+    def every_operation(self) -> Iterator[Operation]:
+        """Its operations and those of the blocks inside of them."""
+        return walk(self.operations)
 
 
 @dataclass(frozen=True)
@@ -77,7 +113,7 @@ class MLPackage:
         """Read the model and map its weights. Raises InputError saying what is wrong with the package, and where."""
         path = Path(path)
         model_path = find_model(path)
-        spec = _parse(model_path)
+        spec = parse_model(model_path)
         if spec.specificationVersion > NEWEST_SPECIFICATION:
             raise InputError(
                 f"{path}: specification version {spec.specificationVersion} is newer than {NEWEST_SPECIFICATION} (iOS 18), "
@@ -91,7 +127,7 @@ class MLPackage:
             try:
                 functions[name] = _function(name, spec, reader)
             except (ValueError, KeyError) as error:
-                raise InputError(f"{path}: function {name}: {error}") from None
+                raise InputError(f"{path}: function {show(name)[1:-1]}: {told(error)}") from None
         if not functions:
             raise InputError(f"{path}: the ML program has no function")
         _check_states(path, functions)
@@ -106,7 +142,7 @@ class MLPackage:
 
     def operators(self) -> Counter[str]:
         """How often each operator occurs, in all functions."""
-        return Counter(op.kind for function in self.functions.values() for op in function.operations)
+        return Counter(op.kind for function in self.functions.values() for op in function.every_operation())
 
     def function(self, name: str | None = None) -> Function:
         """A function by name; the default one without. Raises InputError naming those there are."""
@@ -127,7 +163,34 @@ class MLPackage:
         try:
             return constant_parts(constants[name], constants)
         except ValueError as error:
-            raise InputError(f"{self.path}: function {function}: {error}") from None
+            raise InputError(f"{self.path}: function {function}: {told(error)}") from None
+
+
+def told(error: BaseException) -> str:
+    """What an error says, on one line that does not grow with what the package holds."""
+    text = " ".join(str(error).strip().partition("\n")[0].split())
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+
+
+_LONGEST_MESSAGE = 600
+
+
+def _named(name: str) -> str:
+    """A name of a function, an operator or a value. Raises ValueError for one that no message could show."""
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"a name is {show(name)}, which is longer than {_LONGEST_NAME} or not printable")
+    return name
+
+
+_LONGEST_NAME = 512
+
+
+def walk(operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Operations and, after each, those of its blocks."""
+    for operation in operations:
+        yield operation
+        for block in operation.blocks:
+            yield from walk(block.operations)
 
 
 def constant_parts(op: Operation, constants: Mapping[str, Operation]) -> dict[str, Any]:
@@ -143,7 +206,7 @@ def constant_parts(op: Operation, constants: Mapping[str, Operation]) -> dict[st
             if value not in constants:
                 raise ValueError(f"{op.name} ({op.kind}): {parameter} is no constant")
             source = constants[value]
-            parts[parameter] = _value(source) if source.kind == "const" else source
+            parts[parameter] = _value(source) if source.kind == "const" else source.giving(value)
         else:
             parts[parameter] = value
     return parts
@@ -160,66 +223,83 @@ def find_model(path: Path) -> Path:
     manifest_path = path / "Manifest.json"
     if not manifest_path.is_file():
         raise InputError(f"{path}: expected an ML package, a folder with a Manifest.json")
-    try:
-        manifest = json.loads(manifest_path.read_text("utf-8"))
-        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-        relative = PurePosixPath(entry)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest_path}: not a manifest of an ML package: {type(error).__name__} {error}") from None
-    if relative.is_absolute() or ".." in relative.parts:
-        raise InputError(f"{manifest_path}: the model's path {entry!r} leaves the package")
-    model = path / _ROOT / relative
+    where = f"{manifest_path}: not a manifest of an ML package"
+    manifest = typed(_Manifest, read_json(file_inside(path, manifest_path.name, str(path))), where)
+    if manifest.rootModelIdentifier not in manifest.itemInfoEntries:
+        raise InputError(f"{where}: the root model {show(manifest.rootModelIdentifier)} is no entry of it")
+    entry = manifest.itemInfoEntries[manifest.rootModelIdentifier].path
+    file_inside(path / _ROOT, entry, str(manifest_path))
+    model = file_inside(path, f"{_ROOT}/{entry}", str(manifest_path))
     if not model.is_file():
         raise InputError(f"{model}: the model that the manifest names is missing")
     return model
 
 
-def _parse(path: Path) -> Any:
+@dataclass(frozen=True)
+class _Item:
+    path: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The keys of Manifest.json, as they are spelled there."""
+
+    itemInfoEntries: dict[str, _Item]  # noqa: N815
+    rootModelIdentifier: str  # noqa: N815
+
+
+def parse_model(path: Path) -> Any:
+    """The protobuf message `Model` in a file. Raises InputError for one that is damaged."""
+    content = read_whole(path, limit=LARGEST_MODEL)
     spec = model_pb2().Model()
     try:
-        spec.ParseFromString(path.read_bytes())
+        spec.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
+        if content[:8] == b"version " and b"git-lfs" in content[:100]:
+            raise lfs_pointer(str(path)) from None
         raise InputError(f"{path}: cut short or damaged: {error}") from None
     return spec
 
 
 def _function(name: str, spec: Any, reader: Reader) -> Function:
-    function = spec.mlProgram.functions[name]
+    function = spec.mlProgram.functions[_named(name)]
     if function.opset not in function.block_specializations:
         raise ValueError(f"no block for its operator set {function.opset!r}")
     block = function.block_specializations[function.opset]
-    declared = {value.name: reader.type(value.type) for value in function.inputs}
-    operations = tuple(_operation(op, reader) for op in block.operations)
+    declared = {_named(value.name): reader.type(value.type) for value in function.inputs}
     for kind in declared.values():
         if kind.state and kind.count < 1:  # count raises where a size is not known
             raise ValueError(f"a {kind} holds nothing")
     types = dict(declared)
-    for operation in operations:
-        for refs in operation.inputs.values():
-            for ref in refs:
-                if isinstance(ref, Name) and ref not in types:
-                    raise ValueError(
-                        f"{operation.name} ({operation.kind}) reads {str(ref)!r}, which nothing makes before it"
-                    )
-        for out, kind in operation.outputs:
-            if out in types:
-                raise ValueError(f"two values have the name {out!r}")
-            types[out] = kind
-    missing = [out for out in block.outputs if out not in types]
-    if missing:
-        raise ValueError(f"the output {missing[0]!r} is made by no operation")
+    operations = _operations(block, reader, types)
     return Function(
         name,
         {n: kind for n, kind in declared.items() if not kind.state},
         {n: kind for n, kind in declared.items() if kind.state},
         {out: types[out] for out in block.outputs},
         operations,
-        _default_shapes(name, spec.description),
+        _allowed_shapes(name, spec.description),
     )
 
 
-def _operation(message: Any, reader: Reader) -> Operation:
-    outputs = tuple((out.name, reader.type(out.type)) for out in message.outputs)
+def _operations(block: Any, reader: Reader, types: dict[str, ValueType]) -> tuple[Operation, ...]:
+    """The operations of a block. types: of the values that it may read; those it makes are added."""
+    operations = tuple(_operation(message, reader, types) for message in block.operations)
+    missing = [out for out in block.outputs if out not in types]
+    if missing:
+        raise ValueError(f"the output {missing[0]!r} is made by no operation")
+    return operations
+
+
+def _block(message: Any, reader: Reader, types: dict[str, ValueType]) -> Block:
+    inputs = {_named(value.name): reader.type(value.type) for value in message.inputs}
+    operations = _operations(message, reader, types := {**types, **inputs})
+    return Block(inputs, tuple(message.outputs), operations)
+
+
+def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Operation:
+    outputs = tuple((_named(out.name), reader.type(out.type)) for out in message.outputs)
+    operator = _named(message.type)
     try:
         attributes = {key: reader.constant(value) for key, value in message.attributes.items()}
         inputs = {
@@ -232,19 +312,22 @@ def _operation(message: Any, reader: Reader) -> Operation:
         raise ValueError(f"{outputs[0][0] if outputs else 'an operation'} ({message.type}): {error}") from None
     name = attributes.get("name")
     if not isinstance(name, str):
-        name = outputs[0][0] if outputs else message.type
-    kind = message.type + (" with blocks" if message.blocks else "")
-    return Operation(kind, name, inputs, attributes, outputs)
+        name = outputs[0][0] if outputs else operator
+    for refs in inputs.values():
+        for ref in refs:
+            if isinstance(ref, Name) and ref not in types:
+                raise ValueError(f"{name} ({message.type}) reads {str(ref)!r}, which nothing makes before it")
+    blocks = tuple(_block(block, reader, types) for block in message.blocks)
+    for out, kind in outputs:
+        if out in types:
+            raise ValueError(f"two values have the name {out!r}")
+        types[out] = kind
+    return Operation(operator, name, inputs, attributes, outputs, blocks)
 
 
-def _default_shapes(function: str, description: Any) -> dict[str, tuple[int, ...]]:
-    """Input name → the shape that the description gives: of a flexible input, its default."""
+def _allowed_shapes(function: str, description: Any) -> dict[str, Allowed]:
     described = next((f for f in description.functions if f.name == function), description)
-    shapes = {}
-    for feature in described.input:
-        if feature.type.WhichOneof("Type") == "multiArrayType":
-            shapes[feature.name] = tuple(feature.type.multiArrayType.shape)
-    return shapes
+    return {feature.name: allowed(feature.type) for feature in described.input}
 
 
 def _check_states(path: Path, functions: Mapping[str, Function]) -> None:

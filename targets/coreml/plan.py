@@ -19,18 +19,23 @@ from typing import Any
 from pocketphi.targets.coreml.constants import KINDS, build
 from pocketphi.targets.coreml.kernels import KERNELS, VIEWS
 from pocketphi.targets.coreml.mlpackage import Function, Operation
-from pocketphi.targets.coreml.raw import Raw
+from pocketphi.targets.coreml.raw import Raw, ValueType
 from pocketphi.targets.coreml.values import Name
 from pocketphi.targets.coreml.weights import Stored
 
 STATES = frozenset({"read_state", "write_state"})
-LISTS = frozenset({("concat", "values"), ("stack", "values"), ("einsum", "values")})
+CONTROL = {"while_loop": 2, "cond": 2}
+"""Operators that run blocks, and how many each has."""
+LISTS = frozenset({("concat", "values"), ("stack", "values"), ("einsum", "values"), ("while_loop", "loop_vars")})
 """Parameters that take several values, even where one is given."""
 
 
 @dataclass
 class Step:
-    """One operation to run. frees: values used for the last time here; own: the value written shares no caller's memory."""
+    """One operation to run. frees: values used for the last time here; own: the value written shares no caller's memory.
+
+    blocks: what it runs itself, once or often; outer: the values that these read and that were made before the operation.
+    """
 
     op: Operation
     kernel: Callable[..., Any] | None
@@ -39,6 +44,18 @@ class Step:
     frees: list[str] = field(default_factory=list)
     in_place: bool = False
     own: bool = False
+    blocks: list[Nested] = field(default_factory=list)
+    outer: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Nested:
+    """A block that an operation runs. inputs: their names and types; outputs: names of values."""
+
+    inputs: Mapping[str, ValueType]
+    outputs: tuple[str, ...]
+    steps: list[Step]
+    constants: dict[str, Any]
 
 
 @dataclass
@@ -53,15 +70,19 @@ class Plan:
 
 def unsupported(function: Function) -> list[str]:
     """The operators of a function that cannot be run, each as often as it occurs."""
-    known = KERNELS.keys() | KINDS | STATES
-    return [op.kind for op in function.operations if op.kind not in known]
+    known = KERNELS.keys() | KINDS | STATES | CONTROL.keys()
+    return [
+        op.kind + (" with blocks" if op.blocks else "")
+        for op in function.every_operation()
+        if op.kind not in known or len(op.blocks) != CONTROL.get(op.kind, 0)
+    ]
 
 
 def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Plan:
     """keep: values that must still be there after the run. Raises ValueError naming an operation that cannot be run."""
-    operations = {out: op for op in function.operations if op.constant for out, _ in op.outputs}
+    operations = {out: op.giving(out) for op in function.operations if op.constant for out, _ in op.outputs}
     constants: dict[str, Any] = {name: build(op, operations, half) for name, op in operations.items()}
-    steps = [_step(op, constants, function) for op in function.operations if not op.constant]
+    steps = [_step(op, constants, operations, function, half) for op in function.operations if not op.constant]
     last = _last_uses(steps, function, keep)
     for name, index in last.items():
         if index < len(steps):
@@ -69,7 +90,15 @@ def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Pla
     return Plan(function, steps, constants, _share(steps, function, last, keep))
 
 
-def _step(op: Operation, constants: dict[str, Any], function: Function) -> Step:
+def _step(
+    op: Operation,
+    constants: dict[str, Any],
+    operations: Mapping[str, Operation],
+    function: Function,
+    half: bool,
+    inside: bool = False,
+) -> Step:
+    """inside: of a block, where states are not understood."""
     names: dict[str, str | list[str]] = {}
     fixed: dict[str, Any] = {}
     for parameter, values in op.inputs.items():
@@ -86,8 +115,12 @@ def _step(op: Operation, constants: dict[str, Any], function: Function) -> Step:
             names[parameter] = values[0]
     kernel = None
     used = {n for value in names.values() for n in (value if isinstance(value, list) else [value])}
+    if inside and (op.kind in STATES or used & function.states.keys()):
+        raise ValueError(f"{op.name} ({op.kind}) uses a state inside of a block, which is not understood")
     if op.kind in STATES:
         _check_state_op(op, names, function)
+    elif op.kind in CONTROL:
+        return _control(op, constants, operations, function, half, names, fixed)
     else:
         if used & function.states.keys():
             raise ValueError(f"{op.name} ({op.kind}) takes a state for a tensor")
@@ -99,6 +132,44 @@ def _step(op: Operation, constants: dict[str, Any], function: Function) -> Step:
             what = f"has a parameter {unknown[0]!r}" if unknown else f"lacks the parameter {missing[0]!r}"
             raise ValueError(f"{op.name} ({op.kind}) {what}, which is not understood")
     return Step(op, kernel, names, fixed)
+
+
+def _control(
+    op: Operation,
+    constants: Mapping[str, Any],
+    operations: Mapping[str, Operation],
+    function: Function,
+    half: bool,
+    names: dict[str, str | list[str]],
+    fixed: dict[str, Any],
+) -> Step:
+    """An operation with blocks: `while_loop` (its condition and its body), or `cond` (for true and for false)."""
+    given = len(names.get("loop_vars", ())) if op.kind == "while_loop" else 0
+    taken = {"loop_vars"} if op.kind == "while_loop" else {"pred"}
+    results = [1, given] if op.kind == "while_loop" else [len(op.outputs)] * 2
+    if op.inputs.keys() != taken or any(
+        (len(block.inputs), len(block.outputs)) != (given, count) for block, count in zip(op.blocks, results)
+    ):
+        raise ValueError(f"{op.name} ({op.kind}): its blocks and values do not fit each other")
+    blocks, outer = [], []
+    for block in op.blocks:
+        own = {out: o.giving(out) for o in block.operations if o.constant for out, _ in o.outputs}
+        held = {name: build(o, {**operations, **own}, half) for name, o in own.items()}
+        visible = {**constants, **held}
+        for name in block.inputs:
+            visible.pop(name, None)
+        before = set(visible)
+        steps = [
+            _step(o, visible, {**operations, **own}, function, half, True) for o in block.operations if not o.constant
+        ]
+        held.update((name, visible[name]) for name in visible.keys() - before)
+        made = {out for step in steps for out, _ in step.op.outputs} | block.inputs.keys() | held.keys()
+        used = [name for step in steps for name in reads(step)] + list(block.outputs)
+        outer += [name for name in used if name not in made]
+        blocks.append(Nested(block.inputs, block.outputs, steps, held))
+    if function.states.keys() & set(outer):
+        raise ValueError(f"{op.name} ({op.kind}) uses a state inside of a block, which is not understood")
+    return Step(op, None, names, fixed, blocks=blocks, outer=sorted(set(outer)))
 
 
 def _check_state_op(op: Operation, names: Mapping[str, str | list[str]], function: Function) -> None:
@@ -123,7 +194,8 @@ def _anonymous(name: str, value: Any, constants: dict[str, Any]) -> str:
 
 def reads(step: Step) -> list[str]:
     """The names of values that a step reads."""
-    return [n for value in step.names.values() for n in (value if isinstance(value, list) else [value])]
+    named = [n for value in step.names.values() for n in (value if isinstance(value, list) else [value])]
+    return named + step.outer
 
 
 def _last_uses(steps: list[Step], function: Function, keep: Collection[str]) -> dict[str, int]:

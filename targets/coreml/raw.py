@@ -15,6 +15,8 @@ BITS = {
     **{"uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6, "uint8": 8, "uint16": 16, "uint32": 32},
 }
 FLOATS = frozenset({"fp16", "fp32", "fp64"})
+INTEGERS = frozenset(kind for kind in BITS if kind not in FLOATS)
+"""With bool."""
 _TORCH = {
     **{"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64, "bool": torch.bool},
     **{"int4": torch.int8, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64},

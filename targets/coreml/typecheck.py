@@ -17,19 +17,15 @@ from typing import Any
 import numpy as np
 
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.coreml.mlpackage import find_model
-from pocketphi.targets.coreml.proto import missing_coremltools, model_pb2
+from pocketphi.targets.coreml.mlpackage import find_model, parse_model
+from pocketphi.targets.coreml.proto import missing_coremltools
 
 
 def typecheck(path: str | Path) -> int:
     """Returns how many operations were checked. Raises InputError with coremltools' reason where one does not pass."""
     path = Path(path)
     model_path = find_model(path)
-    spec = model_pb2().Model()
-    try:
-        spec.ParseFromString(model_path.read_bytes())
-    except Exception as error:
-        raise InputError(f"{model_path}: cut short or damaged: {error}") from None
+    spec = parse_model(model_path)
     with _quiet():
         loader = _loader()
         real = loader._load_value

@@ -43,6 +43,8 @@ class Reader:
             return ValueType(inner.dtype, inner.shape, state=True)
         if which == "listType":
             return ValueType("list")
+        if which == "dictionaryType":
+            return ValueType("dictionary")
         if which != "tensorType":
             raise ValueError(f"a value of {which or 'no type'} is not understood")
         tensor = message.tensorType

@@ -202,7 +202,7 @@ def palette(indices: Raw, lut: Weight, shape: Sequence[int], dtype: str) -> Weig
     if 2**bits != entries or indices.nbytes != -(-count * bits // 8):
         raise ValueError(f"{indices.nbytes} bytes of indices for {count} values from a table of {entries}")
     index = unpack(indices.data, f"uint{bits}", count) if bits < 8 else indices.data
-    return Computed(lut.dense().view(-1)[index.long()].view(*shape), dtype)
+    return Computed(lut.dense().view(-1)[index.long()].reshape(tuple(shape)), dtype)
 
 
 def sparse(nonzero: Weight, mask: Tensor, shape: Sequence[int], dtype: str) -> Weight:
@@ -213,7 +213,18 @@ def sparse(nonzero: Weight, mask: Tensor, shape: Sequence[int], dtype: str) -> W
     values = nonzero.dense().reshape(-1)
     made = torch.zeros(where.numel(), dtype=values.dtype)
     made[where] = values
-    return Computed(made.view(*shape), dtype)
+    return Computed(made.reshape(tuple(shape)), dtype)
+
+
+def still_sparse(decoded: Weight, mask: Weight, dtype: str, axis: int = 0, vector: int = 1) -> Weight:
+    """One of the two results of an operator over sparse values: its mask (which alone is uint1), or what it kept [n].
+
+    decoded: the values as if dense; vector: how many of them stand along `axis` for one place of the mask.
+    """
+    where = mask.dense().bool().repeat_interleave(vector, axis) if vector > 1 else mask.dense().bool()
+    if dtype == "uint1":
+        return Known(where.to(torch.uint8), "uint1")
+    return Known(decoded.dense()[where], dtype)
 
 
 def bits_of(mask: Raw, count: int) -> Tensor:

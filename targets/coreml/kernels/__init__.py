@@ -12,12 +12,22 @@ from typing import Any
 
 import torch
 
-from pocketphi.targets.coreml.kernels import elementwise, images, indexing, moves, products, reduction
+from pocketphi.targets.coreml.kernels import (
+    elementwise,
+    images,
+    indexing,
+    moves,
+    products,
+    recurrent,
+    reduction,
+    sampling,
+)
 
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "abs": elementwise.absolute,
     "acos": elementwise.unary(torch.acos),
     "add": elementwise.add,
+    "affine": sampling.affine,
     "argsort": reduction.argsort,
     "asin": elementwise.unary(torch.asin),
     "atan": elementwise.unary(torch.atan),
@@ -25,8 +35,10 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "avg_pool": images.avg_pool,
     "band_part": moves.band_part,
     "batch_norm": reduction.batch_norm,
+    "batch_to_space": moves.batch_to_space,
     "cast": elementwise.cast,
     "ceil": elementwise.unary(torch.ceil),
+    "classify": reduction.classify,
     "clamped_relu": elementwise.clamped_relu,
     "clip": elementwise.clip,
     "concat": moves.concat,
@@ -34,7 +46,10 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv_transpose": images.conv_transpose,
     "cos": elementwise.unary(torch.cos),
     "cosh": elementwise.unary(torch.cosh),
+    "crop": moves.crop,
+    "crop_resize": sampling.crop_resize,
     "cumsum": reduction.cumsum,
+    "depth_to_space": moves.depth_to_space,
     "dequantize": elementwise.dequantize,
     "einsum": products.einsum,
     "elu": elementwise.elu,
@@ -54,6 +69,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "gelu": elementwise.gelu,
     "greater": elementwise.greater,
     "greater_equal": elementwise.greater_equal,
+    "gru": recurrent.gru,
     "identity": moves.identity,
     "instance_norm": reduction.instance_norm,
     "inverse": elementwise.inverse,
@@ -71,6 +87,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "logical_not": elementwise.logical_not,
     "logical_or": elementwise.logical_or,
     "logical_xor": elementwise.logical_xor,
+    "lstm": recurrent.lstm,
     "matmul": products.matmul,
     "max_pool": images.max_pool,
     "maximum": elementwise.maximum,
@@ -102,10 +119,14 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "reduce_sum_square": reduction.reduce_sum_square,
     "relu": elementwise.relu,
     "relu6": elementwise.relu6,
+    "resample": sampling.resample,
     "reshape": moves.reshape,
+    "resize": images.resize,
     "resize_bilinear": images.resize_bilinear,
     "resize_nearest_neighbor": images.resize_nearest_neighbor,
     "reverse": moves.reverse,
+    "reverse_sequence": moves.reverse_sequence,
+    "rnn": recurrent.rnn,
     "round": elementwise.rounded,
     "rsqrt": elementwise.rsqrt,
     "scaled_dot_product_attention": products.scaled_dot_product_attention,
@@ -129,6 +150,8 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "softplus": elementwise.softplus,
     "softplus_parametric": elementwise.softplus_parametric,
     "softsign": elementwise.softsign,
+    "space_to_batch": moves.space_to_batch,
+    "space_to_depth": moves.space_to_depth,
     "split": moves.split,
     "sqrt": elementwise.unary(torch.sqrt),
     "square": elementwise.square,
@@ -150,7 +173,8 @@ VIEWS = frozenset(
     {
         *("identity", "reshape", "transpose", "expand_dims", "squeeze", "flatten2d", "split", "reverse", "cast"),
         *("slice_by_index", "slice_by_size", "sliding_windows", "pad", "tile", "band_part", "slice_update"),
-        *("pixel_shuffle", "pixel_unshuffle"),
+        *("pixel_shuffle", "pixel_unshuffle", "depth_to_space", "space_to_depth"),
+        *("space_to_batch", "batch_to_space", "crop", "reverse_sequence"),
     }
 )
 """Operators whose result may share memory with x."""

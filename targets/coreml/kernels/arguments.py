@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 
 Parameter = torch.Tensor | None
+Shape = TypeVar("Shape", bound=Sequence[int | None])
 
 
 def integers(value: torch.Tensor) -> list[int]:
@@ -22,6 +26,20 @@ def number(value: Parameter, default: float) -> float:
 
 def flag(value: Parameter, default: bool = False) -> bool:
     return default if value is None else bool(value.item())
+
+
+LARGEST_VALUE = 1 << 29
+"""Elements of one value: 2 GiB of float32. A K/V cache of 128k tokens has as many; a size in a damaged file soon has more."""
+
+
+def affordable(shape: Shape) -> Shape:
+    """A shape that memory can be made for; a size of None stands for one. Raises ValueError for any other."""
+    count = 1
+    for size in shape:
+        count *= 1 if size is None else size
+    if count > LARGEST_VALUE or any(size is not None and size < 0 for size in shape):
+        raise ValueError(f"a value of {list(shape)}: more than {LARGEST_VALUE:,} elements, or a negative size")
+    return shape
 
 
 def axis_of(value: Parameter, rank: int, default: int) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, flag, integer, integers, number
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, integer, integers
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONV_TRANSPOSE = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
@@ -30,7 +31,7 @@ def conv(
     n = x.dim() - 2
     step, dilation = _each(strides, n), _each(dilations, n)
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:])]
-    padded = functional.pad(x, _torch_pad(_padding(x.shape[2:], reach, step, pad_type, pad)))
+    padded = functional.pad(x, _affordable_pad(x, _padding(x.shape[2:], reach, step, pad_type, pad)))
     return _CONV[n - 1](padded, weight, bias, step, 0, dilation, integer(groups, 1))
 
 
@@ -77,7 +78,7 @@ def max_pool(
     ceil_mode: Parameter = None,
 ) -> Tensor:
     kernel, step, padding = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    padded = functional.pad(x, _torch_pad(padding[1]), value=-math.inf)
+    padded = functional.pad(x, _affordable_pad(x, padding[1]), value=-math.inf)
     return _MAX_POOL[x.dim() - 3](padded, kernel, step)
 
 
@@ -97,7 +98,7 @@ def avg_pool(
     more = [(whole[0] - own[0], whole[1] - own[1]) for whole, own in zip(with_ceil, asked)]
     outside = 0.0 if flag(exclude_padding_from_average) else 1.0
     counted = functional.pad(functional.pad(counted, _torch_pad(asked), value=outside), _torch_pad(more))
-    return pool(functional.pad(x, _torch_pad(with_ceil)), kernel, step) / pool(counted, kernel, step)
+    return pool(functional.pad(x, _affordable_pad(x, with_ceil)), kernel, step) / pool(counted, kernel, step)
 
 
 def l2_pool(
@@ -109,7 +110,7 @@ def l2_pool(
     ceil_mode: Parameter = None,
 ) -> Tensor:
     kernel, step, padding = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    mean = _AVG_POOL[x.dim() - 3](functional.pad(x * x, _torch_pad(padding[1])), kernel, step)
+    mean = _AVG_POOL[x.dim() - 3](functional.pad(x * x, _affordable_pad(x, padding[1])), kernel, step)
     return (mean * math.prod(kernel)).sqrt()
 
 
@@ -153,6 +154,11 @@ def _pairs(values: list[int]) -> Pairs:
     return list(zip(values[::2], values[1::2]))
 
 
+def _affordable_pad(x: Tensor, pairs: Pairs) -> list[int]:
+    affordable([*x.shape[:2], *(size + before + after for size, (before, after) in zip(x.shape[2:], pairs))])
+    return _torch_pad(pairs)
+
+
 def _torch_pad(pairs: Pairs) -> list[int]:
     return [amount for pair in reversed(pairs) for amount in pair]
 
@@ -167,19 +173,40 @@ def _each(values: Parameter, n: int) -> list[int]:
 def upsample_nearest_neighbor(
     x: Tensor, scale_factor_height: Parameter = None, scale_factor_width: Parameter = None
 ) -> Tensor:
-    return _nearest(x, [number(scale_factor_height, 1), number(scale_factor_width, 1)])
+    for axis, parameter in ((-2, scale_factor_height), (-1, scale_factor_width)):
+        count, step = _scaled(x.shape[axis], parameter)
+        x = _nearest(x, axis, count, step)
+    return x
 
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: Tensor, target_size_width: Tensor) -> Tensor:
-    targets = integer(target_size_height, 1), integer(target_size_width, 1)
-    return _nearest(x, [target / size for target, size in zip(targets, x.shape[-2:])])
-
-
-def _nearest(x: Tensor, factors: list[float]) -> Tensor:
-    for axis, factor in zip((-2, -1), factors):
-        index = (torch.arange(round(x.shape[axis] * factor)) / factor).floor().long()
-        x = x.index_select(axis, index.clamp(max=x.shape[axis] - 1))
+    for axis, parameter in ((-2, target_size_height), (-1, target_size_width)):
+        count = integer(parameter, 1)
+        x = _nearest(x, axis, count, x.shape[axis] / max(1, count))
     return x
+
+
+def _scaled(size: int, parameter: Parameter) -> tuple[int, float]:
+    """The size that a scale factor leads to, and the step between the points in the input.
+
+    The factor is a float32 in the file; the number meant is the shortest one that rounds to it. coremltools writes a target
+    size as (size + 1e-4) / (input size), so that the product's floor is that size: what was meant then is the plain ratio.
+    """
+    if parameter is None:
+        return size, 1.0
+    factor = float(str(np.float32(parameter.item())))
+    if not 0 < factor < math.inf:
+        raise ValueError(f"a scale factor of {factor}")
+    count = math.floor(size * factor)
+    plain = count in (size, 2 * size) or np.float32(factor) == np.float32((count + 1e-4) / max(1, size))
+    return count, size / count if count and (plain or count == size * factor) else 1 / factor
+
+
+def _nearest(x: Tensor, axis: int, count: int, step: float) -> Tensor:
+    """Points along an axis at floor(i · step), in float32 as torch and TensorFlow compute it."""
+    affordable([*x.shape[:axis], count])
+    index = (torch.arange(count, dtype=torch.float32) * torch.tensor(step, dtype=torch.float32)).long()
+    return x.index_select(axis, index.clamp(max=x.shape[axis] - 1))
 
 
 def upsample_bilinear(
@@ -191,14 +218,14 @@ def upsample_bilinear(
 ) -> Tensor:
     aligned = flag(align_corners, True)
     for axis, parameter in ((-2, scale_factor_height), (-1, scale_factor_width)):
-        factor, size = number(parameter, 1), x.shape[axis]
-        place = torch.arange(int(size * factor), dtype=torch.float64)
+        size, (count, _) = x.shape[axis], _scaled(x.shape[axis], parameter)
+        affordable([*x.shape[:axis], count])
+        i = torch.arange(count, dtype=torch.float32)  # as torch, whose points carry float32's rounding
         if aligned:
-            place = place * (size - 1) / max(1, len(place) - 1)
-        elif flag(half_pixel_centers, True):
-            place = (place + 0.5) / factor - 0.5
+            place = i * torch.tensor((size - 1) / max(1, count - 1), dtype=torch.float32)
         else:
-            place = place / factor
+            half = 0.5 if flag(half_pixel_centers, True) else 0.0
+            place = (i + half) * torch.tensor(size / max(1, count), dtype=torch.float32) - half
         x = _interpolate(x, axis, place)
     return x
 
@@ -211,27 +238,50 @@ def resize_bilinear(
 ) -> Tensor:
     """Grid points of each sampling mode as the operator's documentation gives them (coremltools, iOS15 image_resizing)."""
     for axis, parameter in ((-2, target_size_height), (-1, target_size_width)):
-        size, count = x.shape[axis], integer(parameter, 1)
-        i = torch.arange(count, dtype=torch.float64)
-        if sampling_mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-            place = i * (size - 1) / max(1, count - 1)
-            if sampling_mode == "ALIGN_CORNERS" and count == 1:
-                place = place + (size - 1) / 2
-        elif sampling_mode == "DEFAULT":
-            place = i * (size - size / count) / max(1, count - 1)
-        elif sampling_mode == "OFFSET_CORNERS":
-            delta = max(1, size - 1) / count
-            place = 0.5 * delta + i * delta
-        elif sampling_mode == "UNALIGN_CORNERS":
-            place = (i + 0.5) * size / count - 0.5
-        else:
-            raise ValueError(f"sampling mode {sampling_mode!r} is not understood")
-        x = _interpolate(x, axis, place)
+        x = _interpolate(x, axis, grid(x.shape[axis], integer(parameter, 1), sampling_mode))
     return x
 
 
+def resize(
+    x: Tensor, shape: Tensor, resized_dims: Tensor, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
+) -> Tensor:
+    """The last `resized_dims` axes to the sizes that `shape` ends with; a size of 0 keeps the input's."""
+    sizes, count = integers(shape), integer(resized_dims, 0)
+    if not 0 <= count <= len(sizes) <= x.dim():
+        raise ValueError(f"resizes {count} axes of {list(x.shape)} to {sizes}")
+    for axis in range(-count, 0):
+        size = sizes[axis] or x.shape[axis]
+        if interpolation_mode == "NEAREST_NEIGHBOR" and sampling_mode == "DEFAULT":
+            x = _nearest(x, axis, size, x.shape[axis] / max(1, size))
+        elif interpolation_mode == "LINEAR" and x.is_floating_point():
+            x = _interpolate(x, axis, grid(x.shape[axis], size, sampling_mode))
+        else:
+            raise ValueError(f"{interpolation_mode} with {sampling_mode} of {x.dtype} is not understood")
+    return x
+
+
+def grid(size: float, count: int, mode: str) -> Tensor:
+    """Points of a sampling mode along an input of `size` points: float64 [count], not clamped to it."""
+    affordable([count])
+    i = torch.arange(count, dtype=torch.float64)
+    count = max(1, count)
+    if mode == "ALIGN_CORNERS" and count == 1:
+        return i + (size - 1) / 2
+    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
+        return i * (size - 1) / max(1, count - 1)
+    if mode == "DEFAULT":
+        return i * (size - size / count) / max(1, count - 1)
+    if mode == "OFFSET_CORNERS":
+        return (i + 0.5) * max(1, size - 1) / count
+    if mode == "UNALIGN_CORNERS":
+        return (i + 0.5) * size / count - 0.5
+    raise ValueError(f"sampling mode {mode!r} is not understood")
+
+
 def _interpolate(x: Tensor, axis: int, place: Tensor) -> Tensor:
-    """Values between neighbours along an axis, at places clamped to it. place: float64 [n]."""
+    """Values between neighbours along an axis, at places clamped to it. place: float32 or float64 [n]."""
+    if not x.shape[axis]:
+        raise ValueError(f"nothing to resize in {list(x.shape)}")
     place = place.clamp(0, x.shape[axis] - 1)
     low = place.floor().long()
     part = (place - low).to(x.dtype).view(-1, *[1] * (-axis - 1))

@@ -23,14 +23,16 @@ def gather(
     if not isinstance(x, Tensor):
         if dim == 0 and not batch:
             rows: Tensor = x.take(index.reshape(-1))
-            return rows.view(*index.shape, *x.shape[1:])
+            return rows.reshape((*index.shape, *x.shape[1:]))
         x = x.dense()
     if not batch:
         picked = x.index_select(dim, index.reshape(-1))
-        return picked.view(*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
-    flat, flat_index = x.flatten(0, batch - 1), index.flatten(0, batch - 1)
-    rows = torch.stack([r.index_select(dim - batch, i.reshape(-1)) for r, i in zip(flat, flat_index)])
-    return rows.view(*x.shape[:dim], *index.shape[batch:], *x.shape[dim + 1 :])
+        return picked.reshape((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]))
+    if not batch <= dim or x.shape[:batch] != index.shape[:batch]:
+        raise ValueError(f"{batch} axes of a batch: {list(x.shape)} and indices {list(index.shape)} along axis {dim}")
+    places = index.reshape((*index.shape[:batch], *[1] * (dim - batch), -1, *[1] * (x.dim() - dim - 1)))
+    picked = torch.take_along_dim(x, places, dim)
+    return picked.reshape((*x.shape[:dim], *index.shape[batch:], *x.shape[dim + 1 :]))
 
 
 def gather_along_axis(x: Tensor, indices: Tensor, axis: Parameter = None, validate_indices: Parameter = None) -> Tensor:
@@ -42,11 +44,11 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: Parameter = None, validate
     """indices [B…, I…, R] picks along the R axes that follow the batch."""
     batch, depth = integer(batch_dims, 0), indices.shape[-1]
     index = _checked_nd(indices.long(), x.shape[batch : batch + depth], validate_indices)
-    if not batch:
-        return x[tuple(index.unbind(-1))]
-    flat, flat_index = x.flatten(0, batch - 1), index.flatten(0, batch - 1)
-    picked = torch.stack([row[tuple(i.unbind(-1))] for row, i in zip(flat, flat_index)])
-    return picked.view(*x.shape[:batch], *picked.shape[1:])
+    if x.shape[:batch] != index.shape[:batch]:
+        raise ValueError(f"{batch} axes of a batch: {list(x.shape)} and indices {list(index.shape)}")
+    rows = torch.meshgrid(*(torch.arange(size) for size in x.shape[:batch]), indexing="ij") if batch else ()
+    places = [row.reshape((*row.shape, *[1] * (index.dim() - 1 - batch))) for row in rows]
+    return x[(*places, *index.unbind(-1))] if depth + batch else x
 
 
 def scatter(

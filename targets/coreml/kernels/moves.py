@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, axes_of, axis_of, flag, integer, integers
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, axes_of, axis_of, flag, integer, integers
 
 
 def identity(x: Tensor) -> Tensor:
@@ -38,16 +38,17 @@ def squeeze(x: Tensor, axes: Parameter = None) -> Tensor:
     chosen = [a for a, size in enumerate(x.shape) if size == 1] if axes is None else axes_of(axes, x.dim())
     if any(x.shape[axis] != 1 for axis in chosen):
         raise ValueError(f"axes {chosen} of {list(x.shape)} cannot be squeezed")
-    return x.squeeze(tuple(chosen))
+    return x.squeeze(tuple(chosen)) if chosen else x
 
 
 def flatten2d(x: Tensor, axis: Parameter = None) -> Tensor:
     split = integer(axis, 1)
-    return x.reshape(x.shape[:split].numel(), -1)
+    return x.reshape(x.shape[:split].numel(), x.shape[split:].numel())
 
 
 def concat(values: Sequence[Tensor], axis: Tensor, interleave: Parameter = None) -> Tensor:
-    """interleave: one element of each value in turn."""
+    """interleave: one element of each value in turn. Scalars join to a vector."""
+    values = [value.reshape(1) if value.dim() == 0 else value for value in values]
     dim = axis_of(axis, values[0].dim(), 0)
     if not flag(interleave):
         return torch.cat(tuple(values), dim)
@@ -161,7 +162,9 @@ def _slice(
 
 
 def tile(x: Tensor, reps: Tensor) -> Tensor:
-    return x.repeat(integers(reps))
+    counts = integers(reps)
+    affordable([size * count for size, count in zip(x.shape, counts)])
+    return x.repeat(counts)
 
 
 def reverse(x: Tensor, axes: Parameter = None) -> Tensor:
@@ -172,6 +175,8 @@ def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Parameter 
     """pad: [before, after] for each of the last axes, in their order."""
     amounts = integers(pad)
     axes = len(amounts) // 2
+    more = [0] * (x.dim() - axes) + [first + last for first, last in zip(amounts[::2], amounts[1::2])]
+    affordable([size + extra for size, extra in zip(x.shape, more)])
     if mode == "constant":
         reordered = [amounts[2 * i + j] for i in reversed(range(axes)) for j in (0, 1)]
         return functional.pad(x, reordered, value=0 if constant_val is None else constant_val.item())
@@ -203,6 +208,66 @@ def pixel_unshuffle(x: Tensor, downscale_factor: Tensor) -> Tensor:
     return functional.pixel_unshuffle(x, integer(downscale_factor, 1))
 
 
+def depth_to_space(x: Tensor, block_size: Tensor) -> Tensor:
+    """[N, b·b·C, H, W] → [N, C, b·H, b·W]; the channels lie as (row, column, C), not as `pixel_shuffle` has them."""
+    b = integer(block_size, 1)
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, b, b, channels // (b * b), height, width)
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, channels // (b * b), height * b, width * b)
+
+
+def space_to_depth(x: Tensor, block_size: Tensor) -> Tensor:
+    """[N, C, b·H, b·W] → [N, b·b·C, H, W], the way back of `depth_to_space`."""
+    b = integer(block_size, 1)
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // b, b, width // b, b)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * channels, height // b, width // b)
+
+
+def space_to_batch(x: Tensor, block_shape: Tensor, paddings: Tensor) -> Tensor:
+    """[N, C, H, W], padded with zeros → [b·c·N, C, H / b, W / c]; the batch lies as (row, column, N)."""
+    (b, c), (top, bottom, left, right) = integers(block_shape), integers(paddings)
+    affordable([*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right])
+    x = functional.pad(x, [left, right, top, bottom])
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // b, b, width // c, c)
+    return blocks.permute(3, 5, 0, 1, 2, 4).reshape(b * c * n, channels, height // b, width // c)
+
+
+def batch_to_space(x: Tensor, block_shape: Tensor, crops: Tensor) -> Tensor:
+    """The way back of `space_to_batch`, then cropped."""
+    b, c = integers(block_shape)
+    n, channels, height, width = x.shape
+    blocks = x.reshape(b, c, n // (b * c), channels, height, width).permute(2, 3, 4, 0, 5, 1)
+    whole = blocks.reshape(n // (b * c), channels, height * b, width * c)
+    return crop(whole, crops.reshape(-1)[:2], crops.reshape(-1)[2:])
+
+
+def crop(x: Tensor, crop_height: Tensor, crop_width: Tensor) -> Tensor:
+    """Without the first and last rows and columns of the last two axes, as many as given."""
+    for axis, amounts in ((-2, integers(crop_height)), (-1, integers(crop_width))):
+        first, last = amounts
+        if min(first, last) < 0 or first + last > x.shape[axis]:
+            raise ValueError(f"crops {amounts} of {x.shape[axis]} along axis {axis}")
+        x = x.narrow(axis, first, x.shape[axis] - first - last)
+    return x
+
+
+def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: Parameter = None, batch_axis: Parameter = None) -> Tensor:
+    """Of each element along batch_axis the first lengths[i] ones along seq_axis in reverse order."""
+    along, batch = axis_of(seq_axis, x.dim(), 0), axis_of(batch_axis, x.dim(), 0)
+    counts, size = lengths.long().reshape(-1, 1), x.shape[along]
+    if along == batch or len(counts) != x.shape[batch]:
+        raise ValueError(f"{len(counts)} lengths for {x.shape[batch]} sequences, axes {along} and {batch}")
+    if counts.numel() and not 0 <= int(counts.min()) <= int(counts.max()) <= size:
+        raise ValueError(f"lengths {integers(lengths)} of {size}")
+    place = torch.arange(size).expand(len(counts), size)
+    place = torch.where(place < counts, counts - 1 - place, place)
+    shape = [1] * x.dim()
+    shape[batch], shape[along] = place.shape
+    return torch.take_along_dim(x, (place if batch < along else place.t()).reshape(shape), along)
+
+
 # values made from sizes
 
 
@@ -211,7 +276,8 @@ def shape_of(x: Tensor) -> Tensor:
 
 
 def fill(shape: Tensor, value: Parameter = None) -> Tensor:
-    return torch.full(integers(shape), 0.0) if value is None else value.reshape(()).expand(integers(shape)).clone()
+    sizes = affordable(integers(shape))
+    return torch.full(sizes, 0.0) if value is None else value.reshape(()).expand(sizes).clone()
 
 
 def fill_like(ref_tensor: Tensor, value: Parameter = None) -> Tensor:
@@ -221,6 +287,7 @@ def fill_like(ref_tensor: Tensor, value: Parameter = None) -> Tensor:
 
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
     """start, start + step, … before end."""
+    affordable([max(0, int((end.item() - start.item()) / step.item()))])
     return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
@@ -240,6 +307,7 @@ def one_hot(
 ) -> Tensor:
     """A new axis with on_value where its position is the index. An index outside gives off_value everywhere."""
     size, dim = integer(one_hot_vector_size, 1), axis_of(axis, indices.dim() + 1, -1)
+    affordable([*indices.shape, size])
     hit = (indices.unsqueeze(-1) == torch.arange(size)).movedim(-1, dim)
     on = torch.tensor(1) if on_value is None else on_value
     return torch.where(hit, on, torch.zeros_like(on) if off_value is None else off_value)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pocketphi.targets.coreml.kernels.arguments import Parameter, axes_of, axis_of, flag, integer, number
+from pocketphi.targets.coreml.raw import Raw
 
 
 def reduce_sum(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
@@ -131,3 +134,13 @@ def local_response_norm(
     x: Tensor, size: Tensor, alpha: Parameter = None, beta: Parameter = None, k: Parameter = None
 ) -> Tensor:
     return functional.local_response_norm(x, integer(size, 1), number(alpha, 1e-4), number(beta, 0.75), number(k, 1.0))
+
+
+def classify(probabilities: Tensor, classes: Sequence[Raw | str]) -> tuple[Tensor | str, dict[int | str, float]]:
+    """The class of the largest probability, and each class with its own."""
+    labels = [name if isinstance(name, str) else int(name.tensor()) for name in classes]
+    flat = probabilities.reshape(-1)
+    if len(labels) != len(flat) or not labels:
+        raise ValueError(f"{len(labels)} classes for {len(flat)} probabilities")
+    best = labels[int(flat.argmax())]
+    return best if isinstance(best, str) else torch.tensor(best), dict(zip(labels, flat.tolist()))

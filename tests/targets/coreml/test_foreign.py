@@ -13,7 +13,7 @@ from torch import nn
 
 ct = pytest.importorskip("coremltools")
 
-from mil_programs import save  # noqa: E402 - only where coremltools is
+from mil_programs import mb, program, save, types  # noqa: E402 - only where coremltools is
 
 from pocketphi.targets.coreml.interpreter import Interpreter  # noqa: E402
 from pocketphi.targets.coreml.mlpackage import MLPackage  # noqa: E402
@@ -71,6 +71,25 @@ def image_model() -> nn.Module:
     )
 
 
+class Recurrent(nn.Module):
+    """All steps of a recurrent layer, [S, B, H]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+
+class Resized(nn.Module):
+    """An image at another size, with the pixels of each way to get there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        near = nn.functional.interpolate(x, size=(7, 9))
+        return torch.cat([near, nn.functional.interpolate(x, size=(7, 9), mode="bilinear", align_corners=False)], 1)
+
+
 TOKENS = torch.tensor([[3, 49, 0, 7, 7]])
 MODULES: dict[str, tuple[Any, torch.Tensor]] = {
     "linear": (lambda: nn.Linear(16, 4), torch.zeros(2, 16)),
@@ -79,6 +98,11 @@ MODULES: dict[str, tuple[Any, torch.Tensor]] = {
     "attention": (Attention, torch.zeros(1, 6, 32)),
     "image": (image_model, torch.zeros(1, 3, 24, 24)),
     "text": (Text, TOKENS),
+    "lstm": (lambda: Recurrent(nn.LSTM(8, 6, num_layers=2, bidirectional=True)), torch.zeros(5, 2, 8)),
+    "gru": (lambda: Recurrent(nn.GRU(8, 6)), torch.zeros(5, 2, 8)),
+    "rnn": (lambda: Recurrent(nn.RNN(8, 6, nonlinearity="relu")), torch.zeros(5, 2, 8)),
+    "resized": (Resized, torch.zeros(1, 2, 12, 14)),
+    "shuffled": (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(4)), torch.zeros(1, 4, 8, 8)),
 }
 
 
@@ -206,3 +230,57 @@ def test_compressed_weights(tmp_path: Path, name: str, target: str) -> None:
         for source in ("small", "plain")
     )
     torch.testing.assert_close(half, plain_half, rtol=2**-9, atol=2**-9 * scale)
+
+
+@pytest.mark.parametrize("second", ["palette", "int8", "int4 blocks"])
+def test_weights_pruned_and_then_compressed(tmp_path: Path, second: str) -> None:
+    """Sparse constants over sparse constants, against the weights that coremltools decompresses."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+    x = torch.randn(3, 64)
+    path = convert(module, x, tmp_path / "p.mlpackage", compute_precision=ct.precision.FLOAT32)
+    small = ct.models.MLModel(str(path), skip_model_load=True)
+    name = "4 bits" if second == "palette" else "channels" if second == "int8" else "int4 blocks"
+    function, make = next(value for key, value in CONFIGS.items() if name in key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step, config in (("prune_weights", CONFIGS["sparse"][1]()), (function, make())):
+            whole = optimize.OptimizationConfig(global_config=config)
+            small = getattr(optimize, step)(small, whole, joint_compression=step != "prune_weights")
+        small.save(str(tmp_path / "small.mlpackage"))
+        optimize.decompress_weights(small).save(str(tmp_path / "plain.mlpackage"))
+    package = MLPackage.open(tmp_path / "small.mlpackage")
+    kind = "constexpr_lut_to_sparse" if second == "palette" else "constexpr_sparse_blockwise_shift_scale"
+    assert package.operators()[kind] >= 1
+    came, plain = (
+        Interpreter(MLPackage.open(tmp_path / f"{source}.mlpackage"), "fp32").run(None, {"x": x})["y"]
+        for source in ("small", "plain")
+    )
+    torch.testing.assert_close(came, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_sparse_palette_of_vectors(tmp_path: Path, axis: int) -> None:
+    """The example of the operator's documentation: vectors of two along an axis, and an int8 table with scales."""
+    mask = np.array([[1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 1], [0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0]])
+    picked = np.array([0, 1, 1, 0, 1, 1, 0, 0, 1])
+    table = np.float32([[2, 2.5], [3, 3.5]])
+    indices = np.zeros(mask.shape, int)
+    indices[mask == 1] = picked
+    vectors = np.where(mask[..., None] == 1, table[indices], 0)
+    expected = np.concatenate(list(np.moveaxis(vectors, axis, 0)[:, None].transpose(0, 3, 2, 1)[..., 0]), 0)
+    expected = expected if axis == 0 else expected.T
+
+    def build(x: Any) -> Any:
+        kept, values = mb.constexpr_lut_to_sparse(
+            indices_mask=mask.astype(types.np_uint1_dtype),
+            indices_nonzero_data=picked.astype(types.np_uint1_dtype),
+            lut=table.reshape(1, 1, 2, 2),
+            vector_axis=axis,
+        )
+        return mb.add(x=x, y=mb.constexpr_sparse_to_dense(nonzero_data=values, mask=kept), name="y")
+
+    made = program(build, x=("fp32", expected.shape))
+    path = save(made, tmp_path / "p.mlpackage", compute_precision=ct.precision.FLOAT32)
+    came = Interpreter(MLPackage.open(path), "fp32").run(None, {"x": torch.zeros(expected.shape)})["y"]
+    assert came.tolist() == expected.tolist()

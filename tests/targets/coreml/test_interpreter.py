@@ -316,7 +316,7 @@ def test_a_flexible_size_comes_from_the_input(tmp_path: Path) -> None:
     save(flexible, path, inputs=[ct.TensorType("x", shape)], compute_precision=ct.precision.FLOAT32)
     package = MLPackage.open(path)
     assert package.function().inputs["x"].shape == (1, None)
-    assert package.function().defaults["x"] == (1, 3)
+    assert package.function().allowed["x"].default == (1, 3)
     for size in (2, 5):
         x = torch.arange(1.0, size + 1)[None]
         came = Interpreter(package, "fp32").run(None, {"x": x})["sums"]

@@ -460,8 +460,16 @@ def test_as_written_down(op: str, inputs: dict[str, Any], expected: Any) -> None
     compare(came, expected if isinstance(expected, torch.Tensor) else torch.from_numpy(np.array(expected)))
 
 
+ELSEWHERE = {
+    *("lstm", "gru", "rnn"),  # test_recurrent.py
+    *("affine", "resample", "resize", "crop", "crop_resize", "reverse_sequence"),  # test_sampling.py
+    *("depth_to_space", "space_to_depth", "space_to_batch", "batch_to_space"),
+    "classify",  # test_blocks.py
+}
+
+
 def test_every_kernel_has_a_case() -> None:
-    assert KERNELS.keys() == {case[0] for case in ORACLE} | {case[0] for case in FORMULA}
+    assert KERNELS.keys() == {case[0] for case in ORACLE} | {case[0] for case in FORMULA} | ELSEWHERE
     assert len(KERNELS) >= 60
     assert KERNELS.keys() >= VIEWS | MOVES
 
@@ -511,3 +519,84 @@ def test_what_cannot_be_carried_out(op: str, inputs: dict[str, Any], message: st
 def test_negative_indices_count_from_the_end_before_ios17() -> None:
     (came,) = run("gather", {"x": X, "indices": i(-1, 0), "axis": 2})
     compare(came, torch.from_numpy(X[:, :, [-1, 0]]))
+
+
+S, NONE = np.float32(2.5), np.zeros((0, 3), np.float32)
+SMALL: list[tuple[str, dict[str, Any], Any]] = [  # no axes, one element, none
+    ("gather", {"x": i(5, 6, 7), "indices": np.int32(1), "axis": 0}, np.int32(6)),
+    ("gather", {"x": X, "indices": np.int32(1), "axis": 2}, X[:, :, 1]),
+    ("gather", {"x": X, "indices": np.zeros(0, np.int32), "axis": 1}, X[:, :0]),
+    ("gather", {"x": X, "indices": np.int32([[1], [0]]), "axis": 1, "batch_dims": 1}, X[[0, 1], [1, 0]][:, None]),
+    ("gather", {"x": D[None], "indices": np.int32([2]), "axis": 1, "batch_dims": 1}, D[None, 2]),
+    ("gather_nd", {"x": X, "indices": np.int32([1, 2])}, X[1, 2]),
+    ("gather_nd", {"x": X[:0], "indices": np.zeros((0, 1), np.int32), "batch_dims": 1}, X[:0, 0]),
+    (
+        "gather_nd",
+        {"x": X, "indices": np.int32([[[0], [2]], [[1], [1]]]), "batch_dims": 1},
+        X[[[0], [1]], [[0, 2], [1, 1]]],
+    ),
+    ("concat", {"values": [np.int32(4), np.int32(5)], "axis": 0}, i(4, 5)),
+    ("concat", {"values": [np.int32(4), i(5, 6)], "axis": 0}, i(4, 5, 6)),
+    ("concat", {"values": [np.int32(4)], "axis": 0}, i(4)),
+    ("concat", {"values": [D, D[:0]], "axis": 0}, D),
+    ("stack", {"values": [S, S], "axis": 0}, np.float32([2.5, 2.5])),
+    ("shape", {"x": S}, np.zeros(0, np.int32)),
+    ("shape", {"x": NONE}, i(0, 3)),
+    ("squeeze", {"x": np.float32([[2.5]])}, S),
+    ("squeeze", {"x": i(3), "axes": i(0)}, np.int32(3)),
+    ("squeeze", {"x": D}, D),
+    ("expand_dims", {"x": S, "axes": i(0)}, np.float32([2.5])),
+    ("expand_dims", {"x": S, "axes": i(0, -1)}, np.float32([[2.5]])),
+    ("expand_dims", {"x": NONE, "axes": i(1)}, NONE[:, None]),
+    ("reshape", {"x": S, "shape": i(1, 1)}, np.float32([[2.5]])),
+    ("reshape", {"x": np.float32([2.5]), "shape": np.zeros(0, np.int32)}, S),
+    ("reshape", {"x": NONE, "shape": i(0, 1, 3)}, NONE[:, None]),
+    ("flatten2d", {"x": np.zeros((0, 2, 3), np.float32), "axis": 1}, np.zeros((0, 6))),
+    ("transpose", {"x": S, "perm": np.zeros(0, np.int32)}, S),
+    ("slice_by_index", {"x": i(7), "begin": i(0), "end": i(1), "squeeze_mask": b(1)}, np.int32(7)),
+    ("slice_by_index", {"x": D, "begin": i(2, 0), "end": i(2, 3)}, D[2:2]),
+    ("tile", {"x": i(3), "reps": i(0)}, np.zeros(0, np.int32)),
+    ("fill", {"shape": np.zeros(0, np.int32), "value": S}, S),
+    ("range_1d", {"start": np.int32(2), "end": np.int32(2), "step": np.int32(1)}, np.zeros(0, np.int32)),
+    ("split", {"x": i(1, 2), "split_sizes": i(2), "axis": 0}, i(1, 2)),
+    ("reduce_sum", {"x": NONE, "axes": i(0), "keep_dims": False}, np.zeros(3)),
+    ("reduce_prod", {"x": np.int32(3), "axes": None}, np.int32(3)),
+    ("one_hot", {"indices": np.int32(1), "one_hot_vector_size": 3}, i(0, 1, 0)),
+    ("softmax", {"x": NONE, "axis": 1}, NONE),
+    ("linear", {"x": NONE, "weight": D}, np.zeros((0, 4))),
+    ("matmul", {"x": NONE, "y": D.T}, np.zeros((0, 4))),
+    ("non_zero", {"x": NONE}, np.zeros((0, 2), np.int32)),
+    *((op, {"x": S}, getattr(np, name)(S)) for op, name in (("exp", "exp"), ("floor", "floor"), ("square", "square"))),
+    *((op, {"x": NONE}, NONE) for op in ("exp", "relu", "gelu", "softplus", "sigmoid", "erf", "round")),
+    *(
+        (op, {"x": np.int32(7), "y": np.int32(2)}, expected)
+        for op, expected in (("floor_div", 3), ("mod", 1), ("sub", 5))
+    ),
+    ("add", {"x": NONE, "y": S}, NONE),
+    ("select", {"cond": np.bool_(True), "a": S, "b": NONE}, np.zeros((0, 3))),
+    ("cast", {"x": np.float32(2.9), "dtype": "int32"}, np.int32(2)),
+    ("clip", {"x": S, "alpha": np.float32(0), "beta": np.float32(1)}, np.float32(1)),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "expected"), SMALL, ids=[f"{n}-{c[0]}" for n, c in enumerate(SMALL)])
+def test_without_axes_and_without_elements(op: str, inputs: dict[str, Any], expected: Any) -> None:
+    (came,) = run(op, inputs)
+    compare(came, torch.from_numpy(np.array(expected)))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        ("tile", {"x": i(1), "reps": i(2**31 - 1)}),
+        ("fill", {"shape": i(2**20, 2**20)}),
+        ("range_1d", {"start": np.int32(0), "end": np.int32(2**31 - 1), "step": np.int32(1)}),
+        ("pad", {"x": D, "pad": i(2**30, 0)}),
+        ("one_hot", {"indices": i(0), "one_hot_vector_size": 2**30}),
+        ("upsample_nearest_neighbor", {"x": IMAGE, "scale_factor_width": np.float32(1e9)}),
+        ("resize_bilinear", {"x": IMAGE, "target_size_height": 2**30, "target_size_width": 1}),
+    ],
+)
+def test_what_no_memory_can_be_made_for(op: str, inputs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="more than 536,870,912 elements"):
+        run(op, inputs)

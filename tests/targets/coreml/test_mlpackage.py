@@ -175,7 +175,7 @@ def outside(spec: Any) -> None:
         (state_as_tensor, r"\(linear\) takes a state for a tensor"),
         (missing_value, r"\(linear\) reads 'nothing', which nothing makes before it"),
         (neural_network, "holds a neuralNetwork, not an ML program"),
-        (outside, "lies outside the package"),
+        (outside, "lies outside"),
         (lambda spec: spec.Clear(), "holds a model without a type"),
     ],
 )
@@ -211,7 +211,7 @@ def test_files_that_are_missing_or_cut_short(copy: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="0 bytes are too few for a blob file"):
         MLPackage.open(copy)
     (copy / WEIGHTS).unlink()
-    with pytest.raises(InputError, match=r"the weight file weights/weight.bin is missing"):
+    with pytest.raises(InputError, match=r"the weight file 'weights/weight.bin' is missing"):
         MLPackage.open(copy)
     model = (copy / MODEL).read_bytes()
     (copy / MODEL).write_bytes(model[: len(model) // 2])
@@ -227,7 +227,7 @@ def test_a_manifest_that_leaves_the_package(copy: Path, path: str) -> None:
     manifest = json.loads((copy / "Manifest.json").read_text())
     manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = path
     (copy / "Manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="leaves the package"):
+    with pytest.raises(InputError, match="lies outside"):
         find_model(copy)
     (copy / "Manifest.json").write_text("{}")
     with pytest.raises(InputError, match="not a manifest of an ML package"):
@@ -301,3 +301,37 @@ def test_a_parameter_that_is_not_known_is_named(tmp_path: Path) -> None:
         InputError, match=r"function main: out \(relu\) has a parameter 'slope', which is not understood"
     ):
         Interpreter(package).run(None, {"x": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("inner", ["Manifest.json", MODEL, WEIGHTS, str(Path(WEIGHTS).parent)])
+def test_links_that_lead_out_of_a_package_are_refused(copy: Path, tmp_path: Path, inner: str) -> None:
+    inside, outside = copy / inner, tmp_path / "outside"
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    with pytest.raises(InputError, match="a link that leads out of"):
+        MLPackage.open(copy)
+    inside.unlink()
+    outside.rename(inside.with_name("moved"))
+    inside.symlink_to("moved")  # one that stays inside is followed
+    MLPackage.open(copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"[" * 100_000, b"{" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff\xfe"),
+        *(b'{"rootModelIdentifier": 3, "itemInfoEntries": {}}', b'{"rootModelIdentifier": "a", "itemInfoEntries": []}'),
+        *(b'{"rootModelIdentifier": "a", "itemInfoEntries": {}}', b'{"rootModelIdentifier": "a"}'),
+        b'{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": 1}}}',
+        b'{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "' + b"x" * 5000 + b'"}}}',
+        b'{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "\\u0000"}}}',
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    ],
+)
+def test_manifests_of_every_kind_are_our_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "Manifest.json").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        MLPackage.open(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
