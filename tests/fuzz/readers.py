@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
@@ -221,21 +222,31 @@ def _cached(rng: Random, base: Files) -> Files:
 
 
 def _cache(folder: Path) -> None:
-    """A calibrated compile up to the point where it has its weights: from the cache, or not."""
-    from pocketphi.compiler.compile import build_program, calibrate
+    """The part of a calibrated compile that reads its weights from the cache, or makes them again."""
+    from pocketphi.compiler.compile import calibrate
+    from pocketphi.compiler.ui import Ui
+    from pocketphi.graph.recipe import materialize
+    from pocketphi.passes.quantizers import make_quantizer
+
+    program, source, options = _traced()
+    options = dataclasses.replace(options, cache=folder)
+    quantizer = make_quantizer("search", options.block, options.symmetric)
+    for weight in calibrate(program, source, quantizer, options, Ui()).values():
+        materialize(weight)
+
+
+@functools.cache
+def _traced() -> Any:
+    """What comes before the cache: it does not depend on it, and takes most of the time."""
+    from pocketphi.compiler.compile import build_program
     from pocketphi.compiler.options import CompileOptions
     from pocketphi.compiler.ui import Ui
     from pocketphi.graph.checkpoint import open_checkpoint
     from pocketphi.graph.hashed import HashedCheckpoint
-    from pocketphi.graph.recipe import materialize
-    from pocketphi.passes.quantizers import make_quantizer
 
-    options = CompileOptions("random:tiny", Path("-"), recipe="search", calibration_tokens=64, cache=folder)
+    options = CompileOptions("random:tiny", Path("-"), recipe="search", calibration_tokens=64)
     source = HashedCheckpoint(open_checkpoint(options.model))
-    program, _ = build_program(source, options, Ui())
-    quantizer = make_quantizer("search", options.block, options.symmetric)
-    for weight in calibrate(program, source, quantizer, options, Ui()).values():
-        materialize(weight)
+    return build_program(source, options, Ui())[0], source, options
 
 
 _ORT, _TVM, _COREML = ("onnxruntime",), ("tvm",), ("coremltools",)
@@ -260,16 +271,16 @@ READERS = [
     Reader("devices.toml", seeds.devices, one_of(devices__toml=m.toml_file), _devices),
     Reader("tuning rows", seeds.rows, one_of(rows__jsonl=m.json_lines), _rows, needs=_TVM),
     Reader("signatures and keys", seeds.signed, _signature, _signatures, needs=("cryptography",)),
-    Reader("config.json", seeds.checkpoint, one_of(config__json=m.json_file), _checkpoint, required=False),
-    Reader("config.json of a bundle", seeds.bundle, resealed(one_of(config__json=m.json_file)), _chat, False, _ORT),
-    Reader("generation_config.json", seeds.checkpoint, one_of(generation_config__json=m.json_file), _checkpoint, False),
-    Reader("index", seeds.shards, one_of(model__safetensors__index__json=m.json_file), _checkpoint, required=False),
-    Reader("safetensors", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checkpoint, required=False),
-    Reader("tokenizer files", seeds.checkpoint, _tokenizers, _tokenizer, required=False),
-    Reader("chat template", seeds.checkpoint, _template, _tokenizer, required=False),
-    Reader("GGUF", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checkpoint(f / "model.gguf"), False),
+    Reader("config.json", seeds.checkpoint, one_of(config__json=m.json_file), _checkpoint),
+    Reader("config.json of a bundle", seeds.bundle, resealed(one_of(config__json=m.json_file)), _chat, needs=_ORT),
+    Reader("generation_config.json", seeds.checkpoint, one_of(generation_config__json=m.json_file), _checkpoint),
+    Reader("index", seeds.shards, one_of(model__safetensors__index__json=m.json_file), _checkpoint),
+    Reader("safetensors", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checkpoint),
+    Reader("tokenizer files", seeds.checkpoint, _tokenizers, _tokenizer),
+    Reader("chat template", seeds.checkpoint, _template, _tokenizer),
+    Reader("GGUF", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checkpoint(f / "model.gguf")),
     Reader("mlpackage", seeds.package, _packages, _package, False, _COREML),
     Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), False, _COREML),
-    Reader("int4 cache", seeds.cache, _cached, _cache, required=False),
+    Reader("int4 cache", seeds.cache, _cached, _cache),
 ]
 """The suite asks for those that are `required`; the others are tried by hand until their readers keep the rules."""
