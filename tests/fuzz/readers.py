@@ -177,6 +177,17 @@ def _checkpoint(folder: Path) -> None:
     _speak(Tokenizer.from_files(source.tokenizer_files()))
 
 
+def _checked(folder: Path) -> None:
+    """What a compile asks of a model before its work: the libraries of other people read the same files."""
+    from pocketphi.compiler.source_check import reading_checks
+    from pocketphi.compiler.text_check import check_text
+    from pocketphi.graph.checkpoint import open_checkpoint
+
+    source = open_checkpoint(str(folder))
+    check_text(source, ["ort-mobile"])
+    reading_checks(source)
+
+
 def _tokenizer(folder: Path) -> None:
     from pocketphi.graph.tokenizer import Tokenizer
 
@@ -279,6 +290,9 @@ READERS = [
     Reader("tokenizer files", seeds.checkpoint, _tokenizers, _tokenizer),
     Reader("chat template", seeds.checkpoint, _template, _tokenizer),
     Reader("GGUF", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checkpoint(f / "model.gguf")),
+    Reader("GGUF, checked", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checked(f / "model.gguf")),
+    Reader("safetensors, checked", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checked),
+    Reader("tokenizer files, checked", seeds.checkpoint, _tokenizers, _checked),
     Reader("mlpackage", seeds.package, _packages, _package, False, _COREML),
     Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), False, _COREML),
     Reader("int4 cache", seeds.cache, _cached, _cache),
