@@ -31,5 +31,7 @@ def test_a_matrix_that_is_not_listed(name: str, tmp_path: Path) -> None:
     del data["matrices"][name]
     (tmp_path / DESCRIPTION).write_text(json.dumps(data))
     (tmp_path / PARAMS_FILE).write_bytes((seeds.parameters() / PARAMS_FILE).read_bytes())
-    with pytest.raises(InputError, match=f"params: '{name}' has parts of different lengths, and is not one of the matr"):
+    with pytest.raises(
+        InputError, match=f"params: '{name}' has parts of different lengths, and is not one of the matr"
+    ):
         read_description(tmp_path)
