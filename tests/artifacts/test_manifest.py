@@ -99,3 +99,11 @@ def test_every_field_has_to_be_there(field: str) -> None:
     del data[field]
     with pytest.raises(InputError, match=rf"^b/manifest.json: damaged: {field}: field required$"):
         parsed(data)
+
+
+@pytest.mark.parametrize("name", ["", "/", " ", "a b", "a\nb", "-", "x" * 5000])
+def test_a_library_has_a_name(name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^b/manifest.json: damaged: versions: names '.{0,70}, which is no name of a lib"
+    ):
+        parsed(manifest_json() | {"versions": {"torch": "2.0", name: "1"}})
