@@ -63,7 +63,7 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
 
 def test_what_was_recorded_of_the_text() -> None:
     data = manifest_json()
-    text = {"vocabulary": "a", "ids": ["b", "c"], "genai_differs": [3]}
+    text = {"vocabulary": "a", "ids": ["b", "c"], "chats": ["d"], "decoded": [], "genai_differs": [3]}
     files = data.pop("files")
     assert parsed({**data, "text": text, "files": files}).as_json()["text"] == text
 
