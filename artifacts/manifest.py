@@ -19,6 +19,7 @@ from pocketphi.graph.reading import named, parse_object, show, typed
 
 FORMAT = 2
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LIBRARY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _MOST = 1 << 63
 
 
@@ -229,6 +230,9 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     for name, entry in manifest.files.items():
         if not _DIGEST.fullmatch(entry.sha256):
             raise InputError(f"{where}: files.{name}.sha256 is {show(entry.sha256)}, expected 64 lower-case hex digits")
+    for name in manifest.versions:
+        if not _LIBRARY.fullmatch(name):
+            raise InputError(f"{where}: versions: names {show(name)}, which is no name of a library")
     odd = [name for name in manifest.targets if named(name) != name or not name]
     if odd or not manifest.targets:
         raise InputError(f"{where}: targets: names {show(odd[0]) if odd else 'none'}")

@@ -129,10 +129,11 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
 
     follow: let a symbolic link lead out of the folder, as in the cache of Hugging Face's hub; the name itself may not.
 
-    Raises InputError for an absolute name, one with `..`, one that no file can have, or a link that leads outside.
+    Raises InputError for an absolute name, one with `..`, one that no file can have or no line can show, or a link that leads
+    outside.
     """
     path = Path(name)
-    if "\0" in name or len(name) > 1024 or not name:
+    if len(name) > 1024 or not name or not name.isprintable():
         raise InputError(f"{where}: names {show(name)}, which cannot be the name of a file")
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{where}: names {show(name)}, which lies outside of {folder}")

@@ -34,8 +34,8 @@ def chunk_size(folder: Path) -> int | None:
     """Tokens of a prompt that go through at once, by genai_config.json; None for all of them."""
     path = file_inside(folder, GENAI_FILE, str(folder))
     size = typed(_Genai, read_json(path, _AGAIN), str(path)).search.chunk_size
-    if size is not None and size < 1:
-        raise InputError(f"{path}: search.chunk_size is {show(size)}, expected a positive number; {_AGAIN}")
+    if size is not None and not 0 < size < 1 << 31:
+        raise InputError(f"{path}: search.chunk_size is {show(size)}, expected a positive number below 2^31; {_AGAIN}")
     return size
 
 

@@ -122,6 +122,9 @@ def _problem(made: Description, params: Path) -> str | None:
         if tensor.offset + tensor.spec.bytes > size:
             return f"{where} ends beyond the {size} bytes of {PARAMS_FILE}"
     parts = made.parts()
+    for name in parts:
+        if name not in made.matrices and len({tensor.shape[0] for tensor in parts[name].values()}) != 1:
+            return f"params: {show(name)} has parts of different lengths, and is not one of the matrices"
     for name, matrix in made.matrices.items():
         problem = _matrix_problem(matrix, parts.get(name, {}), made.isa)
         if problem:

@@ -63,7 +63,7 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
 
 def test_what_was_recorded_of_the_text() -> None:
     data = manifest_json()
-    text = {"vocabulary": "a", "ids": ["b", "c"], "genai_differs": [3]}
+    text = {"vocabulary": "a", "ids": ["b", "c"], "chats": ["d"], "decoded": [], "genai_differs": [3]}
     files = data.pop("files")
     assert parsed({**data, "text": text, "files": files}).as_json()["text"] == text
 
@@ -99,3 +99,11 @@ def test_every_field_has_to_be_there(field: str) -> None:
     del data[field]
     with pytest.raises(InputError, match=rf"^b/manifest.json: damaged: {field}: field required$"):
         parsed(data)
+
+
+@pytest.mark.parametrize("name", ["", "/", " ", "a b", "a\nb", "-", "x" * 5000])
+def test_a_library_has_a_name(name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^b/manifest.json: damaged: versions: names '.{0,70}, which is no name of a lib"
+    ):
+        parsed(manifest_json() | {"versions": {"torch": "2.0", name: "1"}})

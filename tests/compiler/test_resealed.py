@@ -108,6 +108,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         content(GENAI, b'{"search": {"chunk_size": -1}}'),
         "search.chunk_size is -1, expected a positive number",
     ),
+    "genai chunk that no tensor has": (
+        content(GENAI, b'{"search": {"chunk_size": 18446744073709551616}}'),
+        "search.chunk_size is 18446744073709551616, expected a positive number below 2^31",
+    ),
     "genai chunk as text": (
         content(GENAI, b'{"search": {"chunk_size": "8"}}'),
         "search.chunk_size: input should be a valid int",

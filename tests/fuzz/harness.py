@@ -237,7 +237,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _end(error: BaseException) -> str:
     """The kind of an exception, and the innermost places of ours that it came through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    ours = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if f"{os.sep}fuzz{os.sep}" not in f.filename]
+    ours = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if Path(f.filename).parent != Path(__file__).parent]
     return " ".join([type(error).__name__, *reversed(ours[-2:])])
 
 

@@ -57,11 +57,11 @@ def json_value(rng: Random, value: Any) -> Any:
         holder, key = rng.choice(places)
         way = rng.random()
         if way < 0.6:
-            holder[key] = rng.choice(_POOL)
+            holder[key] = copy.deepcopy(rng.choice(_POOL))
         elif way < 0.72:
             del holder[key]
         elif way < 0.82 and isinstance(holder, dict):
-            holder[rng.choice(_KEYS)] = holder[key]
+            holder[rng.choice(_KEYS)] = copy.deepcopy(holder[key])
         elif way < 0.92 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
             holder[key] = _other_number(rng, holder[key])
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
@@ -176,6 +177,17 @@ def _checkpoint(folder: Path) -> None:
     _speak(Tokenizer.from_files(source.tokenizer_files()))
 
 
+def _checked(folder: Path) -> None:
+    """What a compile asks of a model before its work: the libraries of other people read the same files."""
+    from pocketphi.compiler.source_check import reading_checks
+    from pocketphi.compiler.text_check import check_text
+    from pocketphi.graph.checkpoint import open_checkpoint
+
+    source = open_checkpoint(str(folder))
+    check_text(source, ["ort-mobile"])
+    reading_checks(source)
+
+
 def _tokenizer(folder: Path) -> None:
     from pocketphi.graph.tokenizer import Tokenizer
 
@@ -221,21 +233,45 @@ def _cached(rng: Random, base: Files) -> Files:
 
 
 def _cache(folder: Path) -> None:
-    """A calibrated compile up to the point where it has its weights: from the cache, or not."""
-    from pocketphi.compiler.compile import build_program, calibrate
+    """The part of a calibrated compile that reads its weights from the cache. What is damaged is made again, which counts as
+    refused here; the weights are the right ones in any case."""
+    from pocketphi.compiler.compile import calibrate
+    from pocketphi.compiler.ui import Ui
+    from pocketphi.graph.errors import InputError
+    from pocketphi.graph.recipe import digest, materialize
+    from pocketphi.passes.quantizers import make_quantizer
+
+    class Said(Ui):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    program, source, options = _traced()
+    options = dataclasses.replace(options, cache=folder)
+    quantizer = make_quantizer("search", options.block, options.symmetric)
+    made = calibrate(program, source, quantizer, options, Said())
+    digests = {name: digest(materialize(weight)) for name, weight in made.items()}
+    assert _GOOD.setdefault("int4", digests) == digests
+    if not any(line.startswith("int4 weights: 0 computed") for line in said):
+        raise InputError("some weights were computed again")
+
+
+_GOOD: dict[str, dict[str, str]] = {}
+"""The digests of the weights that the good cache gives, which is read first."""
+
+
+@functools.cache
+def _traced() -> Any:
+    """What comes before the cache: it does not depend on it, and takes most of the time."""
+    from pocketphi.compiler.compile import build_program
     from pocketphi.compiler.options import CompileOptions
     from pocketphi.compiler.ui import Ui
     from pocketphi.graph.checkpoint import open_checkpoint
     from pocketphi.graph.hashed import HashedCheckpoint
-    from pocketphi.graph.recipe import materialize
-    from pocketphi.passes.quantizers import make_quantizer
 
-    options = CompileOptions("random:tiny", Path("-"), recipe="search", calibration_tokens=64, cache=folder)
+    options = CompileOptions("random:tiny", Path("-"), recipe="search", calibration_tokens=64)
     source = HashedCheckpoint(open_checkpoint(options.model))
-    program, _ = build_program(source, options, Ui())
-    quantizer = make_quantizer("search", options.block, options.symmetric)
-    for weight in calibrate(program, source, quantizer, options, Ui()).values():
-        materialize(weight)
+    return build_program(source, options, Ui())[0], source, options
 
 
 _ORT, _TVM, _COREML = ("onnxruntime",), ("tvm",), ("coremltools",)
@@ -260,16 +296,19 @@ READERS = [
     Reader("devices.toml", seeds.devices, one_of(devices__toml=m.toml_file), _devices),
     Reader("tuning rows", seeds.rows, one_of(rows__jsonl=m.json_lines), _rows, needs=_TVM),
     Reader("signatures and keys", seeds.signed, _signature, _signatures, needs=("cryptography",)),
-    Reader("config.json", seeds.checkpoint, one_of(config__json=m.json_file), _checkpoint, required=False),
-    Reader("config.json of a bundle", seeds.bundle, resealed(one_of(config__json=m.json_file)), _chat, False, _ORT),
-    Reader("generation_config.json", seeds.checkpoint, one_of(generation_config__json=m.json_file), _checkpoint, False),
-    Reader("index", seeds.shards, one_of(model__safetensors__index__json=m.json_file), _checkpoint, required=False),
-    Reader("safetensors", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checkpoint, required=False),
-    Reader("tokenizer files", seeds.checkpoint, _tokenizers, _tokenizer, required=False),
-    Reader("chat template", seeds.checkpoint, _template, _tokenizer, required=False),
-    Reader("GGUF", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checkpoint(f / "model.gguf"), False),
+    Reader("config.json", seeds.checkpoint, one_of(config__json=m.json_file), _checkpoint),
+    Reader("config.json of a bundle", seeds.bundle, resealed(one_of(config__json=m.json_file)), _chat, needs=_ORT),
+    Reader("generation_config.json", seeds.checkpoint, one_of(generation_config__json=m.json_file), _checkpoint),
+    Reader("index", seeds.shards, one_of(model__safetensors__index__json=m.json_file), _checkpoint),
+    Reader("safetensors", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checkpoint),
+    Reader("tokenizer files", seeds.checkpoint, _tokenizers, _tokenizer),
+    Reader("chat template", seeds.checkpoint, _template, _tokenizer),
+    Reader("GGUF", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checkpoint(f / "model.gguf")),
+    Reader("GGUF, checked", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checked(f / "model.gguf")),
+    Reader("safetensors, checked", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checked),
+    Reader("tokenizer files, checked", seeds.checkpoint, _tokenizers, _checked),
     Reader("mlpackage", seeds.package, _packages, _package, False, _COREML),
     Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), False, _COREML),
-    Reader("int4 cache", seeds.cache, _cached, _cache, required=False),
+    Reader("int4 cache", seeds.cache, _cached, _cache),
 ]
 """The suite asks for those that are `required`; the others are tried by hand until their readers keep the rules."""

@@ -13,6 +13,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 _SPECIAL = ["<unk>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
 
 
 @functools.cache
@@ -74,7 +75,7 @@ def tokenizer_files() -> dict[str, bytes]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "<|end|>",
-        "unk_token": {"content": "<unk>"},
+        "unk_token": {"__type": "AddedToken", "content": "<unk>"} | dict.fromkeys(_FLAGS, False),
         "chat_template": TEMPLATE,
     }
     files: dict[str, Any] = {

@@ -108,7 +108,9 @@ def test_a_file_that_is_missing_or_none(tmp_path: Path) -> None:
         read_whole(tmp_path / ("x" * 5000))
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../a", "a/../../b", "", "a\0b", "x" * 5000])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../a", "a/../../b", "", "a\0b", "a\nb", "a\u2028b", "\ud800", "x" * 5000]
+)
 def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"^index: names '"):
         file_inside(tmp_path, name, "index")
