@@ -17,6 +17,7 @@ from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan
+from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
@@ -74,6 +75,9 @@ def compile_model(
     with new_folder(options.out, needed, replace=options.force) as folder:
         if quantizer.weighted:
             quantized.weights.update(calibrate(program, source, quantizer, options, ui, special))
+        if verifies:
+            read.append(rounding_check(quantized.weights, source))
+            require(read)
         packaged = {}
         for target in targets:
             if target is targets[-1] and source.file_bytes > free_memory() // 4:

@@ -41,12 +41,15 @@ class Numerics:
     def __post_init__(self) -> None:
         config = self.program.config
         room, rope = self.limit - self.prompt.shape[1], config.long_rope
-        self._steps, self._steps_others = min(_DECODE, room), min(_DECODE_OTHERS, room - 1)
+        self._steps = min(_DECODE, room)
         past = (config.sliding_window or 0) + _AFTER
         self._window = config.sliding_window if past < self.limit else None
         self._switch = rope.original_max_position if rope and rope.original_max_position < self.limit else None
         # short of LongRoPE's switch, at which runtimes differ in what they compute again
-        room = (self._switch or self.limit) - self.prompt.shape[1] - self._steps_others - 1
+        before = self._switch is not None and self.prompt.shape[1] <= self._switch
+        room = (self._switch if before and self._switch else self.limit) - self.prompt.shape[1] - 1
+        self._steps_others = max(0, min(_DECODE_OTHERS, room))
+        room -= self._steps_others
         self._more_others = max(0, min(_MORE_OTHERS, room))
         self._others = list(self.host.other_runners(self.limit))
 
@@ -79,6 +82,10 @@ class Numerics:
         chosen, greedy_logits = generate(self._runner(total), self.prompt, self._steps)
         sequence = torch.cat([self.prompt, chosen], dim=1)
         expected = ProgramRunner(self.program, self.keep).step(sequence)[0]
+        at_once = expected
+        if self._switch and start <= self._switch < total:  # up to there, what came before was short too
+            short = ProgramRunner(self.program, self.keep).step(sequence[:, : self._switch])[0]
+            expected = torch.cat([short, at_once[self._switch :]])
 
         exact = self._runner(total, exact=True, every_position=True)
         prefill = exact.step(self.prompt)[0]
@@ -86,7 +93,7 @@ class Numerics:
         decode = torch.cat([exact.step(sequence[:, i : i + 1])[0] for i in range(start, total)])
         yield _kl("decode, exact", expected[start:], decode, exactly)
         whole = self._runner(total, every_position=True).step(sequence)[0]
-        yield _kl("prefill, as saved", expected, whole, saved)
+        yield _kl("prefill, as saved", at_once, whole, saved)
         yield _kl("decode, as saved", expected[start - 1 : -1], greedy_logits, saved)
         # KL ≈ ½ Var(Δlogit) for small differences, so that the bound allows logits to differ by σ = sqrt(2·bound): 4 σ is a tie
         tie = 4 * math.sqrt(2 * saved)
@@ -125,7 +132,9 @@ class Numerics:
         """Prefill of the text, some steps of decode, and another prompt."""
         more = torch.tensor([random_tokens(self.program.config, self._steps_others + self._more_others)])
         sizes = [*[1] * self._steps_others, *([self._more_others] if self._more_others else [])]
-        yield from self._same_in_others([self.prompt, *more.split(sizes, dim=1)], "prefill and decode")
+        yield from self._same_in_others(
+            [self.prompt, *(more.split(sizes, dim=1) if sizes else [])], "prefill and decode"
+        )
 
     def _same_in_others(self, pieces: list[torch.Tensor], what: str) -> Iterable[Check]:
         """Other runtimes and files of the same bundle, against the first: as saved, the last logits of each piece."""

@@ -14,7 +14,9 @@ from pocketphi.passes.equal import compare_graphs
 from pocketphi.targets.base import Check
 
 _ROWS = 64
-"""Read at once from each place of a tensor, of which three are compared."""
+"""Read at once from each of three places of a tensor, of which three are compared."""
+_SCATTERED = 16
+"""Rows that are compared one by one, from all of a tensor: each of the parts that it may be stacked from."""
 
 
 def rewrites_check(traced: Program, fused: Program, context: int | None = None) -> Check:
@@ -34,7 +36,7 @@ def reading_checks(source: Checkpoint) -> list[Check]:
 
     Empty for a checkpoint without files.
     """
-    theirs = second_reading(source.files, source.config)
+    theirs = second_reading(source.label, source.files, source.config)
     if theirs is None:
         return []
     wrong, rows = [], 0
@@ -46,8 +48,22 @@ def reading_checks(source: Checkpoint) -> list[Check]:
             rows += len(numbers)
             if not _same_rows(source, theirs, name, start, stop, numbers):
                 wrong.append(name)
+        for row in _scattered(source.tensors[name].rows):
+            rows += 1
+            if name not in wrong and not _same_rows(source, theirs, name, row, row + 1, [row]):
+                wrong.append(name)
     detail = f"{rows} rows of {len(source.tensors)} tensors" if not wrong else f"first {wrong[0]}"
-    return [Check(f"rows that {theirs.library} reads otherwise", len(wrong), 0, detail)]
+    off = theirs.off(source.tokenizer_files())
+    return [
+        Check(f"rows that {theirs.library} reads otherwise", len(wrong), 0, detail),
+        Check("settings read otherwise than the files say", len(off), 0, f"first {off[0]}" if off else "none"),
+    ]
+
+
+def _scattered(rows: int) -> list[int]:
+    """Row numbers from each sixteenth of a tensor, each at another place of it: none is the first of every head."""
+    step = max(1, rows // _SCATTERED)
+    return sorted({min(i * step + (5 * i + 1) % step, rows - 1) for i in range(-(-rows // step))})
 
 
 def _same_rows(

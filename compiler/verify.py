@@ -21,6 +21,7 @@ from pocketphi.compiler.hosts import context_of, open_host
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
+from pocketphi.compiler.rounding_check import rounding_check, same_norms
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
@@ -104,7 +105,7 @@ def verify_folder(
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
     if reference:
-        result.checks += reading_checks(open_checkpoint(reference))
+        result.checks += _against(reference, programs[0].quantized if programs else None)
     if reference and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
@@ -133,6 +134,17 @@ def _verify_target(
         if extras and all(check.ok for check in found):
             host.write_extras(prompt)
     return found, rebuilt, None
+
+
+def _against(reference: str, program: Program | None) -> list[Check]:
+    """Whether the reference is read as others read it, and a program's weights are its own, rounded."""
+    source = open_checkpoint(reference)
+    checks = reading_checks(source)
+    if program is None or program.config.tensors() != source.config.tensors():
+        return checks
+    if same_norms(program.weights, source):
+        checks.append(rounding_check(program.weights, source))
+    return checks
 
 
 def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]:

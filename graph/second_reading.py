@@ -7,7 +7,7 @@ the libraries say; the order of its rows is computed in another way. It is slow,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ import numpy as np
 import torch
 
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.second_settings import gguf_settings_off, hf_settings_off
+from pocketphi.graph.second_text import gguf_text_off
 
 
 class SecondReading(ABC):
     """library: who reads."""
 
     library: str
+
+    @abstractmethod
+    def off(self, text: Mapping[str, bytes]) -> list[str]:
+        """What else was read otherwise than the files say it: a line each. text: the tokenizer files that were made."""
 
     @abstractmethod
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
@@ -32,13 +38,17 @@ class BySafetensors(SecondReading):
 
     library = "safetensors"
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path], config: ModelConfig) -> None:
         from safetensors import safe_open
 
+        self._folder, self._files, self._config = folder, files, config
         self._holds: dict[str, Any] = {}
         for path in files:
             opened = safe_open(path, "pt")
             self._holds.update(dict.fromkeys(opened.keys(), opened))
+
+    def off(self, text: Mapping[str, bytes]) -> list[str]:
+        return hf_settings_off(self._folder, self._files, self._holds, self._config)
 
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
         bare = name.removeprefix("model.")
@@ -62,10 +72,22 @@ class ByGguf(SecondReading):
         readers = [gguf.GGUFReader(path) for path in files]
         for reader in readers:
             self._stored.update({tensor.name: tensor for tensor in reader.tensors})
-        arch = readers[0].fields["general.architecture"].contents()
-        self._llama = arch == "llama"
+        self._fields = {key: field.contents() for key, field in readers[0].fields.items()}
+        self._llama = self._fields["general.architecture"] == "llama"
         kind = gguf.MODEL_ARCH.LLAMA if self._llama else gguf.MODEL_ARCH.PHI3
         self._names = gguf.get_tensor_name_map(kind, config.layers)
+
+    def off(self, text: Mapping[str, bytes]) -> list[str]:
+        shapes = {name: [int(size) for size in reversed(stored.shape)] for name, stored in self._stored.items()}
+        rope = {
+            name: _vector(stored)
+            for name, stored in self._stored.items()
+            if name.startswith("rope_") and len(stored.shape) == 1
+        }
+        return [
+            *gguf_settings_off(self._fields, {**shapes, **rope}, self._config),
+            *gguf_text_off(text, self._fields),
+        ]
 
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
         found = [self._row(name, number) for number in numbers]
@@ -113,12 +135,18 @@ def _dequantized(stored: Any, row: int) -> Any:
     import gguf
 
     if len(stored.shape) == 1:
-        return gguf.quants.dequantize(stored.data[None], stored.tensor_type).reshape(-1)[row]
+        return _vector(stored)[row]
     return gguf.quants.dequantize(stored.data[row : row + 1], stored.tensor_type)[0]
 
 
-def second_reading(files: Sequence[Path], config: ModelConfig) -> SecondReading | None:
-    """The library that can read these files, None where a checkpoint has none."""
+def _vector(stored: Any) -> Any:
+    import gguf
+
+    return gguf.quants.dequantize(stored.data[None], stored.tensor_type).reshape(-1)
+
+
+def second_reading(label: str, files: Sequence[Path], config: ModelConfig) -> SecondReading | None:
+    """The library that can read these files, None where a checkpoint has none. label: of the checkpoint."""
     if not files:
         return None
-    return ByGguf(files, config) if files[0].suffix == ".gguf" else BySafetensors(files)
+    return ByGguf(files, config) if files[0].suffix == ".gguf" else BySafetensors(Path(label), files, config)
