@@ -85,7 +85,6 @@ def test_cuts_are_where_a_reader_expects_them() -> None:
     [
         "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
         "{{ messages[-1]['content'] }}",
-        "{% for m in messages %}{{ '<r>' + (m.content if m.role == 'system' else m.content | trim) + '<e>' }}{% endfor %}",
         "{% for m in messages %}{{ loop.index ~ m['role'] ~ ':' ~ m['content'] ~ '<e>' }}{% endfor %}",
         PHI4.replace("message['content']", "message['content'].lstrip()"),
         PHI4.replace("message['content']", "message['content'].strip(' ')"),

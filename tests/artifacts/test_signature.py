@@ -90,5 +90,5 @@ def test_what_is_no_key_is_refused(keys: dict[str, Path], tmp_path: Path) -> Non
         public_key(keys["ec public"])
     with pytest.raises(InputError, match=r"ours\.pem: expected an Ed25519 public key in PEM"):
         public_key(keys["ours"])
-    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"nowhere\.pem: no such file"):
         public_key(tmp_path / "nowhere.pem")

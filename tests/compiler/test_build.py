@@ -326,7 +326,7 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     later = dataclasses.replace(options, out=tmp_path / "y")
     assert bundle_key(later, SourceDigests()) == key
     assert later.content("calibration") == b"one"
-    assert later.recorded()["calibration"] == hashlib.sha256(b"one").hexdigest()
+    assert later.recorded().calibration == hashlib.sha256(b"one").hexdigest()
 
 
 def test_what_else_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders
 from tokenizers.models import BPE
 
-from pocketphi.artifacts.bundle import MANIFEST, write_manifest
+from pocketphi.artifacts.bundle import write_manifest
 from pocketphi.artifacts.kits.conversation import MessageTooLong
 from pocketphi.compiler import cli
 from pocketphi.compiler.chat import Chat
@@ -39,8 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library.add_special_tokens(names[:3])
     library.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    manifest = json.loads((out / MANIFEST).read_text("utf-8"))
-    write_manifest(out, {key: value for key, value in manifest.items() if key not in ("files", "sha256", "format")})
+    write_manifest(out, Bundle.open(out, check=False).manifest)
     return out
 
 

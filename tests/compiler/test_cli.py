@@ -175,7 +175,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("random:tiny", ("--palette", "5"), "--palette 5: expected one of 1, 2, 4, 8, 16, 32, 64 rows"),
         ("random:tiny", ("--palette",), "ort-mobile: model.embed_tokens.weight is a palette, which the target cannot"),
         ("random:tiny", ("--block", "128"), "K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"),
-        ("random:tiny", ("--context", "0"), "--context 0: expected a positive number"),
+        ("random:tiny", ("--context", "0"), "--context 0: expected 2 or more tokens"),
         ("random:tiny", ("--target", "tvm-arm", "--kv-cache", "q4"), "--kv-cache q4: expected one of fp16, int8"),
         (
             "random:tiny",

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts import stream
-from pocketphi.artifacts.bundle import Bundle, write_manifest
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
@@ -62,7 +62,7 @@ def small(out: Path, cache: Path, replace: bool) -> None:
         kept.remember("run", stored)
     with new_folder(out, 0, replace=replace) as folder:
         written = stream.write_weights(folder / "data", stored, stream.plan_layout(stored), lambda amount: None)
-        write_manifest(folder, {"weights": written.digests})
+        (folder / MANIFEST).write_text(json.dumps(written.digests))
     write_whole(out.parent / "summary.json", json.dumps(written.digests))
 
 
