@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders
 from tokenizers.models import BPE
 
-from pocketphi.artifacts.bundle import write_manifest
+from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.kits.conversation import MessageTooLong
 from pocketphi.compiler import cli
 from pocketphi.compiler.chat import Chat

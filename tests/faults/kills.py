@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts import stream
-from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.bundle import MANIFEST, Bundle
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
