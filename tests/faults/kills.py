@@ -29,8 +29,9 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts import stream
-from pocketphi.artifacts.bundle import MANIFEST, Bundle
+from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.folder import new_folder
+from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, RecipeRecord, SourceRecord, TargetRecord
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.hashed import HashedCheckpoint
@@ -62,8 +63,25 @@ def small(out: Path, cache: Path, replace: bool) -> None:
         kept.remember("run", stored)
     with new_folder(out, 0, replace=replace) as folder:
         written = stream.write_weights(folder / "data", stored, stream.plan_layout(stored), lambda amount: None)
-        (folder / MANIFEST).write_text(json.dumps(written.digests))
+        write_manifest(folder, _manifest(written.digests))
     write_whole(out.parent / "summary.json", json.dumps(written.digests))
+
+
+def _manifest(weights: dict[str, str]) -> Manifest:
+    """Of a bundle that holds weights alone."""
+    return Manifest(
+        format=FORMAT,
+        pocketphi="0",
+        versions={},
+        source=SourceRecord("small", "0"),
+        recipe=RecipeRecord("rtn", 32, True, None, 4, 4, None, False, 4, None, None),
+        model=ModelRecord(0, 0, 0, None, None, 0),
+        passes=(),
+        operators={},
+        targets={"ort-mobile": TargetRecord(operators={}, notes=(), weights=weights)},
+        verification=None,
+        files={},
+    )
 
 
 def real(out: Path, cache: Path, replace: bool) -> None:
