@@ -307,8 +307,8 @@ READERS = [
     Reader("GGUF, checked", seeds.gguf_file, one_of(model__gguf=m.header(8000)), lambda f: _checked(f / "model.gguf")),
     Reader("safetensors, checked", seeds.checkpoint, one_of(model__safetensors=m.safetensors), _checked),
     Reader("tokenizer files, checked", seeds.checkpoint, _tokenizers, _checked),
-    Reader("mlpackage", seeds.package, _packages, _package, False, _COREML),
-    Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), False, _COREML),
+    Reader("mlpackage", seeds.package, _packages, _package, True, _COREML),
+    Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), True, _COREML),
     Reader("int4 cache", seeds.cache, _cached, _cache),
 ]
 """The suite asks for those that are `required`; the others are tried by hand until their readers keep the rules."""
