@@ -3,7 +3,7 @@
     python benchmarks/coreml_zoo.py [--target iOS15] [NAME …]
 
 Says of each module whether it was converted, run, and equal within rounding; ends with 1 where fewer than 95 of 100 converted
-modules run, or where one differs. README.md says which environment it needs.
+modules agree, or where one differs. README.md says which environment it needs.
 """
 
 from __future__ import annotations
