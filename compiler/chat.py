@@ -108,4 +108,4 @@ class _Engine:
 def _pick(logits: torch.Tensor, temperature: float) -> int:
     if temperature <= 0:
         return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1))
+    return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1))

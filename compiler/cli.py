@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import errno
 import gc
+import io
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -36,6 +38,8 @@ def entry() -> int:
     where Python would look through everything once more, for most of a second.
     """
     stopping.listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no Δ gets a question mark, not an error
     gc.disable()
     code = main()
     stopping.done()
@@ -84,6 +88,8 @@ def _lack(error: Exception) -> str:
     """What this machine is short of, where an error tells of that; empty for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.strerror}: raise the limit (ulimit -n) and start again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: not all could be written; free some space and start again"
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if short or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "not enough memory; nothing was kept. Try --recipe rtn, or a machine with more"
@@ -369,6 +375,8 @@ def _chat(a: argparse.Namespace) -> int:
 
     if a.json and a.prompt is None:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
+    if not 0 <= a.temperature < math.inf:
+        raise InputError(f"--temperature {a.temperature}: expected 0 or a positive number")
     chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
@@ -388,6 +396,7 @@ def _chat(a: argparse.Namespace) -> int:
         except MessageTooLong as error:
             print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         except KeyboardInterrupt:  # ends this answer; the conversation goes on
+            stopping.obeyed()
             _write("\n  [stopped]\n")
 
 

@@ -212,5 +212,12 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
+class _Pipe(Console):
+    """A reader that has enough, such as `head`, is none of the errors that rich ends with: the command line knows it."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console() -> Console:
-    return Console(highlight=False, emoji=False, width=None if Console().is_terminal else 150)
+    return _Pipe(highlight=False, emoji=False, width=None if Console().is_terminal else 150)

@@ -104,7 +104,9 @@ def text_checks(folder: Path, config: ModelConfig, recorded: TextRecord | None) 
     if recorded and recorded.genai_differs is not None and text_genai.installed():
         differ = set(text_genai.differences(folder, loaded, probes.texts)) - set(recorded.genai_differs)
         wrong = [show(probes.texts[i]) for i in sorted(differ)]
-        checks.append(_count("texts that onnxruntime-genai reads otherwise", wrong, len(probes.texts)))
+        check = _count("texts that onnxruntime-genai reads otherwise", wrong, len(probes.texts))
+        known = len(recorded.genai_differs)
+        checks.append(replace(check, detail=f"{check.detail}, {known} known since the compile") if known else check)
     return checks
 
 

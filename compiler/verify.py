@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 _PREFILL = 65
 """Tokens of the text that is run, at most."""
 
+_RUNS = ("heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "rotary_dim", "long_rope", "sliding_window")
+"""Settings of a model that decide what it computes, beside the shapes of its tensors."""
+
 _MEMORY_FACTOR = 5
 """Memory that verification takes, in sizes of the artifact: the runtime's copies, and the program's weights."""
 
@@ -79,7 +82,7 @@ def verify_folder(
     extras: bool = False,
     as_far_as_it_runs: bool = False,
 ) -> Verification:
-    """Check a bundle's files against the quantized program; see the module. folder may still lack its manifest file.
+    """Check a bundle's files against the traced graph with its weights. folder may still lack its manifest file.
 
     only: a target's name, to leave the others out; extras: add the files that come out of running a good bundle;
     as_far_as_it_runs: note what this machine cannot run, in place of raising CannotRun
@@ -105,7 +108,7 @@ def verify_folder(
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
     if reference:
-        result.checks += _against(reference, programs[0].quantized if programs else None)
+        result.checks += _against(reference, programs[0].quantized if programs else None, ui)
     if reference and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
@@ -136,14 +139,22 @@ def _verify_target(
     return found, rebuilt, None
 
 
-def _against(reference: str, program: Program | None) -> list[Check]:
-    """Whether the reference is read as others read it, and a program's weights are its own, rounded."""
+def _against(reference: str, program: Program | None, ui: Ui) -> list[Check]:
+    """Whether the reference is read as others read it, runs as the bundle does, and has the weights that were rounded."""
     source = open_checkpoint(reference)
     checks = reading_checks(source)
     if program is None or program.config.tensors() != source.config.tensors():
         return checks
+    ours, theirs = vars(program.config), vars(source.config)
+    differ = [name for name in _RUNS if ours[name] != theirs[name]]
+    odd = [f"{name} is {ours[name]} in the bundle, {theirs[name]} in the reference" for name in differ]
+    detail = odd[0] if odd else f"{len(_RUNS)} compared"
+    checks.append(Check("settings that the reference has otherwise", len(odd), 0, detail))
     if same_norms(program.weights, source):
         checks.append(rounding_check(program.weights, source))
+    else:
+        why = "its norms are not the bundle's: it is another model, or one whose norms were folded"
+        ui.say(f"--reference {reference}: {why}; weights were not compared")
     return checks
 
 

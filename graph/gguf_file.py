@@ -64,7 +64,7 @@ class GgufFile(Checkpoint):
 
     def int4_kind(self, name: str) -> str | None:
         types = {part.stored.type for part in self._parts[name]}
-        return _KINDS.get(types.pop()) if len(types) == 1 else None
+        return _KINDS.get(types.pop()) if len(types) == 1 and len(self.tensors[name].shape) == 2 else None
 
     def read_int4(self, name: str, start: int, stop: int) -> Int4:
         """Q4_0 is w = d·(q - 8): symmetric. Q4_1 is w = d·q + m with a float m, here d·(q - 8) + (m + 8·d).

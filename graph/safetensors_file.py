@@ -20,6 +20,7 @@ from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.int4 import tensor_bytes
 from pocketphi.graph.reading import lfs_pointer, parse_object, show, typed
+from pocketphi.graph.writing import read_into
 
 DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
 """What is read: name in the file → name in `TensorInfo`, dtype."""
@@ -108,7 +109,7 @@ class RowReader:
         try:
             descriptor = self._descriptor(stored.file)
             _advise(descriptor, ahead, min(at + want + _AHEAD, end) - ahead, _WILL_NEED)
-            got = _fill(descriptor, tensor_bytes(buffer), at)
+            got = read_into(descriptor, tensor_bytes(buffer), at)
             changed = _version_of(os.fstat(descriptor)) != self._versions[stored.file]
             if self.forgets and at + want == end:
                 _advise(descriptor, stored.offset, end - stored.offset, _DO_NOT_NEED)
@@ -173,17 +174,6 @@ def _tensors(path: Path, text: bytes, size: int) -> dict[str, Stored]:
     if begin + at != size:
         raise InputError(f"{path}: {size} bytes, but its tensors end at {begin + at}; download it again")
     return stored
-
-
-def _fill(descriptor: int, buffer: memoryview, at: int) -> int:
-    """Read until the buffer is full or the file ends, as a single read may give less. Returns the bytes read."""
-    done = 0
-    while done < len(buffer):
-        got = os.preadv(descriptor, [buffer[done:]], at + done)
-        if not got:
-            break
-        done += got
-    return done
 
 
 def _version_of(status: os.stat_result) -> Version:

@@ -60,6 +60,11 @@ def done() -> None:
     ignore()
 
 
+def obeyed() -> None:
+    """What was asked to stop has stopped, and the process goes on, as a conversation does: the next signal is a first one."""
+    _State.heard = 0
+
+
 def was_heard() -> bool:
     """Whether a signal asked this process to stop: then any error is what became of it."""
     return _State.heard > 0

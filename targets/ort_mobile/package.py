@@ -35,6 +35,8 @@ ORT_FILE = "model.ort"
 ORT_LIMIT = 2**31
 """A flatbuffer's size: ONNX Runtime writes no .ort beyond it, and leaves an empty file when asked to."""
 
+_ROTARY_STEP = 16
+"""GroupQueryAttention rotates a multiple of so many dimensions of a head."""
 _GENAI_REWINDS_AT = 4097
 """Where onnxruntime-genai 0.18 recomputes the cache of a model of type phi3, because LongRoPE changes its factors."""
 
@@ -80,8 +82,16 @@ class OrtMobile(Target):
         slow = lint(lower(program, self.accuracy_level))
         if self.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
-        rope = program.config.long_rope
-        odd = rope and rope.original_max_position != _GENAI_REWINDS_AT - 1
+        config, rope = program.config, program.config.long_rope
+        if config.rotary_dim % _ROTARY_STEP:
+            raise InputError(
+                f"ort-mobile: {config.rotary_dim} rotary dimensions, ONNX Runtime's attention takes a multiple of "
+                f"{_ROTARY_STEP}; compile for coreml or tvm-arm"
+            )
+        changes = (
+            rope and rope.short != rope.long and rope.original_max_position < (self.context or config.max_position)
+        )
+        odd = changes and rope and rope.original_max_position != _GENAI_REWINDS_AT - 1
         rewind = (
             f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"
         )

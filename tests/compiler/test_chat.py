@@ -21,6 +21,7 @@ from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.numerics import generate
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph import stopping
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
@@ -157,6 +158,7 @@ def test_a_conversation_at_the_prompt(
     def write(text: str) -> None:
         written.append(text)
         if len(written) == 3:
+            monkeypatch.setattr(stopping._State, "heard", 1)  # as its handler does
             raise KeyboardInterrupt
 
     def read(prompt: str) -> Any:
@@ -175,3 +177,14 @@ def test_a_conversation_at_the_prompt(
     rest = "".join(written[3:])
     answer = greedy(bundle, "Hello", shown, "And?")
     assert rest.startswith(f"\n  [stopped]\n{answer}\n  [{len(answer)} tokens, ")
+    assert not stopping.was_heard()  # the next one stops again, and the end is no stop
+
+
+@pytest.mark.parametrize("temperature", ["nan", "inf", "-1"])
+def test_temperatures_that_are_none(temperature: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", str(bundle), "--prompt", "Hello", f"--temperature={temperature}"]) == 2
+    assert "expected 0 or a positive number" in capsys.readouterr().err
+
+
+def test_a_tiny_temperature_is_greedy(bundle: Path) -> None:
+    assert Chat(bundle, ROOM).say("Hello", temperature=1e-40).text == greedy(bundle, "Hello")

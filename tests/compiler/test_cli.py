@@ -510,3 +510,19 @@ def test_force_through_a_link_replaces_what_it_points_to(capsys: pytest.CaptureF
     assert run(capsys, "compile", "random:tiny@1", "-o", str(tmp_path / "current"), *arguments)[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "v1"]
     assert json.loads((tmp_path / "v1" / "manifest.json").read_text())["source"]["model"] == "random:tiny@1"
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("{} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", 0, ""),
+        ("PYTHONIOENCODING=ascii {} > /dev/null", 0, ""),
+        ("{} > /dev/full", 2, "pocketphi: No space left on device: not all could be written; free some space"),
+    ],
+)
+def test_what_a_command_writes_to(shell: str, code: int, said: str, tiny_bundle: Path) -> None:
+    """A reader that has enough, a terminal without Greek letters, a disk that is full."""
+    command = f"'{sys.executable}' -m pocketphi.compiler inspect '{tiny_bundle}'"
+    done = subprocess.run(["bash", "-c", shell.format(command)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()[: len(said)]) == (code, said), done.stderr
+    assert len(done.stderr.splitlines()) == bool(said)

@@ -23,7 +23,7 @@ from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.compiler.verify import Check, Verification, verify_folder
 from pocketphi.graph import random_weights
 from pocketphi.graph.config import LongRope
-from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.passes.base import PassReport
@@ -218,6 +218,43 @@ def test_a_wrong_rewrite_is_refused_before_a_byte_is_written(tmp_path: Path, mon
     apart = evaluate_model(str(bundle.path), None, 512, 128, "random:tiny", Ui())
     assert apart.kl is not None
     assert apart.kl > 0.1
+
+
+def test_a_reference_that_runs_otherwise_is_named(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = replace(PUBLISHED["tiny"], rope_theta=20000.0)
+    monkeypatch.setitem(random_weights.PUBLISHED, "tiny-theta", other)
+    result = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui(), reference="random:tiny-theta")
+    wrong = next(check for check in result.checks if not check.ok)
+    assert wrong.name == "settings that the reference has otherwise"
+    assert wrong.detail == "rope_theta is 10000.0 in the bundle, 20000.0 in the reference"
+    assert result.reference is None
+
+
+def test_a_reference_with_other_norms_is_said_not_to_be_compared(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Ui, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr("pocketphi.compiler.verify.same_norms", lambda weights, source: False)
+    result = verify_folder(tiny_bundle, manifest_of(tiny_bundle), Ui(), reference="random:tiny")
+    assert "weights that are not the model's, rounded" not in [check.name for check in result.checks]
+    assert any("its norms are not the bundle's" in line for line in said)
+
+
+@pytest.mark.parametrize("rotary", [8, 24])
+def test_rotary_dimensions_that_onnxruntime_has_not_are_refused_before_any_work(
+    rotary: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = replace(PUBLISHED["tiny"], head_dim=32, rotary_dim=rotary)
+    monkeypatch.setitem(random_weights.PUBLISHED, "tiny-odd", config)
+    options = CompileOptions("random:tiny-odd", tmp_path / "b", recipe="rtn", verify="never")
+    with pytest.raises(
+        InputError, match=f"ort-mobile: {rotary} rotary dimensions, .* a multiple of 16; compile for coreml"
+    ):
+        compile_model(options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_check_with_nan_fails() -> None:
