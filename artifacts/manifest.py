@@ -204,9 +204,9 @@ class Manifest:
         """Whether every check was run and met."""
         return self.verification is not None and self.verification.ok is True
 
-    def context(self, target: str) -> int:
-        """Tokens that a target's files hold: its own limit where it has one, the model's otherwise."""
-        own = self.targets[target].context
+    def context(self, target: str | None = None) -> int:
+        """Tokens that the files of a target hold, the first if None: its own limit where it has one, the model's otherwise."""
+        own = self.targets[target or next(iter(self.targets))].context
         return self.model.context if own is None else own
 
     def as_json(self) -> dict[str, Any]:

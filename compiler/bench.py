@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.hosts import context_of, open_host
+from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.config import read_config
@@ -40,7 +40,7 @@ def bench(
     the cores from those of another."""
     bundle = Bundle.open(path)
     host = open_host(path, bundle.manifest, target)
-    context = context_of(bundle.manifest, target)
+    context = bundle.manifest.context(target)
     if prompt + generate > context:
         raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")
     tokens = torch.tensor([random_tokens(read_config(path), prompt)])

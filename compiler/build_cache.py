@@ -56,14 +56,12 @@ def _is_same(bundle: Bundle, path: Path) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
-        return
-    except FileNotFoundError:
-        raise InputError(f"{source}: gone: another process empties the cache; build again") from None
-    except OSError:  # on another disk, or one without links
-        pass
-    try:
-        shutil.copyfile(source, target)
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            raise
+        except OSError:  # on another disk, or one without links
+            shutil.copyfile(source, target)
     except FileNotFoundError:
         raise InputError(f"{source}: gone: another process empties the cache; build again") from None
 

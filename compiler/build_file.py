@@ -24,8 +24,8 @@ _MEASURE = ("text", "tokens", "window")
 _NOT_SET_HERE = {"model", "out", "targets", "force", "cache", "dump_graphs", "contents"}
 _OPTIONS = {f.name: str(f.type) for f in dataclasses.fields(CompileOptions) if f.name not in _NOT_SET_HERE}
 _SIZES = ("max_bytes", "max_memory")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LARGEST, _MOST = 1 << 20, 1 << 63
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LARGEST, MOST = 1 << 20, 1 << 63
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
@@ -82,7 +82,7 @@ class BuildFile:
 
 def read_build_file(path: Path) -> BuildFile:
     """Raises InputError, with the nearest name, for a key or a target that there is not, and for a value of another type."""
-    content = read_whole(path, "expected a build file in TOML", _LARGEST)
+    content = read_whole(path, "expected a build file in TOML", LARGEST)
     return _Reader(path, parse_toml(content, str(path))).read()
 
 
@@ -230,7 +230,7 @@ class _Reader:
     def _typed(self, section: str, key: str, value: Any, kind: str) -> Any:
         types, words = _TYPES[kind]
         right = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
-        if not right or (isinstance(value, int) and not -_MOST < value < _MOST):
+        if not right or (isinstance(value, int) and not -MOST < value < MOST):
             raise InputError(f"{self._path}: {section}.{key} is {show(value)}, expected {words}")
         return value
 
@@ -247,7 +247,7 @@ class _Reader:
             raise InputError(f"{self._path}: {section}.{key}: {error}") from None
 
     def _name(self, section: str, name: str) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InputError(
                 f"{self._path}: {section}.{show(name)}: expected a name of letters, digits, '.', '_' and '-'"
             )

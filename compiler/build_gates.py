@@ -9,7 +9,7 @@ from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.build_file import Cell, Gates, Measure
-from pocketphi.compiler.build_result import Claim
+from pocketphi.compiler.build_result import NOT_VERIFIED, Claim
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.sealed import read_sealed, write_sealed
@@ -66,7 +66,7 @@ def why_not_verified(bundle: Bundle) -> str | None:
     if bundle.manifest.verified:
         return None
     recorded = bundle.manifest.verification
-    return (recorded and recorded.reason) or 'the bundle was not verified; build with verify = "always"'
+    return (recorded and recorded.reason) or NOT_VERIFIED
 
 
 def _digest(text: str) -> str:

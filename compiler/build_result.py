@@ -8,6 +8,8 @@ from typing import Any
 
 from pocketphi.compiler.diff import Change
 
+NOT_VERIFIED = 'the bundle was not verified; build with verify = "always"'
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -18,7 +20,7 @@ class Claim:
     measured: float | None
     bound: float
     unit: str = ""
-    missing: str = 'the bundle was not verified; build with verify = "always"'
+    missing: str = NOT_VERIFIED
 
     @property
     def ok(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
-from pocketphi.compiler.hosts import context_of, open_host
+from pocketphi.compiler.hosts import open_host
 from pocketphi.graph.config import read_config
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Runner
@@ -48,7 +48,7 @@ class Chat:
         bundle = Bundle.open(path)
         self.tokenizer = Tokenizer.load(path)
         host = open_host(path, bundle.manifest, target)
-        self._held = context_of(bundle.manifest, target)
+        self._held = bundle.manifest.context(target)
         self._limit = min(max_tokens, self._held)
         self._runner = host.runner(self._limit, threads=threads)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors

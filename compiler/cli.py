@@ -37,7 +37,6 @@ def entry() -> int:
     transformers are imported and traced takes a quarter of the time until the first weight is read. Nor are they at the end,
     where Python would look through everything once more, for most of a second.
     """
-    stopping.listen()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no Δ gets a question mark, not an error
     gc.disable()
@@ -251,7 +250,7 @@ def _compile_arguments(p: argparse.ArgumentParser) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="where searched weights are kept (default: $POCKETPHI_CACHE or ~/.cache/pocketphi)",
+        help="where searched weights are kept (default: $POCKETPHI_CACHE, or pocketphi in $XDG_CACHE_HOME or ~/.cache)",
     )
     p.add_argument("--dump-graphs", type=Path, metavar="DIR", help="write the graph after each pass")
     p.add_argument(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler.build_file import nearest
+from pocketphi.compiler.build_file import LARGEST, MOST, NAME, nearest
 from pocketphi.compiler.options import parse_size
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import named, parse_toml, read_whole, show
@@ -18,8 +17,6 @@ _USERS = Path("~/.config/pocketphi/devices.toml")
 _KEYS = ("title", "platform", "ram", "app", "bandwidth", "features", "sources", "estimates")
 NUMBERS = ("ram", "app", "bandwidth", "features")
 """What a source or an estimate is of."""
-_LARGEST, _MOST = 1 << 20, 1 << 63
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PLATFORMS = ("ios", "android", "linux")
 
 
@@ -61,7 +58,7 @@ def find_device(name: str, more: Path | None = None) -> Device:
 
 
 def _read(path: Path) -> dict[str, Device]:
-    data = parse_toml(read_whole(path, "expected a table of devices in TOML", _LARGEST), str(path))
+    data = parse_toml(read_whole(path, "expected a table of devices in TOML", LARGEST), str(path))
     defaults = data.pop("defaults", {})
     if not isinstance(defaults, dict) or not all(isinstance(shared, dict) for shared in defaults.values()):
         raise InputError(f"{path}: defaults is {show(defaults)}, expected tables, [defaults.ios]")
@@ -77,7 +74,7 @@ def _read(path: Path) -> dict[str, Device]:
 
 
 def _device(path: Path, name: str, entry: Any, defaults: Mapping[str, Any]) -> Device:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise InputError(f"{path}: {show(name)}: expected a name of letters, digits, '.', '_' and '-'")
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {name}: expected a table, [{name}], got {show(entry)}")
@@ -117,7 +114,7 @@ def _bytes(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> int:
 
 def _positive(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> float:
     value = entry[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MOST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
         raise InputError(f"{path}: {name}.{key} is {show(value)}, expected a positive number")
     return value
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import MANIFEST, Bundle
-from pocketphi.compiler.hosts import context_of, open_host
+from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.text_check import check_text
@@ -16,7 +16,7 @@ from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.hf_folder import TOKENIZER_FILES
+from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import held_out_text
@@ -54,7 +54,7 @@ def evaluate_model(
     text: documentation of Python's library if None.
     """
     runner, files, config = open_runner(model, window, target)
-    rows = windows(tokens_of(text, held_out_text(), files, config, tokens), window)
+    rows = windows(tokens_of(text, held_out_text() if text is None else "", files, config, tokens), window)
     other, _, other_config = open_runner(reference, window) if reference else (None, None, config)
     if other_config.vocab_size != config.vocab_size:
         raise InputError(f"--reference {reference}: {other_config.vocab_size} tokens, {model} has {config.vocab_size}")
@@ -81,8 +81,8 @@ def open_runner(model: str, window: int, target: str | None = None) -> tuple[Run
     if (folder / MANIFEST).is_file():
         bundle = Bundle.open(folder)
         host = open_host(folder, bundle.manifest, target)
-        _check_window(window, context_of(bundle.manifest, target), model)
-        files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+        _check_window(window, bundle.manifest.context(target), model)
+        files = read_tokenizer_files(folder)
         return host.runner(window, every_position=True), files, read_config(folder)
     if target:
         raise InputError(f"--target {target}: {model} is a model, not a bundle")

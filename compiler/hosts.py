@@ -53,8 +53,3 @@ _HOSTS = {
     "coreml": "pocketphi.targets.coreml.host",
     "tvm-arm": "pocketphi.targets.tvm_arm.host",
 }
-
-
-def context_of(manifest: Manifest, target: str | None = None) -> int:
-    """Tokens that the files of a target hold, the first if None."""
-    return manifest.context(target or next(iter(manifest.targets)))

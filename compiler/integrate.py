@@ -11,9 +11,9 @@ from typing import Any
 
 from pocketphi.artifacts.bundle import MANIFEST, Bundle, file_digest
 from pocketphi.artifacts.folder import new_folder
-from pocketphi.artifacts.kits.chat_format import Messages, read_chat_format
+from pocketphi.artifacts.kits.chat_format import read_chat_format
 from pocketphi.artifacts.kits.fill import fill
-from pocketphi.artifacts.kits.reference import ChatFormat
+from pocketphi.artifacts.kits.reference import ChatFormat, Messages
 from pocketphi.artifacts.kits.vectors import make_vectors
 from pocketphi.compiler import __version__
 from pocketphi.compiler.footprint import bundle_footprint
@@ -42,7 +42,6 @@ KITS = [
     Kit("android", "tvm", "tvm-arm", ("android", "android-jni"), "src/test/resources/vectors.json"),
 ]
 PLATFORMS = tuple(dict.fromkeys(kit.platform for kit in KITS))
-RUNTIME_NAMES = tuple(dict.fromkeys(kit.runtime for kit in KITS))
 DEFAULT_CONTEXT = 2048
 _GENAI, _ORT = "0.18.0", "1.32.0"
 _RUNTIME = "src/main/cpp/runtime"

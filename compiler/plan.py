@@ -19,6 +19,7 @@ from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
+from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.int4_cache import MAX_VALUES
 from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.base import Target
@@ -85,6 +86,8 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     activations that meet it and the statistics of its inputs)."""
     now = resident_now()
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
+    if options.verify != "never":
+        streaming = max(streaming, working_bytes(config, options.context or config.max_position))
     if options.recipe != "search":
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4

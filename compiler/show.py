@@ -70,7 +70,7 @@ def verification(recorded: VerificationRecord) -> None:
         kl, top1, tokens = (error.get(key, float("nan")) for key in ("kl", "top1", "tokens"))
         _console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
     if recorded.ok is None:
-        _console().print(f"[yellow]not verified[/], because {plain(recorded.reason or '')}")
+        _console().print("[yellow]not verified[/], because", plain(recorded.reason or ""))
     else:
         _console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")
 
@@ -85,9 +85,9 @@ def plan(made: Plan) -> None:
     for name, applied in made.applied.items():
         table.add_row(name, ", ".join(f"{n} {rule}" for rule, n in applied.items()) or "nothing")
     for name, place, reason in made.refused:
-        table.add_row("left alone", f"{name}: {place}: {reason}")
+        table.add_row("left alone", plain(f"{name}: {place}: {reason}"))
     for note in made.notes:
-        table.add_row("note", escape(note))
+        table.add_row("note", plain(note))
     _console().print(table)
 
 
@@ -140,7 +140,7 @@ def checkpoint(source: Checkpoint) -> None:
         f"{len(source.tensors)}, stored as {', '.join(kinds)}; embedding {'tied' if config.tied_embeddings else 'untied'}",
     )
     for notice in source.notices:
-        table.add_row("notice", escape(notice))
+        table.add_row("notice", plain(notice))
     _console().print(table)
 
 
@@ -169,7 +169,7 @@ def package_run(ran: Ran) -> None:
             first = " ".join(v if isinstance(v, str) else f"{v:.4g}" for v in value.first)
             shown = f"{first}  ({value.source})" if value.source else first
             sizes = value.type.partition("[")[0] + str(value.shape)
-            table.add_row(title, name, escape(sizes), span, escape(shown))
+            table.add_row(title, plain(name), escape(sizes), span, escape(shown))
     console.print(table)
     console.print("operators: " + ", ".join(f"{n} {name}" for name, n in sorted(ran.operators.items())), markup=False)
     for name, magnitude in ran.largest.items():

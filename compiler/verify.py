@@ -17,7 +17,7 @@ import torch
 
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
-from pocketphi.compiler.hosts import context_of, open_host
+from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
@@ -30,7 +30,7 @@ from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.forms import form_of
-from pocketphi.graph.hf_folder import TOKENIZER_FILES
+from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
 from pocketphi.targets.base import Check, Host
@@ -89,21 +89,16 @@ def verify_folder(
     """
     result = Verification()
     programs = []
+    several = len(manifest.targets) > 1
     for target in [only] if only else manifest.targets:
-        several = len(manifest.targets) > 1
-        try:
-            checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras)
-            if cannot is not None and not as_far_as_it_runs:
-                raise cannot
-        except CannotRun as error:
-            if not as_far_as_it_runs:
-                raise
-            result.cannot.append(f"{target}: {error}" if several else str(error))
-            continue
+        checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras)
         if cannot is not None:
+            if not as_far_as_it_runs:
+                raise cannot
             result.cannot.append(f"{target}: {cannot}" if several else str(cannot))
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
-        programs.append(rebuilt)
+        if rebuilt is not None:
+            programs.append(rebuilt)
     if programs:
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
@@ -116,11 +111,14 @@ def verify_folder(
 
 def _verify_target(
     folder: Path, manifest: Manifest, target: str, ui: Ui, extras: bool
-) -> tuple[list[Check], Rebuilt, CannotRun | None]:
+) -> tuple[list[Check], Rebuilt | None, CannotRun | None]:
     """The checks of one target, the programs that it was compared with, and why not all of the checks could be run."""
-    host = open_host(folder, manifest, target)
-    limit = context_of(manifest, target)
-    saved = host.weights()
+    try:
+        host = open_host(folder, manifest, target)
+        saved = host.weights()
+    except CannotRun as error:
+        return [], None, error
+    limit = manifest.context(target)
     rebuilt = rebuild(folder, manifest.recipe, saved)
     prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
     numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
@@ -211,7 +209,7 @@ def _weights_check(
 
 def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor:
     """int64 [1, count]: a text for a model with a tokenizer, random tokens for others."""
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    files = read_tokenizer_files(folder)
     tokens = tokens_of(None, PROBE, files, config, count)
     return torch.tensor([tokens + random_tokens(config, count - len(tokens))])
 

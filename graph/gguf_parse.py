@@ -67,7 +67,9 @@ def parse_header(path: Path) -> ParsedHeader:
 
 def shown(value: object) -> str:
     """A value of the metadata as it stands in a message."""
-    return show(value[:61].tolist() if isinstance(value, np.ndarray) else value)
+    if isinstance(value, np.ndarray):
+        return show(value.tolist()) if len(value) <= 60 else f"list of {len(value)}"
+    return show(value)
 
 
 class _Cursor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import threading
 from pathlib import Path
 
@@ -52,16 +51,21 @@ class HashedCheckpoint(Checkpoint):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         rows = self._inner.read(name, start, stop)
         with self._lock:
-            in_order = self._next[name] == start
-            if in_order:
-                self._next[name] = stop
-        if in_order and not self._is_done(name):
+            if not self._is_done(name):
+                self._take(name, rows, start, stop)
+        return rows
+
+    def _take(self, name: str, rows: torch.Tensor, start: int, stop: int) -> None:
+        """Add rows to a digest if they are the next ones. Row 0 begins anew: the first rows may have been looked at before."""
+        if start == 0:
+            self._hashes[name], self._next[name] = blake3(), 0
+        if self._next[name] == start:
+            self._next[name] = stop
             self._hashes[name].update(tensor_bytes(rows))
             if stop == self.tensors[name].rows:
                 slot = self._slots[name]
                 self._done[slot : slot + _SLOT - 1] = self._hashes[name].digest()
                 self._done[slot + _SLOT - 1] = 1
-        return rows
 
     def int4_kind(self, name: str) -> str | None:
         return self._inner.int4_kind(name)
@@ -93,12 +97,11 @@ class HashedCheckpoint(Checkpoint):
         return self._done[self._slots[name] + _SLOT - 1] == 1
 
     def _digest_files(self, limit: int) -> None:
-        parent = os.getppid()
         sizes = {name: info.rows * info.columns for name, info in self.tensors.items()}
         left = sum(sizes.values()) * limit // self.file_bytes
         for name, size in sizes.items():
             left -= size
-            if left < 0 or os.getppid() != parent:
+            if left < 0:
                 return
             self.digest(name)
 

@@ -44,8 +44,9 @@ def check_agreement(settings: Mapping[str, Any], config: ModelConfig, where: str
             raise InputError(
                 f"{where}: {name} is {show(came)} to transformers, which changes the model; expected {show(expected)}"
             )
+    rotary = _rotary(ours)
     for name, came in _rotary(theirs).items():
-        if not torch.equal(came, _rotary(ours)[name]):
+        if name not in rotary or not torch.equal(came, rotary[name]):
             raise InputError(f"{where}: the {name} of the rotary embedding differ from those of transformers")
 
 

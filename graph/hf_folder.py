@@ -24,6 +24,13 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Those that a folder holds, name → content."""
+    return {name: read_whole(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
 _LARGEST_CONFIG = 1 << 20
 
 

@@ -25,7 +25,7 @@ def read_sealed(path: Path) -> Any:
         found = read_json(path)
     except InputError:
         return None
-    if not isinstance(found, dict) or "content" not in found or found.get("blake3") != _digest(found["content"]):
+    if "content" not in found or found.get("blake3") != _digest(found["content"]):
         return None
     return found["content"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,18 @@ from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 _SINGLE = "model.safetensors"
 
 
-def hf_settings_off(folder: Path, files: Sequence[Path], tensors: Collection[str], config: ModelConfig) -> list[str]:
+def hf_settings_off(folder: Path, files: Sequence[Path], tensors: Mapping[str, Any], config: ModelConfig) -> list[str]:
     """Where a reading of a Hugging Face folder is not transformers': the files, a head left out, start and end tokens.
 
-    files: those that were read; tensors: the names of all that they hold. The settings that transformers' model looks at are
-    compared in `hf_agreement.py`.
+    files: those that were read; tensors: names of all that they hold → the opened file. The settings that
+    transformers' model looks at are compared in `hf_agreement.py`.
     """
     said = {"eos_token_id": 32000, "bos_token_id": 1, **_json(folder / "config.json")}
     more = _json(folder / "generation_config.json").get("eos_token_id")
     off = []
     if not said.get("transformers_weights") and (folder / _SINGLE).is_file() and not _is_one(files, folder / _SINGLE):
         off.append(f"weights come from {files[0].name}, transformers takes {_SINGLE}")
-    if config.tied_embeddings and HEAD in tensors and EMBEDDING in tensors and not _head_is_embedding(files):
+    if config.tied_embeddings and HEAD in tensors and EMBEDDING in tensors and not _head_is_embedding(tensors):
         off.append(f"{HEAD} is left out, and is another matrix than the embedding")
     ends = {
         token for given in (said["eos_token_id"], more) for token in (given if isinstance(given, list) else [given])
@@ -43,16 +43,9 @@ def _is_one(files: Sequence[Path], path: Path) -> bool:
     return len(files) == 1 and files[0].samefile(path)
 
 
-def _head_is_embedding(files: Sequence[Path]) -> bool:
-    from safetensors import safe_open
-
-    found = {}
-    for path in files:
-        with safe_open(path, "pt") as opened:
-            for name in {EMBEDDING, HEAD} & set(opened.keys()):
-                found[name] = opened.get_slice(name)
-    rows = range(0, found[HEAD].get_shape()[0], 97)
-    return len(found) == 2 and all(bool((found[HEAD][i] == found[EMBEDDING][i]).all()) for i in rows)
+def _head_is_embedding(tensors: Mapping[str, Any]) -> bool:
+    head, embedding = (tensors[name].get_slice(name) for name in (HEAD, EMBEDDING))
+    return all(bool((head[i] == embedding[i]).all()) for i in range(0, head.get_shape()[0], 97))
 
 
 def _json(path: Path) -> dict[str, Any]:

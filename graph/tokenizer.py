@@ -17,8 +17,8 @@ import tokenizers
 
 from pocketphi.graph.chat_template import ChatTemplate, Messages
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.hf_folder import TOKENIZER_FILES
-from pocketphi.graph.reading import parse_json, parse_object, read_whole, show
+from pocketphi.graph.hf_folder import read_tokenizer_files
+from pocketphi.graph.reading import parse_json, parse_object, show
 
 T = TypeVar("T")
 
@@ -44,8 +44,7 @@ class Tokenizer:
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Raises InputError for a folder without a tokenizer."""
-        paths = (folder / name for name in TOKENIZER_FILES)
-        return Tokenizer.from_files({path.name: read_whole(path) for path in paths if path.is_file()}, str(folder))
+        return Tokenizer.from_files(read_tokenizer_files(folder), str(folder))
 
     @staticmethod
     def from_files(

@@ -4,9 +4,9 @@ The graphs of a model before and after its rewrites have the same linear layers 
 So both are run side by side and stop where a weight is about to be read. There the inputs of both must be equal to the bit;
 then the product is computed once, and given to both. A weight is read a chunk at a time for all cases at once.
 
-In a model that is small every product is computed. In a large one that holds for the first layer, the last and one between;
-the others' products are replaced by a function of their inputs that costs nothing (`_stand_in`). All norms, rotary embeddings,
-masks, softmaxes, gates and residual adds are run in every layer.
+In a model that is small every product is computed. In a large one that holds for the first layer, the last, one between and one
+of each other kind; the others' products are replaced by a function of their inputs that costs nothing (`_stand_in`). All norms,
+rotary embeddings, masks, softmaxes, gates and residual adds are run in every layer.
 """
 
 from __future__ import annotations
@@ -93,6 +93,13 @@ def compare_graphs(before: Program, after: Program, weights: Mapping[str, Recipe
     return found
 
 
+def working_bytes(config: ModelConfig, context: int) -> int:
+    """What `compare_graphs` takes at most: the keys and values of a layer in the longest case, and half as much again for what
+    the system holds back of those that are freed."""
+    caches = [config.kv_cache_bytes(case.end) // config.layers for case in _long_cases(config, context)]
+    return max((3 * size // 2 for size in caches if size <= _CACHE_LIMIT), default=0)
+
+
 def _chosen_layers(config: ModelConfig, *sides: _Side) -> list[int]:
     """The first, the last, one between, and one of each kind where layers are not all the same graph."""
     last = config.layers - 1
@@ -148,7 +155,8 @@ class _Side:
 
     def run(self, case: Case, wanted: Mapping[str, fx.Node], given: Mapping[fx.Node, Any] | None = None) -> Run:
         """Yields at every reader, with the name of its weight in place of the weight; gives `wanted`. given: see `stepwise`."""
-        inputs = {**_inputs(self._program.config, case), **_caches(self._program, case)}
+        tokens = _tokens(self._program.config, case)
+        inputs = {**self._program.prefill_inputs(tokens, case.past), **_caches(self._program, case)}
         run = stepwise(dict.fromkeys(wanted.values()), inputs, self._weights, given)
         value = None
         while True:
@@ -277,14 +285,10 @@ def _random_view(shape: tuple[int, ...], offset: int) -> torch.Tensor:
     return row.as_strided(shape, (*steps, 1), offset)
 
 
-def _inputs(config: ModelConfig, case: Case) -> dict[str, torch.Tensor]:
+def _tokens(config: ModelConfig, case: Case) -> torch.Tensor:
+    """Random: int64 [B, S]."""
     generator = torch.Generator().manual_seed(case.length + case.past)
-    shape = (case.batch, case.length)
-    return {
-        "input_ids": torch.randint(config.vocab_size, shape, generator=generator),
-        "attention_mask": torch.ones(case.batch, case.past + case.length, dtype=torch.int64),
-        "position_ids": torch.arange(case.past, case.past + case.length).expand(case.batch, -1),
-    }
+    return torch.randint(config.vocab_size, (case.batch, case.length), generator=generator)
 
 
 def _caches(program: Program, case: Case) -> dict[str, torch.Tensor]:

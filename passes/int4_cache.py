@@ -24,9 +24,6 @@ import torch
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.int4 import tensor_bytes
-from pocketphi.graph.places import (
-    default_folder as default_folder,
-)  # those who need the cache's folder look for it here
 from pocketphi.graph.reading import parse_object
 from pocketphi.graph.recipe import PartSpec, digest, row_chunks
 from pocketphi.graph.sealed import read_sealed, write_sealed

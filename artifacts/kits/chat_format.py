@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pocketphi.artifacts.kits.reference import WHITE_SPACE, ChatFormat
+from pocketphi.artifacts.kits.reference import WHITE_SPACE, ChatFormat, Messages
 from pocketphi.graph.errors import InputError
 
-Messages = list[tuple[str, str]]
 Render = Callable[[Messages], str]
 
 _MARK = "\N{PILCROW SIGN}%d\N{PILCROW SIGN}"  # nothing that a template writes itself

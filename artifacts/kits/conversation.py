@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
-from pocketphi.artifacts.kits.reference import Call, Rules
+from pocketphi.artifacts.kits.reference import Call, Messages, Rules
 from pocketphi.graph.errors import InputError
-
-Messages = list[tuple[str, str]]
 
 
 class MessageTooLong(InputError):

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from pocketphi.artifacts.kits.conversation import Conversation, Messages, MessageTooLong
-from pocketphi.artifacts.kits.reference import Call, ChatFormat, Rules
+from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
+from pocketphi.artifacts.kits.reference import Call, ChatFormat, Messages, Rules
 
 FORMAT = ChatFormat(
     "<b>",

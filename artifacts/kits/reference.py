@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+Messages = list[tuple[str, str]]
+"""Role and content of each."""
+
 _MASK = 2**64 - 1
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 """What Jinja's `trim` drops. Other languages count fewer or more characters as white space."""

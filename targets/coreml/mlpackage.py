@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import file_inside, lfs_pointer, read_json, read_whole, show, typed
+from pocketphi.graph.reading import file_inside, is_lfs_pointer, lfs_pointer, read_json, read_whole, show, typed
 from pocketphi.targets.coreml.blobfile import BlobFiles
 from pocketphi.targets.coreml.declared import Allowed, allowed
 from pocketphi.targets.coreml.proto import model_pb2
@@ -255,7 +255,7 @@ def parse_model(path: Path) -> Any:
     try:
         spec.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
-        if content[:8] == b"version " and b"git-lfs" in content[:100]:
+        if is_lfs_pointer(content):
             raise lfs_pointer(str(path)) from None
         raise InputError(f"{path}: cut short or damaged: {error}") from None
     return spec

@@ -23,6 +23,7 @@ from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Target
 from pocketphi.targets.kv_cache import kv_cache_bytes
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
+from pocketphi.targets.tvm_arm.host import check_runs_here
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
@@ -75,8 +76,6 @@ class TvmArm(Target):
         self.cache = KV_CACHES[kv_cache]
 
     def check_runs_here(self) -> None:
-        from pocketphi.targets.tvm_arm.host import check_runs_here  # which in turn needs this module
-
         check_runs_here(self.platform)
 
     def planned_bytes(self, program: Program) -> int:

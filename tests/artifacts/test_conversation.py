@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from pocketphi.artifacts.kits.conversation import Conversation, Messages, MessageTooLong
+from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.conversation_vectors import CASES, FORMAT, RULES, STOP, SYSTEMS, Toy, encode, play
-from pocketphi.artifacts.kits.reference import Call, Rules
+from pocketphi.artifacts.kits.reference import Call, Messages, Rules
 
 
 class Letters:

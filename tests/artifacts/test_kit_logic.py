@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pocketphi.artifacts.kits.chat_format import PROBES, Messages, read_chat_format
-from pocketphi.artifacts.kits.reference import Call, ChatFormat, Rules, Sampler, SplitMix64, stream
+from pocketphi.artifacts.kits.chat_format import PROBES, read_chat_format
+from pocketphi.artifacts.kits.reference import Call, ChatFormat, Messages, Rules, Sampler, SplitMix64, stream
 from pocketphi.artifacts.kits.vectors import make_vectors
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer

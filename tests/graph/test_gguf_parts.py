@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 
 from pocketphi.compiler.build_key import SourceDigests
+from pocketphi.graph import gguf_parts
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_file import GgufFile
+from pocketphi.graph.gguf_parse import shown
 from pocketphi.graph.hashed import HashedCheckpoint
 from tests.graph.test_gguf_file import FIELDS, Array, random_tensors, write
 
@@ -123,6 +126,26 @@ def test_too_few_tensors(parts: list[Path]) -> None:
     replace(parts[0], "split.tensors.count", 99)
     with pytest.raises(InputError, match=r"its 3 parts hold 15 tensors, expected 99 \(split.tensors.count\)"):
         open_checkpoint(parts[0])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (["x"] * 100, ["x"] * 99 + ["y"], False),
+        ("t" * 100, "t" * 99 + "u", False),
+        (np.arange(100), np.arange(100), True),
+        (np.arange(100), np.arange(1, 101), False),
+        (1, True, False),
+        (None, None, True),
+    ],
+)
+def test_metadata_is_compared_by_value(a: object, b: object, same: bool) -> None:
+    assert gguf_parts._same(a, b) is same
+    assert len(shown(a)) < 80
+
+
+def test_a_list_in_a_message_has_its_own_length() -> None:
+    assert shown(np.arange(32_000)) == "list of 32000"
 
 
 def test_a_part_with_metadata_of_its_own(parts: list[Path], tmp_path: Path) -> None:

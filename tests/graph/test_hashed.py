@@ -57,6 +57,17 @@ def test_what_was_read_is_not_read_again() -> None:
     assert source.asked == chunks
 
 
+def test_rows_that_were_looked_at_before_do_not_have_all_read_again() -> None:
+    source = Counted()
+    hashed = HashedCheckpoint(source)
+    hashed.read(HEAD, 0, 64)
+    chunks = list(hashed.chunks(HEAD))
+    for chunk in chunks:
+        hashed.read(HEAD, *chunk)
+    assert hashed.digest(HEAD) == want(HEAD)
+    assert source.asked == [(0, 64), *chunks]
+
+
 def test_rows_out_of_order_or_twice_do_not_count() -> None:
     source = Counted()
     hashed = HashedCheckpoint(source)

@@ -8,9 +8,9 @@ from typing import Any
 
 from pocketphi.artifacts.kits import conversation_vectors as vectors
 from pocketphi.artifacts.kits.chat_format import read_chat_format
-from pocketphi.artifacts.kits.conversation import Conversation, Messages
+from pocketphi.artifacts.kits.conversation import Conversation
 from pocketphi.artifacts.kits.conversation_vectors import RESET, Step, send
-from pocketphi.artifacts.kits.reference import ChatFormat, Rules
+from pocketphi.artifacts.kits.reference import ChatFormat, Messages, Rules
 from pocketphi.graph.tokenizer import Tokenizer
 
 FAILS_NOW, FAILS_LATER = "\x07", "\x06"

@@ -40,7 +40,7 @@ def rnn(
     def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (act(projected + state[0] @ weight_hh.t()),)
 
-    sequence, state = _run(_project(x, weight_ih, bias), (initial_h,), step, _reversed(direction))
+    sequence, state = _run(_linear(x, weight_ih, bias), (initial_h,), step, _reversed(direction))
     return _last(sequence, state[0], output_sequence), state[0]
 
 
@@ -75,7 +75,7 @@ def gru(
         o = act(x_o + (r * _linear(h, w_o, b_o) if after else _linear(r * h, w_o, b_o)))
         return ((1 - z) * o + z * h,)
 
-    sequence, state = _run(_project(x, weight_ih, given), (initial_h,), step, _reversed(direction))
+    sequence, state = _run(_linear(x, weight_ih, given), (initial_h,), step, _reversed(direction))
     return _last(sequence, state[0], output_sequence), state[0]
 
 
@@ -106,15 +106,15 @@ def lstm(
     acts = _activation(recurrent_activation), _activation(cell_activation), _activation(activation)
     if direction != "bidirectional":
         step = _lstm_step(weight_hh, peephole, acts, clip)
-        runs = [_run(_project(x, weight_ih, bias), (initial_h, initial_c), step, _reversed(direction))]
+        runs = [_run(_linear(x, weight_ih, bias), (initial_h, initial_c), step, _reversed(direction))]
     else:
         if weight_ih_back is None or weight_hh_back is None:
             raise ValueError("bidirectional, and without weights for the way back")
         (h, h_back), (c, c_back) = initial_h.chunk(2, dim=-1), initial_c.chunk(2, dim=-1)
         step, back = (_lstm_step(w, p, acts, clip) for w, p in ((weight_hh, peephole), (weight_hh_back, peephole_back)))
         runs = [
-            _run(_project(x, weight_ih, bias), (h, c), step, False),
-            _run(_project(x, weight_ih_back, bias_back), (h_back, c_back), back, True),
+            _run(_linear(x, weight_ih, bias), (h, c), step, False),
+            _run(_linear(x, weight_ih_back, bias_back), (h_back, c_back), back, True),
         ]
     sequence = torch.cat([made for made, _ in runs], dim=-1)
     h, c = (torch.cat([state[i] for _, state in runs], dim=-1) for i in (0, 1))
@@ -153,10 +153,6 @@ def _run(
 
 def _last(sequence: Tensor, h: Tensor, output_sequence: Parameter) -> Tensor:
     return sequence if flag(output_sequence) else h.unsqueeze(0)
-
-
-def _project(x: Tensor, weight: Tensor, bias: Parameter) -> Tensor:
-    return torch.nn.functional.linear(x, weight, bias)
 
 
 def _linear(h: Tensor, weight: Tensor, bias: Parameter) -> Tensor:

@@ -7,7 +7,6 @@
 #include <tvm/ffi/extra/json.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 

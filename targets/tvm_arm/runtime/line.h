@@ -1,7 +1,6 @@
 // What messages are made of: one line, valid UTF-8 (Java aborts on other text), cut between characters.
 #pragma once
 #include <algorithm>
-#include <cctype>
 #include <cstring>
 #include <string>
 

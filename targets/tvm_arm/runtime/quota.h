@@ -1,10 +1,10 @@
 // How much of the machine a container may use: Linux's control groups give a group so many microseconds of all cores in a period.
 #pragma once
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <string>
-#include <utility>
 
 namespace pocketphi_runtime {
 
