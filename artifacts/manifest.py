@@ -21,6 +21,7 @@ FORMAT = 2
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIBRARY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _MOST = 1 << 63
+_OF_ANY_TARGET = ("operators", "notes", "weights")
 
 
 @dataclass(frozen=True)
@@ -92,41 +93,29 @@ class PassRecord:
     removed: int
 
 
-@dataclass(frozen=True)
-class UnitRecord:
-    """A verdict about one of Apple's compute units."""
-
-    fit: bool
-    limits: tuple[str, ...]
-    slow: tuple[str, ...]
-    reported: tuple[str, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
     """What was written for a target. operators: of its own → count; notes: for the user; weights: name → BLAKE3 digest of
-    the canonical bytes. The rest is what the one or the other target has to say of itself; sizes are in bytes."""
+    the canonical bytes; details: what else the target has to say of itself, which stands between these in the file."""
 
     operators: dict[str, int]
     notes: tuple[str, ...]
-    accuracy_level: int | None = None
-    platform: str | None = None
-    context: int | None = None
-    cache_rows: int | None = None
-    chunk: int | None = None
-    functions: tuple[str, ...] | None = None
-    attention: str | None = None
-    norm: str | None = None
-    flavor: str | None = None
-    state_bytes: int | None = None
-    kv_cache: str | None = None
-    kv_cache_bytes_per_token: int | None = None
-    weight_bytes: int | None = None
-    compute_units: dict[str, UnitRecord] | None = None
-    library: str | None = None
-    system_lib: str | None = None
-    link: str | None = None
+    details: dict[str, Any]
     weights: dict[str, str]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that its files hold, where they have a limit of their own."""
+        return self.details.get("context")
+
+    @property
+    def kv_cache_bytes_per_token(self) -> int | None:
+        """Where it is not the model's."""
+        return self.details.get("kv_cache_bytes_per_token")
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return {"operators": self.operators, "notes": list(self.notes), **self.details, "weights": self.weights}
 
 
 @dataclass(frozen=True)
@@ -225,6 +214,12 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     for place, number in _whole_numbers(data, ""):
         if not 0 <= number < _MOST:
             raise InputError(f"{where}: {named(place)} is {show(number)}, expected a count")
+    targets = data.get("targets")
+    if isinstance(targets, dict):
+        data = {
+            **data,
+            "targets": {name: _target(entry, f"{where}: targets.{named(name)}") for name, entry in targets.items()},
+        }
     manifest = typed(Manifest, data, where)
     _check_names(manifest.files, where)
     for name, entry in manifest.files.items():
@@ -237,6 +232,18 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     if odd or not manifest.targets:
         raise InputError(f"{where}: targets: names {show(odd[0]) if odd else 'none'}")
     return manifest
+
+
+def _target(entry: object, where: str) -> object:
+    """A target's entry with its details apart."""
+    if not isinstance(entry, dict):
+        return entry
+    own = {key: held for key, held in entry.items() if key in _OF_ANY_TARGET}
+    details = {key: held for key, held in entry.items() if key not in _OF_ANY_TARGET}
+    for key in ("context", "kv_cache_bytes_per_token"):
+        if key in details and (isinstance(details[key], bool) or not isinstance(details[key], int)):
+            raise InputError(f"{where}.{key} is {show(details[key])}, expected a count")
+    return {**own, "details": details}
 
 
 def _check_names(names: Mapping[str, object], where: str) -> None:
@@ -271,6 +278,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(held) for key, held in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(held) for held in value]
+    if isinstance(value, TargetRecord):
+        return value.as_json()
     if not dataclasses.is_dataclass(value):
         return value
     held = {field: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -26,7 +26,7 @@ logging.getLogger("coremltools").setLevel(logging.CRITICAL)
 warnings.simplefilter("ignore")
 import coremltools as ct  # noqa: E402 - only once its logger is quiet
 
-from pocketphi.compiler.run_mlpackage import run_mlpackage  # noqa: E402
+from pocketphi.targets.coreml.run_package import run_mlpackage  # noqa: E402
 
 LIMIT = 1e-5
 """Of the largest magnitude: sums of a few hundred float32 products in another order."""

@@ -80,15 +80,14 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
 def _would_verify(cell: Cell, bundle: Bundle) -> bool:
     """Whether this build, here and now, would verify a bundle that was not verified when it was made."""
     from pocketphi.compiler.hosts import check_runs_here
-    from pocketphi.compiler.targets import make_target
     from pocketphi.compiler.verify import wants_verification
 
     if not wants_verification(cell.options.verify, bundle.manifest.bytes, Ui()):
         return False
     if cell.options.verify == "auto":
         try:
-            for target in cell.options.targets:
-                check_runs_here(make_target(target, cell.options))
+            for target in cell.options.of_targets:
+                check_runs_here(target)
         except CannotRun:
             return False
     return True

@@ -5,7 +5,6 @@ Longer than most files here: it is one format, and each of its values has a mess
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -13,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
+from pocketphi.compiler.options import DEFAULT_TARGET, RECIPES, CompileOptions, compile_options, parse_size
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.options import Option, declared
 from pocketphi.graph.reading import named, parse_toml, read_whole, show
+from pocketphi.targets import TARGETS, all_targets, find_target
 
 _SECTIONS = ("build", "models", "targets", "recipes", "gates", "measure")
 _BUILD = ("out", "cache", "device", "sign", "baseline")
 _GATES = ("max_bytes", "kl", "ppl", "lowering")
 _MEASURE = ("text", "tokens", "window")
-_NOT_SET_HERE = {"model", "out", "targets", "force", "cache", "dump_graphs", "contents"}
-_OPTIONS = {f.name: str(f.type) for f in dataclasses.fields(CompileOptions) if f.name not in _NOT_SET_HERE}
-_SIZES = ("max_bytes", "max_memory")
+_NOT_SET_HERE = {"force", "cache", "dump_graphs"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LARGEST, MOST = 1 << 20, 1 << 63
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -98,8 +97,8 @@ class _Reader:
         for key in build:
             self._typed("build", key, build[key], "str")
         models = self._models()
-        targets = self._options("targets", TARGETS) or {"ort-mobile": {}}
-        recipes = self._options("recipes") or {"search": {}}
+        targets = self._targets() or {DEFAULT_TARGET: {}}
+        recipes = self._recipes() or {RECIPES[0]: {}}
         gates = self._gates(list(targets))
         cells = [self._cell(m, t, r, models, targets, recipes, gates) for m in models for t in targets for r in recipes]
         self._check_names_differ(cells)
@@ -137,7 +136,7 @@ class _Reader:
         name = f"{model}-{target}-{recipe}"
         options = {**recipes[recipe], **targets[target]}
         try:
-            made = CompileOptions(model=models[model], out=Path(name), targets=(target,), **options)
+            made = compile_options(models[model], Path(name), (target,), **options)
         except InputError as error:
             raise InputError(f"{self._path}: {name}: {error}") from None
         return Cell(name, made, gates[target])
@@ -153,33 +152,43 @@ class _Reader:
             models[name] = str(local) if _exists(local) and not source.startswith("random:") else source
         return models
 
-    def _options(self, section: str, known: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    def _targets(self) -> dict[str, dict[str, Any]]:
+        found = self._tables("targets")
+        self._check_keys("targets", found, TARGETS)
+        own = {name: {**_common(), **declared(find_target(name).options)} for name in found}
+        return {name: self._values(f"targets.{name}", table, own[name]) for name, table in found.items()}
+
+    def _recipes(self) -> dict[str, dict[str, Any]]:
+        """Recipes may set options of targets as well, where all of a matrix's targets have them."""
+        known = {**_common(), **{n: o for target in all_targets() for n, o in declared(target.options).items()}}
+        made = {}
+        for name, table in self._tables("recipes").items():
+            values = self._values(f"recipes.{name}", table, known)
+            made[name] = {"recipe": name, **values} if name in RECIPES else values
+        return made
+
+    def _tables(self, section: str) -> dict[str, Any]:
         """Tables of compile options, by name; a list of names where there are none to set."""
         found = self._data.get(section, {})
         if isinstance(found, list) and all(isinstance(name, str) for name in found):
             found = {name: {"recipe": name} if section == "recipes" else {} for name in found}
         if not isinstance(found, dict):
             raise InputError(f"{self._path}: {section}: expected tables or a list of names, got {show(found)}")
-        if known:
-            self._check_keys(section, found, known)
-        made = {}
-        for name, options in found.items():
+        for name, table in found.items():
             self._name(section, name)
-            if not isinstance(options, dict):
-                raise InputError(f"{self._path}: {section}.{name}: expected a table of options, got {show(options)}")
-            self._check_keys(f"{section}.{name}", options, _OPTIONS)
-            where = f"{section}.{name}"
-            made[name] = {key: self._option(where, key, value) for key, value in options.items()}
-            if section == "recipes" and name in ("search", "rtn", "keep"):
-                made[name] = {"recipe": name, **made[name]}
-        return made
+            if not isinstance(table, dict):
+                raise InputError(f"{self._path}: {section}.{name}: expected a table of options, got {show(table)}")
+        return found
 
-    def _option(self, where: str, key: str, value: Any) -> Any:
-        if key in _SIZES:
-            return self._size(where, key, value)
-        kind = _OPTIONS[key].removesuffix(" | None")
-        self._typed(where, key, value, "str" if kind == "Path" else kind)
-        return self._at(f"{where}.{key}", value) if kind == "Path" else value
+    def _values(self, where: str, table: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+        self._check_keys(where, table, known)
+        return {key: self._option(where, value, known[key]) for key, value in table.items()}
+
+    def _option(self, where: str, value: Any, one: Option) -> Any:
+        if one.parse is parse_size:
+            return self._size(where, one.name, value)
+        self._typed(where, one.name, value, "str" if one.kind is Path else one.kind.__name__)
+        return self._at(f"{where}.{one.name}", value) if one.kind is Path else value
 
     def _gates(self, targets: list[str]) -> dict[str, Gates]:
         """Gates for every target: the common ones, and its own over them."""
@@ -263,6 +272,11 @@ class _Reader:
         except RuntimeError:  # the home of a user that there is not
             pass
         raise InputError(f"{self._path}: {where} is {show(path)}, which cannot be a path")
+
+
+def _common() -> dict[str, Option]:
+    """The options that a build file may set for any target."""
+    return {name: one for name, one in declared(CompileOptions).items() if name not in _NOT_SET_HERE}
 
 
 def _exists(path: Path) -> bool:

@@ -53,7 +53,7 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
             return dict(entry["found"])
     from pocketphi.compiler.evaluate import evaluate_model
 
-    target = cell.options.targets[0]
+    target = cell.options.target_names[0]
     result = evaluate_model(str(bundle.path), text, measure.tokens, measure.window, cell.options.model, ui, target)
     found = {"ppl": float(result.perplexity), "kl": float(result.kl or 0.0)}
     with contextlib.suppress(OSError):  # then it is measured again the next time

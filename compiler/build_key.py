@@ -5,13 +5,10 @@ Whether a bundle was verified is not part of it: a verified one serves every bui
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
 import json
 import platform
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,12 @@ from blake3 import blake3
 
 from pocketphi.compiler import __version__
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.options import Options
+from pocketphi.targets import find_target
 
-_LIBRARIES = {
-    "ort-mobile": ("onnx", "onnxruntime", "onnxruntime-genai", "protobuf"),
-    "coreml": ("coremltools", "protobuf"),
-    "tvm-arm": ("apache-tvm", "apache-tvm-ffi"),
-}
 _SHARED_LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "gguf", "safetensors", "jinja2")
-_NO_MATTER = {"model", "out", "force", "cache", "contents", "dump_graphs", "max_memory", "verify"}
 _OUR_FILES = ("graph", "passes", "artifacts", "targets", "compiler")
 _NOT_OURS = (".pyc", ".pyo", "~", ".swp", ".orig", ".rej")
 
@@ -43,7 +37,7 @@ class SourceDigests:
         """model: as `open_checkpoint` takes it. Raises InputError where it is not there."""
         if model not in self._known:
             self._versions[model] = _versions(model)
-            self._known[model] = model if model.startswith("random:") else _digest_files(_files(model))
+            self._known[model] = model if model.startswith("random:") else digest_files(_files(model))
         return self._known[model]
 
     def check(self, model: str) -> None:
@@ -54,25 +48,21 @@ class SourceDigests:
 
 def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
     """The address of the bundle that these options make, 32 hex digits."""
-    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in _NO_MATTER}
-    for name, value in chosen.items():
-        if isinstance(value, Path):
-            chosen[name] = blake3(options.content(name) or b"").hexdigest()
+    targets = {one.target: find_target(one.target) for one in options.of_targets}
     decides: dict[str, Any] = {
-        "options": chosen,
+        "options": _digested(options),
+        "targets": {one.target: [_digested(one), targets[one.target].key(one)] for one in options.of_targets},
         "source": sources.of(options.model),
         "name": Path(options.model).name,
         "pocketphi": __version__,
         "code": our_code(),
         "libraries": {
             name: _version(name)
-            for name in (*_SHARED_LIBRARIES, *(lib for target in options.targets for lib in _LIBRARIES[target]))
+            for name in (*_SHARED_LIBRARIES, *(lib for target in targets.values() for lib in target.libraries))
         },
     }
     if options.recipe == "search" and options.calibration is None:
         decides["python"] = platform.python_version()  # its help texts are part of what is calibrated on
-    if "tvm-arm" in options.targets:
-        decides["toolchain"] = _toolchain(options)
     return blake3(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -81,7 +71,7 @@ def our_code() -> str:
     """BLAKE3 of all files of pocketphi's own: a bundle of a changed compiler is another bundle."""
     root = Path(__file__).resolve().parent.parent
     paths = (path for folder in _OUR_FILES for path in sorted((root / folder).rglob("*")))
-    return _digest_files((path for path in paths if path.is_file() and _is_ours(path.relative_to(root))), root)
+    return digest_files((path for path in paths if path.is_file() and _is_ours(path.relative_to(root))), root)
 
 
 def _is_ours(path: Path) -> bool:
@@ -90,25 +80,10 @@ def _is_ours(path: Path) -> bool:
     return not hidden and not path.name.endswith(_NOT_OURS)
 
 
-def _toolchain(options: CompileOptions) -> list[str]:
-    """What a library is made for, which is this machine's CPU for `--os host`, and the compiler that links it."""
-    from pocketphi.targets.tvm_arm.platform import Platform
-    from pocketphi.targets.tvm_arm.toolchain import find_toolchain
-
-    made_for = Platform.of(options.os, options.cpu)
-    toolchain = find_toolchain(made_for.system, made_for.isa.arch)
-    return [made_for.described(), toolchain.triple, *toolchain.flags, *map(_compiler_version, toolchain.compiler[:1])]
-
-
-@functools.cache
-def _compiler_version(compiler: str) -> str:
-    """What a compiler says of itself, which names the release of an NDK too, and the digest of its program."""
-    try:
-        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
-    except OSError as error:
-        raise InputError(f"{compiler}: cannot be run: {error.strerror}") from None
-    lines = [line for line in said.stdout.splitlines() if not line.startswith("InstalledDir")]
-    return "\n".join([*lines, _digest_files([Path(compiler)])])
+def _digested(options: Options) -> dict[str, Any]:
+    """What decides the bytes, with digests of files in place of what they hold."""
+    found = options.deciding()
+    return {name: blake3(held).hexdigest() if isinstance(held, bytes) else held for name, held in found.items()}
 
 
 def _files(model: str) -> list[Path]:
@@ -136,19 +111,6 @@ def _versions(model: str) -> list[tuple[Path, int, int]]:
         return [(path, status.st_size, status.st_mtime_ns) for path in _files(model) for status in [path.stat()]]
     except OSError as error:
         raise InputError(f"{model}: cannot be read ({error.strerror})") from None
-
-
-def _digest_files(paths: Iterable[Path], root: Path | None = None) -> str:
-    """Of names, from `root` on if it is given, and contents."""
-    whole = blake3()
-    for path in paths:
-        name = str(path.relative_to(root)) if root else path.name
-        try:
-            content = blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        whole.update(len(name.encode()).to_bytes(8, "little") + name.encode() + content)
-    return whole.hexdigest()
 
 
 def _version(package: str) -> str | None:

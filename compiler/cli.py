@@ -15,17 +15,20 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler import __version__, tune_command
+from pocketphi.compiler import __version__
 from pocketphi.compiler.cli_build import add_build_commands
-from pocketphi.compiler.cli_devices import device_arguments, for_device, form_arguments, form_options
-from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
+from pocketphi.compiler.cli_devices import device_arguments, for_device
+from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
+from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, RecipeOptions
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
+from pocketphi.targets import TARGETS, all_targets
+from pocketphi.targets.target import Command
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
 
@@ -145,16 +148,13 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
     _target_argument(bench)
 
-    tune_command.add_arguments(command("tune", tune_command.run, tune_command.TEXT))
-
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
 
-    _run_mlpackage_arguments(
-        command("run-mlpackage", _run_mlpackage, "run any Core ML package (.mlpackage) on this machine")
-    )
-
     add_build_commands(command)
+    for target in all_targets():
+        for own in target.commands():
+            own.add_arguments(command(own.NAME, _target_command(own), own.TEXT))
 
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
@@ -173,161 +173,39 @@ def _target_argument(p: argparse.ArgumentParser) -> None:
 def _compile_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help=MODEL_HELP)
     p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: MODEL-bundle)")
-    p.add_argument("--target", action="append", choices=TARGETS, help="default ort-mobile; may be repeated")
-    p.add_argument(
-        "--recipe",
-        default="search",
-        help="search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
-    )
-    form_arguments(p)
-    p.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
-    p.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help="UTF-8 text for --recipe search (default: pages of our own and Python's language reference)",
-    )
-    p.add_argument("--calibration-tokens", type=int, default=4096, metavar="N", help="default %(default)s")
-    p.add_argument("--all-logits", action="store_true", help="logits of every position instead of the last")
-    p.add_argument(
-        "--accuracy-level", type=int, choices=[0, 4], default=4, help="4: int8 activations (default); 0: float32"
-    )
-    p.add_argument("--ort-file", action="store_true", help="also the single-file model.ort (under 2 GiB)")
-    core = p.add_argument_group("Core ML")
-    core.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens of a prefill call (default 64)")
-    core.add_argument(
-        "--attention",
-        choices=["sdpa", "decomposed"],
-        default="sdpa",
-        help="one fused operator (default), or products and a softmax",
-    )
-    core.add_argument(
-        "--norm",
-        choices=["max-scaled", "fp32"],
-        default="max-scaled",
-        help="norms in float16, safe from overflow (default), or in float32",
-    )
-    core.add_argument(
-        "--flavor",
-        choices=["functions", "swift-transformers"],
-        default="functions",
-        help="prefill and decode functions (default), or one function as swift-transformers calls it",
-    )
-    core.add_argument(
-        "--model-id", metavar="OWNER/NAME", help="repository that swift-transformers reads the tokenizer from"
-    )
-    tvm = p.add_argument_group("TVM")
-    tvm.add_argument(
-        "--os", default="linux", metavar="NAME", help="linux (default), android, ios, or host: this machine"
-    )
-    tvm.add_argument(
-        "--cpu",
-        metavar="NAME",
-        help="a core such as cortex-a76 or apple-a15, or an instruction set: neon, dotprod (default), i8mm, avx2, avx512vnni",
-    )
-    tvm.add_argument(
-        "--tuning",
-        type=Path,
-        metavar="FILE",
-        help="schedules that 'pocketphi tune' found (before those that ship with us)",
-    )
-    tvm.add_argument(
-        "--kv-cache",
-        default="fp16",
-        metavar="TYPE",
-        help="of keys and values: fp16 (default), or int8 with a scale for each: half the memory of long texts",
-    )
-    p.add_argument(
-        "--verify",
-        choices=["auto", "always", "never"],
-        default="auto",
-        help="run the saved files against the program (auto: where memory allows)",
-    )
+    target_argument(p, f"default {DEFAULT_TARGET}; may be repeated")
+    add_options(p, RecipeOptions)
+    add_options(p, ProgramOptions)
+    add_target_options(p)
     device_arguments(p)
-    p.add_argument("--max-bytes", type=parse_size, metavar="SIZE", help="fail if the bundle would be larger")
-    p.add_argument("--max-memory", type=parse_size, metavar="SIZE", help="fail if compiling would take more memory")
-    p.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where searched weights are kept (default: $POCKETPHI_CACHE, or pocketphi in $XDG_CACHE_HOME or ~/.cache)",
-    )
-    p.add_argument("--dump-graphs", type=Path, metavar="DIR", help="write the graph after each pass")
-    p.add_argument(
-        "--strict", action="store_true", help="an operator left unfused, in float, or on a slow path is an error"
-    )
-    p.add_argument("--force", action="store_true", help="replace the bundle at --out")
+    add_options(p, Limits)
     p.add_argument("--dry-run", action="store_true", help="only the plan: sizes, memory, what is fused and quantized")
 
 
-def _run_mlpackage_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("package", type=Path, metavar="PATH")
-    p.add_argument("--function", metavar="NAME", help="which function (default: the package's default)")
-    p.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a .npy file, numbers as JSON, random or zeros (default: random for floats, zeros for integers)",
-    )
-    p.add_argument("--seed", type=int, default=0, help="of random inputs (default %(default)s)")
-    p.add_argument(
-        "--mode",
-        choices=["fp16", "fp32"],
-        default="fp16",
-        help="fp16 (default): round as declared; fp32: round nothing",
-    )
-    p.add_argument("--compare", action="store_true", help="also run in the other mode, and show how far they differ")
-    p.add_argument(
-        "--output", type=Path, metavar="PATH", help="write the outputs: an .npz file, or a folder of .npy files"
-    )
-    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+def _target_command(made: Command) -> Callable[[argparse.Namespace], int]:
+    """How to run a command that only one target has."""
 
+    def run(a: argparse.Namespace) -> int:
+        from pocketphi.compiler.tools import tools
 
-def _options(a: argparse.Namespace) -> CompileOptions:
-    out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
-    return CompileOptions(
-        model=a.model,
-        out=out,
-        targets=tuple(dict.fromkeys(a.target or ["ort-mobile"])),
-        recipe=a.recipe,
-        **form_options(a),
-        context=a.context,
-        calibration=a.calibration,
-        calibration_tokens=a.calibration_tokens,
-        all_logits=a.all_logits,
-        accuracy_level=a.accuracy_level,
-        ort_file=a.ort_file,
-        chunk=a.prefill_chunk,
-        attention=a.attention,
-        norm=a.norm,
-        flavor=a.flavor,
-        model_id=a.model_id,
-        os=a.os,
-        cpu=a.cpu,
-        tuning=a.tuning,
-        kv_cache=a.kv_cache,
-        verify=a.verify,
-        max_bytes=a.max_bytes,
-        max_memory=a.max_memory,
-        strict=a.strict,
-        force=a.force,
-        dump_graphs=a.dump_graphs,
-        cache=a.cache,
-    )
+        data, human = made.run(a, tools(_ui(a)))
+        _print(a, data, human)
+        return 0
+
+    return run
 
 
 def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
-    options = for_device(a, _options(a), _ui(a))
+    out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
+    options = for_device(a, options_of(a, out), _ui(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
-        from pocketphi.compiler.targets import make_target
 
         check_replaceable(options.out, options.force)
-        made = plan(options, [make_target(name, options) for name in options.targets])
+        made = plan(options)
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
     from pocketphi.compiler.compile import compile_model
@@ -423,20 +301,6 @@ def _inspect(a: argparse.Namespace) -> int:
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
     told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
     _print(a, told, lambda: show.checkpoint(source))
-    return 0
-
-
-def _run_mlpackage(a: argparse.Namespace) -> int:
-    from pocketphi.compiler.run_mlpackage import run_mlpackage
-
-    ran = run_mlpackage(a.package, a.function, a.input, a.mode, a.compare, a.output, a.seed, a.threads)
-
-    def human() -> None:
-        from pocketphi.compiler import show
-
-        show.package_run(ran)
-
-    _print(a, ran.as_json(), human)
     return 0
 
 

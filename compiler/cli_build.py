@@ -16,6 +16,7 @@ from pocketphi.compiler.cli_devices import AddCommand, add_device_command
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.writing import write_whole
+from pocketphi.targets import all_targets
 
 
 def add_build_commands(command: AddCommand) -> None:
@@ -35,12 +36,13 @@ def add_build_commands(command: AddCommand) -> None:
 
     kit = command("integrate", _integrate, "write code that runs a bundle in an app: Swift or Kotlin, with tests")
     kit.add_argument("bundle", type=Path)
-    kit.add_argument("--platform", choices=["ios", "android"], required=True)
+    kits = [made for target in all_targets() for made in target.kits]
+    kit.add_argument("--platform", choices=sorted({made.platform for made in kits}), required=True)
     kit.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
     kit.add_argument(
         "--runtime",
-        choices=["coreml", "genai", "tvm"],
-        help="Core ML, onnxruntime-genai or TVM (default: the first of the platform's that the bundle has files for)",
+        choices=sorted({made.runtime for made in kits}),
+        help="default: the first of the platform's that the bundle has files for",
     )
     kit.add_argument("--name", help="Swift module (default: from the model's name)")
     kit.add_argument("--package", help="Kotlin package (default: com.example.NAME)")

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
 from pocketphi.compiler.devices import NUMBERS, Device
-from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block
+from pocketphi.compiler.options import CompileOptions, ProgramOptions, StorageOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.choices import FILE_BLOCK, default_block
+from pocketphi.targets import TARGETS
 
 AddCommand = Callable[[str, Any, str], argparse.ArgumentParser]
 
@@ -24,42 +25,14 @@ def add_device_command(command: AddCommand) -> None:
         "devices", _devices, "the table of devices; with a model: does it fit, and how fast can it be at best"
     )
     devices.add_argument("model", nargs="?", metavar="MODEL")
-    devices.add_argument("--target", action="append", choices=TARGETS, help="default: all that run there")
-    form_arguments(devices)
-    devices.add_argument("--kv-cache", default="fp16", metavar="TYPE", help="of tvm-arm: fp16 (default) or int8")
-    devices.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
+    target_argument(devices, "default: all that run there")
+    add_options(devices, StorageOptions)
+    add_options(devices, ProgramOptions, ["context"])
+    add_target_options(devices)
     devices.add_argument(
         "--prompt-tokens", type=int, default=512, help="longest text that is read at once (%(default)s)"
     )
     device_arguments(devices, fit=False)
-
-
-def form_arguments(p: argparse.ArgumentParser) -> None:
-    """How weights are stored, which decides their size."""
-    p.add_argument(
-        "--block",
-        type=parse_block,
-        metavar="N",
-        help="weights that share a scale: 16 to 256, or row for whole rows "
-        f"(default {default_block('search')}; of --recipe keep {FILE_BLOCK})",
-    )
-    p.add_argument("--asymmetric", action="store_true", help="a zero point for each block")
-    p.add_argument(
-        "--palette",
-        type=int,
-        nargs="?",
-        const=16,
-        metavar="ROWS",
-        help="in place of blocks, tables of 16 values for so many rows each (16 without a number): for the Neural Engine",
-    )
-    for what in ("embedding", "head"):
-        p.add_argument(f"--{what}-bits", type=int, choices=[4, 8], default=4, help="default %(default)s")
-
-
-def form_options(a: argparse.Namespace) -> dict[str, Any]:
-    """What `form_arguments` read, as `CompileOptions` calls it."""
-    kept = {name: getattr(a, name) for name in ("block", "palette", "embedding_bits", "head_bits")}
-    return {**kept, "symmetric": not a.asymmetric}
 
 
 def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
@@ -85,13 +58,13 @@ def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> Compil
     fitting = fit_options(options, device, a.fit)
     if fitting != options:
         ui.say(f"{device.title}: taking {difference(options, fitting)}")
-    for target in fitting.targets:
+    for target in fitting.target_names:
         ui.say(f"{device.title}, {target}: {fit(config_of(fitting.model), fitting, target, device).described()}")
     return fitting
 
 
 def _devices(a: argparse.Namespace) -> int:
-    from pocketphi.compiler.device_plan import config_of, fit
+    from pocketphi.compiler.device_plan import config_of, fit, runs_on
     from pocketphi.compiler.devices import find_device, read_devices
 
     chosen = [find_device(a.device, a.devices)] if a.device else list(read_devices(a.devices).values())
@@ -103,22 +76,13 @@ def _devices(a: argparse.Namespace) -> int:
         data = [{**vars(device), "estimated": sorted(device.estimated)} for device in chosen]
         _print(a, data, "\n".join(lines))
         return 0
-    targets = tuple(a.target or TARGETS)
-    options = CompileOptions(
-        a.model,
-        Path("-"),
-        targets,
-        recipe="rtn",
-        **form_options(a),
-        context=a.context,
-        kv_cache=a.kv_cache,
-    )
+    options = options_of(a, Path("-"), TARGETS, recipe="rtn")
     config = config_of(a.model)
     found = [
         fit(config, options, target, device, a.prompt_tokens)
         for device in chosen
-        for target in targets
-        if target != "coreml" or device.platform == "ios" or len(chosen) == len(targets) == 1
+        for target in options.target_names
+        if runs_on(target, device) or len(chosen) == len(options.targets) == 1
     ]
     lines = [
         f"{one.device:<20} {one.target:<11} {one.described()}; largest context {one.largest_context:,}" for one in found

@@ -16,10 +16,9 @@ from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
-from pocketphi.compiler.plan import check_plan
+from pocketphi.compiler.plan import check_plan, prepare
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
-from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import read_text, tokens_of, windows
 from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
@@ -29,14 +28,14 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import typed
 from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
 from pocketphi.passes.int4_cache import Int4Cache
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
-from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets import find_target
+from pocketphi.targets.base import Packaged
 
 
 def compile_model(
@@ -50,13 +49,12 @@ def compile_model(
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
-    text = check_text(source, options.targets)
+    text = check_text(source, options.target_names)
     for notice in (*source.notices, *text.notices):
         ui.say(notice)
     source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]  # from here on, as transformers reads them
-    targets = [make_target(name, options) for name in options.targets]
     if options.verify == "always":
-        for target in targets:
+        for target in options.of_targets:
             check_runs_here(target)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     special = eight_bits(options, source.config)
@@ -67,7 +65,8 @@ def compile_model(
         passes = quantization(quantizer, {}, options.all_logits, special)
         reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
         # before the work: what will be refused, is refused now
-        needed = check_plan(quantized, reports, targets, options)
+        prepared = prepare(quantized, options)
+        needed = check_plan(quantized, reports, prepared, options)
         verifies = wants_verification(options.verify, needed, ui)
         read = reading_checks(source) if verifies else []
         require(read)
@@ -79,13 +78,13 @@ def compile_model(
             read.append(rounding_check(quantized.weights, source))
             require(read)
         packaged = {}
-        for target in targets:
-            if target is targets[-1] and source.file_bytes > free_memory() // 4:
+        for name, one in prepared.items():
+            if name == options.target_names[-1] and source.file_bytes > free_memory() // 4:
                 source.forget_behind()  # the last pass over a file that would push everything else out of memory
-            with ui.task(f"write {target.name}", target.planned_bytes(quantized), "bytes") as advance:
-                packaged[target.name] = target.package(quantized, folder, advance)
+            with ui.task(f"write {name}", one.bytes, "bytes") as advance:
+                packaged[name] = one.write(folder, advance)
         write_model_files(folder, source)
-        manifest = describe(source, options, reports, quantized, targets, packaged)
+        manifest = describe(source, options, reports, quantized, packaged)
         manifest = replace(manifest, text=text.recorded)
         if verifies:
             made = verify_made(folder, manifest, options.verify, ui)
@@ -147,12 +146,11 @@ def describe(
     options: CompileOptions,
     reports: list[PassReport],
     program: Program,
-    targets: list[Target],
     packaged: Mapping[str, Packaged],
 ) -> Manifest:
     """The manifest, but for the files and the verification."""
     config = source.config
-    packages = [package for target in targets for package in target.packages]
+    packages = [package for name in packaged for package in find_target(name).recorded]
     return Manifest(
         format=FORMAT,
         pocketphi=__version__,
@@ -169,13 +167,12 @@ def describe(
         ),
         passes=tuple(PassRecord(r.name, dict(sorted(r.applied.items())), tuple(r.refused), r.removed) for r in reports),
         operators=dict(sorted(program.operators().items())),
-        targets={name: _target_record(name, p) for name, p in packaged.items()},
+        targets={name: _target_record(p) for name, p in packaged.items()},
         verification=None,
         files={},
     )
 
 
-def _target_record(name: str, made: Packaged) -> TargetRecord:
+def _target_record(made: Packaged) -> TargetRecord:
     operators = dict(sorted(made.operators.items()))
-    said = {"operators": operators, "notes": made.notes, **made.details, "weights": made.weights}
-    return typed(TargetRecord, said, f"{name}: its entry in the manifest")
+    return TargetRecord(operators=operators, notes=tuple(made.notes), details=made.details, weights=made.weights)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.devices import Device
-from pocketphi.compiler.footprint import PROMPT, RUNTIMES, Footprint, footprint, kept_offsets
+from pocketphi.compiler.footprint import PROMPT, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
+from pocketphi.targets import all_targets, find_target
+from pocketphi.targets.memory import Footprint
 
 _LEAST_CONTEXT = 512
-_ONLY_IOS = "coreml"
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,18 @@ def _offsets(options: CompileOptions) -> set[str]:
     return kept_offsets(open_checkpoint(options.model))
 
 
+def runs_on(target: str, device: Device) -> bool:
+    """Whether a device's system has the target's runtime."""
+    platforms = find_target(target).platforms
+    return platforms is None or device.platform in platforms
+
+
 def fit(config: ModelConfig, options: CompileOptions, target: str, device: Device, prompt: int = PROMPT) -> Fit:
     """Raises InputError for a target that the device's system does not run."""
-    if (target == _ONLY_IOS) > (device.platform == "ios"):
-        raise InputError(f"--device {device.name}: has no Core ML; compile for --target ort-mobile")
+    found = find_target(target)
+    if not runs_on(target, device):
+        other = next(one.name for one in all_targets() if runs_on(one.name, device))
+        raise InputError(f"--device {device.name}: has no {found.title}; compile for --target {other}")
     made = footprint(config, target, options, prompt, offsets=_offsets(options))
     return Fit(
         device=device.name,
@@ -97,7 +106,7 @@ def fit(config: ModelConfig, options: CompileOptions, target: str, device: Devic
         decode=device.bandwidth / made.read_per_token,
         decode_full=device.bandwidth / (made.read_per_token + made.kv_cache()),
         footprint=made,
-        measured=RUNTIMES[target].measured,
+        measured=found.measured,
     )
 
 
@@ -107,14 +116,14 @@ def fit_options(options: CompileOptions, device: Device, choose: bool, prompt: i
     Raises CheckFailed saying by how many bytes it does not fit, and what would.
     """
     config = config_of(options.model)
-    found = [fit(config, options, target, device, prompt) for target in options.targets]
+    found = [fit(config, options, target, device, prompt) for target in options.target_names]
     over = max(found, key=lambda one: one.needed - one.available)
     if over.ok:
         return options
     for other in _alternatives(config, options, over.context):
         if other == options:
             continue
-        if all(fit(config, other, target, device, prompt).ok for target in other.targets):
+        if all(fit(config, other, target, device, prompt).ok for target in other.target_names):
             if choose:
                 return other
             raise CheckFailed(f"{_refusal(over, device)}; would fit: {difference(options, other)}; --fit takes that")

@@ -1,15 +1,15 @@
-"""The hosts, by target name; see `targets.py`."""
+"""The hosts of a bundle's targets, and whether one runs here."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from pocketphi.artifacts.manifest import Manifest
-from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.base import Host, Target
+from pocketphi.targets import find_target, missing_extra
+from pocketphi.targets.base import Host
+from pocketphi.targets.target import TargetOptions
 
 
 def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Host:
@@ -21,35 +21,17 @@ def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Ho
     positions = read_config(folder).max_position
     if not 0 < manifest.context(name) <= positions:
         raise InputError(f"{folder}: holds {manifest.context(name)} tokens, config.json says {positions} positions")
+    found = find_target(name)
     try:
-        if name == "ort-mobile":
-            from pocketphi.targets.ort_mobile.host import OrtHost
-
-            return OrtHost(folder)
-        if name == "coreml":
-            from pocketphi.targets.coreml.host import CoreMLHost
-
-            return CoreMLHost(folder, held[name].weights)
-        if name == "tvm-arm":
-            from pocketphi.targets.tvm_arm.host import TvmHost
-
-            return TvmHost(folder)
+        return found.open_host(folder, held[name])
     except ModuleNotFoundError as error:
-        raise missing_extra(name, error) from None
-    raise InputError(f"{folder}: target {name} cannot run here")
+        raise missing_extra(found, error) from None
 
 
-def check_runs_here(target: Target) -> None:
-    """Raises CannotRun, before any work, where it is known that this machine cannot run what the target writes."""
+def check_runs_here(options: TargetOptions) -> None:
+    """Raises CannotRun, before any work, where it is known that this machine cannot run what a target writes."""
+    target = find_target(options.target)
     try:
-        importlib.import_module(_HOSTS[target.name])
+        target.check_runs_here(options)
     except ModuleNotFoundError as error:
-        raise missing_extra(target.name, error) from None
-    target.check_runs_here()
-
-
-_HOSTS = {
-    "ort-mobile": "pocketphi.targets.ort_mobile.host",
-    "coreml": "pocketphi.targets.coreml.host",
-    "tvm-arm": "pocketphi.targets.tvm_arm.host",
-}
+        raise missing_extra(target, error) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,14 @@ from pocketphi.artifacts.kits.reference import ChatFormat, Messages
 from pocketphi.artifacts.kits.vectors import make_vectors
 from pocketphi.compiler import __version__
 from pocketphi.compiler.footprint import bundle_footprint
-from pocketphi.compiler.targets import missing_extra
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import named
 from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.targets import all_targets, missing_extra
+from pocketphi.targets.target import Kit, Target
 
-
-@dataclass(frozen=True)
-class Kit:
-    """platform, runtime: as the command line names them; target: whose files it runs; folders: of templates."""
-
-    platform: str
-    runtime: str
-    target: str
-    folders: tuple[str, ...]
-    vectors: str
-
-
-KITS = [
-    Kit("ios", "coreml", "coreml", ("ios", "ios-coreml"), "Tests/KITTests/vectors.json"),
-    Kit("ios", "genai", "ort-mobile", ("ios", "ios-genai"), "Tests/KITTests/vectors.json"),
-    Kit("android", "genai", "ort-mobile", ("android", "android-genai"), "src/test/resources/vectors.json"),
-    Kit("android", "tvm", "tvm-arm", ("android", "android-jni"), "src/test/resources/vectors.json"),
-]
-PLATFORMS = tuple(dict.fromkeys(kit.platform for kit in KITS))
 DEFAULT_CONTEXT = 2048
-_GENAI, _ORT = "0.18.0", "1.32.0"
-_RUNTIME = "src/main/cpp/runtime"
 _LONGEST = 64
 """Characters of a name: of a folder, a class and a library."""
 
@@ -65,7 +45,7 @@ def integrate(
     or with a chat template that does more than join messages.
     """
     bundle = Bundle.open(path)
-    kit = _choose(bundle, platform, runtime)
+    target, kit = _choose(bundle, platform, runtime)
     module = name or _module_name(bundle.manifest.source.model)
     package = package or f"com.example.{module.lower()}"
     _check_names(module, package)
@@ -75,7 +55,7 @@ def integrate(
             "the chat template writes the date of the day, which the kits cannot do without Jinja; simplify it"
         )
     chat = read_chat_format(lambda messages: _render(tokenizer, messages))
-    values = _values(bundle, kit, chat, tokenizer, context) | {"name": module, "package": package}
+    values = _values(bundle, target, kit, chat, tokenizer, context) | {"name": module, "package": package}
     if out.exists():
         raise InputError(f"{out}: exists; choose another -o")
     written = []
@@ -86,42 +66,47 @@ def integrate(
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(content, "utf-8")
             written.append(file)
-        if kit.target == "tvm-arm":
-            written += _runtime_sources(folder)
+        if kit.export is not None:
+            written += _exported(target, kit.export, folder)
     return sorted(written)
 
 
-def _runtime_sources(folder: Path) -> list[str]:
-    """The TVM runtime with its C interface, for the app's own compiler."""
-    try:
-        from pocketphi.targets.tvm_arm.build_runtime import export_sources
-    except ModuleNotFoundError as error:
-        raise missing_extra("tvm-arm", error) from None
-    export_sources(folder / _RUNTIME)
-    return [str(path.relative_to(folder)) for path in (folder / _RUNTIME).rglob("*") if path.is_file()]
+def kits_of(platform: str) -> list[tuple[Target[Any], Kit]]:
+    """The kits for a platform with their targets, those that are taken first before others."""
+    found = [(target, kit) for target in all_targets() for kit in target.kits if kit.platform == platform]
+    return sorted(found, key=lambda pair: pair[1].rank)
 
 
-def _choose(bundle: Bundle, platform: str, runtime: str | None) -> Kit:
-    kits = [kit for kit in KITS if kit.platform == platform and runtime in (None, kit.runtime)]
+def _choose(bundle: Bundle, platform: str, runtime: str | None) -> tuple[Target[Any], Kit]:
+    every = kits_of(platform)
+    kits = [(target, kit) for target, kit in every if runtime in (None, kit.runtime)]
     if not kits:
-        known = ", ".join(kit.runtime for kit in KITS if kit.platform == platform)
+        known = ", ".join(kit.runtime for _, kit in every)
         raise InputError(f"--runtime {runtime}: not on {platform}; expected one of {known}")
     held = bundle.manifest.targets
-    for kit in kits:
-        if kit.target in held:
-            if held[kit.target].flavor == "swift-transformers":
-                raise InputError(
-                    f"{bundle.path}: its package is for swift-transformers; compile with --flavor functions"
-                )
-            return kit
-    wanted = " or ".join(f"--target {kit.target}" for kit in kits)
+    for target, kit in kits:
+        if target.name in held:
+            return target, kit
+    wanted = " or ".join(f"--target {target.name}" for target, _ in kits)
     raise InputError(f"{bundle.path}: holds {', '.join(held)}, nothing for {platform}; compile it with {wanted}")
 
 
-def _values(bundle: Bundle, kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, context: int | None) -> dict[str, Any]:
+def _exported(target: Target[Any], export: Callable[[Path], list[str]], folder: Path) -> list[str]:
+    try:
+        return export(folder)
+    except ModuleNotFoundError as error:
+        raise missing_extra(target, error) from None
+
+
+def _values(
+    bundle: Bundle, target: Target[Any], kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, context: int | None
+) -> dict[str, Any]:
     manifest, config = bundle.manifest, read_config(bundle.path)
-    details = manifest.targets[kit.target]
-    longest = manifest.context(kit.target)
+    try:
+        of_target = target.kit_values(manifest.targets[target.name])
+    except InputError as error:
+        raise InputError(f"{bundle.path}: {error}") from None
+    longest = manifest.context(target.name)
     if context is not None and not 2 <= context <= longest:
         raise InputError(f"--context {context}: {bundle.path} holds up to {longest} tokens")
     tokens = context or min(longest, DEFAULT_CONTEXT)
@@ -132,16 +117,16 @@ def _values(bundle: Bundle, kit: Kit, chat: ChatFormat, tokenizer: Tokenizer, co
         "version": __version__,
         "manifest_sha256": file_digest(bundle.path / MANIFEST),
         "bundle_bytes": manifest.bytes,
-        "memory_bytes": bundle_footprint(bundle, kit.target, context=tokens).total(),
+        "memory_bytes": bundle_footprint(bundle, target.name, context=tokens).total(),
         "context": tokens,
         "model_context": manifest.model.context,
-        "chunk": details.chunk or 0,
-        "rows": details.cache_rows or 0,
+        "chunk": 0,
+        "rows": 0,
         "long_rope_after": manifest.model.long_rope_after,
         "stops": _stops(config, chat, tokenizer),
         "recipe": manifest.recipe.described(),
-        "genai_version": _GENAI,
-        "ort_version": _ORT,
+        **(kit.values or {}),
+        **of_target,
     }
 
 

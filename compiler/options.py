@@ -1,170 +1,27 @@
-"""What a user can ask of a compile, as one frozen value."""
+"""What a user can ask of a compile, each option declared once; those of a target are in its folder."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pocketphi.artifacts.manifest import RecipeRecord
+from pocketphi.compiler import __version__
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, show
-from pocketphi.passes.choices import BLOCKS, GROUPS, default_block
-from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
+from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS, default_block
+from pocketphi.targets import TARGETS, all_targets, find_target
+from pocketphi.targets.target import Asked, TargetOptions
 
-TARGETS = ("ort-mobile", "coreml", "tvm-arm")
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "recipe": ("search", "rtn", "keep"),
-    "accuracy_level": (0, 4),
-    "attention": ("sdpa", "decomposed"),
-    "norm": ("max-scaled", "fp32"),
-    "flavor": ("functions", "swift-transformers"),
-    "os": ("linux", "android", "ios", "host"),
-    "verify": ("auto", "always", "never"),
-}
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """Arguments of `compile_model`; the command line has the same.
-
-    model:        checkpoint, as `open_checkpoint` reads it
-    out:          folder of the bundle
-    recipe:       `search`, `rtn` or `keep`; block (0: whole rows; by default `default_block`), symmetric: its parameters
-    palette:      rows that share a lookup table of 16 values, in place of blocks with a scale
-    embedding_bits, head_bits: 4, or 8 (a tied weight gets the larger)
-    context:      positions that the rotary tables cover; the model's maximum if None
-    calibration:  a UTF-8 text; pages of our own and Python's language reference if None
-    all_logits:   logits of every position instead of the last
-    accuracy_level: 4 computes with int8 activations, 0 in float32
-    ort_file:     also write the single-file model.ort
-    chunk, attention, norm, flavor, model_id: of a Core ML package, see `targets.coreml.package.CoreML`
-    os, cpu:      of a TVM library, see `targets.tvm_arm.platform.Platform`
-    tuning:       a database of `pocketphi tune`, taken before the shared one
-    kv_cache:     of a TVM library, a name of `targets.tvm_arm.kv_cache.KV_CACHES`
-    verify:       `auto` where the model fits into half of the free memory, `always`, `never`
-    max_bytes, max_memory: budgets in bytes for the bundle and for the compile's own memory
-    contents:     of the files that options name, as `content` has read them; options that are made of these share them
-    """
-
-    model: str
-    out: Path
-    targets: tuple[str, ...] = ("ort-mobile",)
-    recipe: str = "search"
-    block: int = None  # type: ignore[assignment]  # set below
-    symmetric: bool = True
-    palette: int | None = None
-    embedding_bits: int = 4
-    head_bits: int = 4
-    context: int | None = None
-    calibration: Path | None = None
-    calibration_tokens: int = 4096
-    all_logits: bool = False
-    accuracy_level: int = 4
-    ort_file: bool = False
-    chunk: int | None = None
-    attention: str = "sdpa"
-    norm: str = "max-scaled"
-    flavor: str = "functions"
-    model_id: str | None = None
-    os: str = "linux"
-    cpu: str | None = None
-    tuning: Path | None = None
-    kv_cache: str = "fp16"
-    verify: str = "auto"
-    max_bytes: int | None = None
-    max_memory: int | None = None
-    strict: bool = False
-    force: bool = False
-    dump_graphs: Path | None = None
-    cache: Path | None = None
-    contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.block is None:
-            object.__setattr__(self, "block", default_block(self.recipe))
-        if self.block and self.block not in BLOCKS:
-            raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}, or row")
-        for option, choices in _CHOICES.items():
-            if getattr(self, option) not in choices:
-                words = (
-                    " or ".join(map(str, choices)) if len(choices) == 2 else f"one of {', '.join(map(str, choices))}"
-                )
-                raise InputError(f"--{option.replace('_', '-')} {named(getattr(self, option))}: expected {words}")
-        if self.palette is not None and self.palette not in GROUPS:
-            raise InputError(f"--palette {self.palette}: expected one of {', '.join(map(str, GROUPS))} rows")
-        for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)):
-            if bits not in (4, 8):
-                raise InputError(f"--{what}-bits {bits}: expected 4 or 8")
-        if self.calibration_tokens < 1:
-            raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
-        if self.context is not None and self.context < 2:
-            raise InputError(f"--context {self.context}: expected 2 or more tokens: one of a prompt, one of its answer")
-        if self.calibration is not None and self.recipe != "search":
-            raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
-        for target in self.targets:
-            if target not in TARGETS:
-                raise InputError(f"--target {target}: expected one of {', '.join(TARGETS)}")
-        if self.kv_cache not in KV_CACHES:
-            raise InputError(f"--kv-cache {self.kv_cache}: expected one of {', '.join(KV_CACHES)}")
-        if self.kv_cache != "fp16" and "tvm-arm" not in self.targets:
-            have = f"{self.targets[0]} has no such"
-            if len(self.targets) > 1:
-                have = f"neither {' nor '.join(self.targets)} has such a"
-            raise InputError(f"--kv-cache {self.kv_cache}: {have} cache; leave it out, or compile for tvm-arm")
-
-    def content(self, option: str) -> bytes | None:
-        """What the file that an option names holds, None where it names none. It is read once: what is compiled is what was
-        looked at, whatever happens to the file meanwhile. Raises InputError where it cannot be read."""
-        path: Path | None = getattr(self, option)
-        if path is None:
-            return None
-        if option not in self.contents:
-            what = {"calibration": "the calibration text"}.get(option, f"--{option}")
-            try:
-                self.contents[option] = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"{path}: {what} cannot be read: {error.strerror}") from None
-        return self.contents[option]
-
-    def _calibration_text(self) -> str | None:
-        """Which text the weights were calibrated on: `default`, or the SHA-256 of the user's."""
-        if self.recipe != "search":
-            return None
-        return "default" if self.calibration is None else hashlib.sha256(self.content("calibration") or b"").hexdigest()
-
-    def described(self) -> str:
-        """How the weights are quantized, in a few words."""
-        return self._recipe(calibration=None).described()
-
-    def recorded(self) -> RecipeRecord:
-        """The options that decide a bundle's bytes, for its manifest."""
-        return self._recipe(self._calibration_text())
-
-    def _recipe(self, calibration: str | None) -> RecipeRecord:
-        return RecipeRecord(
-            name=self.recipe,
-            block=self.block,
-            symmetric=self.symmetric,
-            palette=self.palette,
-            embedding_bits=self.embedding_bits,
-            head_bits=self.head_bits,
-            context=self.context,
-            all_logits=self.all_logits,
-            accuracy_level=self.accuracy_level,
-            calibration=calibration,
-            calibration_tokens=self.calibration_tokens if self.recipe == "search" else None,
-        )
-
-
-def eight_bit_weights(options: CompileOptions, config: ModelConfig) -> list[str]:
-    """The weights that get 8 bits. A tied embedding and head is one weight."""
-    head = EMBEDDING if config.tied_embeddings else HEAD
-    wanted = ((EMBEDDING, options.embedding_bits), (head, options.head_bits))
-    return [name for name, bits in wanted if bits == 8]
+DEFAULT_TARGET = next(iter(TARGETS))
+RECIPES = ("search", "rtn", "keep")
+VERIFY = ("auto", "always", "never")
 
 
 def parse_block(text: str) -> int:
@@ -183,3 +40,200 @@ def parse_size(text: str) -> int:
         raise InputError(f"{show(text)} is not a size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix.replace("K", "k") or " "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageOptions(Options):
+    """How weights are stored, which decides their size."""
+
+    block: int = option(
+        cast("int", None),  # by the recipe; set when the options are made
+        "weights that share a scale: 16 to 256, or row for whole rows "
+        f"(default {default_block('search')}; of --recipe keep {FILE_BLOCK})",
+        metavar="N",
+        parse=parse_block,
+    )
+    symmetric: bool = option(True, "a zero point for each block", flag="asymmetric")
+    palette: int | None = option(
+        None,
+        "in place of blocks, tables of 16 values for so many rows each (16 without a number): for the Neural Engine",
+        choices=GROUPS,
+        unit="rows",
+        metavar="ROWS",
+        const=16,
+    )
+    embedding_bits: int = option(4, "of the embedding: 4 (default) or 8", choices=(4, 8), metavar="BITS")
+    head_bits: int = option(
+        4, "of the head: 4 (default) or 8; a tied weight gets the larger", choices=(4, 8), metavar="BITS"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(StorageOptions):
+    """How weights are made small."""
+
+    recipe: str = option(
+        "search",
+        "search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
+        choices=RECIPES,
+        metavar="NAME",
+    )
+    calibration: Path | None = option(
+        None,
+        "UTF-8 text for --recipe search (default: pages of our own and Python's language reference)",
+        metavar="FILE",
+    )
+    calibration_tokens: int = option(4096, "of that text (default {default})", metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramOptions(Options):
+    """What the compiled model computes."""
+
+    context: int | None = option(
+        None, "longest sequence, in tokens (default: the model's, or the target's limit)", metavar="N"
+    )
+    all_logits: bool = option(False, "logits of every position instead of the last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Options):
+    """What a compile has to keep to, and where it works. None of it decides the bytes of a bundle, but what it refuses."""
+
+    verify: str = option(
+        "auto",
+        "run the saved files against the program (auto, the default: where memory allows)",
+        choices=VERIFY,
+        decides=False,
+    )
+    max_bytes: int | None = option(None, "fail if the bundle would be larger", metavar="SIZE", parse=parse_size)
+    max_memory: int | None = option(
+        None, "fail if compiling would take more memory", metavar="SIZE", parse=parse_size, decides=False
+    )
+    strict: bool = option(False, "an operator left unfused, in float, or on a slow path is an error")
+    force: bool = option(False, "replace the bundle at --out", decides=False)
+    cache: Path | None = option(
+        None,
+        "where searched weights are kept (default: $POCKETPHI_CACHE, or pocketphi in $XDG_CACHE_HOME or ~/.cache)",
+        metavar="DIR",
+        decides=False,
+    )
+    dump_graphs: Path | None = option(None, "write the graph after each pass", metavar="DIR", decides=False)
+
+
+@dataclass(frozen=True)
+class CompileOptions(RecipeOptions, ProgramOptions, Limits):
+    """Arguments of `compile_model`; the command line has the same.
+
+    model:   checkpoint, as `open_checkpoint` reads it
+    out:     folder of the bundle
+    targets: what to compile for: options of targets, or names where there is nothing to choose
+    """
+
+    model: str
+    out: Path
+    targets: Sequence[str | TargetOptions] = (DEFAULT_TARGET,)
+
+    def __post_init__(self) -> None:
+        if self.block is None:
+            object.__setattr__(self, "block", default_block(self.recipe))
+        super().__post_init__()
+        object.__setattr__(self, "out", Path(self.out))
+        chosen = [self.targets] if isinstance(self.targets, str | TargetOptions) else self.targets
+        made = [find_target(one).options() if isinstance(one, str) else one for one in chosen]
+        object.__setattr__(self, "targets", tuple({one.target: one for one in made}.values()))
+        if self.block and self.block not in BLOCKS:
+            raise InputError(f"--block {self.block}: expected one of {', '.join(map(str, BLOCKS))}, or row")
+        if self.calibration_tokens < 1:
+            raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
+        if self.context is not None and self.context < 2:
+            raise InputError(f"--context {self.context}: expected 2 or more tokens: one of a prompt, one of its answer")
+        if self.calibration is not None and self.recipe != "search":
+            raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
+
+    @property
+    def of_targets(self) -> tuple[TargetOptions, ...]:
+        """The options of each target, in the order that was asked for."""
+        return tuple(one for one in self.targets if not isinstance(one, str))
+
+    def of(self, target: str) -> TargetOptions:
+        """The options of one target; its defaults where it is not among those that were asked for."""
+        return next((one for one in self.of_targets if one.target == target), find_target(target).options())
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        return tuple(one.target for one in self.of_targets)
+
+    @property
+    def asked(self) -> Asked:
+        """What every target wants to know."""
+        return Asked(context=self.context, strict=self.strict, version=__version__, recipe=self.described())
+
+    def described(self) -> str:
+        """How the weights are quantized, in a few words."""
+        return self._recipe(calibration=None).described()
+
+    def recorded(self) -> RecipeRecord:
+        """The options that decide a bundle's bytes, for its manifest."""
+        if self.recipe != "search":
+            return self._recipe(None)
+        text = self.content("calibration")
+        return self._recipe("default" if text is None else hashlib.sha256(text).hexdigest())
+
+    def _recipe(self, calibration: str | None) -> RecipeRecord:
+        of_targets = {
+            name: getattr(self.of(target.name), name)
+            for target in all_targets()
+            for name, one in declared(target.options).items()
+            if one.recorded
+        }
+        return RecipeRecord(
+            name=self.recipe,
+            block=self.block,
+            symmetric=self.symmetric,
+            palette=self.palette,
+            embedding_bits=self.embedding_bits,
+            head_bits=self.head_bits,
+            context=self.context,
+            all_logits=self.all_logits,
+            calibration=calibration,
+            calibration_tokens=self.calibration_tokens if self.recipe == "search" else None,
+            **of_targets,
+        )
+
+
+def compile_options(model: str, out: Path, targets: Iterable[str] = (DEFAULT_TARGET,), **given: Any) -> CompileOptions:
+    """Options by their names alone, as the command line and a build file have them: those of a target go to it.
+
+    Raises InputError for an option that none of these targets has.
+    """
+    names = list(dict.fromkeys(targets))
+    own = declared(CompileOptions)
+    of_targets = {name: declared(find_target(name).options) for name in names}
+    for name, value in given.items():
+        if name not in own and not any(name in known for known in of_targets.values()):
+            _refuse(name, value, names)
+    made = [
+        find_target(name).options(**{key: value for key, value in given.items() if key in known})
+        for name, known in of_targets.items()
+    ]
+    return CompileOptions(model, out, made, **{name: value for name, value in given.items() if name in own})
+
+
+def _refuse(name: str, value: Any, targets: Sequence[str]) -> None:
+    """An option of other targets than those that are asked for."""
+    known = {target.name: found[name] for target in all_targets() if name in (found := declared(target.options))}
+    (flag,) = {one.flag for one in known.values()}
+    have = (
+        f"{targets[0]} has no such option"
+        if len(targets) == 1
+        else f"neither {' nor '.join(targets)} has such an option"
+    )
+    raise InputError(f"--{flag} {named(value)}: {have}; leave it out, or compile for {' or '.join(known)}")
+
+
+def eight_bit_weights(options: StorageOptions, config: ModelConfig) -> list[str]:
+    """The weights that get 8 bits. A tied embedding and head is one weight."""
+    head = EMBEDDING if config.tied_embeddings else HEAD
+    wanted = ((EMBEDDING, options.embedding_bits), (head, options.head_bits))
+    return [name for name, bits in wanted if bits == 8]

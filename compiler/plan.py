@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pocketphi.compiler.footprint import Footprint, footprint, kept_offsets
+from pocketphi.compiler.footprint import footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
 from pocketphi.compiler.text_check import check_text
@@ -22,7 +22,9 @@ from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.int4_cache import MAX_VALUES
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.targets.base import Target
+from pocketphi.targets import find_target, missing_extra
+from pocketphi.targets.base import Prepared, check_forms
+from pocketphi.targets.memory import Footprint
 
 _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
@@ -52,16 +54,17 @@ class Plan:
         return {**asdict(self), "run": {name: run.as_json() for name, run in self.run.items()}}
 
 
-def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
+def plan(options: CompileOptions) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
-    text = check_text(source, options.targets)
+    text = check_text(source, options.target_names)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     program = trace(source)
     special = eight_bits(options, source.config)
     passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits, special)]
     reports = run_passes(program, passes, options.dump_graphs)
-    artifact = check_plan(program, reports, targets, options)
+    prepared = prepare(program, options)
+    artifact = check_plan(program, reports, prepared, options)
     offsets = kept_offsets(source) if options.recipe == "keep" else ()
     return Plan(
         model=source.label,
@@ -69,14 +72,14 @@ def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
         layers=source.config.layers,
         artifact=artifact,
         compile_memory=compile_memory(source.config, options),
-        run={t.name: footprint(source.config, t.name, options, offsets=offsets) for t in targets},
+        run={name: footprint(source.config, name, options, offsets=offsets) for name in prepared},
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),
         notes=[
             *source.notices,
             *text.notices,
-            *(f"{target.name}: {note}" for target in targets for note in target.planned_notes(program)),
+            *(f"{name}: {note}" for name, one in prepared.items() for note in one.notes),
         ],
     )
 
@@ -102,22 +105,33 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     return now + max(streaming, 4 * max(running, measuring, largest))
 
 
+def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
+    """Plan the files of each target, once. Raises InputError for what a target cannot write, CannotRun where its packages are
+    not installed."""
+    prepared = {}
+    for one in options.of_targets:
+        target = find_target(one.target)
+        check_forms(target.name, target.forms, program)
+        try:
+            prepared[target.name] = target.prepare(program, one, options.asked)
+        except ModuleNotFoundError as error:
+            raise missing_extra(target, error) from None
+    return prepared
+
+
 def check_plan(
-    program: Program, reports: Sequence[PassReport], targets: Sequence[Target], options: CompileOptions
+    program: Program, reports: Sequence[PassReport], prepared: Mapping[str, Prepared], options: CompileOptions
 ) -> int:
     """Bytes that the bundle needs on disk.
 
-    Raises CheckFailed where it, or the compile's memory, is over its budget, and InputError for what a target cannot write
-    and, under --strict, for what a pass left alone.
+    Raises CheckFailed where it, or the compile's memory, is over its budget, and InputError, under --strict, for what a pass
+    left alone.
     """
     refused = [(report.name, *entry) for report in reports for entry in report.refused]
     if options.strict and refused:
         name, place, reason = refused[0]
         raise InputError(f"--strict: {name} left {len(refused)} places alone, first {place}: {reason}")
-    for target in targets:
-        target.check_forms(program)
-        target.planned_notes(program)
-    needed = sum(target.planned_bytes(program) for target in targets)
+    needed = sum(one.bytes for one in prepared.values())
     if options.max_bytes is not None and needed > options.max_bytes:
         over = needed - options.max_bytes
         raise CheckFailed(f"the bundle would take {needed:,} bytes, {over:,} over --max-bytes; choose a larger --block")

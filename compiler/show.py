@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -11,10 +9,11 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import VerificationRecord
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
-from pocketphi.compiler.footprint import Footprint, bundle_footprint
+from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.plan import Plan
-from pocketphi.compiler.run_mlpackage import Ran
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.terminal import console, plain
+from pocketphi.targets.memory import Footprint
 
 
 def bundle(made: Bundle) -> None:
@@ -39,19 +38,19 @@ def bundle(made: Bundle) -> None:
     for name, target in manifest.targets.items():
         for note in target.notes:
             table.add_row(plain(name), plain(note))
-    _console().print(table)
+    console().print(table)
     if manifest.verification:
         verification(manifest.verification)
     else:
-        _console().print("not verified: run 'pocketphi verify'")
+        console().print("not verified: run 'pocketphi verify'")
 
 
 def files(made: Bundle, signed_by: str | None) -> None:
     """That all files are as the manifest says."""
     size = f"{len(made.manifest.files)} files, {_size(made.manifest.bytes)}"
-    _console().print("[green]ok[/]", plain(f"{made.path}: {size}, all as the manifest says"))
+    console().print("[green]ok[/]", plain(f"{made.path}: {size}, all as the manifest says"))
     if signed_by:
-        _console().print(f"[green]ok[/] signed with the key {signed_by}", markup=True)
+        console().print(f"[green]ok[/] signed with the key {signed_by}", markup=True)
 
 
 def verification(recorded: VerificationRecord) -> None:
@@ -64,15 +63,15 @@ def verification(recorded: VerificationRecord) -> None:
         bound = f"{check.bound:.0e}" if check.bound else "0"
         table.add_row(mark, plain(check.name), f"{check.measured:.2g}", bound, plain(check.detail))
     if recorded.checks:
-        _console().print(table)
+        console().print(table)
     error = recorded.quantization_error
     if error:
         kl, top1, tokens = (error.get(key, float("nan")) for key in ("kl", "top1", "tokens"))
-        _console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
+        console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
     if recorded.ok is None:
-        _console().print("[yellow]not verified[/], because", plain(recorded.reason or ""))
+        console().print("[yellow]not verified[/], because", plain(recorded.reason or ""))
     else:
-        _console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")
+        console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")
 
 
 def plan(made: Plan) -> None:
@@ -88,7 +87,7 @@ def plan(made: Plan) -> None:
         table.add_row("left alone", plain(f"{name}: {place}: {reason}"))
     for note in made.notes:
         table.add_row("note", plain(note))
-    _console().print(table)
+    console().print(table)
 
 
 def evaluation(result: Evaluation) -> None:
@@ -99,7 +98,7 @@ def evaluation(result: Evaluation) -> None:
         table.add_row(f"of {result.reference}", f"{result.reference_perplexity:.3f}")
         table.add_row("KL to it", f"{result.kl:.4g} nats/token")
         table.add_row("same top-1", f"{result.top1:.4f}")
-    _console().print(table)
+    console().print(table)
 
 
 def speeds(measured: list[Speed]) -> None:
@@ -117,7 +116,7 @@ def speeds(measured: list[Speed]) -> None:
         table.add_column(column, justify="right")
     for s in measured:
         table.add_row(str(s.threads), f"{s.prefill:.1f}", f"{s.decode:.1f}", f"{s.load:.2f}", _size(s.memory))
-    _console().print(table)
+    console().print(table)
 
 
 def checkpoint(source: Checkpoint) -> None:
@@ -141,54 +140,7 @@ def checkpoint(source: Checkpoint) -> None:
     )
     for notice in source.notices:
         table.add_row("notice", plain(notice))
-    _console().print(table)
-
-
-def package_run(ran: Ran) -> None:
-    """Inputs, outputs, time, and how far the values are from the end of float16."""
-    console = _console()
-    table = Table(
-        title=f"{ran.package}, function {ran.function}, {ran.mode}: {ran.seconds:.3f} s",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
-    for column in ("", "name", "type", "range", "values"):
-        table.add_column(column)
-    for title, values in (("input", ran.inputs), ("output", ran.outputs)):
-        for name, value in values.items():
-            span = (
-                ""
-                if not value.not_finite and value.low is None
-                else "none finite"
-                if value.low is None
-                else f"{value.low:.4g} … {value.high:.4g}"
-            )
-            span += f", {value.not_finite} not finite" if value.not_finite else ""
-            first = " ".join(v if isinstance(v, str) else f"{v:.4g}" for v in value.first)
-            shown = f"{first}  ({value.source})" if value.source else first
-            sizes = value.type.partition("[")[0] + str(value.shape)
-            table.add_row(title, plain(name), escape(sizes), span, escape(shown))
-    console.print(table)
-    console.print("operators: " + ", ".join(f"{n} {name}" for name, n in sorted(ran.operators.items())), markup=False)
-    for name, magnitude in ran.largest.items():
-        console.print(f"largest: {magnitude:,.4g} in {name}", markup=False)
-    for name, room in ran.tight.items():
-        console.print(f"[red]float16:[/] {escape(name)} comes within {room:.2f} times of the largest value, 65504")
-    for name, distance in ran.difference.items():
-        console.print(
-            f"fp16 and fp32 differ in {name} by up to {distance['max']:.3g}, "
-            f"{distance['mean']:.3g} on average, of {distance['of']:.3g}",
-            markup=False,
-        )
-    if ran.written:
-        console.print(f"outputs written to {ran.written}", markup=False)
-
-
-def plain(text: str) -> Text:
-    """A text from a file as it is, on one line: no markup of ours, no control characters of a terminal's."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+    console().print(table)
 
 
 def _table(title: str | Text) -> Table:
@@ -210,14 +162,3 @@ def _size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count} bytes"
-
-
-class _Pipe(Console):
-    """A reader that has enough, such as `head`, is none of the errors that rich ends with: the command line knows it."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-def _console() -> Console:
-    return _Pipe(highlight=False, emoji=False, width=None if Console().is_terminal else 150)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.manifest import TextRecord
-from pocketphi.compiler import text_genai
-from pocketphi.compiler.text_files import load_files, normal_files, open_with_transformers
+from pocketphi.compiler.text_files import load_files, normal_files, open_with_transformers, write_files
 from pocketphi.compiler.text_probes import REFUSED, TOO_COSTLY, Answers, Probes, digest
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
@@ -24,7 +24,9 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.reading import parse_object, show
 from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.base import Check
+from pocketphi.targets.target import TextReader
 
 _KINDS = {
     "ids": "texts whose ids differ from transformers'",
@@ -75,10 +77,10 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     vocabulary = digest(sorted(probes.vocabulary.items()))
     recorded = TextRecord(vocabulary, made["ids"], made["chats"], made["decoded"])
     notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
-    if "ort-mobile" in targets and text_genai.installed():
-        differs = tuple(text_genai.differences_of_files(normal, loaded, probes.texts))
+    for reader in _readers(targets):
+        differs = tuple(_differences_of_files(reader, normal, loaded, probes.texts))
         recorded = replace(recorded, genai_differs=differs)
-        notices += _genai_notice(differs, probes.texts)
+        notices += [reader.notice(differs, probes.texts)] if differs else []
     return ModelText(normal, notices, recorded)
 
 
@@ -101,11 +103,12 @@ def text_checks(folder: Path, config: ModelConfig, recorded: TextRecord | None) 
         checks.append(_count(name, wrong, len(getattr(expected, kind))))
     if recorded:
         checks.append(_as_recorded(recorded, expected, probes))
-    if recorded and recorded.genai_differs is not None and text_genai.installed():
-        differ = set(text_genai.differences(folder, loaded, probes.texts)) - set(recorded.genai_differs)
+    before = recorded.genai_differs if recorded else None
+    for reader in _readers(TARGETS) if before is not None else []:
+        known = len(before or ())
+        differ = set(reader.differences(folder, loaded, probes.texts)) - set(before or ())
         wrong = [show(probes.texts[i]) for i in sorted(differ)]
-        check = _count("texts that onnxruntime-genai reads otherwise", wrong, len(probes.texts))
-        known = len(recorded.genai_differs)
+        check = _count(f"texts that {reader.name} reads otherwise", wrong, len(probes.texts))
         checks.append(replace(check, detail=f"{check.detail}, {known} known since the compile") if known else check)
     return checks
 
@@ -179,14 +182,19 @@ def _lacks(config: ModelConfig, ours: Tokenizer, probes: Probes, expected: Answe
     return found
 
 
-def _genai_notice(differ: Sequence[int], texts: Sequence[str]) -> list[str]:
-    if not differ:
-        return []
-    return [
-        f"onnxruntime-genai {text_genai.version()} reads {len(differ)} of {len(texts)} texts otherwise than "
-        f"transformers, first {show(texts[differ[0]])}: its apps feed other tokens there (it ignores "
-        "lstrip, normalized and single_word of added tokens, and joins some repeated pieces otherwise)"
-    ]
+def _readers(targets: Iterable[str]) -> list[TextReader]:
+    """The tokenizers of these targets' own runtimes that can be asked here."""
+    found = [find_target(name).text_reader() for name in targets]
+    return [reader for reader in found if reader is not None and reader.installed()]
+
+
+def _differences_of_files(
+    reader: TextReader, files: Mapping[str, bytes], loaded: Any, texts: Sequence[str]
+) -> list[int]:
+    """What a reader makes otherwise of files that are in no bundle yet."""
+    with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
+        write_files(Path(name), {**files, **reader.settings()})
+        return reader.differences(Path(name), loaded, texts)
 
 
 def _count(name: str, wrong: Sequence[str], of: int) -> Check:

@@ -1,4 +1,4 @@
-"""What a target is: it plans, packages a quantized program into a folder, and gives a runner for the saved files."""
+"""What a target makes of a program: a plan, files in a folder, and a host that runs them here."""
 
 from __future__ import annotations
 
@@ -112,35 +112,23 @@ _INSTEAD = {
 }
 
 
-class Target(ABC):
-    """A runtime to compile for. name: what the command line calls it; packages: those whose versions decide its bytes."""
+def check_forms(target: str, forms: frozenset[str], program: Program) -> None:
+    """Raise InputError where a program has a weight in a form that a target's files cannot hold."""
+    for name, recipe in program.weights.items():
+        form = form_of(recipe.parts)
+        if form and form not in forms:
+            raise InputError(f"{target}: {name} is {_FORMS[form]}, which the target cannot hold; {_INSTEAD[form]}")
 
-    name: str
-    packages: tuple[str, ...]
-    forms = frozenset({"int4"})
-    """The canonical forms of weights that the target's files can hold."""
 
-    def check_forms(self, program: Program) -> None:
-        """Raise InputError where the program has a weight in another form."""
-        for name, recipe in program.weights.items():
-            form = form_of(recipe.parts)
-            if form and form not in self.forms:
-                raise InputError(
-                    f"{self.name}: {name} is {_FORMS[form]}, which the target cannot hold; {_INSTEAD[form]}"
-                )
+class Prepared(ABC):
+    """A program as a target will write it: planned once, before any weight is computed.
 
-    @abstractmethod
-    def planned_bytes(self, program: Program) -> int:
-        """Size of the files that `package` would write, within 1 %."""
+    bytes: size of the files, within 1 %; notes: what a user should know before they are written
+    """
 
-    def check_runs_here(self) -> None:
-        """Raise CannotRun where it is known that this machine cannot run what the target writes."""
-        return
-
-    def planned_notes(self, program: Program) -> list[str]:
-        """What a user should know before a file is written. Raises InputError for what cannot be written as asked."""
-        return []
+    bytes: int
+    notes: list[str]
 
     @abstractmethod
-    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
-        """Write the target's files into `folder`."""
+    def write(self, folder: Path, progress: Progress) -> Packaged:
+        """Write the target's files into `folder`, with the weights that the program has by now."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "aarch64"))
 import run as aarch64
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(aarch64.missing() is not None, reason=str(aarch6
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("aarch64") / "bundle"
-    compile_model(CompileOptions("random:tiny", out, recipe="rtn", verify="never"))
+    compile_model(compile_options("random:tiny", out, recipe="rtn", verify="never"))
     return out
 
 

@@ -9,13 +9,7 @@ from dataclasses import dataclass
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-
-ATTENTIONS = ("sdpa", "decomposed")
-NORMS = ("max-scaled", "fp32")
-FLAVORS = ("functions", "swift-transformers")
-DEFAULT_CONTEXT = 2048
-"""A phone's memory: Phi-3-mini keeps 393,216 bytes a token, so that 2048 tokens take 0.8 GB."""
-DEFAULT_CHUNK = 64
+from pocketphi.targets.coreml.target import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
 
 
 @dataclass(frozen=True)
@@ -51,23 +45,9 @@ class Form:
         return {"main": None} if self.flexible else {"prefill": self.chunk, "decode": 1}
 
 
-def make_form(
-    config: ModelConfig,
-    context: int | None = None,
-    chunk: int | None = None,
-    attention: str = "sdpa",
-    norm: str = "max-scaled",
-    flavor: str = "functions",
-) -> Form:
-    """Fill in defaults. Raises InputError, naming the choices, for what a package of this model cannot be."""
-    for what, came, choices in (
-        ("attention", attention, ATTENTIONS),
-        ("norm", norm, NORMS),
-        ("flavor", flavor, FLAVORS),
-    ):
-        if came not in choices:
-            raise InputError(f"coreml: {what} {came!r}, expected {' or '.join(map(repr, choices))}")
-    longest = config.max_position
+def make_form(config: ModelConfig, options: CoreML, context: int | None = None) -> Form:
+    """Fill in defaults. Raises InputError for what a package of this model cannot be."""
+    longest, chunk = config.max_position, options.chunk
     if context is not None and not 2 <= context <= longest:
         raise InputError(
             f"coreml: a context of {context} tokens; the model has {longest} positions, choose 2 to {longest}"
@@ -75,4 +55,4 @@ def make_form(
     tokens = context or min(DEFAULT_CONTEXT, longest)
     if chunk is not None and not 2 <= chunk <= tokens:
         raise InputError(f"coreml: prefill chunks of {chunk} tokens in a context of {tokens}; choose 2 to {tokens}")
-    return Form(tokens, chunk or min(DEFAULT_CHUNK, tokens), attention, norm, flavor)
+    return Form(tokens, chunk or min(DEFAULT_CHUNK, tokens), options.attention, options.norm, options.flavor)

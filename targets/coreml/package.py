@@ -18,6 +18,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ from pocketphi.artifacts.stream import Progress, write_weights
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, op_name
-from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.coreml.blob import ALIGN, header
 from pocketphi.targets.coreml.emitter import STATES
 from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.lint import Facts, lint
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
-from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights
-from pocketphi.targets.kv_cache import kv_cache_bytes
+from pocketphi.targets.coreml.target import TARGET, CoreML
+from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights, stored_weights
+from pocketphi.targets.target import Asked
 
 _DATA = Path("Data/com.apple.CoreML")
 MODEL_FILE = _DATA / "model.mlmodel"
@@ -53,58 +55,28 @@ _FEATURES = {
 }
 
 
-class CoreML(Target):
-    """`--target coreml`."""
+class CoreMLBundle(Prepared):
+    """The files of `--target coreml`, planned; weights are read when they are written."""
 
-    name = "coreml"
-    packages = ("coremltools",)
-    forms = frozenset({"int4", "int8", "palette"})
-
-    def __init__(
-        self,
-        context: int | None = None,
-        chunk: int | None = None,
-        attention: str = "sdpa",
-        norm: str = "max-scaled",
-        flavor: str = "functions",
-        strict: bool = False,
-        version: str = "0",
-        recipe: str = "",
-        model_id: str | None = None,
-    ) -> None:
-        """context: tokens of the cache, 2048 or the model's if None; chunk: tokens of a prefill call; others: see `Form`.
-
-        strict: what makes the package slower on the unit it is fit for is an error; recipe: how weights were quantized, for
-        the metadata; model_id: repository of the model on Hugging Face, where swift-transformers looks for its tokenizer
-        """
-        self.context, self.chunk = context, chunk
-        self.attention, self.norm, self.flavor = attention, norm, flavor
-        self.strict = strict
-        self.version, self.recipe, self.model_id = version, recipe, model_id
-
-    def form(self, program: Program) -> Form:
-        """Raises InputError for what cannot be."""
-        return make_form(program.config, self.context, self.chunk, self.attention, self.norm, self.flavor)
-
-    def planned_bytes(self, program: Program) -> int:
-        return plan_weights(program, self.form(program)).size
-
-    def planned_notes(self, program: Program) -> list[str]:
-        form = self.form(program)
-        facts = facts_of(program, form, plan_weights(program, form))
-        best, *others = lint(facts)
-        if self.strict and best.slow:
+    def __init__(self, program: Program, options: CoreML, asked: Asked) -> None:
+        self._program, self._options, self._asked = program, options, asked
+        self._form = make_form(program.config, options, asked.context)
+        self._file = plan_weights(program, self._form)
+        self._facts = facts_of(program, self._form, self._file)
+        self._units = lint(self._facts)
+        best, *others = self._units
+        if asked.strict and best.slow:
             raise InputError(f"coreml: {best.slow[0]}; without --strict this is only reported")
-        unnamed = form.flexible and self.model_id is None
-        tokenizer = "swift-transformers must be given a tokenizer: the package names no repository"
-        return [best.line(best=True), *(unit.line() for unit in others), *([tokenizer] if unnamed else [])]
+        self.bytes = self._file.size
+        self.notes = [best.line(best=True), *(unit.line() for unit in others)]
+        if self._form.flexible and options.model_id is None:
+            self.notes.append("swift-transformers must be given a tokenizer: the package names no repository")
 
-    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
-        notes = self.planned_notes(program)
-        form = self.form(program)
-        file = plan_weights(program, form)
-        model = to_proto(lower(program, form, file), "main" if form.flexible else "decode", file.blobs)
-        self._describe(model, program, form)
+    def write(self, folder: Path, progress: Progress) -> Packaged:
+        form = self._form
+        file = replace(self._file, weights=stored_weights(self._program, form))
+        model = to_proto(lower(self._program, form, file), "main" if form.flexible else "decode", file.blobs)
+        self._describe(model)
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)
         written = write_weights(root / WEIGHT_FILE, file.weights, file.layout, progress, encode, records(file))
@@ -114,31 +86,32 @@ class CoreML(Target):
         _fix_modes(root)
         (folder / MAC_SCRIPT).write_bytes((Path(__file__).parent / MAC_SCRIPT).read_bytes())
         known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
-        return Packaged(_operators(model), written.digests, notes, self._details(program, form, file), known)
+        return Packaged(_operators(model), written.digests, self.notes, self._details(), known)
 
-    def _describe(self, model: Any, program: Program, form: Form) -> None:
+    def _describe(self, model: Any) -> None:
         """What Xcode shows. The license of a model is its owner's to state."""
         for function in model.description.functions or [model.description]:
             for feature in (*function.input, *function.state, *function.output):
                 feature.shortDescription = _FEATURES[feature.name]
         metadata = model.description.metadata
         metadata.shortDescription = (
-            f"Phi-3 with {program.config.parameters / 1e6:,.0f} million parameters, {form.context} tokens of context"
+            f"Phi-3 with {self._program.config.parameters / 1e6:,.0f} million parameters, "
+            f"{self._form.context} tokens of context"
         )
         metadata.author = "pocketphi"
-        metadata.versionString = self.version
-        named = {"co.huggingface.exporters.name": self.model_id} if self.model_id else {}
+        metadata.versionString = self._asked.version
+        named = {"co.huggingface.exporters.name": self._options.model_id} if self._options.model_id else {}
         values = {
-            "pocketphi.version": self.version,
-            "pocketphi.context": str(form.context),
-            "pocketphi.chunk": str(form.chunk),
-            "pocketphi.recipe": self.recipe,
+            "pocketphi.version": self._asked.version,
+            "pocketphi.context": str(self._form.context),
+            "pocketphi.chunk": str(self._form.chunk),
+            "pocketphi.recipe": self._asked.recipe,
         }
         for key, value in {**values, **named}.items():
             metadata.userDefined[key] = value
 
-    def _details(self, program: Program, form: Form, file: WeightFile) -> dict[str, Any]:
-        facts = facts_of(program, form, file)
+    def _details(self) -> dict[str, Any]:
+        form = self._form
         return {
             "context": form.context,
             "cache_rows": form.positions,
@@ -147,10 +120,10 @@ class CoreML(Target):
             "attention": form.attention,
             "norm": form.norm,
             "flavor": form.flavor,
-            "state_bytes": facts.state_bytes,
-            "kv_cache_bytes_per_token": kv_cache_bytes(program.config, self.name),
-            "weight_bytes": file.size,
-            "compute_units": {unit.name: unit.recorded() for unit in lint(facts)},
+            "state_bytes": self._facts.state_bytes,
+            "kv_cache_bytes_per_token": TARGET.kv_cache_bytes(self._program.config, self._options),
+            "weight_bytes": self._file.size,
+            "compute_units": {unit.name: unit.recorded() for unit in self._units},
         }
 
 

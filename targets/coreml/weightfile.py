@@ -80,7 +80,7 @@ def identifier(name: str) -> str:
 
 def plan_weights(program: Program, form: Form) -> WeightFile:
     """Lay out every weight that the graph reads, in that order, then the constants. Nothing is computed."""
-    weights = _canonical(program, form)
+    weights = stored_weights(program, form)
     wanted: dict[str, tuple[BlobType, tuple[int, ...]]] = {}
     for name, recipe in weights.items():
         for part, spec in recipe.parts.items():
@@ -178,7 +178,7 @@ def steps(length: int, fold: int) -> np.ndarray:
     return np.tile(np.arange(length, dtype=np.int32), fold)
 
 
-def _canonical(program: Program, form: Form) -> dict[str, Recipe]:
+def stored_weights(program: Program, form: Form) -> dict[str, Recipe]:
     """Weights in the order in which the graph reads them, as the package can hold them."""
     tables = rotary_rows(program, form)
     found: dict[str, Recipe] = {}

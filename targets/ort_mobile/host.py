@@ -19,8 +19,8 @@ from pocketphi.graph.reading import file_inside, show
 from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
-from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
+from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS
 
 
 class OrtHost(Host):

@@ -19,12 +19,11 @@ from torch import fx
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.graph.recipe import PartSpec
+from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS
 
 OPSET = 21
 IR_VERSION = 10
 MS = "com.microsoft"
-INT8_ACTIVATIONS = 4
-"""MatMulNBits accuracy level: 0 computes in float32, 4 with activations rounded to int8 in blocks (three times faster)."""
 
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torch.int64: TensorProto.INT64}
 

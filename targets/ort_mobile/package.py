@@ -23,10 +23,12 @@ from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, split_target
-from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
-from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS, Lowered, Placed, lower
+from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.prefill import chunk_of
+from pocketphi.targets.ort_mobile.target import OrtMobile
+from pocketphi.targets.target import Asked
 
 GRAPH_FILE = "model.onnx"
 GENAI_FILE = "genai_config.json"
@@ -41,88 +43,73 @@ _GENAI_REWINDS_AT = 4097
 """Where onnxruntime-genai 0.18 recomputes the cache of a model of type phi3, because LongRoPE changes its factors."""
 
 
-class OrtMobile(Target):
-    """`--target ort-mobile`."""
+class OrtBundle(Prepared):
+    """The files of `--target ort-mobile`, planned. The graph is lowered once; weights are read when they are written."""
 
-    name = "ort-mobile"
-    packages = ("onnx", "onnxruntime")
-    forms = frozenset({"int4", "int8"})
-
-    def __init__(
-        self,
-        accuracy_level: int = INT8_ACTIVATIONS,
-        ort_file: bool = False,
-        strict: bool = False,
-        context: int | None = None,
-        version: str = "0",
-    ) -> None:
-        """accuracy_level: of MatMulNBits; ort_file: also write the single file; strict: a slow path is an error."""
-        self.accuracy_level = accuracy_level
-        self.ort_file = ort_file
-        self.strict = strict
-        self.context = context
-        self.version = version
-
-    def planned_bytes(self, program: Program) -> int:
-        size = plan_layout(program.weights_read()).size
-        return 2 * size + _tied_bytes(program) if self.ort_file else size
-
-    def check_forms(self, program: Program) -> None:
-        super().check_forms(program)
-        for name, recipe in program.weights.items():
-            if form_of(recipe.parts):
-                columns, blocks = shape_of_parts(recipe.parts)[1], recipe.parts["scale"].shape[1]
-                if columns // blocks not in FAST_BLOCKS:
-                    raise InputError(
-                        f"ort-mobile: {name} has blocks of {columns // blocks}, MatMulNBits takes "
-                        f"{', '.join(map(str, FAST_BLOCKS))}; choose such a --block, or compile it for coreml alone"
-                    )
-
-    def planned_notes(self, program: Program) -> list[str]:
-        slow = lint(lower(program, self.accuracy_level))
-        if self.strict and slow:
+    def __init__(self, program: Program, options: OrtMobile, asked: Asked) -> None:
+        _check_fits(program)
+        self._program, self._options, self._asked = program, options, asked
+        self._lowered = lower(program, options.accuracy_level)
+        self._layout = plan_layout(program.weights_read())
+        single = self._layout.size + _tied_bytes(program)
+        self.bytes = self._layout.size + (single if options.ort_file else 0)
+        slow = lint(self._lowered)
+        if asked.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
-        config, rope = program.config, program.config.long_rope
-        if config.rotary_dim % _ROTARY_STEP:
-            raise InputError(
-                f"ort-mobile: {config.rotary_dim} rotary dimensions, ONNX Runtime's attention takes a multiple of "
-                f"{_ROTARY_STEP}; compile for coreml or tvm-arm"
-            )
-        changes = (
-            rope and rope.short != rope.long and rope.original_max_position < (self.context or config.max_position)
-        )
-        odd = changes and rope and rope.original_max_position != _GENAI_REWINDS_AT - 1
-        rewind = (
-            f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"
-        )
-        return [*slow, *([rewind] if odd else []), *self._single_file_notes(program)]
+        self.notes = [
+            *slow,
+            *_rewind_notes(program.config, asked.context),
+            *_single_file_notes(single, options.ort_file),
+        ]
 
-    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
-        notes = self.planned_notes(program)
-        lowered = lower(program, self.accuracy_level)
-        weights = program.weights_read()
-        layout = plan_layout(weights)
-        written = write_weights(folder / DATA_FILE, weights, layout, progress)
-        model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
+    def write(self, folder: Path, progress: Progress) -> Packaged:
+        program, lowered = self._program, self._lowered
+        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress)
+        model = lowered.to_model([_external(placed, self._layout) for placed in lowered.weights], self._asked.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
-        (folder / GENAI_FILE).write_text(_to_json(genai_config(program, lowered, self.context)))
+        (folder / GENAI_FILE).write_text(_to_json(genai_config(program, lowered, self._asked.context)))
         (folder / "required_operators.config").write_text(_required_operators(lowered.nodes))
-        if self.ort_file:
+        if self._options.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
         operators = Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in lowered.nodes)
-        details = {"accuracy_level": self.accuracy_level}
-        return Packaged(operators, written.digests, notes, details, {DATA_FILE: written.sha256})
+        details = {"accuracy_level": self._options.accuracy_level}
+        return Packaged(operators, written.digests, self.notes, details, {DATA_FILE: written.sha256})
 
-    def _single_file_notes(self, program: Program) -> list[str]:
-        """A clear statement where the single file does not fit; an error where it was asked for."""
-        single = plan_layout(program.weights_read()).size + _tied_bytes(program)
-        if single < ORT_LIMIT:
-            return (
-                [] if self.ort_file else [f"a single-file model.ort of {single / 1e9:.2f} GB would fit: add --ort-file"]
-            )
-        if self.ort_file:
+
+def _check_fits(program: Program) -> None:
+    """Raise InputError for a size that no operator of ONNX Runtime takes."""
+    for name, recipe in program.weights.items():
+        if form_of(recipe.parts):
+            columns, blocks = shape_of_parts(recipe.parts)[1], recipe.parts["scale"].shape[1]
+            if columns // blocks not in FAST_BLOCKS:
+                raise InputError(
+                    f"ort-mobile: {name} has blocks of {columns // blocks}, MatMulNBits takes "
+                    f"{', '.join(map(str, FAST_BLOCKS))}; choose such a --block, or compile it for coreml alone"
+                )
+    if program.config.rotary_dim % _ROTARY_STEP:
+        raise InputError(
+            f"ort-mobile: {program.config.rotary_dim} rotary dimensions, ONNX Runtime's attention takes a multiple of "
+            f"{_ROTARY_STEP}; compile for coreml or tvm-arm"
+        )
+
+
+def _rewind_notes(config: ModelConfig, context: int | None) -> list[str]:
+    """Where onnxruntime-genai changes LongRoPE's factors elsewhere than the model does."""
+    rope = config.long_rope
+    if not rope or rope.short == rope.long or rope.original_max_position >= (context or config.max_position):
+        return []
+    if rope.original_max_position == _GENAI_REWINDS_AT - 1:
+        return []
+    return [f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"]
+
+
+def _single_file_notes(single: int, wanted: bool) -> list[str]:
+    """A clear statement where the single file does not fit; an error where it was asked for."""
+    if single >= ORT_LIMIT:
+        if wanted:
             raise InputError(f"--ort-file: {_too_large(single)}")
         return [_too_large(single)]
+    return [] if wanted else [f"a single-file model.ort of {single / 1e9:.2f} GB would fit: add --ort-file"]
 
 
 def write_ort_file(graph: Path, target: Path) -> None:

@@ -20,10 +20,9 @@ from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import read_json
-from pocketphi.targets.base import Packaged, Target
-from pocketphi.targets.kv_cache import kv_cache_bytes
+from pocketphi.targets.base import Packaged, Prepared
+from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
-from pocketphi.targets.tvm_arm.host import check_runs_here
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
@@ -31,6 +30,7 @@ from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
 from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, lower
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.target import TARGET, TvmArm
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
 from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
@@ -53,78 +53,58 @@ LIBRARY_BYTES = 4_000_000
 """What the plan sets aside for the library and the runtime."""
 
 
-class TvmArm(Target):
-    """`--target tvm-arm`."""
+class TvmBundle(Prepared):
+    """The files of `--target tvm-arm`, planned; lowered when they are written, with weights as they are by then."""
 
-    name = "tvm-arm"
-    packages = ("apache-tvm", "apache-tvm-ffi")
-
-    def __init__(
-        self,
-        platform: Platform,
-        context: int | None = None,
-        tuning: Path | None = None,
-        kv_cache: str = "fp16",
-        rows: bytes | None = None,
-    ) -> None:
-        """platform: what to compile for; context: rows of the K/V cache at most; tuning: a database before the shared one;
-        kv_cache: a name of KV_CACHES; rows: the content of `tuning`, where it has been read already."""
-        self.platform = platform
-        self.context = context
-        self.tuning = Tuning(platform, tuning, rows)
-        self.kv_cache = kv_cache
-        self.cache = KV_CACHES[kv_cache]
-
-    def check_runs_here(self) -> None:
-        check_runs_here(self.platform)
-
-    def planned_bytes(self, program: Program) -> int:
-        return ParamsFile.plan(program, self.platform.isa).layout.size + LIBRARY_BYTES
-
-    def planned_notes(self, program: Program) -> list[str]:
+    def __init__(self, program: Program, options: TvmArm, asked: Asked) -> None:
+        """Raises InputError for a size that is no multiple of the vectors', and where a compiler is missing."""
         _refuse_unfit(program)
-        notes = [self.platform.described(), *self.platform.notes()]
-        toolchain = toolchain_of(self.platform)
-        return notes if toolchain.links else [*notes, f"{ARCHIVE} to link into an app: {toolchain.link_line()}"]
+        self._program, self._options, self._asked = program, options, asked
+        self._platform = Platform.of(options.os, options.cpu)
+        self._cache = KV_CACHES[options.kv_cache]
+        self._tuning = Tuning(self._platform, options.tuning, options.content("tuning"))
+        self.bytes = ParamsFile.plan(program, self._platform.isa).layout.size + LIBRARY_BYTES
+        self.notes = [self._platform.described(), *self._platform.notes()]
+        toolchain = toolchain_of(self._platform)
+        if not toolchain.links:
+            self.notes.append(f"{ARCHIVE} to link into an app: {toolchain.link_line()}")
 
-    def package(self, program: Program, folder: Path, progress: Progress) -> Packaged:
-        notes = self.planned_notes(program)
-        isa = self.platform.isa
-        params = ParamsFile.plan(program, isa)
+    def write(self, folder: Path, progress: Progress) -> Packaged:
+        program = self._program
+        params = ParamsFile.plan(program, self._platform.isa)
         written = params.write(folder / PARAMS_FILE, progress)
-        described = describe(program, self.platform, params, written.sha256, self.context, self.cache)
-        module, files, more = self._library(program, folder, described)
-        notes += more
+        described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
+        module, files, more = self._library(folder, described)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         details = {
-            "platform": self.platform.described(),
+            "platform": self._platform.described(),
             "context": described["context"],
-            "kv_cache": self.kv_cache,
-            "kv_cache_bytes_per_token": kv_cache_bytes(program.config, self.name, self.kv_cache),
+            "kv_cache": self._options.kv_cache,
+            "kv_cache_bytes_per_token": TARGET.kv_cache_bytes(program.config, self._options),
             **files,
         }
-        return Packaged(_operators(module), written.digests, notes, details, {PARAMS_FILE: written.sha256})
+        return Packaged(
+            _operators(module), written.digests, [*self.notes, *more], details, {PARAMS_FILE: written.sha256}
+        )
 
-    def replace_library(self, program: Program, folder: Path) -> list[str]:
-        """Build the library of a packaged folder anew, with this target's schedules; its parameters stay. Returns notes."""
+    def replace_library(self, folder: Path) -> list[str]:
+        """Build the library of a packaged folder anew, with these options' schedules; its parameters stay. Returns notes."""
         read_description(folder)
         described = read_json(folder / DESCRIPTION)
-        if ParamsFile.plan(program, self.platform.isa).table() != described["params"]:
+        if ParamsFile.plan(self._program, self._platform.isa).table() != described["params"]:
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
-        _, files, notes = self._library(program, folder, described)
+        _, files, notes = self._library(folder, described)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
         return notes
 
-    def _library(
-        self, program: Program, folder: Path, described: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any], list[str]]:
+    def _library(self, folder: Path, described: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
         """Lower and build: the module, what model.json says of the library, notes."""
-        schedules = Schedules(self.platform.isa, self.tuning.schedules)
+        schedules = Schedules(self._platform.isa, self._tuning.schedules)
         description = json.dumps({name: described[name] for name in BOUND}, separators=(",", ":"))
-        module = lower(program, self.platform.isa, schedules, description, self.cache)
-        files = build_library(module, self.platform, folder)
-        write(folder / BUNDLED, self.tuning.used(schedules.asked))
-        return module, files, self.tuning.notes(schedules.asked)
+        module = lower(self._program, self._platform.isa, schedules, description, self._cache)
+        files = build_library(module, self._platform, folder)
+        write(folder / BUNDLED, self._tuning.used(schedules.asked))
+        return module, files, self._tuning.notes(schedules.asked)
 
 
 def describe(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph.gguf_file import GgufFile, sample_path
 
 
@@ -15,7 +15,7 @@ from pocketphi.graph.gguf_file import GgufFile, sample_path
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """random:tiny, round to nearest: grouped heads, a window of 48, untied embeddings, no tokenizer."""
     out = tmp_path_factory.mktemp("tiny") / "bundle"
-    compile_model(CompileOptions("random:tiny", out, recipe="rtn", verify="never"))
+    compile_model(compile_options("random:tiny", out, recipe="rtn", verify="never"))
     return out
 
 
@@ -28,7 +28,7 @@ def sample_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample_bundle(tmp_path_factory: pytest.TempPathFactory, sample_cache: Path) -> Path:
     """The sample with the default recipe, verified while it was made."""
     out = tmp_path_factory.mktemp("sample") / "bundle"
-    compile_model(CompileOptions("sample", out, verify="always", cache=sample_cache))
+    compile_model(compile_options("sample", out, verify="always", cache=sample_cache))
     return out
 
 

@@ -23,7 +23,7 @@ from pocketphi.compiler.build_key import SourceDigests, bundle_key, our_code
 from pocketphi.compiler.build_result import Claim
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.diff import changes
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
@@ -299,7 +299,7 @@ def test_the_cache_of_a_target_is_another_bundle(tmp_path: Path) -> None:
 
 
 def key_of(tmp_path: Path, **chosen: Any) -> str:
-    return bundle_key(CompileOptions("random:tiny", tmp_path / "x", **chosen), SourceDigests())
+    return bundle_key(compile_options("random:tiny", tmp_path / "x", **chosen), SourceDigests())
 
 
 def test_the_contents_of_every_file_decide(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     """What the key was made of is what is compiled, also where another process writes to the file between the two."""
     path = tmp_path / "text"
     path.write_text("one")
-    options = CompileOptions("random:tiny", tmp_path / "x", calibration=path)
+    options = compile_options("random:tiny", tmp_path / "x", calibration=path)
     key = bundle_key(options, SourceDigests())
     path.write_text("two")
     later = dataclasses.replace(options, out=tmp_path / "y")

@@ -15,7 +15,7 @@ from pocketphi.compiler.build_gates import claims_of
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.diff import changes
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_folder
 from pocketphi.graph.errors import CannotRun
@@ -31,7 +31,7 @@ def android(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ANDROID_NDK_HOME", raising=False)
         out = tmp_path_factory.mktemp("android") / "bundle"
-        options = CompileOptions("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", os="android")
+        options = compile_options("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", os="android")
         compile_model(options)
     return out
 
@@ -53,13 +53,13 @@ def test_those_who_read_the_manifest(android: Path, capsys: pytest.CaptureFixtur
     assert bundle.manifest.verification
     verified = replace(bundle.manifest, verification=replace(bundle.manifest.verification, ok=True, reason=None))
     assert [change.described() for change in changes(verified, bundle.manifest)] == ["verified: yes → no"]
-    cell = Cell("x", CompileOptions("random:tiny", tmp_path), Gates(max_bytes=10**9))
+    cell = Cell("x", compile_options("random:tiny", tmp_path), Gates(max_bytes=10**9))
     claims = {claim.name: claim for claim in claims_of(cell, bundle, Measure(), Ui())}
     assert claims["gate max_bytes"].ok
     assert claims["gate: verified"].described() == (
         f"gate: verified: not measured: tvm-arm: {REASON}; a gate is for a bundle that was verified"
     )
-    without = Cell("x", CompileOptions("random:tiny", tmp_path), Gates())
+    without = Cell("x", compile_options("random:tiny", tmp_path), Gates())
     assert all(claim.ok for claim in claims_of(without, bundle, Measure(), Ui()))
     place_bundle(bundle, tmp_path / "placed")
     assert json.loads((tmp_path / "placed" / "manifest.json").read_text())["verification"]["ok"] is None

@@ -20,7 +20,7 @@ from pocketphi.compiler import cli
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.numerics import generate
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph import stopping
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.ort_mobile.host import OrtRunner
@@ -33,7 +33,7 @@ END, ROOM = 2, 128
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose 256 tokens are a character each."""
     out = tmp_path_factory.mktemp("chat") / "bundle"
-    compile_model(CompileOptions("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
+    compile_model(compile_options("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
     names = ["<unk>", "<s>", "<end>", *map(chr, range(32, 127)), *(chr(0x100 + i) for i in range(158))]
     library = Library(BPE({name: number for number, name in enumerate(names)}, []))
     library.decoder = decoders.Fuse()

@@ -17,11 +17,10 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
 from pocketphi.compiler.devices import Device, find_device, read_devices
-from pocketphi.compiler.footprint import RUNTIMES, bundle_footprint, footprint, kept_offsets
-from pocketphi.compiler.options import TARGETS, CompileOptions
+from pocketphi.compiler.footprint import bundle_footprint, footprint, kept_offsets
+from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
-from pocketphi.compiler.plan import plan
-from pocketphi.compiler.targets import make_target
+from pocketphi.compiler.plan import plan, prepare
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -29,9 +28,11 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.trace import trace
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.targets.kv_cache import VALUE_BYTES
+from pocketphi.targets import TARGETS, find_target
+from pocketphi.targets.coreml.target import CoreML
+from pocketphi.targets.tvm_arm.target import TvmArm
 
-MINI = CompileOptions("random:phi-3-mini-4k", Path("x"), recipe="rtn", block=32)
+MINI = compile_options("random:phi-3-mini-4k", Path("x"), recipe="rtn", block=32)
 
 
 def device(app: int, platform: str = "ios") -> Device:
@@ -93,10 +94,10 @@ def test_files_are_as_large_as_planned(target: str, tmp_path: Path) -> None:
     """Within 2 %: what the plan leaves out is alignment, and Core ML's few constants."""
     from pocketphi.compiler.compile import compile_model
 
-    options = CompileOptions("sample", tmp_path / "bundle", (target,), recipe="rtn", verify="never")
+    options = compile_options("sample", tmp_path / "bundle", (target,), recipe="rtn", verify="never")
     files = compile_model(options).manifest.files
     planned = footprint(config_of("sample"), target, options).files
-    assert planned == pytest.approx(files[RUNTIMES[target].weights_file].bytes, rel=0.02)
+    assert planned == pytest.approx(files[find_target(target).weights_file].bytes, rel=0.02)
 
 
 STORED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,7 +134,7 @@ def test_the_weights_of_each_option_are_as_planned(stored: str, shape: str, monk
     each tensor (16 KiB for those from 64 KiB, else 64 bytes, and a record of 64 for Core ML) and Core ML's constants."""
     monkeypatch.setitem(PUBLISHED, shape, SHAPES[shape])
     target, chosen = STORED[stored]
-    options = CompileOptions(f"random:{shape}", Path("x"), (target,), recipe="rtn", **chosen)
+    options = compile_options(f"random:{shape}", Path("x"), (target,), recipe="rtn", **chosen)
     planned, tensors = planned_weights(options)
     assert 0 <= planned - footprint(SHAPES[shape], target, options).files <= tensors
 
@@ -151,34 +152,34 @@ def planned_weights(options: CompileOptions) -> tuple[int, int]:
     program = fused(options.model, options.context).copy()
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
     run_passes(program, quantization(quantizer, {}, False, eight_bits(options, program.config)))
-    target = make_target(options.targets[0], options)
+    (target,), (prepared,) = options.of_targets, prepare(program, options).values()
     config = program.config
     specs = [spec for recipe in program.weights_read().values() for spec in recipe.parts.values()]
     slack = sum(16384 if spec.bytes >= 65536 else 64 for spec in specs)
-    if options.targets[0] == "tvm-arm":
+    if target.target == "tvm-arm":
         from pocketphi.targets.tvm_arm.package import LIBRARY_BYTES
 
-        return target.planned_bytes(program) - LIBRARY_BYTES, slack
-    if options.targets[0] == "coreml":
-        positions = config.max_position + (options.chunk or 64)
+        return prepared.bytes - LIBRARY_BYTES, slack
+    if isinstance(target, CoreML):
+        positions = config.max_position + (target.chunk or 64)
         widths = {config.vocab_size, config.qkv_size, config.hidden_size, 2 * config.intermediate_size}
-        steps = (options.chunk or 64) * (1 + config.heads // config.kv_heads)
+        steps = (target.chunk or 64) * (1 + config.heads // config.kv_heads)
         constants = 4 * positions + 2 * sum(widths) + 4 * steps
-        return target.planned_bytes(program), 128 * (len(specs) + 8) + constants
-    return target.planned_bytes(program), slack
+        return prepared.bytes, 128 * (len(specs) + 8) + constants
+    return prepared.bytes, slack
 
 
 @pytest.mark.sample
 @pytest.mark.parametrize("target", TARGETS)
 def test_blocks_with_an_offset_are_kept_as_planned(target: str) -> None:
     """`--recipe keep` of a file in Q4_1: an offset for each block, which only the file knows of."""
-    options = CompileOptions("sample", Path("x"), (target,), recipe="keep")
+    options = compile_options("sample", Path("x"), (target,), recipe="keep")
     source = open_checkpoint("sample")
     planned, slack = planned_weights(options)
     made = footprint(source.config, target, options, offsets=kept_offsets(source))
     assert 0 <= planned - made.files <= slack
     assert planned - footprint(source.config, target, options).files > slack
-    assert plan(options, [make_target(target, options)]).run[target] == made
+    assert plan(options).run[target] == made
     assert fit(source.config, options, target, device(9 * 10**9)).footprint == made
 
 
@@ -187,10 +188,10 @@ def test_the_runtimes_are_as_their_targets_have_them() -> None:
     from pocketphi.targets.tvm_arm.lower import CHUNK
     from pocketphi.targets.tvm_arm.params import PARAMS_FILE
 
-    assert set(RUNTIMES) == set(TARGETS) == {*VALUE_BYTES, "tvm-arm"}
-    tvm = RUNTIMES["tvm-arm"]
-    assert (tvm.chunk, tvm.kv_multiple, tvm.weights_file) == (CHUNK, KEYS, PARAMS_FILE)
-    made = footprint(TINY, "coreml", CompileOptions("-", Path("-"), context=100, chunk=48))
+    target = find_target("tvm-arm")
+    tvm = target.runtime(TINY, target.options(), 256, 256)
+    assert (tvm.chunk, tvm.kv_multiple, target.weights_file) == (CHUNK, KEYS, PARAMS_FILE)
+    made = footprint(TINY, "coreml", compile_options("-", Path("-"), ("coreml",), context=100, chunk=48))
     assert (made.kv_multiple, made.kv_cache(), made.context) == (48, 144 * 384, 100)
 
 
@@ -213,7 +214,7 @@ def test_the_roofline_is_bandwidth_over_bytes() -> None:
 @pytest.mark.parametrize("target", ["ort-mobile", "coreml", "tvm-arm"])
 def test_a_cache_of_int8_is_planned_where_there_is_one(target: str) -> None:
     """Phi-3-mini has 2·32·32 rows of 96 values a token; a row's scale takes four bytes."""
-    options = dataclasses.replace(MINI, targets=("tvm-arm", "ort-mobile"), kv_cache="int8")
+    options = dataclasses.replace(MINI, targets=(TvmArm(kv_cache="int8"), "ort-mobile"))
     width = {"ort-mobile": 4 * 96, "coreml": 2 * 96, "tvm-arm": 96 + 4}[target]
     found = fit(PUBLISHED["phi-3-mini-4k"], options, target, device(9 * 10**9))
     plain = fit(PUBLISHED["phi-3-mini-4k"], MINI, target, device(9 * 10**9))

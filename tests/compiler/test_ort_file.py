@@ -10,12 +10,12 @@ import pytest
 
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import InputError
 
 
 def test_the_single_file_computes_the_same(tmp_path: Path) -> None:
-    options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn", verify="never", ort_file=True)
+    options = compile_options("random:tiny", tmp_path / "b", recipe="rtn", verify="never", ort_file=True)
     folder = compile_model(options).path
     sessions = [onnxruntime.InferenceSession(str(folder / name)) for name in ("model.onnx", "model.ort")]
     feeds = {"input_ids": np.arange(9)[None], "attention_mask": np.ones((1, 9), np.int64)}
@@ -39,13 +39,11 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
 
 def test_block_128_fits(tmp_path: Path) -> None:
     from pocketphi.compiler.plan import plan
-    from pocketphi.compiler.targets import make_target
 
-    options = CompileOptions("random:phi-3-mini-4k", tmp_path / "b", recipe="rtn", block=128, ort_file=True)
-    made = plan(options, [make_target("ort-mobile", options)])
+    options = compile_options("random:phi-3-mini-4k", tmp_path / "b", recipe="rtn", block=128, ort_file=True)
+    made = plan(options)
     assert made.notes == []
     assert made.artifact < 2 * 2.04e9
-    fine = CompileOptions("random:phi-3-mini-4k", tmp_path / "b", recipe="rtn", ort_file=True)
-    targets = [make_target("ort-mobile", fine)]
+    fine = compile_options("random:phi-3-mini-4k", tmp_path / "b", recipe="rtn", ort_file=True)
     with pytest.raises(InputError, match=r"2\.152 GB"):
-        plan(fine, targets)
+        plan(fine)

@@ -12,7 +12,7 @@ from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def test_a_second_compile_finds_its_weights_in_the_cache(
 
 def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
     """Q4_1 blocks with their float minimum: nothing but the embedding, stored in 8 bits, is rounded."""
-    options = CompileOptions("sample", tmp_path / "keep", recipe="keep", verify="always")
+    options = compile_options("sample", tmp_path / "keep", recipe="keep", verify="always")
     manifest = compile_model(options).manifest
     assert manifest.verification
     assert manifest.verification.ok
@@ -95,7 +95,7 @@ def test_core_ml_says_the_same(sample_bundle: Path, sample_cache: Path, tmp_path
     """With the same int4 weights, from the cache: verified in the interpreter, which then answers."""
     pytest.importorskip("coremltools")
     out = tmp_path / "coreml"
-    options = CompileOptions("sample", out, ("coreml",), context=512, verify="always", cache=sample_cache)
+    options = compile_options("sample", out, ("coreml",), context=512, verify="always", cache=sample_cache)
     recorded = {check.name: check for check in compile_model(options).manifest.checks}
     for part in ("prefill", "decode"):
         assert recorded[f"KL {part}, exact"].measured <= 5e-6

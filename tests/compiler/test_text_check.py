@@ -19,9 +19,8 @@ from pocketphi.compiler import text_check, text_files
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import open_runner
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.plan import plan
-from pocketphi.compiler.targets import make_target
 from pocketphi.compiler.text import tokens_of
 from pocketphi.compiler.text_check import ModelText, check_text, text_checks
 from pocketphi.compiler.ui import Ui
@@ -247,11 +246,11 @@ def test_files_that_are_no_tokenizer_are_refused_before_any_work(
     folder = model_folder(model, tmp_path / "m")
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    options = CompileOptions(str(folder), tmp_path / "b", recipe="rtn")
+    options = compile_options(str(folder), tmp_path / "b", recipe="rtn")
     with pytest.raises(InputError, match=message):
         compile_model(options)
     with pytest.raises(InputError, match=message):
-        plan(options, [make_target("ort-mobile", options)])
+        plan(options)
     assert not (tmp_path / "b").exists()
 
 
@@ -276,8 +275,8 @@ def test_what_a_chat_will_lack_is_said(model: Path, tmp_path: Path) -> None:
     notices = read(folder).notices
     assert notices[0].startswith("no end token in config.json or generation_config.json: an answer ends where")
     assert notices[1] == "chat: the chat template failed (ZeroDivisionError: division by zero)"
-    options = CompileOptions(str(folder), tmp_path / "b", recipe="rtn")
-    assert notices[0] in plan(options, [make_target("ort-mobile", options)]).notes
+    options = compile_options(str(folder), tmp_path / "b", recipe="rtn")
+    assert notices[0] in plan(options).notes
 
 
 def test_what_onnxruntime_genai_reads_otherwise_is_said(model: Path, tmp_path: Path) -> None:
@@ -357,7 +356,7 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config["added_tokens_decoder"][str(len(data["model"]["vocab"]) + 1)]["rstrip"] = False
 
     folder = add_tokenizer(model_folder(model, parent / "m"), edit=edit)
-    compile_model(CompileOptions(str(folder), parent / "b", recipe="rtn", verify="always"))
+    compile_model(compile_options(str(folder), parent / "b", recipe="rtn", verify="always"))
     return parent / "b"
 
 

@@ -11,12 +11,12 @@ import pytest
 from rpc_board import MISSING, board, kill, tracker
 
 from pocketphi.artifacts.bundle import Bundle, file_digest
-from pocketphi.compiler import tune as tuning
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.tune import TuneOptions, tune
+from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.tools import tools
 from pocketphi.compiler.ui import Ui
+from pocketphi.targets.tvm_arm.tune.tune import TuneOptions, apply, tune
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def few_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """random:tiny for this machine's CPU; tuned and built anew by the tests below."""
     out = tmp_path_factory.mktemp("tune") / "tiny"
-    compile_model(CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never"))
+    compile_model(compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never"))
     return out
 
 
@@ -53,7 +53,7 @@ def test_tune_apply_and_go_on(bundle: Path, tmp_path: Path, capsys: pytest.Captu
     assert {row["form"]: row["schedule"] for row in used} == best
     assert main(["verify", str(bundle)]) == 0
 
-    again = tune(TuneOptions(bundle, file, rounds=1), Ui())
+    again = tune(TuneOptions(bundle, file, rounds=1), tools(Ui()))
     assert again.timed == 0
     assert {form.form: form.schedule for form in again.forms} == best
 
@@ -66,7 +66,7 @@ def test_a_board_that_goes_away_leaves_what_was_timed(
     from pocketphi.targets.tvm_arm.tune import remote
 
     out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
-    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
+    options = compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
     compile_model(options)
     real = remote.RemoteMeasurer.times
 
@@ -108,11 +108,11 @@ def _once_up(command: list[str], capsys: pytest.CaptureFixture[str]) -> int:
 def test_a_library_built_anew_keeps_its_cache(tmp_path: Path) -> None:
     out = tmp_path / "tiny"
     compile_model(
-        CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache="int8")
+        compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache="int8")
     )
     library = file_digest(out / "model.so")
     TuneOptions(out).database.write_text("")  # of no schedules: the same library
-    tuning.apply(TuneOptions(out), Ui())
+    apply(TuneOptions(out), tools(Ui()))
     assert file_digest(out / "model.so") == library
 
 
@@ -120,7 +120,7 @@ def test_compile_takes_a_database_and_says_when_it_does_not_fit(bundle: Path, tm
     file = tmp_path / "old.jsonl"
     row = {"kernels": 0, "isa": "neon", "cpu": "any", "form": "decode 1x1 block 32 q+scale", "us": 1, "how": "host"}
     file.write_text(json.dumps({**row, "schedule": {"units": 1}}) + "\n")
-    options = CompileOptions(
+    options = compile_options(
         "random:tiny", tmp_path / "b", ("tvm-arm",), recipe="rtn", os="host", tuning=file, verify="never"
     )
     notes = compile_model(options).manifest.targets["tvm-arm"].notes
@@ -141,7 +141,7 @@ def test_compile_takes_a_database_and_says_when_it_does_not_fit(bundle: Path, tm
 def test_bad_arguments(bundle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert main(["tune", str(bundle), *arguments]) == 2
     assert said in capsys.readouterr().err
-    assert not tuning.TuneOptions(bundle).database.exists()
+    assert not TuneOptions(bundle).database.exists()
 
 
 def test_a_bundle_without_tvm(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,7 @@ def test_a_bundle_without_tvm(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
 
 def test_an_instruction_set_is_no_core(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "any"
-    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="android", verify="never")
+    options = compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os="android", verify="never")
     compile_model(options)
     assert main(["tune", str(out)]) == 2
     assert "the bundle is for any CPU with dotprod: name a core by --model" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.compiler.verify import Check, Verification, verify_folder
 from pocketphi.graph import random_weights
@@ -59,7 +59,7 @@ def test_a_good_bundle_passes_every_check(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize(("model", "context"), [("random:tiny", None), ("random:tiny", 40), ("random:tiny-long", None)])
 def test_progress_ends_where_it_was_said_to(model: str, context: int | None, tmp_path: Path, tiny_long: None) -> None:
-    bundle = compile_model(CompileOptions(model, tmp_path / "b", recipe="rtn", verify="never", context=context))
+    bundle = compile_model(compile_options(model, tmp_path / "b", recipe="rtn", verify="never", context=context))
     ui = Counting()
     verify_folder(bundle.path, bundle.manifest, ui)
     assert ui.done == ui.total > 150
@@ -165,7 +165,7 @@ def test_a_broken_lowering_is_caught(
 
 
 def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_long: None) -> None:
-    bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
+    bundle = compile_model(compile_options("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
     checks = {check.name: check for check in bundle.manifest.checks}
     assert checks["KL LongRoPE at 140 tokens"].ok
     assert checks["KL LongRoPE at 141 tokens"].ok
@@ -174,7 +174,7 @@ def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_
 
 
 def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_long: None) -> None:
-    bundle = compile_model(CompileOptions("random:tiny-long", tmp_path / "b", recipe="rtn", verify="never"))
+    bundle = compile_model(compile_options("random:tiny-long", tmp_path / "b", recipe="rtn", verify="never"))
     path = bundle.path / "genai_config.json"
     config = json.loads(path.read_text())
     assert "chunk_size" not in config["search"]
@@ -186,7 +186,7 @@ def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_lon
 @pytest.mark.parametrize("target", ["ort-mobile", "coreml"])
 @pytest.mark.parametrize("context", [2, 3])
 def test_the_shortest_contexts_are_verified(tmp_path: Path, target: str, context: int) -> None:
-    options = CompileOptions(
+    options = compile_options(
         "random:tiny", tmp_path / "b", targets=(target,), recipe="rtn", verify="always", context=context
     )
     assert compile_model(options).manifest.verified
@@ -206,7 +206,7 @@ def test_a_wrong_rewrite_is_refused_before_a_byte_is_written(tmp_path: Path, mon
         lose_a_residual(program)
 
     monkeypatch.setattr(FuseResidualNorm, "rewrite", wrong)
-    options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn")
+    options = compile_options("random:tiny", tmp_path / "b", recipe="rtn")
     with pytest.raises(CheckFailed, match=r"rewrites that change a bit: .*the input of model\.layers\..* differs in "):
         compile_model(options)
     assert not list(tmp_path.iterdir())
@@ -249,7 +249,7 @@ def test_rotary_dimensions_that_onnxruntime_has_not_are_refused_before_any_work(
 ) -> None:
     config = replace(PUBLISHED["tiny"], head_dim=32, rotary_dim=rotary)
     monkeypatch.setitem(random_weights.PUBLISHED, "tiny-odd", config)
-    options = CompileOptions("random:tiny-odd", tmp_path / "b", recipe="rtn", verify="never")
+    options = compile_options("random:tiny-odd", tmp_path / "b", recipe="rtn", verify="never")
     with pytest.raises(
         InputError, match=f"ort-mobile: {rotary} rotary dimensions, .* a multiple of 16; compile for coreml"
     ):
@@ -268,7 +268,7 @@ def test_recorded_numbers_are_json(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize("context", [100, 40])
 def test_a_shorter_context_is_verified_within_it(tmp_path: Path, context: int) -> None:
-    options = CompileOptions("random:tiny", tmp_path / "b", recipe="rtn", verify="always", context=context)
+    options = compile_options("random:tiny", tmp_path / "b", recipe="rtn", verify="always", context=context)
     manifest = compile_model(options).manifest
     assert manifest.verification
     assert manifest.verification.ok

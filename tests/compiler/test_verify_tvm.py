@@ -16,7 +16,7 @@ pytest.importorskip("tvm")
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
 from pocketphi.targets.tvm_arm import lower as lowering
@@ -27,7 +27,7 @@ from pocketphi.targets.tvm_arm.platform import Platform
 
 
 def built(out: Path, cache: str = "fp16") -> Path:
-    options = CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache=cache)
+    options = compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache=cache)
     compile_model(options)
     return out
 
@@ -210,7 +210,7 @@ def test_commands(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_targets_hold_the_same_weights(tmp_path: Path) -> None:
     out = tmp_path / "both"
-    options = CompileOptions("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", os="host", verify="never")
+    options = compile_options("random:tiny", out, ("ort-mobile", "tvm-arm"), recipe="rtn", os="host", verify="never")
     compile_model(options)
     targets = Bundle.open(out).manifest.targets
     int4 = [name for name in targets["tvm-arm"].weights if name.endswith("proj.weight")]

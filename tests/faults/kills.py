@@ -33,7 +33,7 @@ from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, RecipeRecord, SourceRecord, TargetRecord
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight
@@ -86,7 +86,7 @@ def _manifest(weights: dict[str, str]) -> Manifest:
 
 def real(out: Path, cache: Path, replace: bool) -> None:
     compile_model(
-        CompileOptions("random:tiny", out, verify="never", cache=cache, force=replace, calibration_tokens=256)
+        compile_options("random:tiny", out, verify="never", cache=cache, force=replace, calibration_tokens=256)
     )
 
 

@@ -90,9 +90,9 @@ def _integrate(folder: Path) -> None:
     chat = read_chat_format(lambda messages: kits._render(tokenizer, messages))
     name = kits._module_name(bundle.manifest.source.model)
     kits._check_names(name, f"com.example.{name.lower()}")
-    for platform in kits.PLATFORMS:
-        kit = kits._choose(bundle, platform, None)
-        values = kits._values(bundle, kit, chat, tokenizer, None)
+    for platform in ("ios", "android"):
+        target, kit = kits._choose(bundle, platform, None)
+        values = kits._values(bundle, target, kit, chat, tokenizer, None)
         fill(kit.folders, values | {"name": name, "package": f"com.example.{name.lower()}"})
 
 
@@ -123,8 +123,8 @@ def _weights(target: str) -> Callable[[Path], None]:
 
 def _tune(folder: Path) -> None:
     """model.json as tuning reads it too."""
-    from pocketphi.compiler.tune import _host
     from pocketphi.targets.tvm_arm.tune.search import forms_of
+    from pocketphi.targets.tvm_arm.tune.tune import _host
 
     _weights("tvm-arm")(folder)
     host = _host(folder)
@@ -264,12 +264,12 @@ _GOOD: dict[str, dict[str, str]] = {}
 def _traced() -> Any:
     """What comes before the cache: it does not depend on it, and takes most of the time."""
     from pocketphi.compiler.compile import build_program
-    from pocketphi.compiler.options import CompileOptions
+    from pocketphi.compiler.options import compile_options
     from pocketphi.compiler.ui import Ui
     from pocketphi.graph.checkpoint import open_checkpoint
     from pocketphi.graph.hashed import HashedCheckpoint
 
-    options = CompileOptions("random:tiny", Path("-"), recipe="search", calibration_tokens=64)
+    options = compile_options("random:tiny", Path("-"), recipe="search", calibration_tokens=64)
     source = HashedCheckpoint(open_checkpoint(options.model))
     return build_program(source, options, Ui())[0], source, options
 

@@ -140,10 +140,10 @@ def package() -> Path:
 
 def _compiled(target: str, **options: Any) -> Path:
     from pocketphi.compiler.compile import compile_model
-    from pocketphi.compiler.options import CompileOptions
+    from pocketphi.compiler.options import compile_options
 
     folder = Path(_root().name) / f"bundle-{target}"
-    compile_model(CompileOptions(str(checkpoint()), folder, (target,), "rtn", verify="never", **options))
+    compile_model(compile_options(str(checkpoint()), folder, (target,), "rtn", verify="never", **options))
     return folder
 
 
@@ -289,11 +289,11 @@ def signed() -> Path:
 def cache() -> Path:
     """The int4 cache after a calibrated compile: weights, and the list of a run."""
     from pocketphi.compiler.compile import compile_model
-    from pocketphi.compiler.options import CompileOptions
+    from pocketphi.compiler.options import compile_options
 
     folder = place("cache")
     out = Path(_root().name) / "searched"
     compile_model(
-        CompileOptions("random:tiny", out, recipe="search", calibration_tokens=64, verify="never", cache=folder)
+        compile_options("random:tiny", out, recipe="search", calibration_tokens=64, verify="never", cache=folder)
     )
     return folder

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.plan import compile_memory
 from pocketphi.graph import resident
 from pocketphi.graph.published import PUBLISHED
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems t
 
 def test_memory_that_was_given_back_does_not_count(tmp_path: object) -> None:
     """As after an earlier bundle of a matrix: its memory is no part of what the next one takes."""
-    options = CompileOptions("random:tiny", tmp_path, recipe="rtn")  # type: ignore[arg-type]
+    options = compile_options("random:tiny", tmp_path, recipe="rtn")  # type: ignore[arg-type]
     forget_peak()
     before, planned = resident_now(), compile_memory(PUBLISHED["tiny"], options)
     block = bytearray(b"x") * LARGE

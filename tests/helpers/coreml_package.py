@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import target_files
 import torch
 from tiny_phi3 import quantized, quantized_by
 
 from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.int4 import Int4, pack_nibbles
+from pocketphi.graph.options import declared
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, PartSpec, as_parts
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.quantizers import EightBits, KMeans
 from pocketphi.targets.base import Packaged
+from pocketphi.targets.coreml.target import CoreML
 
 CONTEXT, CHUNK = 100, 16  # 7 chunks, the last one incomplete
 
@@ -40,9 +43,9 @@ def ignore(amount: int) -> None:
 
 
 def package(program: Program, folder: Path, **options: Any) -> Packaged:
-    from pocketphi.targets.coreml.package import CoreML
-
-    return CoreML(**{"context": CONTEXT, "chunk": CHUNK, **options}).package(program, folder, ignore)
+    """options: of Core ML, and of `Asked`."""
+    asked = {name: options.pop(name) for name in [*options] if name not in declared(CoreML)}
+    return target_files.package(program, CoreML(**{"chunk": CHUNK, **options}), folder, **{"context": CONTEXT, **asked})
 
 
 @dataclass(frozen=True)

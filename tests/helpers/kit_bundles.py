@@ -10,9 +10,10 @@ from typing import Any
 from manifests import a_manifest
 
 from pocketphi.artifacts.bundle import write_manifest
-from pocketphi.compiler.footprint import RUNTIMES
+from pocketphi.compiler.integrate import kits_of
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.gguf_file import GgufFile, sample_path
+from pocketphi.targets import find_target
 
 TARGETS: dict[str, dict[str, Any]] = {
     "ort-mobile": {},
@@ -47,9 +48,12 @@ def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
     for target in targets:
-        weights = folder / RUNTIMES[target].weights_file
+        weights = folder / find_target(target).weights_file
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.write_bytes(bytes(1000))
     model = {"parameters": config.parameters, "context": config.max_position, **changes}
     write_manifest(folder, a_manifest(targets, model=model))
     return folder
+
+
+KITS = [kit for platform in ("ios", "android") for _, kit in kits_of(platform)]

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph.config import LongRope, ModelConfig
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
@@ -44,7 +44,7 @@ def main() -> None:
         write_checkpoint(RandomWeights(name, config), checkpoint, "fp32")
         models[name] = str(checkpoint)
     for name, model in models.items():
-        compile_model(CompileOptions(model=model, out=a.folder / "bundles" / name, recipe="rtn", verify="never"))
+        compile_model(compile_options(model=model, out=a.folder / "bundles" / name, recipe="rtn", verify="never"))
 
 
 if __name__ == "__main__":

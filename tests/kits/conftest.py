@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit_bundles import JARS, NEEDED, STUBS, TARGETS, make_bundle
+from kit_bundles import JARS, KITS, NEEDED, STUBS, TARGETS, make_bundle
 
-from pocketphi.compiler.integrate import KITS, integrate
+from pocketphi.compiler.integrate import integrate
 
 
 @pytest.fixture(scope="session")

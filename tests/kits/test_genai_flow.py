@@ -14,7 +14,7 @@ from pocketphi.artifacts.kits.conversation import Conversation
 from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.numerics import generate
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
 
@@ -22,7 +22,7 @@ from pocketphi.targets.ort_mobile.host import OrtRunner
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("genai") / "bundle"
     # blocks of 32: with these weights the answers go on
-    compile_model(CompileOptions("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
+    compile_model(compile_options("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
     return out
 
 

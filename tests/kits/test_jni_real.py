@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("tvm")
 
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "aarch64"))
@@ -26,7 +26,7 @@ needs_host = pytest.mark.skipif(jni.missing(host_arch()) is not None, reason=str
 
 
 def made(out: Path, os: str, cpu: str | None = None) -> Path:
-    compile_model(CompileOptions("random:tiny", out, ("tvm-arm",), recipe="rtn", os=os, cpu=cpu, verify="never"))
+    compile_model(compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os=os, cpu=cpu, verify="never"))
     return out
 
 

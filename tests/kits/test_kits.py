@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit_bundles import STUBS, make_bundle
+from kit_bundles import KITS, STUBS, make_bundle
 from kit_talks import write_talks
 
 from pocketphi.artifacts.bundle import MANIFEST, file_digest
 from pocketphi.artifacts.kits.fill import kotlin_literal, swift_literal
 from pocketphi.compiler.cli import main
-from pocketphi.compiler.integrate import KITS, integrate
+from pocketphi.compiler.integrate import integrate
 from pocketphi.graph.errors import InputError
 
 HERE = Path(__file__).parent

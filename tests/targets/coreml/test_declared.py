@@ -15,11 +15,11 @@ ct = pytest.importorskip("coremltools")
 
 from mil_programs import save  # noqa: E402 - only where coremltools is
 
-from pocketphi.compiler.run_mlpackage import run_mlpackage  # noqa: E402
 from pocketphi.graph.errors import InputError  # noqa: E402
 from pocketphi.targets.coreml.declared import Allowed  # noqa: E402
 from pocketphi.targets.coreml.interpreter import Interpreter  # noqa: E402
 from pocketphi.targets.coreml.mlpackage import MLPackage  # noqa: E402
+from pocketphi.targets.coreml.run_package import run_mlpackage  # noqa: E402
 
 
 class Double(nn.Module):

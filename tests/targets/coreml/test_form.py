@@ -9,6 +9,7 @@ from tiny_phi3 import TINY
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.form import Form, make_form
+from pocketphi.targets.coreml.target import CoreML
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from pocketphi.targets.coreml.form import Form, make_form
 def test_the_cache_holds_whole_chunks(
     positions: int, context: int | None, chunk: int | None, expected: tuple[int, int, int]
 ) -> None:
-    form = make_form(replace(TINY, max_position=positions), context, chunk)
+    form = make_form(replace(TINY, max_position=positions), CoreML(chunk=chunk), context)
     assert (form.context, form.chunk, form.positions) == expected
     assert form.functions == {"prefill": expected[1], "decode": 1}
 
@@ -41,11 +42,12 @@ def test_swift_transformers_wants_one_function_of_any_length() -> None:
         ({"context": 1}, "a context of 1 tokens"),
         ({"context": 100, "chunk": 101}, "prefill chunks of 101 tokens in a context of 100; choose 2 to 100"),
         ({"chunk": 1}, "prefill chunks of 1 tokens in a context of 256; choose 2 to 256"),
-        ({"attention": "flash"}, "attention 'flash', expected 'sdpa' or 'decomposed'"),
-        ({"norm": "naive"}, "norm 'naive', expected 'max-scaled' or 'fp32'"),
-        ({"flavor": "x"}, "flavor 'x', expected 'functions' or 'swift-transformers'"),
+        ({"attention": "flash"}, "--attention flash: expected sdpa or decomposed"),
+        ({"norm": "naive"}, "--norm naive: expected max-scaled or fp32"),
+        ({"flavor": "x"}, "--flavor x: expected functions or swift-transformers"),
     ],
 )
 def test_what_cannot_be(options: dict[str, object], message: str) -> None:
+    context = options.pop("context", None)
     with pytest.raises(InputError, match=message):
-        make_form(TINY, **options)  # type: ignore[arg-type]
+        make_form(TINY, CoreML(**options), context)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coreml_package import CONTEXT, finished, functions, ignore, in_forms, package, saved_parts, spec, with_offsets
+from coreml_package import CONTEXT, finished, functions, in_forms, package, saved_parts, spec, with_offsets
+from target_files import prepared
 from tiny_phi3 import SWITCH, TINY, VARIANTS, fused, quantized
 
 from pocketphi.graph.errors import InputError
@@ -26,8 +27,10 @@ from pocketphi.graph.recipe import as_parts, digest, materialize
 
 ct = pytest.importorskip("coremltools")
 
+from pocketphi.targets.coreml.form import make_form  # noqa: E402
 from pocketphi.targets.coreml.mil import identifier  # noqa: E402 - only where coremltools is installed
-from pocketphi.targets.coreml.package import PACKAGE, WEIGHT_FILE, CoreML, facts_of  # noqa: E402
+from pocketphi.targets.coreml.package import PACKAGE, WEIGHT_FILE, facts_of  # noqa: E402
+from pocketphi.targets.coreml.target import CoreML  # noqa: E402
 from pocketphi.targets.coreml.weightfile import plan_weights  # noqa: E402
 
 FILES = {"Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"}
@@ -100,10 +103,11 @@ def test_palettes_and_int8_are_read_back(tmp_path: Path, variant: str) -> None:
         if form_of(recipe.parts):
             assert packaged.weights[name] == digest(materialize(recipe))
     assert packaged.operators["decode.constexpr_lut_to_dense"] == forms.count("palette")
-    assert CoreML(CONTEXT, 16).planned_bytes(program) == (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
-    facts = facts_of(
-        program, CoreML(CONTEXT, 16).form(program), plan_weights(program, CoreML(CONTEXT, 16).form(program))
+    assert (
+        prepared(program, CoreML(chunk=16), context=CONTEXT).bytes == (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
     )
+    form = make_form(program.config, CoreML(chunk=16), CONTEXT)
+    facts = facts_of(program, form, plan_weights(program, form))
     assert (facts.blocks, facts.palettes) == ({}, forms.count("palette"))
 
 
@@ -112,7 +116,7 @@ def test_a_changed_nibble_is_found(tmp_path: Path) -> None:
     packaged = package(program, tmp_path)
     path = tmp_path / PACKAGE / WEIGHT_FILE
     data = bytearray(path.read_bytes())
-    file = plan_weights(program, CoreML(CONTEXT, 16).form(program))
+    file = plan_weights(program, make_form(program.config, CoreML(chunk=16), CONTEXT))
     data[file.blobs["lm_head.weight:q"].blob.offset + 5] ^= 1
     path.write_bytes(data)
     found = read_back(tmp_path, program)
@@ -257,12 +261,12 @@ def test_both_functions_share_their_weights(tmp_path: Path) -> None:
 
 def test_what_is_reported(tmp_path: Path) -> None:
     program, written = finished(), []
-    target = CoreML(context=CONTEXT, chunk=16)
-    packaged = target.package(program, tmp_path, written.append)
+    target = prepared(program, CoreML(chunk=16), context=CONTEXT)
+    packaged = target.write(tmp_path, written.append)
     assert packaged.operators["decode.constexpr_blockwise_shift_scale"] == 14
     assert packaged.operators["prefill.scaled_dot_product_attention"] == 3
     assert packaged.operators["prefill.slice_update"] == packaged.operators["prefill.write_state"] == 6
-    assert packaged.notes == target.planned_notes(program)
+    assert packaged.notes == target.notes
     assert packaged.notes[0] == "GPU (cpuAndGPU): fit, the one to choose"
     assert packaged.notes[1].startswith(
         "Neural Engine (cpuAndNeuralEngine): not fit: 14 matrices have a scale for each"
@@ -272,7 +276,7 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert packaged.details["state_bytes"] == 384 * 112
     assert packaged.details["kv_cache_bytes_per_token"] == 384
     size = (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
-    assert target.planned_bytes(program) == size
+    assert target.bytes == size
     assert 0.9 * size < sum(written) <= size  # records and gaps are the rest
 
 
@@ -306,28 +310,24 @@ def test_float_matrices_are_reported(tmp_path: Path) -> None:
 def test_matrices_are_counted_by_their_blocks() -> None:
     """Blocks of 64: one scale a row where K is 64, two where it is 128."""
     program = finished("tiny", block=64)
-    form = CoreML(CONTEXT, 16).form(program)
+    form = make_form(program.config, CoreML(chunk=16), CONTEXT)
     facts = facts_of(program, form, plan_weights(program, form))
     assert (facts.blocks, facts.palettes, facts.float_weights, facts.float32_norms) == ({64: 3}, 0, [], 0)
     assert facts.dense_bytes == 2 * sum(math.prod(shape) for shape in TINY.tensors().values() if len(shape) == 2)
-    assert (
-        facts_of(program, CoreML(CONTEXT, 16, norm="fp32").form(program), plan_weights(program, form)).float32_norms
-        == 7
-    )
+    other = make_form(program.config, CoreML(chunk=16, norm="fp32"), CONTEXT)
+    assert facts_of(program, other, plan_weights(program, form)).float32_norms == 7
 
 
 def test_swift_transformers_without_a_repository_is_noted() -> None:
     program = finished()
     notes = [
-        len(CoreML(100, 16, flavor="swift-transformers", model_id=m).planned_notes(program)) for m in (None, "a/b")
+        len(prepared(program, CoreML(chunk=16, flavor="swift-transformers", model_id=m), context=100).notes)
+        for m in (None, "a/b")
     ]
     assert notes == [4, 3]
 
 
 def test_an_impossible_form_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    for call in (CoreML(context=1000).planned_bytes, CoreML(context=1000).planned_notes):
-        with pytest.raises(InputError, match="a context of 1000 tokens; the model has 256 positions"):
-            call(finished())
-    with pytest.raises(InputError, match="a context of 1000 tokens"):
-        CoreML(context=1000).package(finished(), tmp_path, ignore)
+    with pytest.raises(InputError, match="a context of 1000 tokens; the model has 256 positions"):
+        package(finished(), tmp_path, context=1000)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import target_files
 import torch
+from target_files import prepared
 from tiny_phi3 import (
     SWITCH,
     TINY,
@@ -44,7 +46,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from pocketphi.targets.ort_mobile.host import read_weights  # noqa: E402
 from pocketphi.targets.ort_mobile.lower import lower  # noqa: E402 - only where onnx is installed
-from pocketphi.targets.ort_mobile.package import OrtMobile  # noqa: E402
+from pocketphi.targets.ort_mobile.target import OrtMobile  # noqa: E402
 
 Outputs = dict[str, torch.Tensor]
 # GroupQueryAttention takes several new tokens after a cache for one row only
@@ -53,7 +55,7 @@ CASES = [(7, 0, 1), (60, 0, 2), (5, 9, 1), (1, 70, 2), (9, 58, 1)]
 
 def package(program: Program, folder: Path, **options: Any) -> Any:
     """Saved with float32 arithmetic, so that only the order of sums differs."""
-    packaged = OrtMobile(**{"accuracy_level": 0, **options}).package(program, folder, lambda amount: None)
+    packaged = target_files.package(program, OrtMobile(**{"accuracy_level": 0, **options}), folder)
     return packaged, ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
@@ -108,15 +110,15 @@ def test_what_the_operators_cannot_hold_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"^ort-mobile: .* is a palette, which the target cannot hold; leave out --pal"
     ):
-        OrtMobile().check_forms(quantized_by(KMeans(16, weighted=False)))
+        prepared(quantized_by(KMeans(16, weighted=False)), OrtMobile())
     message = r"^ort-mobile: model.*gate_up.* has blocks of 320, MatMulNBits takes 16, 32, 64, 128, 256; choose such a"
     odd = replace(TINY, hidden_size=320)
     source = FloatWeight(RandomWeights("random:odd", odd), "model.layers.0.mlp.gate_up_proj.weight")
     program = quantized()
     program.weights = {source.tensor: Int4Weight(source, RoundToNearest(0))}
     with pytest.raises(InputError, match=message):
-        OrtMobile().check_forms(program)
-    OrtMobile().check_forms(quantized_by(RoundToNearest(0)))  # rows that are blocks of a size that it takes
+        prepared(program, OrtMobile())
+    prepared(quantized_by(RoundToNearest(0)), OrtMobile())  # rows that are blocks of a size that it takes
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

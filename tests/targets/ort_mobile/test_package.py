@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from target_files import package, prepared
 from tiny_phi3 import TINY, VARIANTS, fused, inputs, quantized
 
 from pocketphi.artifacts.stream import plan_layout
@@ -21,7 +22,8 @@ ort = pytest.importorskip("onnxruntime")
 
 from pocketphi.targets.ort_mobile import package as module  # noqa: E402 - only where onnx is installed
 from pocketphi.targets.ort_mobile.lower import lower  # noqa: E402
-from pocketphi.targets.ort_mobile.package import OrtMobile, genai_config  # noqa: E402
+from pocketphi.targets.ort_mobile.package import genai_config  # noqa: E402
+from pocketphi.targets.ort_mobile.target import OrtMobile  # noqa: E402
 
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "required_operators.config"}
 
@@ -32,15 +34,11 @@ def finished(variant: str = "tiny") -> Program:
     return program
 
 
-def ignore(amount: int) -> None:
-    pass
-
-
 def test_two_packagings_give_the_same_bytes(tmp_path: Path) -> None:
     made = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        OrtMobile().package(finished(), tmp_path / name, ignore)
+        package(finished(), OrtMobile(), tmp_path / name)
         made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert set(made[0]) == FILES
     assert made[0] == made[1]
@@ -48,7 +46,7 @@ def test_two_packagings_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_required_operators_hold_all_that_onnx_runtime_will_run(tmp_path: Path, variant: str) -> None:
-    OrtMobile().package(finished(variant), tmp_path, ignore)
+    package(finished(variant), OrtMobile(), tmp_path)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -67,26 +65,26 @@ def test_required_operators_hold_all_that_onnx_runtime_will_run(tmp_path: Path, 
 def test_what_is_reported(tmp_path: Path) -> None:
     program = finished()
     written: list[int] = []
-    packaged = OrtMobile().package(program, tmp_path, written.append)
+    packaged = package(program, OrtMobile(), tmp_path, written.append)
     assert packaged.operators["com.microsoft.MatMulNBits"] == 13
     assert packaged.weights == {n: digest(materialize(r)) for n, r in program.weights.items()}
     assert sum(written) == sum(spec.bytes for r in program.weights.values() for spec in r.parts.values())
     assert packaged.notes == ["a single-file model.ort of 0.00 GB would fit: add --ort-file"]
-    assert packaged.notes == OrtMobile().planned_notes(program)
+    assert packaged.notes == prepared(program, OrtMobile()).notes
 
 
 @pytest.mark.parametrize("variant", ["tiny", "tied"])
 def test_planned_size(tmp_path: Path, variant: str) -> None:
     """Of the data to the byte; a tiny model's graph weighs more than its one per cent."""
     program = finished(variant)
-    OrtMobile().package(program, tmp_path, ignore)
-    assert OrtMobile().planned_bytes(program) == (tmp_path / "model.onnx.data").stat().st_size
+    package(program, OrtMobile(), tmp_path)
+    assert prepared(program, OrtMobile()).bytes == (tmp_path / "model.onnx.data").stat().st_size
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_single_file_gives_the_same_logits(tmp_path: Path, variant: str) -> None:
     program = finished(variant)
-    OrtMobile(ort_file=True).package(program, tmp_path, ignore)
+    package(program, OrtMobile(ort_file=True), tmp_path)
     sessions = [
         ort.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
         for name in ("model.onnx", "model.ort")
@@ -101,23 +99,23 @@ def test_a_single_file_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_pa
     program = finished("tied")
     size = plan_layout(program.weights).size + program.weights["model.embed_tokens.weight"].parts["q"].bytes
     monkeypatch.setattr(module, "ORT_LIMIT", size + 1)
-    assert OrtMobile(ort_file=True).planned_notes(program) == []
+    assert prepared(program, OrtMobile(ort_file=True)).notes == []
     monkeypatch.setattr(module, "ORT_LIMIT", size)
     with pytest.raises(
         InputError, match=r"--ort-file: no single-file model.ort: it would take 0.000 GB and the format ends"
     ):
-        OrtMobile(ort_file=True).package(program, tmp_path, ignore)
+        package(program, OrtMobile(ort_file=True), tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert [note[:24] for note in OrtMobile().planned_notes(program)] == ["no single-file model.ort"]
+    assert [note[:24] for note in prepared(program, OrtMobile()).notes] == ["no single-file model.ort"]
 
 
 def test_strict_makes_a_slow_path_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"ort-mobile: slow path: a float MatMul.*without --strict this is only reported"
     ):
-        OrtMobile(strict=True).package(fused(), tmp_path, ignore)
+        package(fused(), OrtMobile(), tmp_path, strict=True)
     assert list(tmp_path.iterdir()) == []
-    OrtMobile(strict=True).package(finished(), tmp_path, ignore)
+    package(finished(), OrtMobile(), tmp_path, strict=True)
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from target_files import package, prepared
 from tiny_phi3 import SWITCH, TINY, inputs, quantized, rounding
 from tvm_kernels import here
 
 pytest.importorskip("tvm")
 
 from pocketphi.compiler.footprint import footprint
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import digest, materialize
@@ -26,8 +27,8 @@ from pocketphi.passes.last_logits import LastLogits
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
-from pocketphi.targets.tvm_arm.package import TvmArm
 from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.target import TvmArm
 
 needs_arm = pytest.mark.skipif(
     not (shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-g++")),
@@ -51,7 +52,7 @@ def program_of(variant: str) -> Program:
 
 def packaged(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> tuple[Program, TvmHost, dict[str, str]]:
     program = program_of(variant)
-    made = TvmArm(Platform("linux", isa), kv_cache=cache).package(program, folder, lambda amount: None)
+    made = package(program, TvmArm(cpu=isa.name, kv_cache=cache), folder)
     (folder / "config.json").write_text(json.dumps(program.config.to_hf()))
     return program, TvmHost(folder), made.weights
 
@@ -105,11 +106,11 @@ def test_the_memory_of_a_cache(cache: str, tmp_path: Path) -> None:
     program = program_of("tiny")
     config = replace(program.config, max_position=100)
     program.config = config
-    target = TvmArm(Platform.of("host"), kv_cache=cache)
+    target = TvmArm(os="host", kv_cache=cache)
     a_token = 2 * config.layers * config.kv_heads * {"fp16": 2 * config.head_dim, "int8": config.head_dim + 4}[cache]
-    options = CompileOptions("-", tmp_path, ("tvm-arm",), context=100, os="host", kv_cache=cache)
+    options = compile_options("-", tmp_path, ("tvm-arm",), context=100, os="host", kv_cache=cache)
     assert footprint(config, "tvm-arm", options).kv_cache() == 112 * a_token
-    made = target.package(program, tmp_path, lambda amount: None)
+    made = package(program, target, tmp_path)
     assert (made.details["kv_cache"], made.details["kv_cache_bytes_per_token"]) == (cache, a_token)
     held = json.loads((tmp_path / "model.json").read_text())["cache"]
     sizes = {
@@ -135,14 +136,14 @@ def test_the_same_bytes_twice(bundle: tuple[Program, Path], tmp_path: Path) -> N
 
 def test_planned_bytes(bundle: tuple[Program, Path]) -> None:
     program, folder = bundle
-    planned = TvmArm(Platform.of("host")).planned_bytes(program)
+    planned = prepared(program, TvmArm(os="host")).bytes
     parameters = (folder / "model.params").stat().st_size
     assert parameters < planned <= parameters + 4_000_000
     assert (folder / "model.so").stat().st_size < 3_000_000
 
 
 def test_operators_of_a_prompt(tmp_path: Path) -> None:
-    made = TvmArm(Platform.of("host")).package(program_of("tiny"), tmp_path, lambda amount: None)
+    made = package(program_of("tiny"), TvmArm(os="host"), tmp_path)
     layers = TINY.layers
     assert made.operators == {
         "matmul": 4 * layers + 1,
@@ -162,8 +163,8 @@ def test_an_archive_where_nothing_links_here(
     """Objects of the system's own format, and how an app links them."""
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
     program = program_of("tiny")
-    target = TvmArm(Platform.of(system))
-    made = target.package(program, tmp_path, lambda amount: None)
+    target = TvmArm(os=system)
+    made = package(program, target, tmp_path)
     assert not (tmp_path / "model.so").exists()
     archive = (tmp_path / "libmodel.a").read_bytes()
     assert archive.startswith(b"!<arch>\n")
@@ -180,7 +181,7 @@ def test_sizes_that_vectors_do_not_divide(tmp_path: Path) -> None:
     program = program_of("tiny")
     program.config = replace(program.config, head_dim=24)
     with pytest.raises(InputError, match="tvm-arm: the head size is 24, expected a multiple of 16"):
-        TvmArm(Platform.of("linux")).planned_notes(program)
+        prepared(program, TvmArm())
 
 
 def test_a_weight_left_in_float(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_a_weight_left_in_float(tmp_path: Path) -> None:
 
     program = fused()
     with pytest.raises(InputError, match=r"tvm-arm: .* is left in float, .* choose a --block that divides"):
-        TvmArm(Platform.of("host")).package(program, tmp_path, lambda amount: None)
+        package(program, TvmArm(os="host"), tmp_path)
 
 
 def test_parameters_of_another_build_are_refused(bundle: tuple[Program, Path], tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pocketphi.targets.target import Tools
+
+NAME = "tune"
 TEXT = "find the fastest schedules of a TVM bundle's kernels: on a board, on this machine, or by a model of the core"
 
 
@@ -39,32 +42,29 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
 
 
-def run(a: argparse.Namespace) -> int:
+def run(a: argparse.Namespace, tools: Tools) -> tuple[Any, Callable[[], None]]:
     """Run the command."""
-    from pocketphi.compiler import tune
-    from pocketphi.compiler.ui import RichUi, Ui
+    from pocketphi.targets.tvm_arm.tune import tune
 
-    ui = Ui() if a.json else RichUi()
     options = tune.TuneOptions(a.bundle, a.out, a.rpc, a.key, a.model, a.threads, a.rounds, a.apply)
     if a.server:
         tune.write_server(options, a.server)
-        _print(a, {"server": str(a.server)}, [f"{a.server}: start it on the board with --tracker HOST:PORT --key NAME"])
-    elif a.validate:
-        ranks = tune.validate(options, ui)
+        lines = [f"{a.server}: start it on the board with --tracker HOST:PORT --key NAME"]
+        return {"server": str(a.server)}, lambda: _print(lines)
+    if a.validate:
+        ranks = tune.validate(options, tools.ui)
         lines = [
             f"{rank.form}: Spearman {rank.spearman:.2f} over {rank.schedules} schedules; the model's choice runs at "
             f"{rank.choice:.2f} × the best"
             for rank in ranks
         ]
-        _print(a, [vars(rank) for rank in ranks], lines)
-    else:
-        tuned = tune.tune(options, ui)
-        lines = [f"{form.form}: {form.default:.1f} → {form.us:.1f} µs, {form.schedule}" for form in tuned.forms]
-        lines += [*tuned.notes, f"{tuned.database}: {tuned.timed} schedules timed"]
-        lines += ["the bundle's library was built anew"] if a.apply else []
-        _print(a, tuned.as_json(), lines)
-    return 0
+        return [vars(rank) for rank in ranks], lambda: _print(lines)
+    tuned = tune.tune(options, tools)
+    lines = [f"{form.form}: {form.default:.1f} → {form.us:.1f} µs, {form.schedule}" for form in tuned.forms]
+    lines += [*tuned.notes, f"{tuned.database}: {tuned.timed} schedules timed"]
+    lines += ["the bundle's library was built anew"] if a.apply else []
+    return tuned.as_json(), lambda: _print(lines)
 
 
-def _print(a: argparse.Namespace, data: Any, lines: list[str]) -> None:
-    sys.stdout.write(json.dumps(data, indent=1) + "\n" if a.json else "".join(line + "\n" for line in lines))
+def _print(lines: list[str]) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))

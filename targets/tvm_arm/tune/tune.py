@@ -11,21 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.folder import new_folder
-from pocketphi.compiler.hosts import open_host
-from pocketphi.compiler.rebuild import rebuild
-from pocketphi.compiler.targets import missing_extra
-from pocketphi.compiler.ui import Ui
-from pocketphi.compiler.verify import verify_folder
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.writing import write_whole
+from pocketphi.targets import missing_extra
+from pocketphi.targets.target import Asked, Tools, Ui
+from pocketphi.targets.tvm_arm.target import TARGET, TvmArm
 
 if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.host import TvmHost
     from pocketphi.targets.tvm_arm.kernels.matmul import Form
     from pocketphi.targets.tvm_arm.tune.database import Record
     from pocketphi.targets.tvm_arm.tune.search import Measurer
-
-TARGET = "tvm-arm"
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class Rank:
     choice: float
 
 
-def tune(options: TuneOptions, ui: Ui) -> Tuned:
+def tune(options: TuneOptions, tools: Tools) -> Tuned:
     """Time what the database lacks, form by form. Raises InputError for bad input and where a board goes away: what was timed
     until then is in the database, and the same call goes on from there."""
     host = _host(options.bundle)
@@ -100,33 +96,36 @@ def tune(options: TuneOptions, ui: Ui) -> Tuned:
     measurer = _measurer(options, host)
     forms = forms_of(host.described)
     result = Tuned(options.database)
-    with ui.task(f"tune, {measurer.how}", len(forms)) as advance:
+    with tools.ui.task(f"tune, {measurer.how}", len(forms)) as advance:
         for rows in search(measurer, forms, records, _once(advance)):
             records += rows
             result.timed += len(rows)
             database.write(options.database, records)
     result.forms = [found for form in forms if (found := _tuned_form(measurer, form, records))]
     if options.apply:
-        result.notes = apply(options, ui)
+        result.notes = apply(options, tools)
     return result
 
 
-def apply(options: TuneOptions, ui: Ui) -> list[str]:
+def apply(options: TuneOptions, tools: Tools) -> list[str]:
     """Build the library of the bundle anew with the database; parameters stay, the manifest follows. Returns notes."""
-    from pocketphi.targets.tvm_arm.package import TvmArm
+    from pocketphi.targets.tvm_arm.package import TvmBundle
 
     bundle = Bundle.open(options.bundle)
     host = _host(options.bundle)
     manifest = bundle.manifest
-    program = rebuild(bundle.path, manifest.recipe, host.weights(), manifest.recipe.all_logits).quantized
-    target = TvmArm(host.platform, tuning=options.database, kv_cache=host.kv_cache)
+    program = tools.rebuild(bundle, host.weights())
+    platform = host.platform
+    asked = TvmArm(
+        os=platform.system, cpu=platform.cpu or platform.isa.name, tuning=options.database, kv_cache=host.kv_cache
+    )
+    prepared = TvmBundle(program, asked, Asked())
     with new_folder(bundle.path, 2 * _library_bytes(bundle), replace=True) as folder:
         for name in manifest.files:
             _link(bundle.path / name, folder / name)
-        notes = target.replace_library(program, folder)
+        notes = prepared.replace_library(folder)
         if manifest.verification:
-            checked = verify_folder(folder, manifest, ui, extras=False, as_far_as_it_runs=True).require().recorded()
-            manifest = replace(manifest, verification=checked)
+            manifest = replace(manifest, verification=tools.verify(folder, manifest))
         write_manifest(folder, manifest)
     return notes
 
@@ -172,10 +171,14 @@ def _host(folder: Path) -> TvmHost:
     """The TVM part of a bundle. Raises InputError where it has none."""
     bundle = Bundle.open(folder, check=False)
     held = bundle.manifest.targets
-    if TARGET not in held:
-        raise InputError(f"{folder}: holds {', '.join(held)}; only a bundle of --target {TARGET} has schedules to tune")
-    host = open_host(folder, bundle.manifest, TARGET)
-    return host  # type: ignore[return-value]
+    name = TARGET.name
+    if name not in held:
+        raise InputError(f"{folder}: holds {', '.join(held)}; only a bundle of --target {name} has schedules to tune")
+    try:
+        from pocketphi.targets.tvm_arm.host import TvmHost
+    except ModuleNotFoundError as error:
+        raise missing_extra(TARGET, error) from None
+    return TvmHost(folder)
 
 
 def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:

@@ -1,0 +1,58 @@
+"""Declared options on a command line: as arguments of a parser, and as the options that came."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options
+from pocketphi.graph.options import Option, Options, declared
+from pocketphi.targets import TARGETS, all_targets
+
+
+def add_options(parser: argparse._ActionsContainer, section: type[Options], only: Iterable[str] | None = None) -> None:
+    """Every option of a section, or only some. One that is not given is left out of the namespace, so that its default is
+    said in one place."""
+    known = declared(section)
+    for name in known if only is None else only:
+        _add(parser, known[name])
+
+
+def add_target_options(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
+    """Those of each target, in a group of its own."""
+    for target in all_targets():
+        known = declared(target.options)
+        names = [name for name in known if only is None or name in only]
+        if names:
+            add_options(parser.add_argument_group(target.title), target.options, names)
+
+
+def target_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """`--target`, which may be repeated."""
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help=help)
+
+
+def options_of(
+    a: argparse.Namespace, out: Path, targets: Iterable[str] = (DEFAULT_TARGET,), **more: Any
+) -> CompileOptions:
+    """What the arguments say; more: said for them."""
+    known = {*declared(CompileOptions), *(name for target in all_targets() for name in declared(target.options))}
+    given = {name: value for name, value in vars(a).items() if name in known}
+    return compile_options(a.model, out, a.target or targets, **{**given, **more})
+
+
+def _add(parser: argparse._ActionsContainer, one: Option) -> None:
+    said: dict[str, Any] = {"dest": one.name, "default": argparse.SUPPRESS, "help": _help(one)}
+    if one.kind is bool:
+        parser.add_argument(f"--{one.flag}", action="store_const", const=not one.default, **said)
+        return
+    if one.const is not None:
+        said |= {"nargs": "?", "const": one.const}
+    metavar = one.metavar or (f"{{{','.join(map(str, one.choices))}}}" if one.choices else None)
+    parser.add_argument(f"--{one.flag}", type=one.parse or one.kind, metavar=metavar, **said)
+
+
+def _help(one: Option) -> str:
+    return one.help.replace("{default}", str(one.default)).replace("%", "%%")

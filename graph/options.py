@@ -1,0 +1,170 @@
+"""Options, each declared in one place: a field of a frozen dataclass, which says what it is for, what it may be, and whether
+it decides the bytes of a bundle.
+
+The command line, the build file, the key of a build, the manifest and the page of all options are made from these fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import named
+
+T = TypeVar("T")
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    Path: "a path",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field says of itself.
+
+    name, kind, default: of the field, whose type is `kind`, or may be None as well where `optional`
+    flag:    on the command line, without the dashes; of a bool whose default is true, the flag that makes it false
+    help:    for the command line and the docs; `{default}` is filled in
+    choices: the only values; empty for any. unit: a word behind them
+    metavar: what stands for the value in a help
+    const:   the value of a flag that is given without one
+    parse:   text → value; raises InputError
+    decides: whether the bytes of a bundle depend on it
+    recorded: whether it stands among the recipe's options in a manifest
+    """
+
+    name: str
+    kind: type
+    optional: bool
+    default: Any
+    flag: str
+    help: str
+    choices: tuple[Any, ...] = ()
+    unit: str = ""
+    metavar: str | None = None
+    const: Any = None
+    parse: Callable[[str], Any] | None = None
+    decides: bool = True
+    recorded: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a value has to be, in words."""
+        return _KINDS[self.kind]
+
+    def check(self, value: Any) -> Any:
+        """The value, a path made of a text. Raises InputError for one that it cannot be."""
+        if value is None and (self.optional or self.default is None):
+            return None
+        if self.kind is Path and isinstance(value, str):
+            return Path(value)
+        kinds = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+            raise InputError(f"--{self.flag} {named(value)}: expected {self.expected}")
+        if self.choices and value not in self.choices:
+            words = " or ".join(map(str, self.choices))
+            if len(self.choices) > 2:
+                words = f"one of {', '.join(map(str, self.choices))}"
+            raise InputError(f"--{self.flag} {named(value)}: expected {words}{f' {self.unit}' if self.unit else ''}")
+        return value
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    flag: str = "",
+    choices: Sequence[Any] = (),
+    unit: str = "",
+    metavar: str | None = None,
+    const: Any = None,
+    parse: Callable[[str], Any] | None = None,
+    decides: bool = True,
+    recorded: bool = False,
+) -> T:
+    """A field of `Options`; see `Option`."""
+    said = {
+        "flag": flag,
+        "help": help,
+        "choices": tuple(choices),
+        "unit": unit,
+        "metavar": metavar,
+        "const": const,
+        "parse": parse,
+        "decides": decides,
+        "recorded": recorded,
+    }
+    made: T = field(default=default, metadata={"option": said})
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A section of options. A value that its option cannot be is an InputError when the section is made.
+
+    contents: of the files that options name, as `content` has read them; options that are made of these share them
+    """
+
+    contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, one in declared(type(self)).items():
+            value = getattr(self, name)
+            checked = one.check(value)
+            if checked is not value:
+                object.__setattr__(self, name, checked)
+
+    def content(self, name: str) -> bytes | None:
+        """What the file that an option names holds, None where it names none. It is read once: what is compiled is what was
+        looked at, whatever happens to the file meanwhile. Raises InputError where it cannot be read."""
+        path: Path | None = getattr(self, name)
+        if path is None:
+            return None
+        if name not in self.contents:
+            try:
+                self.contents[name] = path.read_bytes()
+            except OSError as error:
+                what = declared(type(self))[name].flag
+                raise InputError(f"{path}: --{what} cannot be read: {error.strerror}") from None
+        return self.contents[name]
+
+    def deciding(self) -> dict[str, Any]:
+        """The values that decide a bundle's bytes, by name; of a file its content."""
+        found = {}
+        for name, one in declared(type(self)).items():
+            if one.decides:
+                found[name] = self.content(name) if one.kind is Path else getattr(self, name)
+        return found
+
+
+def declared(section: type[Options]) -> dict[str, Option]:
+    """The options of a section, by name, in order."""
+    if section not in _FOUND:
+        _FOUND[section] = _declared(section)
+    return _FOUND[section]
+
+
+_FOUND: dict[type[Options], dict[str, Option]] = {}
+
+
+def _declared(section: type[Options]) -> dict[str, Option]:
+    hints = typing.get_type_hints(section)
+    found = {}
+    for one in dataclasses.fields(section):
+        if "option" not in one.metadata:
+            continue
+        said = dict(one.metadata["option"])
+        kinds = typing.get_args(hints[one.name]) or (hints[one.name],)
+        (kind,) = (k for k in kinds if k is not types.NoneType)
+        said["flag"] = said["flag"] or one.name.replace("_", "-")
+        found[one.name] = Option(one.name, kind, types.NoneType in kinds, one.default, **said)
+    return found

@@ -1,0 +1,160 @@
+"""What a model takes in memory while a runtime runs it: weights as they lie there, what the runtime keeps besides, the cache,
+what a prompt needs on the way through. Plain arithmetic: no graph, no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pocketphi.graph.config import EMBEDDING, ModelConfig
+
+ENTRIES = 16
+"""Values of a palette's table, as `graph.palette` has them."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a runtime does with a model.
+
+    scale_bytes, offset_bytes, float_bytes: of a block's scale and offset, of a norm's weight or a rotary value; zero_bytes: of
+    the zero points of rows × blocks; row_multiple: to which the rows of an int4 matrix are filled up; activation_bytes: of a
+    hidden value; buffers: how many times the tensors of a layer are held at once; scale_copies: of the scales, beyond the one
+    in the file; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt;
+    kv_per_token: bytes of keys and values over all layers; kv_multiple: of which the cache's rows are a multiple;
+    tables_end: whether the rotary tables end where the cache does
+    """
+
+    scale_bytes: int
+    offset_bytes: int
+    float_bytes: int
+    zero_bytes: Callable[[int, int], int]
+    activation_bytes: int
+    buffers: float
+    fixed: int
+    chunk: int | None
+    kv_per_token: int
+    kv_multiple: int = 1
+    row_multiple: int = 1
+    scale_copies: int = 0
+    tables_end: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A quantized weight as a target keeps it.
+
+    bits: of a value; block: values in a row that share a scale; tables: those of a palette, in place of scales;
+    zeros, offsets: whether blocks have these as well
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    block: int
+    tables: int = 0
+    zeros: bool = False
+    offsets: bool = False
+
+    @property
+    def value_bytes(self) -> int:
+        return self.rows * self.columns * self.bits // 8
+
+    @property
+    def scales(self) -> int:
+        return 0 if self.tables else self.rows * (self.columns // self.block)
+
+    def bytes(self, runtime: Runtime) -> int:
+        """As it lies in the file, and in memory where that is mapped."""
+        zeros = runtime.zero_bytes(self.rows, self.columns // self.block) if self.zeros else 0
+        offsets = self.scales * runtime.offset_bytes if self.offsets else 0
+        return self.value_bytes + (self.scales + ENTRIES * self.tables) * runtime.scale_bytes + zeros + offsets
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes while a model runs.
+
+    files: the weights as saved; weights: what the runtime keeps of them; packing: the largest matrix, there twice while it is
+    packed; read_per_token: weights that each new token reads; kv_per_token: of the cache, whose rows are a multiple of
+    kv_multiple; activations: of the longest piece of a prompt; fixed: the runtime; context: tokens that are planned for
+    """
+
+    files: int
+    weights: int
+    packing: int
+    read_per_token: int
+    kv_per_token: int
+    kv_multiple: int
+    activations: int
+    fixed: int
+    context: int
+
+    def kv_cache(self, context: int | None = None) -> int:
+        """Bytes of a cache for so many tokens, or for those that are planned for."""
+        tokens = self.context if context is None else context
+        return rounded_up(tokens, self.kv_multiple) * self.kv_per_token
+
+    def total(self, context: int | None = None) -> int:
+        """Bytes at the peak, with a cache of `context` tokens: while it is loaded, or while it runs."""
+        return self.weights + self.fixed + max(self.packing, self.activations + self.kv_cache(context))
+
+    def largest_context(self, available: int) -> int:
+        """Tokens of cache that fit; 0 where not even the weights do."""
+        left = available - self.weights - self.fixed
+        tokens = (left - self.activations) // self.kv_per_token
+        return 0 if left < self.packing else max(0, tokens // self.kv_multiple * self.kv_multiple)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "kv_cache": self.kv_cache(), "total": self.total()}
+
+
+def footprint_of(
+    config: ModelConfig, runtime: Runtime, matrices: Mapping[str, Matrix], longest: int, held: int, prompt: int
+) -> Footprint:
+    """matrices: the quantized weights by name; longest, held: tokens that the files are for, and that the cache holds; prompt:
+    the longest text that is read at once."""
+    matrices = {
+        name: dataclasses.replace(matrix, rows=rounded_up(matrix.rows, runtime.row_multiple))
+        for name, matrix in matrices.items()
+    }
+    sizes = {name: matrix.bytes(runtime) for name, matrix in matrices.items()}
+    norms = sum(math.prod(shape) for shape in config.tensors().values() if len(shape) == 1) * runtime.float_bytes
+    positions = rounded_up(held, runtime.kv_multiple) if runtime.tables_end else longest
+    files = sum(sizes.values()) + norms + _rotary_bytes(config, positions, longest, runtime)
+    embedding = 0 if config.tied_embeddings else sizes.pop(EMBEDDING)  # rows of it are read, no more
+    scales = sum(matrices[name].scales for name in sizes) * runtime.scale_bytes
+    return Footprint(
+        files=files,
+        weights=files - embedding + runtime.scale_copies * scales,
+        packing=max(matrices[name].value_bytes for name in sizes) if runtime.scale_copies else 0,
+        read_per_token=sum(sizes.values()) + norms,
+        kv_per_token=runtime.kv_per_token,
+        kv_multiple=runtime.kv_multiple,
+        activations=_activations(config, min(prompt, held, runtime.chunk or held), runtime),
+        fixed=runtime.fixed,
+        context=held,
+    )
+
+
+def _rotary_bytes(config: ModelConfig, positions: int, longest: int, runtime: Runtime) -> int:
+    """Sine and cosine of each position; LongRoPE's short rows lie before them where a text can be longer.
+
+    positions: rows of a table; longest: text that the program is made for
+    """
+    original = config.long_rope.original_max_position if config.long_rope else longest
+    rows = positions + (original if original < longest and positions > original else 0)
+    return rows * config.rotary_dim * runtime.float_bytes
+
+
+def _activations(config: ModelConfig, tokens: int, runtime: Runtime) -> int:
+    """The tensors between a layer's operators: five as wide as the model, the packed q, k, v, and the MLP's three halves."""
+    width = 5 * config.hidden_size + config.qkv_size + 3 * config.intermediate_size
+    return int(runtime.buffers * tokens * width * runtime.activation_bytes) + 4 * config.vocab_size
+
+
+def rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

@@ -1,0 +1,185 @@
+"""What a target says of itself. Light: no torch and none of the runtime's packages, as every command reads it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.manifest import Manifest, TargetRecord, VerificationRecord
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.options import Options
+from pocketphi.targets.memory import Runtime
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pocketphi.graph.program import Program
+    from pocketphi.graph.recipe import Recipe
+    from pocketphi.targets.base import Host, Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(Options):
+    """What can be asked of one target. target: its name."""
+
+    target: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What of a compile's options concerns every target.
+
+    context: tokens, as many as the model has positions if None; strict: a slow path is an error; version: of pocketphi;
+    recipe: how the weights are quantized, in words
+    """
+
+    context: int | None = None
+    strict: bool = False
+    version: str = "0"
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Code for an app. platform, runtime: as the command line names them; folders: of templates; vectors: where the test
+    vectors go; rank: a kit of a lower one is taken first; values: for the templates; export: writes more files into a folder,
+    and returns their names."""
+
+    platform: str
+    runtime: str
+    folders: tuple[str, ...]
+    vectors: str
+    rank: int = 0
+    values: Mapping[str, str] | None = None
+    export: Callable[[Path], list[str]] | None = None
+
+
+class Ui(Protocol):
+    """Where a command tells what it does."""
+
+    def task(self, title: str, total: int, unit: str = "") -> AbstractContextManager[Callable[[int], None]]:
+        """A long step of known size; the value is called with how much was done."""
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the compiler does for a target's own command.
+
+    rebuild: a bundle's quantized program, from the saved weights; verify: the checks of a folder with the files of a bundle;
+    raises CheckFailed
+    """
+
+    ui: Ui
+    rebuild: Callable[[Bundle, Mapping[str, Recipe]], Program]
+    verify: Callable[[Path, Manifest], VerificationRecord]
+
+
+class Command(Protocol):
+    """A command that only one target has: a module."""
+
+    NAME: str
+    TEXT: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Of the command, for its parser."""
+
+    def run(self, arguments: argparse.Namespace, tools: Tools) -> tuple[Any, Callable[[], None]]:
+        """What it found, as JSON, and how to show it to people."""
+
+
+class TextReader(Protocol):
+    """A tokenizer of a runtime's own, which its apps use in place of ours."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    def installed(self) -> bool:
+        """Whether it can be asked here."""
+
+    def differences(self, folder: Path, loaded: Any, texts: Sequence[str]) -> list[int]:
+        """Which texts it reads otherwise than transformers' tokenizer `loaded` does, from the files in a bundle's folder."""
+
+    def settings(self) -> Mapping[str, bytes]:
+        """Files that it wants beside a tokenizer, for a bundle that is not there yet."""
+
+    def notice(self, differ: Sequence[int], texts: Sequence[str]) -> str:
+        """What its users should know of those."""
+
+
+O = TypeVar("O", bound=TargetOptions)  # noqa: E741
+
+
+class Target(ABC, Generic[O]):
+    """A runtime to compile for.
+
+    name, title: as the command line calls it, and as people do
+    options:   the class of its options
+    extra:     of setup.cfg, with its packages
+    recorded:  the packages that a manifest names; libraries: all whose versions decide its bytes
+    forms:     the canonical forms of weights that its files can hold
+    weights_file: of a bundle; default_context: tokens that are planned for where nobody asked for a number
+    platforms: systems of devices that it runs on; None for all
+    measured:  where the numbers of `runtime` come from
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    options: ClassVar[type[TargetOptions]]
+    extra: ClassVar[str]
+    recorded: ClassVar[tuple[str, ...]]
+    libraries: ClassVar[tuple[str, ...]]
+    forms: ClassVar[frozenset[str]] = frozenset({"int4"})
+    weights_file: ClassVar[str]
+    default_context: ClassVar[int] = 4096
+    platforms: ClassVar[frozenset[str] | None] = None
+    measured: ClassVar[str] = "nowhere: an estimate"
+    kits: ClassVar[tuple[Kit, ...]] = ()
+
+    @abstractmethod
+    def kv_cache_bytes(self, config: ModelConfig, options: O) -> int:
+        """Bytes of a token's keys and values over all layers, in this target's cache."""
+
+    @abstractmethod
+    def runtime(self, config: ModelConfig, options: O, longest: int, held: int) -> Runtime:
+        """How the runtime uses memory. longest, held: tokens that the files are for, and that the cache holds."""
+
+    @abstractmethod
+    def prepare(self, program: Program, options: O, asked: Asked) -> Prepared:
+        """Plan the files of a quantized program. Raises InputError for what cannot be written as asked."""
+
+    @abstractmethod
+    def open_host(self, folder: Path, record: TargetRecord) -> Host:
+        """The target's files in a bundle, to be run here."""
+
+    def check_runs_here(self, options: O) -> None:
+        """Raise CannotRun, before any work, where it is known that this machine cannot run what the target writes."""
+        return
+
+    def options_of(self, record: TargetRecord) -> O:
+        """The options that a bundle was made with, as far as they decide its memory."""
+        return self.options()  # type: ignore[return-value]
+
+    def key(self, options: O) -> list[str]:
+        """What else decides its bytes: a compiler, a CPU."""
+        return []
+
+    def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
+        """For an app kit's templates. Raises InputError for files that no kit of ours runs."""
+        return {}
+
+    def commands(self) -> list[Command]:
+        """Commands that only this target has."""
+        return []
+
+    def text_reader(self) -> TextReader | None:
+        """The tokenizer that its apps use, where it is not ours."""
+        return None

@@ -1,0 +1,152 @@
+"""What TVM for ARM says of itself as a target; see `targets.target.Target`. Importing this loads nothing of TVM."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketphi.artifacts.manifest import TargetRecord
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.digests import digest_files
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.options import option
+from pocketphi.graph.reading import typed
+from pocketphi.targets.memory import Runtime
+from pocketphi.targets.target import Asked, Command, Kit, Target, TargetOptions
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
+from pocketphi.targets.tvm_arm.platform import SYSTEMS, Platform
+
+if TYPE_CHECKING:
+    from pocketphi.graph.program import Program
+    from pocketphi.targets.base import Host, Prepared
+
+_SOURCES = "src/main/cpp/runtime"
+"""Where a kit for Android has the runtime, for the app's own compiler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TvmArm(TargetOptions):
+    """Options of `--target tvm-arm`."""
+
+    target = "tvm-arm"
+
+    os: str = option("linux", "linux (default), android, ios, or host: this machine", choices=SYSTEMS, metavar="NAME")
+    cpu: str | None = option(
+        None,
+        "a core such as cortex-a76 or apple-a15, or an instruction set: neon, dotprod (default), i8mm, avx2, avx512vnni",
+        metavar="NAME",
+    )
+    tuning: Path | None = option(
+        None, "schedules that 'pocketphi tune' found (before those that ship with us)", metavar="FILE"
+    )
+    kv_cache: str = option(
+        "fp16",
+        "of keys and values: fp16 (default), or int8 with a scale for each: half the memory of long texts",
+        choices=tuple(KV_CACHES),
+        metavar="TYPE",
+    )
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What a manifest says of a bundle, as far as others ask for it."""
+
+    kv_cache: str = "fp16"
+
+
+def _export_sources(folder: Path) -> list[str]:
+    """The runtime with its C interface, into a kit."""
+    from pocketphi.targets.tvm_arm.build_runtime import export_sources
+
+    export_sources(folder / _SOURCES)
+    return [str(path.relative_to(folder)) for path in (folder / _SOURCES).rglob("*") if path.is_file()]
+
+
+class TvmArmTarget(Target[TvmArm]):
+    """`--target tvm-arm`."""
+
+    name = "tvm-arm"
+    title = "TVM"
+    options = TvmArm
+    extra = "tvm"
+    recorded = ("apache-tvm", "apache-tvm-ffi")
+    libraries = ("apache-tvm", "apache-tvm-ffi")
+    weights_file = "model.params"
+    measured = "with our runtime on x86"
+    kits = (
+        Kit(
+            "android",
+            "tvm",
+            ("android", "android-jni"),
+            "src/test/resources/vectors.json",
+            rank=1,
+            export=_export_sources,
+        ),
+    )
+
+    def kv_cache_bytes(self, config: ModelConfig, options: TvmArm) -> int:
+        return KV_CACHES[options.kv_cache].bytes(config, 1)
+
+    def runtime(self, config: ModelConfig, options: TvmArm, longest: int, held: int) -> Runtime:
+        return Runtime(
+            scale_bytes=2,
+            offset_bytes=4,
+            float_bytes=4,
+            zero_bytes=lambda rows, blocks: rows * blocks,
+            activation_bytes=4,
+            buffers=0.7,
+            fixed=9_300_000,
+            chunk=256,
+            kv_per_token=self.kv_cache_bytes(config, options),
+            kv_multiple=16,
+            row_multiple=Platform.of(options.os, options.cpu).isa.lanes,
+        )
+
+    def prepare(self, program: Program, options: TvmArm, asked: Asked) -> Prepared:
+        from pocketphi.targets.tvm_arm.package import TvmBundle
+
+        return TvmBundle(program, options, asked)
+
+    def open_host(self, folder: Path, record: TargetRecord) -> Host:
+        from pocketphi.targets.tvm_arm.host import TvmHost
+
+        return TvmHost(folder)
+
+    def check_runs_here(self, options: TvmArm) -> None:
+        from pocketphi.targets.tvm_arm.host import check_runs_here
+
+        check_runs_here(Platform.of(options.os, options.cpu))
+
+    def options_of(self, record: TargetRecord) -> TvmArm:
+        details = typed(_Details, record.details, "manifest.json: targets.tvm-arm")
+        return TvmArm(kv_cache=details.kv_cache)
+
+    def key(self, options: TvmArm) -> list[str]:
+        """What a library is made for, which is this machine's CPU for `--os host`, and the compiler that links it."""
+        from pocketphi.targets.tvm_arm.toolchain import find_toolchain
+
+        made_for = Platform.of(options.os, options.cpu)
+        toolchain = find_toolchain(made_for.system, made_for.isa.arch)
+        return [made_for.described(), toolchain.triple, *toolchain.flags, *map(_version_of, toolchain.compiler[:1])]
+
+    def commands(self) -> list[Command]:
+        from pocketphi.targets.tvm_arm.tune import command
+
+        return [command]
+
+
+@functools.cache
+def _version_of(compiler: str) -> str:
+    """What a compiler says of itself, which names the release of an NDK too, and the digest of its program."""
+    try:
+        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise InputError(f"{compiler}: cannot be run: {error.strerror}") from None
+    lines = [line for line in said.stdout.splitlines() if not line.startswith("InstalledDir")]
+    return "\n".join([*lines, digest_files([Path(compiler)])])
+
+
+TARGET = TvmArmTarget()
