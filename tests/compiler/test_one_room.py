@@ -14,6 +14,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.build_key import SourceDigests, bundle_key
 from pocketphi.compiler.cli import main, parser
 from pocketphi.compiler.options import CompileOptions, compile_options
+from pocketphi.compiler.options_page import page
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import declared
 from pocketphi.targets import TARGETS, all_targets
@@ -50,6 +51,18 @@ def test_the_check_sees_names(tmp_path: Path) -> None:
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(TARGETS, "toy", "toy_target")
     return "toy"
+
+
+BUILD = """
+[build]
+cache = "cache"
+[models]
+tiny = "random:tiny"
+[targets.toy]
+greeting = "hi"
+[recipes.rtn]
+verify = "never"
+"""
 
 
 def lines(of: Path) -> int:
@@ -90,14 +103,16 @@ def test_a_damaged_toy_is_seen(toy: str, tmp_path: Path) -> None:
 
 def test_a_build_of_the_toy(toy: str, tmp_path: Path) -> None:
     file = tmp_path / "pocketphi.toml"
-    file.write_text(
-        '[build]\ncache = "cache"\n[models]\ntiny = "random:tiny"\n[targets.toy]\ngreeting = "hi"\n[recipes.rtn]\nverify = "never"\n'
-    )
+    file.write_text(BUILD)
     assert main(["build", str(file)]) == 0
     bundle = Bundle.open(tmp_path / "bundles" / "tiny-toy-rtn")
     assert bundle.manifest.targets[toy].details == {"greeting": "hi"}
     keys = {bundle_key(compile_options("random:tiny", tmp_path, (toy,), greeting=g), SourceDigests()) for g in "ab"}
     assert len(keys) == 2
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    assert (COMPILER.parent / "docs" / "options.md").read_text("utf-8") == page()
 
 
 def every_option() -> list[tuple[str, Any]]:

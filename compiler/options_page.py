@@ -1,0 +1,71 @@
+"""The page of all options, made from where they are declared: `python -m pocketphi.compiler.options_page > docs/options.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from pocketphi.compiler.options import CompileOptions, Limits, ProgramOptions, RecipeOptions
+from pocketphi.graph.options import Option, Options, declared
+from pocketphi.targets import all_targets
+
+_HEAD = """# Options of a compile
+
+This page is made from the code: `python -m pocketphi.compiler.options_page > docs/options.md`.
+
+An option has one name. The command line says `--prefill-chunk 32`, a build file `chunk = 32`, and Python `chunk=32`. In a build
+file, the options of a target stand in its table, `[targets.coreml]`; all others may stand there or in a recipe's table. In
+Python, the options of a target are a value of their own: `pocketphi.compile("sample", "out", [pocketphi.CoreML(chunk=32)])`.
+An option of a target that is not compiled for is an error.
+
+*Bytes* says whether an option changes what is written. Two compiles that differ in none of these give the same bundle.
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    sections = [
+        ("How weights are made small", RecipeOptions),
+        ("What the model computes", ProgramOptions),
+        ("What a compile keeps to", Limits),
+        *((f"{target.title}: `--target {target.name}`", target.options) for target in all_targets()),
+    ]
+    assert {name for _, section in sections[:3] for name in declared(section)} == set(declared(CompileOptions))
+    return "\n".join([_HEAD, *(line for title, section in sections for line in _section(title, section))])
+
+
+def _section(title: str, section: type[Options]) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield "| command line | build file, Python | value | default | bytes | what it does |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for one in declared(section).values():
+        cells = (
+            f"`--{one.flag}`",
+            f"`{one.name}`",
+            _value(one),
+            _default(one),
+            "yes" if one.decides else "no",
+            _help(one),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _value(one: Option) -> str:
+    if one.choices:
+        return ", ".join(f"`{choice}`" for choice in one.choices)
+    return one.expected
+
+
+def _default(one: Option) -> str:
+    if one.default is None:
+        return ""
+    return f"`{str(one.default).lower() if isinstance(one.default, bool) else one.default}`"
+
+
+def _help(one: Option) -> str:
+    return one.help.replace("{default}", str(one.default)).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
