@@ -16,7 +16,7 @@ from pocketphi.compiler.options import DEFAULT_TARGET, RECIPES, CompileOptions, 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import Option, declared
 from pocketphi.graph.reading import named, parse_toml, read_whole, show
-from pocketphi.targets import TARGETS, all_targets, find_target
+from pocketphi.targets import TARGETS, all_targets
 
 _SECTIONS = ("build", "models", "targets", "recipes", "gates", "measure")
 _BUILD = ("out", "cache", "device", "sign", "baseline")
@@ -155,15 +155,12 @@ class _Reader:
     def _targets(self) -> dict[str, dict[str, Any]]:
         found = self._tables("targets")
         self._check_keys("targets", found, TARGETS)
-        own = {name: {**_common(), **declared(find_target(name).options)} for name in found}
-        return {name: self._values(f"targets.{name}", table, own[name]) for name, table in found.items()}
+        return {name: self._values(f"targets.{name}", table) for name, table in found.items()}
 
     def _recipes(self) -> dict[str, dict[str, Any]]:
-        """Recipes may set options of targets as well, where all of a matrix's targets have them."""
-        known = {**_common(), **{n: o for target in all_targets() for n, o in declared(target.options).items()}}
         made = {}
         for name, table in self._tables("recipes").items():
-            values = self._values(f"recipes.{name}", table, known)
+            values = self._values(f"recipes.{name}", table)
             made[name] = {"recipe": name, **values} if name in RECIPES else values
         return made
 
@@ -180,7 +177,9 @@ class _Reader:
                 raise InputError(f"{self._path}: {section}.{name}: expected a table of options, got {show(table)}")
         return found
 
-    def _values(self, where: str, table: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    def _values(self, where: str, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by their names. One that a bundle's target does not have is refused with that bundle."""
+        known = _options()
         self._check_keys(where, table, known)
         return {key: self._option(where, value, known[key]) for key, value in table.items()}
 
@@ -274,9 +273,10 @@ class _Reader:
         raise InputError(f"{self._path}: {where} is {show(path)}, which cannot be a path")
 
 
-def _common() -> dict[str, Option]:
-    """The options that a build file may set for any target."""
-    return {name: one for name, one in declared(CompileOptions).items() if name not in _NOT_SET_HERE}
+def _options() -> dict[str, Option]:
+    """The options that a build file may set."""
+    own = {name: one for name, one in declared(CompileOptions).items() if name not in _NOT_SET_HERE}
+    return own | {name: one for target in all_targets() for name, one in declared(target.options).items()}
 
 
 def _exists(path: Path) -> bool:

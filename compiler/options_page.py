@@ -13,9 +13,9 @@ _HEAD = """# Options of a compile
 
 This page is made from the code: `python -m pocketphi.compiler.options_page > docs/options.md`.
 
-An option has one name. The command line says `--prefill-chunk 32`, a build file `chunk = 32`, and Python `chunk=32`. In a build
-file, the options of a target stand in its table, `[targets.coreml]`; all others may stand there or in a recipe's table. In
-Python, the options of a target are a value of their own: `pocketphi.compile("sample", "out", [pocketphi.CoreML(chunk=32)])`.
+An option has one name. The command line says `--{flag} 32`, a build file `{name} = 32`, and Python `{name}=32`. In a build
+file, the options of a target stand in its table, `[targets.{target}]`; all others may stand there or in a recipe's table. In
+Python, the options of a target are a value of their own: `pocketphi.compile("sample", "out", [pocketphi.{type}({name}=32)])`.
 An option of a target that is not compiled for is an error.
 
 *Bytes* says whether an option changes what is written. Two compiles that differ in none of these give the same bundle.
@@ -31,7 +31,11 @@ def page() -> str:
         *((f"{target.title}: `--target {target.name}`", target.options) for target in all_targets()),
     ]
     assert {name for _, section in sections[:3] for name in declared(section)} == set(declared(CompileOptions))
-    return "\n".join([_HEAD, *(line for title, section in sections for line in _section(title, section))])
+    target, one = next(
+        (t, o) for t in all_targets() for o in declared(t.options).values() if o.kind is int and not o.choices
+    )
+    head = _HEAD.format(flag=one.flag, name=one.name, target=target.name, type=target.options.__name__)
+    return "\n".join([head, *(line for title, section in sections for line in _section(title, section))])
 
 
 def _section(title: str, section: type[Options]) -> Iterator[str]:

@@ -57,8 +57,8 @@ class CoreML(TargetOptions):
 class _Details:
     """What a manifest says of a package, as far as others ask for it."""
 
-    cache_rows: int
-    chunk: int
+    cache_rows: int = 0
+    chunk: int | None = None
     flavor: str = "functions"
 
 
@@ -116,7 +116,7 @@ class CoreMLTarget(Target[CoreML]):
         details = _details(record)
         if details.flavor == "swift-transformers":
             raise InputError("its package is for swift-transformers; compile with --flavor functions")
-        return {"chunk": details.chunk, "rows": details.cache_rows}
+        return {"chunk": details.chunk or 0, "rows": details.cache_rows}
 
     def commands(self) -> list[Command]:
         from pocketphi.targets.coreml import run_command

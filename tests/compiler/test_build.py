@@ -237,7 +237,7 @@ BAD = {
     "[model]\n": "unknown key model; did you mean models?",
     MODELS + "[build]\nouts = 'x'\n": "unknown key build.outs; did you mean out?",
     MODELS + "[targets]\nort-mobil = {}\n": "unknown target targets.ort-mobil; did you mean ort-mobile?",
-    MODELS + "[targets.coreml]\nkv_cache = 'int8'\n": "tiny-coreml-search: --kv-cache int8: coreml has no such cache",
+    MODELS + "[targets.coreml]\nkv_cache = 'int8'\n": "tiny-coreml-search: --kv-cache int8: coreml has no such option",
     MODELS + "[targets]\nzzz = {}\n": "unknown target targets.zzz; expected one of ort-mobile, coreml",
     MODELS + "[recipes]\nrtn = { blok = 32 }\n": "unknown key recipes.rtn.blok; did you mean block?",
     MODELS + "[recipes]\nrtn = { block = '32' }\n": "recipes.rtn.block is '32', expected a whole number",
@@ -294,7 +294,7 @@ def test_the_cache_of_a_target_is_another_bundle(tmp_path: Path) -> None:
         read_build_file(write(tmp_path, f"{MODELS}[targets.tvm-arm]\n{line}\n")).cells[0].options
         for line in ("", "kv_cache = 'int8'")
     ]
-    assert [options.kv_cache for options in cells] == ["fp16", "int8"]
+    assert [options.of("tvm-arm").deciding()["kv_cache"] for options in cells] == ["fp16", "int8"]
     assert len({bundle_key(options, SourceDigests()) for options in cells}) == 2
 
 

@@ -78,7 +78,7 @@ def _manifest(weights: dict[str, str]) -> Manifest:
         model=ModelRecord(0, 0, 0, None, None, 0),
         passes=(),
         operators={},
-        targets={"ort-mobile": TargetRecord(operators={}, notes=(), weights=weights)},
+        targets={"ort-mobile": TargetRecord(operators={}, notes=(), details={}, weights=weights)},
         verification=None,
         files={},
     )

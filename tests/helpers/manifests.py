@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from pocketphi.artifacts.manifest import FORMAT, Manifest
-from pocketphi.graph.reading import typed
+from pocketphi.artifacts.manifest import FORMAT, Manifest, parse_manifest
 
 RECIPE = {
     "name": "rtn",
@@ -51,4 +52,4 @@ def manifest_json(targets: dict[str, dict[str, Any]] | None = None, **changes: A
 
 def a_manifest(targets: dict[str, dict[str, Any]] | None = None, **changes: Any) -> Manifest:
     """As a value; see `manifest_json`."""
-    return typed(Manifest, manifest_json(targets, **changes), "the test's manifest")
+    return parse_manifest(json.dumps(manifest_json(targets, **changes)).encode(), Path("manifest.json"))
