@@ -73,7 +73,9 @@ def _build(vocabulary: Vocabulary, kind: Gguf | None, where: str) -> Tokenizer:
 
     def added(kind: TokenType) -> list[AddedToken]:
         found = (token for token, own in zip(vocabulary.tokens, vocabulary.kinds) if own == kind)
-        return [AddedToken(t, normalized=False, rstrip=swallow is not None and t not in swallow.keep_space) for t in found]
+        return [
+            AddedToken(t, normalized=False, rstrip=swallow is not None and t not in swallow.keep_space) for t in found
+        ]
 
     tokenizer.add_special_tokens(added(TokenType.CONTROL))
     tokenizer.add_tokens(added(TokenType.USER_DEFINED))
