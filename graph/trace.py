@@ -8,6 +8,7 @@ with every layer (0.5 s each).
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,8 +75,8 @@ class _Flat(torch.nn.Module):
 
 def hf_config(config: ModelConfig, layers: int | None = None) -> Any:
     """transformers' own config object, for untied float32 weights and the attention that is matched later."""
-    data = {**config.to_hf(), "num_hidden_layers": layers or config.layers, "tie_word_embeddings": False}
-    return make_config(config.form.architecture, data)
+    untied = replace(config, layers=layers or config.layers, tied_embeddings=False)
+    return make_config(config.form.architecture, untied.to_hf())
 
 
 def _export(config: ModelConfig, layers: int) -> ExportedProgram:

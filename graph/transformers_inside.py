@@ -89,8 +89,9 @@ def probe(architecture: str, settings: Mapping[str, Any], layers: int) -> Probe:
                 read.add(name)
             return super().__getattribute__(name)
 
-    shallow = {"num_hidden_layers": layers, **({"layer_types": None} if "layer_types" in settings else {})}
-    made = make_config(architecture, {**settings, **shallow})
+    types = settings.get("layer_types")
+    kinds = {"layer_types": types[:layers]} if isinstance(types, list) else {}
+    made = make_config(architecture, {**settings, **kinds, "num_hidden_layers": layers})
     made.__class__ = Recording
     with torch.device("meta"), torch.no_grad():
         tokens = torch.zeros(1, 3, dtype=torch.int64)

@@ -113,7 +113,8 @@ def _check_same(graph: fx.Graph, earlier: int, later: _Template) -> None:
         outside = [(x, y) for x, y in zip(_arguments(a), _arguments(b)) if x not in place[0]]
         entered |= {x for x, y in outside if y is later.enters}
         for x, y in outside:
-            if x is not y and y is not later.enters and not _are_twins(x, earlier, y, later.layer):
+            shared = x is y and not _is_own(x, earlier)
+            if not shared and y is not later.enters and not _are_twins(x, earlier, y, later.layer):
                 raise CompilerBug(
                     f"decoder layers differ at {op_name(b)} ({b.name}): one reads {x.name}, the other {y.name}"
                 )
