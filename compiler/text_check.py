@@ -53,7 +53,7 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     files, where = source.tokenizer_files(), source.label
     if not files:
         return ModelText()
-    loaded, alone = load_files(files, source.config, where)
+    loaded, alone = load_files(files, source.text_settings(), where)
     probes = Probes(loaded)
     beyond = tokens_beyond(loaded, probes.vocabulary, source.config.vocab_size)
     if beyond:

@@ -14,7 +14,6 @@ from typing import Any
 
 import tokenizers
 
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import parse_object
 from pocketphi.graph.tokenizer import named_tokens, quiet_library, read_tokenizer
@@ -38,9 +37,9 @@ def open_with_transformers(folder: Path) -> Any:
         raise InputError(f"transformers cannot load the tokenizer ({type(error).__name__}: {said})") from None
 
 
-def load_files(files: Files, config: ModelConfig, where: str) -> tuple[Any, tokenizers.Tokenizer | None]:
+def load_files(files: Files, settings: Mapping[str, Any], where: str) -> tuple[Any, tokenizers.Tokenizer | None]:
     """transformers' tokenizer of these files, and what `tokenizer.json` alone says. Where there is none, transformers converts
-    others if it can.
+    others if it can. settings: the model's `config.json`, whose type may decide about the tokenizer's class.
 
     Raises InputError for files that it, or we, cannot read.
     """
@@ -51,7 +50,7 @@ def load_files(files: Files, config: ModelConfig, where: str) -> tuple[Any, toke
     if not any(name in files for name in _SOURCES):
         came = ", ".join(sorted(files))
         raise InputError(
-            f"{where}: no tokenizer.json, got {came}, which transformers does not read for a Phi-3; "
+            f"{where}: no tokenizer.json, got {came}, which transformers does not read for such a model; "
             "save the tokenizer with save_pretrained of its fast class"
         )
     if "tokenizer.json" in files:
@@ -63,7 +62,7 @@ def load_files(files: Files, config: ModelConfig, where: str) -> tuple[Any, toke
         )
     with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
         write_files(Path(name), files)
-        (Path(name) / "config.json").write_text(json.dumps(config.to_hf()), "utf-8")
+        (Path(name) / "config.json").write_text(json.dumps(settings), "utf-8")
         try:
             return open_with_transformers(Path(name)), alone
         except InputError as error:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
@@ -83,6 +83,10 @@ class Checkpoint(ABC):
         """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""
         return {}
 
+    def text_settings(self) -> dict[str, Any]:
+        """The `config.json` that transformers sees when it loads the tokenizer: its class may depend on the model's type."""
+        return self.config.to_hf()
+
     def chunks(self, name: str, multiple: int = ROWS_TOGETHER) -> Iterator[tuple[int, int]]:
         """Row ranges of about CHUNK_BYTES (as bf16), in order, each a multiple of `multiple` rows but the last."""
         info = self.tensors[name]
@@ -95,15 +99,18 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], where:
 
     Raises InputError naming the first one that is missing or has another shape.
     """
-    picked = {}
-    for name, shape in config.tensors().items():
+    check_shapes(config.tensors(), tensors, where)
+    return {name: tensors[name] for name in config.tensors()}
+
+
+def check_shapes(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorInfo], where: str) -> None:
+    """Raises InputError naming the first of the wanted tensors that is missing or has another shape."""
+    for name, shape in wanted.items():
         info = tensors.get(name)
         if info is None:
             raise InputError(f"{where}: tensor {name!r} is missing (the config asks for {list(shape)})")
         if info.shape != shape:
             raise InputError(f"{where}: {name!r} has shape {list(info.shape)}, the config asks for {list(shape)}")
-        picked[name] = info
-    return picked
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:

@@ -1,18 +1,16 @@
-"""The shape of a Phi-3 model, read from and written to Hugging Face's `config.json`."""
+"""The shape of a model, and what it is traced as."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import read_json
 
-ARCHITECTURE = "Phi3ForCausalLM"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """The names of two tensors; where they are tied, there is only the first."""
 
@@ -29,6 +27,26 @@ class LongRope:
     long: tuple[float, ...]
     original_max_position: int
     attention_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a model is traced, saved and verified as: a class of transformers. `graph/models/` has one for each.
+
+    name:         for messages
+    architecture: transformers' class, which a bundle's `config.json` names
+    period:       layers after which the pattern of layers repeats: 1 where all are alike
+    tensors:      every tensor that a checkpoint holds: name → shape
+    settings:     the content of `config.json`
+    folds:        (the ending of a projection's name, that of the norm before it), within a layer
+    """
+
+    name: str
+    architecture: str
+    period: int
+    tensors: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
+    settings: Callable[[ModelConfig], dict[str, Any]]
+    folds: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class ModelConfig:
     bos: int | None
     eos: tuple[int, ...]
     pad: int | None
+    form: Form = field(repr=False)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim"):
@@ -82,24 +101,11 @@ class ModelConfig:
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this model holds: name → shape."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, hidden)}
-        for i in range(self.layers):
-            layer = f"model.layers.{i}"
-            tensors[f"{layer}.input_layernorm.weight"] = (hidden,)
-            tensors[f"{layer}.self_attn.qkv_proj.weight"] = (self.qkv_size, hidden)
-            tensors[f"{layer}.self_attn.o_proj.weight"] = (hidden, self.heads * self.head_dim)
-            tensors[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-            tensors[f"{layer}.mlp.gate_up_proj.weight"] = (2 * inner, hidden)
-            tensors[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-        tensors["model.norm.weight"] = (hidden,)
-        if not self.tied_embeddings:
-            tensors[HEAD] = (self.vocab_size, hidden)
-        return tensors
+        return self.form.tensors(self)
 
     @staticmethod
     def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-        """Read a Hugging Face `config.json` of a `Phi3ForCausalLM`.
+        """Read a Hugging Face `config.json`.
 
         Raises InputError for another architecture, a value of another type, or a setting that cannot be honoured.
         """
@@ -108,51 +114,8 @@ class ModelConfig:
         return read_hf_config(data, where).model
 
     def to_hf(self) -> dict[str, Any]:
-        """A `config.json` that transformers 4 and 5 both read."""
-        scaling: dict[str, Any] | None = None
-        # as published configs have it without LongRoPE too: where it is missing transformers fills in 4096, and other
-        # tools take a model of another length for a LongRoPE one
-        data: dict[str, Any] = {"original_max_position_embeddings": self.max_position}
-        if self.long_rope:
-            data["original_max_position_embeddings"] = self.long_rope.original_max_position
-            scaling = {
-                "type": "longrope",
-                "short_factor": list(self.long_rope.short),
-                "long_factor": list(self.long_rope.long),
-            }
-            if self.long_rope.attention_factor is not None:
-                scaling["attention_factor"] = self.long_rope.attention_factor
-        partial = self.rotary_dim / self.head_dim
-        if int(self.head_dim * partial) < self.rotary_dim:  # the reader rounds down
-            partial = math.nextafter(partial, 1.0)
-        if self.head_dim * self.heads != self.hidden_size:
-            data["head_dim"] = self.head_dim
-        return {
-            "architectures": [ARCHITECTURE],
-            "model_type": "phi3",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.max_position,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "partial_rotary_factor": partial,
-            "rope_scaling": scaling,
-            "sliding_window": self.sliding_window,
-            "tie_word_embeddings": self.tied_embeddings,
-            "bos_token_id": self.bos,
-            "eos_token_id": list(self.eos) if len(self.eos) != 1 else self.eos[0],
-            "pad_token_id": self.pad,
-            "attention_dropout": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-            "use_cache": True,
-            **data,
-        }
+        """A `config.json` of the class that the model is compiled as."""
+        return self.form.settings(self)
 
 
 def read_config(folder: Path) -> ModelConfig:

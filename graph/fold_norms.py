@@ -1,7 +1,7 @@
 """A checkpoint with the norm weights folded into the projections behind them: the same model, other numbers.
 
-W · (g ⊙ x) = (W · diag(g)) · x: the columns of the packed projections (and of an untied head) are scaled by the norm's
-weight, which becomes one. Weights that lay on a 4-bit grid are off it afterwards.
+W · (g ⊙ x) = (W · diag(g)) · x: the columns of the projections behind a norm (and of an untied head) are scaled by the norm's
+weight, which becomes one. Weights that lay on a 4-bit grid are off it afterwards. The model's `Form` says which those are.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
-
-_AFTER = {
-    "self_attn.qkv_proj.weight": "input_layernorm.weight",
-    "mlp.gate_up_proj.weight": "post_attention_layernorm.weight",
-}
+from pocketphi.graph.config import HEAD
 
 
 class FoldedNorms(Checkpoint):
@@ -25,6 +21,7 @@ class FoldedNorms(Checkpoint):
         self.tensors = {name: TensorInfo(info.shape, "fp32") for name, info in inner.tensors.items()}
         self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
         self.check_settings = inner.check_settings  # type: ignore[method-assign]
+        self.text_settings = inner.text_settings  # type: ignore[method-assign]
         self._norm_of = {name: norm for name in inner.tensors if (norm := self._norm(name))}
         self._gain = {norm: inner.read(norm, 0, inner.tensors[norm].rows).float() for norm in self._norm_of.values()}
 
@@ -34,8 +31,8 @@ class FoldedNorms(Checkpoint):
         rows = self._inner.read(name, start, stop).float()
         return rows * self._gain[self._norm_of[name]] if name in self._norm_of else rows
 
-    @staticmethod
-    def _norm(name: str) -> str | None:
-        if name == "lm_head.weight":
+    def _norm(self, name: str) -> str | None:
+        if name == HEAD:
             return "model.norm.weight"
-        return next((name.replace(tail, norm) for tail, norm in _AFTER.items() if name.endswith(tail)), None)
+        ends = ((name.removesuffix(tail), norm) for tail, norm in self.config.form.folds if name.endswith(tail))
+        return next((layer + norm for layer, norm in ends), None)

@@ -11,6 +11,7 @@ from pocketphi.graph.gguf_keys import check_model_keys
 from pocketphi.graph.gguf_metadata import Metadata
 from pocketphi.graph.gguf_rope import read_rope
 from pocketphi.graph.gguf_vocabulary import Vocabulary
+from pocketphi.graph.models.rope import check_heads_of_long_rope
 
 _LARGEST_HEAD = 1 << 16
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -21,11 +22,11 @@ def config_of(header: GgufHeader, rope_factors: Mapping[str, tuple[float, ...]])
 
     rope_factors: values of the rope tensors that the file has
 
-    Raises InputError for a missing key, for one that would change the result and is not known, and for what Phi-3 cannot
-    express.
+    Raises InputError for a missing key, for one that would change the result and is not known, and for what the
+    model's form cannot express.
     """
-    metadata = Metadata(header.fields, header.architecture, str(header.path))
-    metadata.notices += check_model_keys(header.fields, header.architecture, metadata.where)
+    metadata = Metadata(header.fields, header.model, header.gguf, str(header.path))
+    metadata.notices += check_model_keys(header.fields, header.gguf.architecture, metadata.where)
     vocabulary = Vocabulary.read(header.fields, metadata.where)
     rows = _vocab_size(header, metadata, vocabulary)
     layers = _layers(header, metadata)
@@ -51,7 +52,9 @@ def config_of(header: GgufHeader, rope_factors: Mapping[str, tuple[float, ...]])
         bos=vocabulary.ids.get("bos") if vocabulary else None,
         eos=vocabulary.ends() if vocabulary else (),
         pad=vocabulary.ids.get("padding") if vocabulary else None,
+        form=header.model.form,
     )
+    check_heads_of_long_rope(config, metadata.where)
     return config, [*metadata.notices, *(vocabulary.notices if vocabulary else ())]
 
 
@@ -95,38 +98,28 @@ def _head_dim(metadata: Metadata, hidden: int, heads: int) -> int:
 
 def _rotary_dim(metadata: Metadata, head_dim: int) -> int:
     rotary = metadata.whole("rope.dimension_count", head_dim)
-    if metadata.architecture == "llama" and rotary != head_dim:
-        raise InputError(
-            f"{metadata.where}: llama.rope.dimension_count is {rotary}, expected the whole head, {head_dim}"
-        )
+    key = metadata.key("rope.dimension_count")
+    if metadata.kind.whole_heads and rotary != head_dim:
+        raise InputError(f"{metadata.where}: {key} is {rotary}, expected the whole head, {head_dim}")
     if rotary > head_dim or rotary % 2:
-        raise InputError(
-            f"{metadata.where}: {metadata.key('rope.dimension_count')} is {rotary}, expected an even number, "
-            f"at most {head_dim}"
-        )
+        raise InputError(f"{metadata.where}: {key} is {rotary}, expected an even number, at most {head_dim}")
     return rotary
 
 
 def _window(metadata: Metadata, layers: int, kv_heads: int) -> int | None:
-    """The sliding window. Files of before July 2024 lack the key, and llama.cpp knew their models by their shape
-    (github.com/ggml-org/llama.cpp/pull/8931)."""
-    key = "attention.sliding_window"
+    """The sliding window. Some early files lack the key, and llama.cpp knew their models by their shape."""
+    key, kind, context = "attention.sliding_window", metadata.kind, metadata.whole("context_length")
     if metadata.has(key):
         window = metadata.whole(key, least=0) or None
-        if window and metadata.architecture == "llama" and window < metadata.whole("context_length"):
+        if window and not kind.reads_window and window < context:
             metadata.notices.append(f"{metadata.key(key)} = {window} is honoured; llama.cpp does not read it")
         return window
-    if metadata.architecture != "phi3":
+    if not kind.reads_window:
         return None
-    context = metadata.whole("context_length")
-    if layers in (32, 40) and context == 4096:
-        known, model = 2047, "Phi-3-mini-4k and Phi-3-medium-4k"
-    elif layers == 32 and kv_heads == 32 and context == 131072:
-        known, model = 262144, "Phi-3-mini-128k"
-    elif layers == 40 and context == 131072:
-        known, model = 131072, "Phi-3-medium-128k"
-    else:
-        metadata.notices.append(f"{metadata.key(key)} is missing: no sliding window")
-        return None
-    metadata.notices.append(f"{metadata.key(key)} is missing: {known} is assumed, as llama.cpp does for {model}")
-    return known
+    for known in kind.windows:
+        if (known.layers, known.context) == (layers, context) and known.kv_heads in (None, kv_heads):
+            assumed = f"{known.window} is assumed, as llama.cpp does for {known.models}"
+            metadata.notices.append(f"{metadata.key(key)} is missing: {assumed}")
+            return known.window
+    metadata.notices.append(f"{metadata.key(key)} is missing: no sliding window")
+    return None

@@ -1,4 +1,4 @@
-"""A GGUF file of a Phi-3 or a Llama model, read as Phi-3."""
+"""A GGUF file, read as what its model is compiled as (`graph/models/`)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_config import config_of
 from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
-from pocketphi.graph.gguf_layout import Part, find_parts
+from pocketphi.graph.gguf_layout import find_parts
 from pocketphi.graph.gguf_metadata import decimal
 from pocketphi.graph.gguf_parse import parse_header
 from pocketphi.graph.gguf_rope import ROPE_TENSORS
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
 from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
+from pocketphi.graph.models.base import cut
 from pocketphi.graph.writing import read_into
 
 _BLOCK = 32  # elements in a block of Q4_0 and Q4_1
@@ -41,7 +42,7 @@ class GgufFile(Checkpoint):
     """Reads GGUF version 2 and 3, in one file or several, with every tensor type that the gguf library can dequantize."""
 
     def __init__(self, path: Path, label: str | None = None) -> None:
-        """Raises InputError for a file that is damaged or cannot be re-expressed as Phi-3."""
+        """Raises InputError for a file that is damaged, or of a model that cannot be compiled."""
         self.label = label or str(path)
         self._descriptors: list[int] = []
         header = GgufHeader.read(path)
@@ -50,20 +51,22 @@ class GgufFile(Checkpoint):
             self._descriptors.append(_open(part))
         rope = {name: self._vector(header.tensors[name]) for name in ROPE_TENSORS if name in header.tensors}
         self.config, self.notices = config_of(header, rope)
-        self._parts = find_parts(self.config, header)
+        self._parts, self._places = find_parts(self.config, header), header.tensors
         self.tensors = {
-            name: TensorInfo(shape, "+".join(dict.fromkeys(p.stored.type.name for p in self._parts[name])))
+            name: TensorInfo(
+                shape, "+".join(dict.fromkeys(self._places[part.name].type.name for part in self._parts[name]))
+            )
             for name, shape in self.config.tensors().items()
         }
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         if len(self.tensors[name].shape) == 1:
-            return torch.from_numpy(self._floats(self._parts[name][0].stored, np.array([0]))[0, start:stop])
-        rows = [self._floats(part.stored, numbers) for part, numbers in self._ranges(name, start, stop)]
+            return torch.from_numpy(self._floats(self._places[self._parts[name][0].name], np.array([0]))[0, start:stop])
+        rows = [self._floats(*part) for part in self._ranges(name, start, stop)]
         return torch.from_numpy(np.concatenate(rows))
 
     def int4_kind(self, name: str) -> str | None:
-        types = {part.stored.type for part in self._parts[name]}
+        types = {self._places[part.name].type for part in self._parts[name]}
         return _KINDS.get(types.pop()) if len(types) == 1 and len(self.tensors[name].shape) == 2 else None
 
     def read_int4(self, name: str, start: int, stop: int) -> Int4:
@@ -71,7 +74,7 @@ class GgufFile(Checkpoint):
 
         Raises InputError for a block whose d or m is not a finite number.
         """
-        return Int4.concat([self._int4(part.stored, numbers) for part, numbers in self._ranges(name, start, stop)])
+        return Int4.concat([self._int4(*part) for part in self._ranges(name, start, stop)])
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return tokenizer_files_from_gguf(parse_header(self.files[0]).fields, str(self.files[0]))
@@ -87,16 +90,10 @@ class GgufFile(Checkpoint):
             )
         return tuple(map(decimal, self._floats(stored, np.array([0]))[0].tolist()))
 
-    def _ranges(self, name: str, start: int, stop: int) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
-        """The parts that rows [start, stop) come from, each with the numbers of its stored rows, in our order."""
-        for part in self._parts[name]:
-            if max(start, 0) < min(stop, part.rows):
-                row = np.arange(max(start, 0), min(stop, part.rows))
-                if part.head_dim:
-                    within, half = row % part.head_dim, part.head_dim // 2
-                    row = row - within + 2 * (within % half) + within // half
-                yield part, part.first + row
-            start, stop = start - part.rows, stop - part.rows
+    def _ranges(self, name: str, start: int, stop: int) -> Iterator[tuple[StoredTensor, npt.NDArray[np.int64]]]:
+        """The stored tensors that rows [start, stop) come from, each with the numbers of its rows, in our order."""
+        for part, first, last in cut(self._parts[name], start, stop):
+            yield self._places[part.name], part.stored_rows(first, last)
 
     def _floats(self, stored: StoredTensor, numbers: npt.NDArray[np.int64]) -> Floats:
         """These rows as float32 [rows, columns]. Raises InputError for one that holds a value that is not finite."""
@@ -153,7 +150,7 @@ def _open(path: Path) -> int:
 
 
 def sample_path() -> Path:
-    """The sample model, a Llama of 135 M parameters. Its package is located, not imported: importing it needs more.
+    """The sample model, of 135 M parameters. Its package is located, not imported: importing it needs more.
 
     Raises InputError when the package is not installed.
     """

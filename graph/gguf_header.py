@@ -13,11 +13,11 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.gguf_parse import ParsedHeader, TensorRecord, parse_header, shown
+from pocketphi.graph.gguf_parse import ParsedHeader, TensorRecord, parse_header
 from pocketphi.graph.gguf_parts import check_part, declared_tensors, part_paths
+from pocketphi.graph.models import find_gguf
+from pocketphi.graph.models.base import Gguf, Model
 from pocketphi.graph.reading import show
-
-ARCHITECTURES = ("llama", "phi3")
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,14 @@ class GgufHeader:
         return GgufHeader(paths, first.fields, tensors)
 
     @property
-    def architecture(self) -> str:
-        """Raises InputError for one that cannot be read as Phi-3."""
-        arch = self.fields.get("general.architecture")
-        if not isinstance(arch, str) or arch not in ARCHITECTURES:
-            raise InputError(f"{self.path}: unknown architecture {shown(arch)}, expected {' or '.join(ARCHITECTURES)}")
-        return arch
+    def model(self) -> Model:
+        """Raises InputError for one that nobody knows."""
+        return find_gguf(self.fields.get("general.architecture"), str(self.path))[0]
+
+    @property
+    def gguf(self) -> Gguf:
+        """How its files have that model."""
+        return find_gguf(self.fields.get("general.architecture"), str(self.path))[1]
 
 
 def _place(path: Path, header: ParsedHeader, part: int) -> dict[str, StoredTensor]:

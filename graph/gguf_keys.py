@@ -20,7 +20,7 @@ _READ = {
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor"),
     *("rope.scaling.attn_factor", "rope.scaling.original_context_length"),
 }
-# ARCH.…: llama.cpp runs phi3 and llama the same with and without them
+# ARCH.…: llama.cpp runs the models of graph/models/ the same with and without them
 _HARMLESS = {
     *("tensor_data_layout", "rope.scaling.finetuned", "attention.layer_norm_epsilon"),
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),  # of yarn, which is refused

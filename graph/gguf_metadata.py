@@ -1,4 +1,4 @@
-"""Typed access to the metadata of a GGUF file's architecture: `llama.block_count` and its like."""
+"""Typed access to the metadata of a GGUF file's architecture: `ARCH.block_count` and its like."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_parse import shown
+from pocketphi.graph.models.base import Gguf, Model
 
 _MOST = (1 << 31) - 1
 
@@ -26,17 +27,19 @@ class Metadata:
     """The keys `architecture.…` of one file.
 
     fields:  all metadata
+    model:   what it is of; kind: how GGUF files have it
     where:   the file's name, for messages
     notices: lines for the user, added to while the keys are read
     """
 
     fields: Mapping[str, Any]
-    architecture: str
+    model: Model
+    kind: Gguf
     where: str
     notices: list[str] = field(default_factory=list)
 
     def key(self, name: str) -> str:
-        return f"{self.architecture}.{name}"
+        return f"{self.kind.architecture}.{name}"
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.fields.get(self.key(name), default)
@@ -49,7 +52,7 @@ class Metadata:
         return self._checked(name, self.get(name, default), least, most)
 
     def each_layer(self, name: str, layers: int, default: int | None = None) -> int:
-        """A size that a file may give once, or for each layer; Phi-3's layers are all alike."""
+        """A size that a file may give once, or for each layer; layers of several sizes cannot be compiled."""
         value = self.get(name, default)
         if not isinstance(value, np.ndarray):
             return self._checked(name, value)

@@ -1,8 +1,8 @@
-"""What a GGUF file says of rotary embedding, as far as Phi-3 can express it, read as llama.cpp reads it.
+"""What a GGUF file says of rotary embedding, as far as LongRoPE can express it, read as llama.cpp reads it.
 
 llama.cpp turns pair i of a vector at position p by p / (scale · factor_i) · base^(-2i/d), and multiplies the result by
-`attn_factor`. Phi-3's LongRoPE has such factors too. Its attention factor follows from the lengths, and is 1 where the original
-length is the whole one. So linear scaling, and Llama 3's `rope_freqs`, are LongRoPE with the same factors at every length.
+`attn_factor`. LongRoPE has such factors too, so that linear scaling, and the tensor `rope_freqs`, are LongRoPE with the same
+factors at every length.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_metadata import Metadata
 from pocketphi.graph.gguf_parse import shown
+from pocketphi.graph.models.rope import same_everywhere
 
 SHORT, LONG, FREQUENCIES = "rope_factors_short.weight", "rope_factors_long.weight", "rope_freqs.weight"
 ROPE_TENSORS = (SHORT, LONG, FREQUENCIES)
@@ -23,7 +24,7 @@ _TYPES = ("none", "linear", "longrope")
 def read_rope(metadata: Metadata, factors: Mapping[str, tuple[float, ...]], rotary_dim: int) -> LongRope | None:
     """factors: values of the tensors ROPE_TENSORS, as far as the file has them
 
-    Raises InputError naming the key or the tensor for what Phi-3 cannot express.
+    Raises InputError naming the key or the tensor for what LongRoPE cannot express.
     """
     kind = metadata.get("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
     if not isinstance(kind, str) or kind not in _TYPES:
@@ -37,7 +38,7 @@ def read_rope(metadata: Metadata, factors: Mapping[str, tuple[float, ...]], rota
     if SHORT not in factors:
         _check_attention_factor(metadata, 1.0)
         same = tuple(scale * factor for factor in factors.get(FREQUENCIES, (1.0,) * (rotary_dim // 2)))
-        return None if set(same) == {1.0} else LongRope(same, same, max(context, 2))
+        return same_everywhere(same, context)
     if scale != 1:
         raise InputError(f"{metadata.where}: {_scale_key(metadata)} is {scale}, expected none beside rope factors")
     original = metadata.whole("rope.scaling.original_context_length", context, least=2)
@@ -47,19 +48,19 @@ def read_rope(metadata: Metadata, factors: Mapping[str, tuple[float, ...]], rota
 
 
 def _check_tensors(metadata: Metadata, factors: Mapping[str, tuple[float, ...]], kind: str, rotary_dim: int) -> None:
-    """llama takes rope_freqs, or with type longrope both others; phi3 takes both others whatever the type."""
-    where, llama = metadata.where, metadata.architecture == "llama"
+    """A model has rope_freqs, or with type longrope both others; or both others whatever the type."""
+    where, files = metadata.where, metadata.kind
     long = bool(factors.keys() & {SHORT, LONG}) or kind == "longrope"
     for name in (SHORT, LONG) if long else ():
         if name not in factors:
             raise InputError(f"{where}: {name!r} is missing, expected {rotary_dim // 2} rope factors; convert again")
     misplaced = [
-        *([SHORT] if long and llama and kind != "longrope" else []),
-        *([FREQUENCIES] if FREQUENCIES in factors and (long or not llama) else []),
+        *([SHORT] if long and files.rope_freqs and kind != "longrope" else []),
+        *([FREQUENCIES] if FREQUENCIES in factors and (long or not files.rope_freqs) else []),
     ]
     if misplaced:
         raise InputError(
-            f"{where}: holds the tensor {misplaced[0]!r}, which {metadata.architecture} with rope type {kind} does not have"
+            f"{where}: holds the tensor {misplaced[0]!r}, which {files.architecture} with rope type {kind} does not have"
         )
     for name, values in factors.items():
         if len(values) != rotary_dim // 2:
@@ -85,9 +86,9 @@ def _scale_key(metadata: Metadata) -> str:
 
 def _check_attention_factor(metadata: Metadata, expected: float) -> None:
     """LongRoPE (arXiv:2402.13753) scales attention by √(1 + ln scale / ln original); a file may say otherwise."""
-    stored = metadata.real("rope.scaling.attn_factor", 1.0)
+    key = "rope.scaling.attn_factor"
+    stored = metadata.real(key, 1.0)
     if not math.isclose(stored, expected, rel_tol=1e-4):
-        how = "is" if metadata.has("rope.scaling.attn_factor") else "is missing, which llama.cpp reads as"
-        raise InputError(
-            f"{metadata.where}: {metadata.key('rope.scaling.attn_factor')} {how} {stored:.4f}, Phi-3 uses {expected:.4f} here"
-        )
+        came = f"is {stored:.4f}" if metadata.has(key) else f"is missing, which llama.cpp reads as {stored:.4f}"
+        expects = f"{metadata.model.form.name} uses {expected:.4f} here"
+        raise InputError(f"{metadata.where}: {metadata.key(key)} {came}, {expects}")

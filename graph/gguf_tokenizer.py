@@ -14,11 +14,12 @@ from tokenizers.models import BPE
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_cuts import CUTS, DIGITS, WORDS_FIRST
 from pocketphi.graph.gguf_vocabulary import Vocabulary
+from pocketphi.graph.models import find_gguf
+from pocketphi.graph.models.base import Gguf
 from pocketphi.graph.reading import show
 
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # the special tokens of Phi-3 that do not swallow the space after them
-_MERGES_A_TOKEN = 64  # ways to put a token together, on average; Phi-3's vocabulary has 2
+_MERGES_A_TOKEN = 64  # ways to put a token together, on average; a SentencePiece vocabulary of 32,000 has 2
 
 
 def tokenizer_files_from_gguf(fields: Mapping[str, Any], where: str) -> dict[str, bytes]:
@@ -31,7 +32,8 @@ def tokenizer_files_from_gguf(fields: Mapping[str, Any], where: str) -> dict[str
     vocabulary = Vocabulary.read(fields, where)
     if vocabulary is None:
         return {}
-    tokenizer = _build(vocabulary, fields.get("general.architecture") == "phi3", where)
+    architecture = fields.get("general.architecture")
+    tokenizer = _build(vocabulary, find_gguf(architecture, where)[1] if architecture else None, where)
     special = {name: token for name, key in _SPECIAL.items() if (token := vocabulary.token(key)) is not None}
     if vocabulary.adds_bos and "bos" in vocabulary.ids:
         tokenizer.post_processor = _start_first(special["bos_token"], vocabulary.ids["bos"])
@@ -62,17 +64,18 @@ def _start_first(token: str, number: int) -> processors.TemplateProcessing:
     return processors.TemplateProcessing([name, "$A"], special_tokens=[special])
 
 
-def _build(vocabulary: Vocabulary, phi3: bool, where: str) -> Tokenizer:
+def _build(vocabulary: Vocabulary, kind: Gguf | None, where: str) -> Tokenizer:
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if vocabulary.model not in builders:
         raise InputError(f"{where}: unknown tokenizer {show(vocabulary.model)}, expected gpt2 or llama")
     tokenizer = builders[vocabulary.model](vocabulary, where)
-    # as llama.cpp's src/llama-vocab.cpp: Phi-3 was trained without the space after <|user|>; no metadata says so
-    swallow = vocabulary.model == "llama" and phi3
+    swallow = kind if kind and kind.markers_take_space and vocabulary.model == "llama" else None
 
     def added(kind: TokenType) -> list[AddedToken]:
         found = (token for token, own in zip(vocabulary.tokens, vocabulary.kinds) if own == kind)
-        return [AddedToken(t, normalized=False, rstrip=swallow and t not in _KEEP_SPACE) for t in found]
+        return [
+            AddedToken(t, normalized=False, rstrip=swallow is not None and t not in swallow.keep_space) for t in found
+        ]
 
     tokenizer.add_special_tokens(added(TokenType.CONTROL))
     tokenizer.add_tokens(added(TokenType.USER_DEFINED))

@@ -28,6 +28,7 @@ class HashedCheckpoint(Checkpoint):
         self.notices = inner.notices
         self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
         self.check_settings = inner.check_settings  # type: ignore[method-assign]
+        self.text_settings = inner.text_settings  # type: ignore[method-assign]
         self._next = dict.fromkeys(inner.tensors, 0)
         self._hashes = {name: blake3() for name in inner.tensors}
         self._slots = {name: _SLOT * i for i, name in enumerate(inner.tensors)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pocketphi.graph.checkpoint import Checkpoint, check_tensors
+from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.hf_config import end_tokens, read_hf_config
 from pocketphi.graph.hf_weights import assign, find_weights
+from pocketphi.graph.models.base import Piece, cut
 from pocketphi.graph.reading import is_lfs_pointer, lfs_pointer, parse_object, read_whole
 from pocketphi.graph.safetensors_file import RowReader
 
@@ -35,7 +37,7 @@ _LARGEST_CONFIG = 1 << 20
 
 
 class HfFolder(Checkpoint):
-    """Reads `Phi3ForCausalLM` folders in bf16, fp16 or fp32 as transformers' `from_pretrained` does; what that would leave
+    """Reads the folder of a known model in bf16, fp16 or fp32 as transformers' `from_pretrained` does; what that would leave
     out is refused, or is one of the notices."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,15 +49,16 @@ class HfFolder(Checkpoint):
         lacks = "" if path.exists() else _why_none(folder)
         self._settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
         read = read_hf_config(self._settings, self._where)
-        self.config = read.model
+        self.config, self._family = read.model, read.family
         self.notices = read.notices
         self._add_end_tokens()
         weights = find_weights(folder, read.weights)
         self.notices = (*self.notices, *weights.notices)
-        self._stored = assign(self.config, weights, str(folder))
+        self._stored = assign(self.config, self._family, weights, str(folder))
+        self._pieces = self._family.pieces(self.config)
         self._rows = RowReader({file.path: file.version for file in weights.files})
         self._tie()
-        self.tensors = check_tensors(self.config, {n: s.info for n, s in self._stored.items()}, str(folder))
+        self.tensors = {name: TensorInfo(shape, self._dtype(name)) for name, shape in self.config.tensors().items()}
         self.files = sorted({stored.file for stored in self._stored.values()})
 
     def check_settings(self) -> None:
@@ -67,7 +70,19 @@ class HfFolder(Checkpoint):
         self._rows.forgets = True
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        return self._rows.read(self._stored[name], name, start, stop)
+        parts = [self._read_piece(*part) for part in cut(self._pieces[name], start, stop)]
+        if not parts:
+            parts = [self._read_piece(self._pieces[name][0], 0, 0)]
+        if "+" in self._dtype(name):
+            parts = [part.float() for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def text_settings(self) -> dict[str, Any]:
+        return {
+            **self.config.to_hf(),
+            "model_type": self._family.model_type,
+            "architectures": [self._family.architecture],
+        }
 
     def tokenizer_files(self) -> dict[str, bytes]:
         templates = sorted(self._folder.glob("additional_chat_templates/*.jinja"))
@@ -77,6 +92,19 @@ class HfFolder(Checkpoint):
             if is_lfs_pointer(content):
                 raise lfs_pointer(str(self._folder / name))
         return found
+
+    def _read_piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
+        """Rows that lie in pairs are read whole heads at a time, and put into order."""
+        stored = self._stored[piece.name]
+        if not piece.head_dim or start == stop:
+            return self._rows.read(stored, piece.name, piece.first + start, piece.first + stop)
+        numbers = piece.stored_rows(start, stop)
+        first = int(numbers.min())
+        return self._rows.read(stored, piece.name, first, int(numbers.max()) + 1)[numbers - first]
+
+    def _dtype(self, name: str) -> str:
+        """Of several types, all are read as float32."""
+        return "+".join(dict.fromkeys(self._stored[piece.name].info.dtype for piece in self._pieces[name]))
 
     def _add_end_tokens(self) -> None:
         path = self._folder / "generation_config.json"
@@ -90,12 +118,11 @@ class HfFolder(Checkpoint):
         """Where a head is stored beside a tied embedding, transformers ties them if they are equal, and else keeps both."""
         if not self.config.tied_embeddings or HEAD not in self._stored:
             return
-        untied = replace(self.config, tied_embeddings=False)
-        self.tensors = check_tensors(untied, {n: s.info for n, s in self._stored.items()}, str(self._folder))
+        self.tensors = {HEAD: self._stored[HEAD].info}
         if all(torch.equal(*(self.read(n, *rows).float() for n in (EMBEDDING, HEAD))) for rows in self.chunks(HEAD)):
             del self._stored[HEAD]
             return
-        self.config = untied
+        self.config = replace(self.config, tied_embeddings=False)
         told = f"tie_word_embeddings is true, but {HEAD} is another matrix than the embedding; both are used"
         self.notices = (*self.notices, f"{self._where}: {told}")
 

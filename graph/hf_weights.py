@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketphi.graph.checkpoint import check_shapes
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.models.base import Model
 from pocketphi.graph.reading import file_inside, parse_object, read_whole, show, typed
 from pocketphi.graph.safetensors_file import DTYPES, SafetensorsFile, Stored
 
@@ -73,17 +75,19 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
     return Weights(files, tensors, (f"{folder}: read {name}, {why}; not read: {_listed(unread)}",) if unread else ())
 
 
-def assign(config: ModelConfig, weights: Weights, where: str) -> dict[str, Stored]:
-    """The stored tensor for each of the config's names; the head too, where it is stored beside a tied embedding.
+def assign(config: ModelConfig, model: Model, weights: Weights, where: str) -> dict[str, Stored]:
+    """The tensors of a model by the names that transformers has for them; the head too, where it is stored beside a tied
+    embedding.
 
-    Raises InputError for a tensor that Phi-3 has no place for, one that is there twice, or another type.
+    Raises InputError for a tensor that the model has no place for, one that is there twice, is missing or has another shape
+    or type.
     """
     if 6 * config.layers > len(weights.tensors):
         raise InputError(
             f"{where}: config.json says num_hidden_layers = {config.layers:,}, each of six tensors, but the files hold "
             f"{len(weights.tensors)} tensors"
         )
-    wanted = {**config.tensors(), HEAD: ()}
+    wanted = model.stored_shapes(config)
     named: dict[str, str] = {}
     odd = []
     for stored in weights.tensors:
@@ -96,7 +100,7 @@ def assign(config: ModelConfig, weights: Weights, where: str) -> dict[str, Store
             odd.append(stored)
     if odd:
         raise InputError(
-            f"{where}: holds the tensor {show(odd[0], 200)}{_more(len(odd) - 1)}, {_reason(odd[0], config)}"
+            f"{where}: holds the tensor {show(odd[0], 200)}{_more(len(odd) - 1)}, {_reason(odd[0], config, model)}"
         )
     ours = {name: weights.tensors[stored] for name, stored in named.items()}
     for name, place in ours.items():
@@ -104,6 +108,9 @@ def assign(config: ModelConfig, weights: Weights, where: str) -> dict[str, Store
             raise InputError(f"{place.file}: {name!r} has dtype {place.dtype}, expected one of {', '.join(DTYPES)}")
     if config.tied_embeddings and HEAD in ours and EMBEDDING not in ours:
         ours[EMBEDDING] = ours.pop(HEAD)  # transformers ties to the one that is there
+    tied = config.tied_embeddings and HEAD not in ours
+    needed = {name: shape for name, shape in wanted.items() if not (tied and name == HEAD)}
+    check_shapes(needed, {name: place.info for name, place in ours.items()}, where)
     return ours
 
 
@@ -113,13 +120,13 @@ def _our_name(name: str, wanted: Mapping[str, Any]) -> str:
     return short if short in wanted else _BASE + name if _BASE + name in wanted else name
 
 
-def _reason(name: str, config: ModelConfig) -> str:
+def _reason(name: str, config: ModelConfig, model: Model) -> str:
     layer = layer_of(name)
     if "lora_" in name or name.startswith("base_model."):
         return "part of an adapter; merge it into the weights first"
     if layer is not None and layer >= config.layers:
         return f"but config.json says num_hidden_layers = {config.layers}"
-    return "which has no place in Phi-3; it cannot be compiled"
+    return f"which has no place in {model.name}; it cannot be compiled"
 
 
 def _read_index(folder: Path, name: str) -> tuple[tuple[SafetensorsFile, ...], dict[str, Stored]]:

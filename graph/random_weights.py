@@ -1,4 +1,4 @@
-"""Published Phi-3 shapes with seeded random weights, generated chunk by chunk: full size without a download."""
+"""Published shapes with seeded random weights, generated chunk by chunk: full size without a download."""
 
 from __future__ import annotations
 

@@ -6,15 +6,21 @@ the libraries say; the order of its rows is computed in another way. It is slow,
 
 from __future__ import annotations
 
+import itertools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import ModelConfig, layer_of
+from pocketphi.graph.models import find_gguf, find_model
+from pocketphi.graph.models.apart import hf_apart
+from pocketphi.graph.models.base import Piece
 from pocketphi.graph.second_settings import gguf_settings_off, hf_settings_off
 from pocketphi.graph.second_text import gguf_text_off
 
@@ -34,7 +40,8 @@ class SecondReading(ABC):
 
 
 class BySafetensors(SecondReading):
-    """Of the files that were chosen, whichever holds the tensor under its own name or without the prefix of the base model."""
+    """Of the files that were chosen, whichever holds the tensor under its own name or without the prefix of the base model.
+    What a tensor is stacked from, the model's file says, which `hf_agreement.py` compares with transformers' own class."""
 
     library = "safetensors"
 
@@ -46,17 +53,33 @@ class BySafetensors(SecondReading):
         for path in files:
             opened = safe_open(path, "pt")
             self._holds.update(dict.fromkeys(opened.keys(), opened))
+        where = folder / "config.json"
+        self._pieces = find_model(json.loads(where.read_bytes()), str(where)).pieces(config)
 
     def off(self, text: Mapping[str, bytes]) -> list[str]:
         return hf_settings_off(self._folder, self._files, self._holds, self._config)
 
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
-        bare = name.removeprefix("model.")
-        for spelled in (name, bare, f"model.{name}"):
+        return torch.stack([self._row(*_row_of(self._pieces[name], number)) for number in numbers]).float()
+
+    def _row(self, name: str, number: int) -> torch.Tensor:
+        for spelled in (name, name.removeprefix("model."), f"model.{name}"):
             if spelled in self._holds:
-                tensor = self._holds[spelled].get_slice(spelled)
-                return torch.stack([tensor[number] for number in numbers]).float()
+                row: torch.Tensor = self._holds[spelled].get_slice(spelled)[number]
+                return row.float()
         raise LookupError(name)
+
+
+def _row_of(pieces: Sequence[Piece], number: int) -> tuple[str, int]:
+    """Which stored tensor holds a row of a stacked one, and which of its rows it is."""
+    for piece in pieces:
+        if number < piece.rows:
+            order = np.arange(piece.rows)
+            if piece.head_dim:
+                order = order.reshape(-1, piece.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+            return piece.name, piece.first + int(order[number])
+        number -= piece.rows
+    raise LookupError(number)
 
 
 class ByGguf(SecondReading):
@@ -73,9 +96,10 @@ class ByGguf(SecondReading):
         for reader in readers:
             self._stored.update({tensor.name: tensor for tensor in reader.tensors})
         self._fields = {key: field.contents() for key, field in readers[0].fields.items()}
-        self._llama = self._fields["general.architecture"] == "llama"
-        kind = gguf.MODEL_ARCH.LLAMA if self._llama else gguf.MODEL_ARCH.PHI3
+        architecture = self._fields["general.architecture"]
+        kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         self._names = gguf.get_tensor_name_map(kind, config.layers)
+        self._apart = hf_apart(config, find_gguf(architecture, str(files[0]))[1].in_pairs)
 
     def off(self, text: Mapping[str, bytes]) -> list[str]:
         shapes = {name: [int(size) for size in reversed(stored.shape)] for name, stored in self._stored.items()}
@@ -94,41 +118,26 @@ class ByGguf(SecondReading):
         return torch.from_numpy(np.stack(found))
 
     def _row(self, name: str, number: int) -> Any:
-        stem = name.removesuffix(".weight")
-        heads, kv, dim = self._config.heads, self._config.kv_heads, self._config.head_dim
-        split = {
-            "qkv_proj": (("q_proj", heads * dim), ("k_proj", kv * dim), ("v_proj", kv * dim)),
-            "gate_up_proj": (
-                ("gate_proj", self._config.intermediate_size),
-                ("up_proj", self._config.intermediate_size),
-            ),
-        }
-        module, _, last = stem.rpartition(".")
-        parts = split.get(last, ())
-        whole = self._find(stem)
-        if whole is not None and parts and int(whole.shape[1]) != sum(rows for _, rows in parts):
+        """The library's table has the names of modules that lie apart, and of those that are packed."""
+        module = f"model.layers.{layer_of(name)}."
+        parts = [replace(part, name=module + part.name) for part in self._apart.get(name.removeprefix(module), ())]
+        whole = self._find(name)
+        if whole is not None and parts and int(whole.shape[1]) != sum(part.rows for part in parts):
             whole = None  # the table has one name for a packed projection and for its last part
-        at = number
-        for part, rows in parts:
-            if at < rows:
-                stored = whole or self._need(f"{module}.{part}")
-                first = number - at if whole else 0
-                order = np.arange(rows)
-                if self._llama and part in ("q_proj", "k_proj"):
-                    order = order.reshape(-1, dim // 2, 2).swapaxes(1, 2).reshape(-1)
-                return _dequantized(stored, first + int(order[at]))
-            at -= rows
-        return _dequantized(whole or self._need(stem), number)
-
-    def _find(self, stem: str) -> Any:
-        name = self._names.get_name(stem)
-        return self._stored.get(f"{name}.weight") if name else None
-
-    def _need(self, stem: str) -> Any:
-        found = self._find(stem)
+        if whole is None and not parts:
+            raise LookupError(name)
+        if whole is not None:
+            starts = itertools.accumulate((part.rows for part in parts), initial=0)
+            parts = [replace(part, name=name, first=first) for part, first in zip(parts, starts)]
+        stored, row = _row_of(parts, number) if parts else (name, number)
+        found = self._find(stored)
         if found is None:
-            raise LookupError(stem)
-        return found
+            raise LookupError(stored)
+        return _dequantized(found, row)
+
+    def _find(self, name: str) -> Any:
+        known = self._names.get_name(name.removesuffix(".weight"))
+        return self._stored.get(f"{known}.weight") if known else None
 
 
 def _dequantized(stored: Any, row: int) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
+from pocketphi.graph.models import find_gguf, find_model
+from pocketphi.graph.transformers_inside import make_config
 
 _SINGLE = "model.safetensors"
 
@@ -20,7 +22,9 @@ def hf_settings_off(folder: Path, files: Sequence[Path], tensors: Mapping[str, A
     files: those that were read; tensors: names of all that they hold → the opened file. The settings that
     transformers' model looks at are compared in `hf_agreement.py`.
     """
-    said = {"eos_token_id": 32000, "bos_token_id": 1, **_json(folder / "config.json")}
+    data = _json(folder / "config.json")
+    defaults = make_config(find_model(data, str(folder)).architecture, {})
+    said = {**{name: getattr(defaults, name) for name in ("eos_token_id", "bos_token_id")}, **data}
     more = _json(folder / "generation_config.json").get("eos_token_id")
     off = []
     if not said.get("transformers_weights") and (folder / _SINGLE).is_file() and not _is_one(files, folder / _SINGLE):
@@ -86,7 +90,7 @@ def gguf_settings_off(fields: Mapping[str, Any], tensors: Mapping[str, Any], con
     if f"{arch}.attention.sliding_window" in fields:
         windows = [said("attention.sliding_window") or None]
     else:
-        windows = [None, 2047, 131072, 262144] if arch == "phi3" else [None]  # llama.cpp's for files without the key
+        windows = [None, *{known.window for known in find_gguf(arch, "the file")[1].windows}]
     if config.sliding_window not in windows:
         off.append(f"the sliding window is {config.sliding_window}, the file says {windows[0]}")
     return [*off, *_tokens_off(fields, config), *_rope_off(said, tensors, config)]

@@ -9,7 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
+from pocketphi.graph.models import find_gguf
+from pocketphi.graph.models.base import Gguf
+
 _CONTROL, _USER_DEFINED = 3, 4
 _CUT_DIGITS = {"gpt-2": [4], "smollm": [1, 1, 1, 1], "llama-bpe": [3, 1], "llama3": [3, 1], "dbrx": [3, 1]}
 """How llama.cpp cuts a number of four digits, by the name of the cut."""
@@ -23,10 +25,10 @@ def gguf_text_off(files: Mapping[str, bytes], fields: Mapping[str, Any]) -> list
     if "tokenizer.json" not in files or not said.get("tokens"):
         return []
     made, data = Tokenizer.from_str(files["tokenizer.json"].decode()), json.loads(files["tokenizer.json"])
-    sentencepiece, phi3 = said.get("model") == "llama", fields["general.architecture"] == "phi3"
+    sentencepiece, kind = said.get("model") == "llama", find_gguf(fields["general.architecture"], "the file")[1]
     checks = {
         "tokens": _tokens_same(made, said),
-        "special tokens": _special_same(data, said, sentencepiece and phi3),
+        "special tokens": _special_same(data, said, kind if sentencepiece and kind.markers_take_space else None),
         "merges": _merges_same(data["model"], said, sentencepiece),
         "the chat template": json.loads(files["tokenizer_config.json"]).get("chat_template")
         == fields.get("tokenizer.chat_template"),
@@ -46,12 +48,12 @@ def _tokens_same(made: Tokenizer, said: Mapping[str, Any]) -> bool:
     return all(made.id_to_token(i) == (token or f"[EMPTY_{i}]") for i, token in enumerate(said["tokens"]))
 
 
-def _special_same(data: Mapping[str, Any], said: Mapping[str, Any], swallow: bool) -> bool:
+def _special_same(data: Mapping[str, Any], said: Mapping[str, Any], swallow: Gguf | None) -> bool:
     """Which tokens are found in a text as a whole, are left out of an answer, and take the space behind them."""
     if "token_type" not in said:
         return True
     expected = {
-        (i, kind == _CONTROL, swallow and token not in _KEEP_SPACE)
+        (i, kind == _CONTROL, swallow is not None and token not in swallow.keep_space)
         for i, (token, kind) in enumerate(zip(said["tokens"], said["token_type"]))
         if kind in (_CONTROL, _USER_DEFINED)
     }

@@ -1,12 +1,14 @@
-"""Trace transformers' own `Phi3ForCausalLM` into a `Program`, without materialising a weight.
+"""Trace transformers' own model into a `Program`, without materialising a weight.
 
-Two decoder layers are traced and the second is repeated (`graph/unroll.py`): layers of a Phi-3 differ in nothing but
-their weights, which is checked on the traced graph, and tracing time grows with every layer (0.5 s each).
+Two periods of decoder layers are traced and the second is repeated (`graph/unroll.py`): the layers at one place of a period,
+of which most models have one, differ in nothing but their weights. That is checked on the traced graph. Tracing time grows
+with every layer (0.5 s each).
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,58 +18,33 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, FloatWeight, Recipe
+from pocketphi.graph.transformers_inside import FlatCache, make_config, make_model, use_real_frequencies
 from pocketphi.graph.unroll import repeat_layer
 
 log = logging.getLogger(__name__)
 
-TRACED_LAYERS = 2
 MAX_TOKENS = 1 << 17
 _WRAPPED = "model."  # the attribute of _Flat that holds transformers' model
 
 
-def trace(checkpoint: Checkpoint, layers: int = TRACED_LAYERS) -> Program:
+def trace(checkpoint: Checkpoint, layers: int | None = None) -> Program:
     """The model of a checkpoint as a `Program` with explicit K/V caches and dynamic batch, sequence and past.
 
-    layers: how many decoder layers to trace; the last is repeated to the model's depth.
+    layers: how many decoder layers to trace, two periods if None; the last period is repeated to the model's depth.
     """
-    config = checkpoint.config
+    config, period = checkpoint.config, checkpoint.config.form.period
     checkpoint.check_settings()
-    layers = min(layers, config.layers)
+    layers = min(layers or 2 * period, config.layers)
     exported = _export(config, layers)
     program = _flatten(exported, checkpoint)
-    repeat_layer(program, last=layers - 1, depth=config.layers)
+    repeat_layer(program, last=layers - 1, depth=config.layers, period=period)
     program.weights = {**program.weights, **_layer_weights(program, checkpoint)}
     program.check()
     return program
-
-
-class _FlatCache:
-    """What transformers' model needs of a cache, over a flat list of tensors [B, KV, P, D]."""
-
-    is_compileable = False
-
-    def __init__(self, flat: list[torch.Tensor]) -> None:
-        self.keys, self.values = flat[0::2], flat[1::2]
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys[layer] = torch.cat([self.keys[layer], key], dim=2)
-        self.values[layer] = torch.cat([self.values[layer], value], dim=2)
-        return self.keys[layer], self.values[layer]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.keys[0].shape[2]
-
-    def get_query_offset(self, layer: int = 0) -> int:
-        return self.keys[0].shape[2]
-
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        return self.keys[0].shape[2] + query_length, 0
 
 
 class _Flat(torch.nn.Module):
@@ -85,7 +62,7 @@ class _Flat(torch.nn.Module):
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         torch._check(attention_mask.shape[1] == past[0].shape[2] + input_ids.shape[1])
-        cache = _FlatCache(list(past))
+        cache = FlatCache(list(past))
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -98,23 +75,16 @@ class _Flat(torch.nn.Module):
 
 def hf_config(config: ModelConfig, layers: int | None = None) -> Any:
     """transformers' own config object, for untied float32 weights and the attention that is matched later."""
-    from transformers import Phi3Config
-
-    data = {**config.to_hf(), "num_hidden_layers": layers or config.layers, "tie_word_embeddings": False}
-    made = Phi3Config(**data)
-    made._attn_implementation = "sdpa"
-    return made
+    untied = replace(config, layers=layers or config.layers, tied_embeddings=False)
+    return make_config(config.form.architecture, untied.to_hf())
 
 
 def _export(config: ModelConfig, layers: int) -> ExportedProgram:
-    from transformers import Phi3ForCausalLM
-
     hf = hf_config(config, layers)
     mode = FakeTensorMode()
     with mode:
-        model = Phi3ForCausalLM(hf).eval()
-    # the frequencies are small and their values are needed: made again, for real
-    model.model.rotary_emb = type(model.model.rotary_emb)(hf)
+        model = make_model(config.form.architecture, hf)
+    use_real_frequencies(model, hf)
     batch, length, past = 2, 3, 5
     with mode:
         ids = torch.zeros(batch, length, dtype=torch.int64)
@@ -140,8 +110,8 @@ def _flatten(exported: ExportedProgram, checkpoint: Checkpoint) -> Program:
             copied[node] = graph.placeholder(_input_name(node.name))
         else:
             name = str(spec.target).removeprefix(_WRAPPED)
-            if spec.kind == InputKind.PARAMETER and name == "lm_head.weight" and checkpoint.config.tied_embeddings:
-                name = "model.embed_tokens.weight"
+            if spec.kind == InputKind.PARAMETER and name == HEAD and checkpoint.config.tied_embeddings:
+                name = EMBEDDING
             elif spec.kind != InputKind.PARAMETER:
                 store = exported.constants if spec.kind == InputKind.CONSTANT_TENSOR else None
                 value = (store or exported.state_dict | exported.constants)[spec.target]

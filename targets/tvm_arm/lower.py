@@ -140,8 +140,7 @@ class _Function:
         config = self.program.config
         capacity = tirx.Var("c", "int64")
         tokens = relax.Var("tokens", relax.TensorType((self.length,), "int32"))
-        switch = config.long_rope.original_max_position if config.long_rope else 0
-        position = relax.Var("position", relax.TensorType((position_size(switch),), "int32"))
+        position = relax.Var("position", relax.TensorType((position_size(long_after(self.program)),), "int32"))
         row = self.cache.row(config.head_dim)
         cache = relax.TensorType((config.kv_heads, capacity, row), self.cache.dtype)
         self.capacity, self.position = cache, position
@@ -206,6 +205,11 @@ def _norm(f: _Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
         ("norm", size, eps, add, single), "norm", lambda name: rms_norm(name, f.isa, size, float(eps), add, single)
     )
     return f.call(kernel, [*map(f.value, inputs), f.value(weight)], [size, size] if add else size, rows)
+
+
+def long_after(program: Program) -> int:
+    """The position at which LongRoPE's factors change, 0 where the tables of the program end before it."""
+    return max((int(n.args[-1]) for n in program.graph.nodes if op_name(n) == "attention"), default=0)  # type: ignore[arg-type]
 
 
 def _attention(f: _Function, node: fx.Node) -> None:

@@ -27,7 +27,7 @@ from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
-from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, lower
+from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, long_after, lower
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.target import TARGET, TvmArm
@@ -136,7 +136,7 @@ def describe(
         "vocab": config.vocab_size,
         "context": tokens,
         "chunk": CHUNK,
-        "long_rope_after": config.long_rope.original_max_position if config.long_rope else None,
+        "long_rope_after": long_after(program) or None,
         "cache": {
             "count": 2 * config.layers,
             "shape": {

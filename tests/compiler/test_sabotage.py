@@ -148,6 +148,14 @@ def swapped_nibbles(old: Any) -> Any:
     return read
 
 
+def keeping_space(old: Any) -> Any:
+    def find(*given: Any) -> Any:
+        model, kind = old(*given)
+        return model, replace(kind, keep_space=(*kind.keep_space, "<|user|>"))
+
+    return find
+
+
 NORM, LATER = "model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight"
 READERS: dict[str, tuple[str, Patch]] = {
     "theta": ("plain", hf_read(rope_theta=5.0)),
@@ -192,7 +200,7 @@ READERS: dict[str, tuple[str, Patch]] = {
     "start of a text": ("phi3", vocabulary(adds_bos=lambda adds: True)),
     "space before a text": ("phi3", vocabulary(space_prefix=lambda prefix: False)),
     "template": ("phi3", vocabulary(template=lambda template: template + " ")),
-    "space behind markers": ("phi3", broken(gguf_tokenizer, "_KEEP_SPACE", lambda old: (*old, "<|user|>"))),
+    "space behind markers": ("phi3", broken(gguf_tokenizer, "find_gguf", keeping_space)),
     "bytes": (
         "phi3",
         broken(gguf_tokenizer, "BPE", lambda old: lambda *a, **k: old(*a, **{**k, "byte_fallback": False})),

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_phi3 import TINY, copied
+from tiny_phi3 import TINY, copied, hf_run, inputs, rounding
 from torch import fx
+from toy_alternating import alternating
+from transformers import MinistralForCausalLM
 
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program, op_name
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.trace import trace
+from pocketphi.graph.trace import hf_config, trace
 from pocketphi.graph.unroll import repeat_layer
 
 aten = torch.ops.aten
@@ -96,4 +98,55 @@ def test_refuses_a_second_value_that_leaves_the_layer(two_layers: Program) -> No
     extra.meta["val"] = head.meta["val"]
     head.args = (extra, head.args[1])
     with pytest.raises(CompilerBug, match=r"\['silu_1', 'add_\d+'\] leave the layer, expected one value"):
+        repeat_layer(program, last=1, depth=3)
+
+
+@pytest.mark.parametrize("depth", [7])
+def test_a_period_of_two(depth: int) -> None:
+    """Four of the layers are traced; those with a window and those without take turns, as in transformers' own model."""
+    source = RandomWeights("random:turns", alternating(depth))
+    program = trace(source)
+    model = MinistralForCausalLM(hf_config(source.config)).eval()
+    model.load_state_dict({name: source.read(name, 0, info.rows).float() for name, info in source.tensors.items()})
+    for case in [(60, 0, 1), (3, 60, 2), (1, 70, 1)]:
+        feeds = inputs(source.config, *case)
+        came, expected = program.run(feeds), hf_run(model, feeds)
+        bound = rounding(source.config, max(float(value.abs().max()) for value in expected.values()), case[0] + case[1])
+        assert [n for n, want in expected.items() if not float((came[n] - want).abs().max()) <= bound] == []
+    masks = [n.args[3] for n in program.graph.nodes if op_name(n) == "scaled_dot_product_attention"]
+    assert [mask is masks[i % 2] for i, mask in enumerate(masks)] == [True] * depth
+    assert masks[0] is not masks[1]
+
+
+def test_layers_that_take_turns_are_not_all_alike() -> None:
+    source = RandomWeights("random:turns", alternating(4))
+    program = trace(source)
+    with pytest.raises(
+        CompilerBug, match=r"decoder layers differ at scaled_dot_product_attention .*: one reads \w+, the"
+    ):
+        repeat_layer(program, last=3, depth=5)
+    with pytest.raises(
+        CompilerBug, match=r"at least 6 layers, twice their period, must be traced before the last can be"
+    ):
+        repeat_layer(program, last=3, depth=5, period=3)
+
+
+def test_refuses_the_weight_of_another_layer(two_layers: Program) -> None:
+    program = copied(two_layers)
+    linear = of_layer(program, 1, "linear")
+    name = str(linear.args[1].target).replace(".1.", ".0.")
+    other = next(n for n in program.graph.nodes if n.op == "get_attr" and n.target == name)
+    linear.args = (linear.args[0], other)
+    with pytest.raises(CompilerBug, match=r"decoder layers differ at linear \(\w+\): one reads .*, the other"):
+        repeat_layer(program, last=1, depth=3)
+
+
+def test_refuses_another_stream(two_layers: Program) -> None:
+    """Layer 0 reads the embedding at two places; here one of them is something else."""
+    program = copied(two_layers)
+    embedding = next(n for n in program.graph.nodes if op_name(n) == "embedding")
+    with program.graph.inserting_after(embedding):
+        doubled = program.graph.call_function(aten.add.Tensor, (embedding, embedding))
+    next(n for n in embedding.users if op_name(n) == "to").replace_input_with(embedding, doubled)
+    with pytest.raises(CompilerBug, match=r"layer 0 reads \['add\w*', 'embedding'\] as its stream, expected one value"):
         repeat_layer(program, last=1, depth=3)

@@ -1,0 +1,149 @@
+"""What a model's file says: how its checkpoints are read, and what they are compiled as (its `Form`, in graph/config.py).
+
+A model may be compiled as another one, where that is the same function of other numbers: a Llama is a Phi-3 whose
+projections are stored apart. Then it is traced, saved and verified as that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pocketphi.graph.config import HEAD, Form, ModelConfig, layer_of
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a stored tensor that are rows of one of ours.
+
+    name:        of the stored tensor
+    rows, first: how many, from which one
+    head_dim:    rows of a head, where they are stored in pairs that turn together; else 0
+    """
+
+    name: str
+    rows: int
+    first: int = 0
+    head_dim: int = 0
+
+    def stored_rows(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The numbers of the stored rows that are rows [start, stop) of this piece.
+
+        Row r of a head of d rows lies at 2·(r mod d/2) + r div d/2 where pairs lie together, (d/2, 2), and is read half
+        after half, (2, d/2).
+        """
+        row = np.arange(start, stop)
+        if self.head_dim:
+            within, half = row % self.head_dim, self.head_dim // 2
+            row = row - within + 2 * (within % half) + within // half
+        return self.first + row
+
+
+def cut(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
+    """The pieces that rows [start, stop) of a tensor come from, each with its own first row and the one behind its last."""
+    for piece in pieces:
+        if max(start, 0) < min(stop, piece.rows):
+            yield piece, max(start, 0), min(stop, piece.rows)
+        start, stop = start - piece.rows, stop - piece.rows
+
+
+Stacks = Mapping[str, Sequence[Piece]]
+"""Names of a layer's tensors without the layer (`mlp.gate_up_proj.weight`) → the pieces that each is stacked from."""
+
+
+@dataclass(frozen=True)
+class KnownWindow:
+    """A sliding window that llama.cpp assumes where a file does not mention one. kv_heads: None for any number."""
+
+    layers: int
+    kv_heads: int | None
+    context: int
+    window: int
+    models: str
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How GGUF files have a model.
+
+    architecture: their `general.architecture`
+    layer:        names of a layer's tensors → stacks of `blk.N.` tensors, of which a file has one: the first whose first tensor
+                  is there, else the last
+    in_pairs:     rows of q and k are stored in pairs that turn together
+    whole_heads:  the rotary embedding turns whole heads
+    rope_freqs:   factors lie in `rope_freqs`, and in two tensors with rope type longrope only; else they always lie in two
+    reads_window: llama.cpp honours `attention.sliding_window`
+    windows:      those that files without the key are known for
+    markers_take_space: control tokens swallow the space behind them, but for `keep_space`
+    """
+
+    architecture: str
+    layer: Callable[[ModelConfig], Mapping[str, Sequence[Sequence[Piece]]]]
+    in_pairs: bool = False
+    whole_heads: bool = True
+    rope_freqs: bool = True
+    reads_window: bool = False
+    windows: tuple[KnownWindow, ...] = ()
+    markers_take_space: bool = False
+    keep_space: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family of checkpoints.
+
+    name:          for messages
+    architectures: what `config.json` may call it; the first is transformers' class
+    form:          what it is compiled as
+    settings:      a dataclass: the keys of `config.json` that are honoured, with transformers' own defaults
+    read:          (settings, file's name, notices to add to) → the config. Raises InputError for what cannot be honoured
+    write:         the settings of transformers' class that make the model of a config
+    layer:         the tensors of a layer that are stored otherwise than the form has them
+    only:          keys that may have one value alone, beside those of `graph/hf_keys.py`
+    harmless:      keys that change no logit, beside those of `graph/hf_keys.py`
+    published:     shapes for `random:NAME`
+    """
+
+    name: str
+    model_type: str
+    architectures: tuple[str, ...]
+    form: Form
+    settings: type[Any]
+    read: Callable[[Any, str, list[str]], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    layer: Callable[[ModelConfig], Stacks] = lambda config: {}
+    gguf: Gguf | None = None
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    harmless: frozenset[str] = frozenset()
+    published: Mapping[str, ModelConfig] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return self.architectures[0]
+
+    def pieces(self, config: ModelConfig) -> dict[str, list[Piece]]:
+        """The stored tensors that each tensor of the config is stacked from; the head too, which a tied model may have."""
+        stacks = self.layer(config)
+        shapes = {**config.tensors(), HEAD: (config.vocab_size, config.hidden_size)}
+        return {name: _in_layer(name, stacks) or [Piece(name, shape[0])] for name, shape in shapes.items()}
+
+    def stored_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a file may hold: name → shape."""
+        shapes = {**config.tensors(), HEAD: (config.vocab_size, config.hidden_size)}
+        stored: dict[str, tuple[int, ...]] = {}
+        for name, pieces in self.pieces(config).items():
+            for piece in pieces:
+                rows = max(piece.first + piece.rows, *stored.get(piece.name, (0,))[:1])
+                stored[piece.name] = (rows, *shapes[name][1:])
+        return stored
+
+
+def _in_layer(name: str, stacks: Stacks) -> list[Piece]:
+    layer = layer_of(name)
+    prefix = f"model.layers.{layer}."
+    own = stacks.get(name.removeprefix(prefix), ()) if layer is not None else ()
+    return [Piece(prefix + piece.name, piece.rows, piece.first, piece.head_dim) for piece in own]

@@ -1,0 +1,74 @@
+"""Mistral 7B and its kin: `MistralForCausalLM`, a Llama with a sliding window, compiled as a Phi-3 like one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.models import phi3
+from pocketphi.graph.models.apart import hf_apart
+from pocketphi.graph.models.base import Model
+from pocketphi.graph.models.rope import check_heads_of_long_rope, read_scaled
+from pocketphi.graph.models.settings import (
+    Layers,
+    Positions,
+    Positive,
+    Settings,
+    Size,
+    Token,
+    decoder_config,
+    written_sizes,
+    written_tokens,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MistralSettings(Settings):
+    vocab_size: Size = 32000
+    hidden_size: Size = 4096
+    intermediate_size: Size = 14336
+    num_hidden_layers: Layers = 32
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size | None = 8
+    max_position_embeddings: Positions = 4096 * 32
+    rms_norm_eps: Positive = 1e-6
+    sliding_window: Size | None = 4096
+    bos_token_id: Token | None = 1
+    eos_token_id: Token | tuple[Token, ...] | None = 2
+    pad_token_id: Token | None = None
+
+
+def _read(settings: MistralSettings, where: str, notices: list[str]) -> ModelConfig:
+    theta, long_rope = read_scaled(settings, "Mistral", where, notices)
+    config = decoder_config(
+        phi3.FORM,
+        settings,
+        where,
+        notices,
+        rope_theta=theta,
+        rotary_dim=settings.head_size,
+        long_rope=long_rope,
+        window=settings.sliding_window,
+    )
+    return check_heads_of_long_rope(config, where)
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    own = {"head_dim": config.head_dim, "sliding_window": config.sliding_window}
+    return {**written_sizes(config), **own, **written_tokens(config)}
+
+
+MODEL = Model(
+    name="Mistral",
+    model_type="mistral",
+    architectures=("MistralForCausalLM", "MistralModel"),
+    form=phi3.FORM,
+    settings=MistralSettings,
+    read=_read,
+    write=_write,
+    layer=hf_apart,
+    published={
+        "mistral-7b": _read(MistralSettings(max_position_embeddings=32768, rms_norm_eps=1e-5), "a published shape", []),
+    },
+)

@@ -1,0 +1,138 @@
+"""Rotary embeddings as `config.json` has them: which of two keys counts, and scalings that are LongRoPE with equal factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from pocketphi.graph.config import LongRope, ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.models.settings import Fraction, Positive, Settings, Size
+from pocketphi.graph.reading import show, typed
+
+
+@dataclass(frozen=True)
+class Rope:
+    """`rope_scaling` of transformers 4, `rope_parameters` of transformers 5. A model's own class has the keys that scale."""
+
+    rope_theta: Positive
+    partial_rotary_factor: Fraction
+    rope_type: str | None = None
+    type: str | None = None
+    original_max_position_embeddings: Size | None = None
+
+
+@dataclass(frozen=True)
+class ScaledRope(Rope):
+    """The scalings that are the same at every length."""
+
+    factor: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+
+
+R = TypeVar("R", bound=Rope)
+
+
+def read_rope(
+    schema: type[R], settings: Settings, name: str, kinds: Sequence[str], where: str, notices: list[str]
+) -> tuple[R, str, str]:
+    """What transformers reads, its type, and the key that holds it (for messages): rope_scaling where there is one, else
+    rope_parameters; keys in it before those beside it.
+
+    name: of the model; kinds: types that it knows besides `default`
+
+    Raises InputError for a key or a type that it does not have.
+    """
+    key = "rope_scaling" if settings.rope_scaling else "rope_parameters"
+    given: dict[str, Any] = getattr(settings, key) or {}
+    if settings.rope_scaling and settings.rope_parameters and settings.rope_scaling != settings.rope_parameters:
+        notices.append(f"{where}: rope_scaling and rope_parameters differ; the first is used, as in transformers")
+    where = f"{where}: {key}"
+    kind = given["rope_type"] if "rope_type" in given else given.get("type", "default")
+    unknown = f"{where}: unknown rope type {show(kind)}, expected {_listed(['default', *kinds])}"
+    if isinstance(kind, str) and kind not in ("default", *kinds):
+        raise InputError(unknown)
+    odd = [one for one in given if given[one] is not None and one not in schema.__dataclass_fields__]
+    if odd:
+        raise InputError(
+            f"{where} holds {show(odd[0])} = {show(given[odd[0]])}, which {name}'s rotary embedding does not have"
+        )
+    beside = {"rope_theta": settings.rope_theta, "partial_rotary_factor": settings.partial_rotary_factor}
+    rope = typed(schema, {**beside, **given}, where)
+    if kind is None:
+        raise InputError(unknown)
+    if kind == "default":
+        _check_unscaled(rope, given, where)
+    return rope, kind, where
+
+
+def _check_unscaled(rope: Rope, given: Mapping[str, Any], where: str) -> None:
+    scaling = [field.name for field in fields(rope) if field.name not in Rope.__dataclass_fields__]
+    scaled = {name: value for name in scaling if (value := getattr(rope, name)) is not None}
+    if scaled and scaled != {"factor": 1}:
+        first = next(iter(scaled))
+        raise InputError(
+            f"{where} holds {first} = {show(given[first])}, but its type is 'default', which does not scale; "
+            "set rope_type, or remove it"
+        )
+
+
+def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -> tuple[float, LongRope | None]:
+    """theta and scaling of a model that knows the types `linear` and `llama3` and turns whole heads."""
+    rope, kind, where = read_rope(ScaledRope, settings, name, ("linear", "llama3"), where, notices)
+    if rope.partial_rotary_factor != 1:
+        raise InputError(f"{where}: partial_rotary_factor is {rope.partial_rotary_factor}, expected 1 in a {name}")
+    half, length = settings.head_size // 2, settings.max_position_embeddings
+    if kind == "linear":
+        return rope.rope_theta, same_everywhere((_needed(rope, "factor", where),) * half, length)
+    if kind == "llama3":
+        return rope.rope_theta, same_everywhere(_llama3_factors(rope, settings, where), length)
+    return rope.rope_theta, None
+
+
+def _needed(rope: Rope, key: str, where: str) -> float:
+    if getattr(rope, key) is None:
+        raise InputError(f"{where}: {key} is missing, which its type needs")
+    return float(getattr(rope, key))
+
+
+def _llama3_factors(rope: ScaledRope, settings: Settings, where: str) -> tuple[float, ...]:
+    """By what each frequency is divided: 1 for short waves, `factor` for long ones, and between them what interpolates the
+    frequency (transformers, modeling_rope_utils.py, _compute_llama3_parameters)."""
+    factor, low, high = (_needed(rope, key, where) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if high <= low:
+        raise InputError(f"{where}: high_freq_factor is {high}, expected more than low_freq_factor, {low}")
+    # transformers takes the key beside rope_scaling before the one in it
+    original = settings.original_max_position_embeddings or rope.original_max_position_embeddings
+    original = original or settings.max_position_embeddings
+    dim = settings.head_size
+    turns = (original * rope.rope_theta ** (-2 * i / dim) / math.tau for i in range(dim // 2))  # in the original length
+    smooth = (min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns)
+    return tuple(factor / (1 - part + part * factor) for part in smooth)
+
+
+def same_everywhere(factors: tuple[float, ...], length: int) -> LongRope | None:
+    """Frequencies divided by factors, as LongRoPE with the same ones at every length; None where all are 1.
+
+    Its attention factor follows from the lengths, and is 1 where the original one is the whole one.
+    """
+    return None if set(factors) == {1.0} else LongRope(factors, factors, max(length, 2))
+
+
+def check_heads_of_long_rope(config: ModelConfig, where: str) -> ModelConfig:
+    """Raises InputError for heads of another size than hidden_size gives, which transformers' LongRoPE cannot have."""
+    if config.long_rope and config.hidden_size // config.heads != config.head_dim:
+        raise InputError(
+            f"{where}: scaled rotary frequencies need heads of hidden_size / num_attention_heads = "
+            f"{config.hidden_size // config.heads}, but head_dim is {config.head_dim}; {config.form.name}, as which the model "
+            "is compiled, has no others in transformers"
+        )
+    return config
+
+
+def _listed(names: list[str]) -> str:
+    quoted = [repr(name) for name in names]
+    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

@@ -1,0 +1,69 @@
+"""Models other than Phi-3 through the command line: a Llama, and one that a line adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoder_folders import save_model
+from hf_folders import our_logits, transformers_logits
+from text_folders import add_tokenizer
+from tiny_phi3 import inputs, rounding
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.cli import main
+from pocketphi.graph.checkpoint import open_checkpoint
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.models import MODELS
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def verified(folder: Path, bundle: Path, *arguments: str) -> dict[str, Any]:
+    """Compile by the command line with every check. Returns the bundle's config.json."""
+    assert main(["compile", str(folder), "-o", str(bundle), "--verify", "always", "--recipe", "rtn", *arguments]) == 0
+    verification = Bundle.open(bundle).manifest.verification
+    assert verification is not None
+    assert verification.ok
+    names = " ".join(check.name for check in verification.checks)
+    assert "rows that safetensors reads otherwise" in names
+    assert "settings read otherwise than the files say" in names
+    config: dict[str, Any] = json.loads((bundle / "config.json").read_text())
+    return config
+
+
+def test_a_llama_with_a_tokenizer(tmp_path: Path) -> None:
+    """Its scaled frequencies never change: neither does a runtime have to compute anything again."""
+    settings = {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "num_hidden_layers": 2}
+    folder = add_tokenizer(save_model(tmp_path / "model", "LlamaForCausalLM", torch.bfloat16, **settings))
+    config = verified(folder, tmp_path / "bundle", "--target", "tvm-arm", "--os", "host", "--context", "128")
+    assert config["architectures"] == ["Phi3ForCausalLM"]
+    assert config["rope_scaling"]["short_factor"] == config["rope_scaling"]["long_factor"]
+    model = json.loads((tmp_path / "bundle" / "model.json").read_text())
+    assert model["long_rope_after"] is None
+    assert Bundle.open(tmp_path / "bundle").manifest.text is not None
+
+
+def test_a_model_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "model", "HeliumForCausalLM", head_dim=16)
+    with pytest.raises(
+        InputError, match="unknown architecture 'helium', expected Phi3ForCausalLM, LlamaForCausalLM or"
+    ):
+        open_checkpoint(folder)
+    monkeypatch.setitem(MODELS, "HeliumForCausalLM", "toy_helium")
+    tokens = inputs(open_checkpoint(folder).config, 200)["input_ids"]
+    want = transformers_logits(folder, tokens)
+    got, source = our_logits(folder, tokens)
+    assert source.notices == ()
+    assert float((want - got).abs().max()) <= rounding(source.config, float(want.abs().max()), tokens.shape[1])
+    verified(folder, tmp_path / "bundle", "--target", "ort-mobile")
