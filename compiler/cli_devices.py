@@ -13,7 +13,8 @@ from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.choices import FILE_BLOCK, default_block
+from pocketphi.passes.choices import FILE_BLOCK
+from pocketphi.passes.policy import default_block
 
 AddCommand = Callable[[str, Any, str], argparse.ArgumentParser]
 

@@ -12,7 +12,8 @@ from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import named, show
-from pocketphi.passes.choices import BLOCKS, GROUPS, default_block
+from pocketphi.passes.choices import BLOCKS, GROUPS
+from pocketphi.passes.policy import default_block
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")

@@ -14,7 +14,7 @@ import torch
 from pocketphi.artifacts.manifest import CheckRecord
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.resident import resident_peak
@@ -105,29 +105,20 @@ class Host(ABC):
         in it."""
 
 
-_FORMS = {"palette": "a palette", "int8": "int8"}
-_INSTEAD = {
-    "palette": "leave out --palette, or compile it for coreml alone",
-    "int8": "leave out --embedding-bits and --head-bits",
-}
-
-
 class Target(ABC):
     """A runtime to compile for. name: what the command line calls it; packages: those whose versions decide its bytes."""
 
     name: str
     packages: tuple[str, ...]
     forms = frozenset({"int4"})
-    """The canonical forms of weights that the target's files can hold."""
+    """The formats of weights that the target's files can hold."""
 
     def check_forms(self, program: Program) -> None:
-        """Raise InputError where the program has a weight in another form."""
+        """Raise InputError where the program has a weight in another format."""
         for name, recipe in program.weights.items():
-            form = form_of(recipe.parts)
-            if form and form not in self.forms:
-                raise InputError(
-                    f"{self.name}: {name} is {_FORMS[form]}, which the target cannot hold; {_INSTEAD[form]}"
-                )
+            form = format_of(recipe.parts)
+            if form and form.name not in self.forms:
+                raise InputError(f"{self.name}: {name} is {form.words}, which the target cannot hold; {form.instead}")
 
     @abstractmethod
     def planned_bytes(self, program: Program) -> int:

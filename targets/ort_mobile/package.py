@@ -18,12 +18,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, Rows, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of, shape_of_parts
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.base import Packaged, Target
+from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS, Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.prefill import chunk_of
@@ -46,7 +47,7 @@ class OrtMobile(Target):
 
     name = "ort-mobile"
     packages = ("onnx", "onnxruntime")
-    forms = frozenset({"int4", "int8"})
+    forms = frozenset(CODECS)
 
     def __init__(
         self,
@@ -70,13 +71,13 @@ class OrtMobile(Target):
     def check_forms(self, program: Program) -> None:
         super().check_forms(program)
         for name, recipe in program.weights.items():
-            if form_of(recipe.parts):
-                columns, blocks = shape_of_parts(recipe.parts)[1], recipe.parts["scale"].shape[1]
-                if columns // blocks not in FAST_BLOCKS:
-                    raise InputError(
-                        f"ort-mobile: {name} has blocks of {columns // blocks}, MatMulNBits takes "
-                        f"{', '.join(map(str, FAST_BLOCKS))}; choose such a --block, or compile it for coreml alone"
-                    )
+            form = format_of(recipe.parts)
+            block = form.block_of(recipe.parts) if form else None
+            if block and block not in FAST_BLOCKS:
+                raise InputError(
+                    f"ort-mobile: {name} has blocks of {block}, MatMulNBits takes "
+                    f"{', '.join(map(str, FAST_BLOCKS))}; choose such a --block, or compile it for coreml alone"
+                )
 
     def planned_notes(self, program: Program) -> list[str]:
         slow = lint(lower(program, self.accuracy_level))
@@ -102,7 +103,7 @@ class OrtMobile(Target):
         lowered = lower(program, self.accuracy_level)
         weights = program.weights_read()
         layout = plan_layout(weights)
-        written = write_weights(folder / DATA_FILE, weights, layout, progress)
+        written = write_weights(folder / DATA_FILE, weights, layout, progress, _encode)
         model = lowered.to_model([_external(placed, layout) for placed in lowered.weights], self.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
         (folder / GENAI_FILE).write_text(_to_json(genai_config(program, lowered, self.context)))
@@ -220,7 +221,13 @@ def _tied_bytes(program: Program) -> int:
     if not program.config.tied_embeddings:
         return 0
     parts = program.weights[EMBEDDING].parts
-    return sum(parts[part].bytes for part in ("q", "q8") if part in parts)
+    form = format_of(parts)
+    return parts[CODECS[form.name].values].bytes if form else 0
+
+
+def _encode(name: str, rows: Rows) -> Rows:
+    form = format_of(rows)
+    return CODECS[form.name].encode(rows) if form else rows
 
 
 def _too_large(single: int) -> str:

@@ -19,8 +19,9 @@ from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
 from pocketphi.compiler.devices import Device, find_device, read_devices
 from pocketphi.compiler.footprint import RUNTIMES, bundle_footprint, footprint, kept_offsets
 from pocketphi.compiler.options import TARGETS, CompileOptions
-from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.plan import plan
+from pocketphi.compiler.precision import asked_policy
 from pocketphi.compiler.targets import make_target
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import LongRope
@@ -28,7 +29,6 @@ from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.trace import trace
-from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.kv_cache import VALUE_BYTES
 
 MINI = CompileOptions("random:phi-3-mini-4k", Path("x"), recipe="rtn", block=32)
@@ -149,8 +149,7 @@ def fused(model: str, context: int | None) -> Program:
 def planned_weights(options: CompileOptions) -> tuple[int, int]:
     """Bytes of the weights' file, and how many of them may be something else than weights."""
     program = fused(options.model, options.context).copy()
-    quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
-    run_passes(program, quantization(quantizer, {}, False, eight_bits(options, program.config)))
+    run_passes(program, quantization(asked_policy(options, program.config.tied_embeddings), {}, False))
     target = make_target(options.targets[0], options)
     config = program.config
     specs = [spec for recipe in program.weights_read().values() for spec in recipe.parts.values()]
