@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,7 +110,7 @@ class Target(ABC):
 
     name: str
     packages: tuple[str, ...]
-    forms = frozenset({"int4"})
+    forms: Collection[str]
     """The formats of weights that the target's files can hold."""
 
     def check_forms(self, program: Program) -> None:

@@ -59,7 +59,7 @@ class CoreML(Target):
 
     name = "coreml"
     packages = ("coremltools",)
-    forms = frozenset(CODECS)
+    forms = CODECS.keys()
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class OrtMobile(Target):
 
     name = "ort-mobile"
     packages = ("onnx", "onnxruntime")
-    forms = frozenset(CODECS)
+    forms = CODECS.keys()
 
     def __init__(
         self,

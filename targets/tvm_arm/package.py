@@ -59,7 +59,7 @@ class TvmArm(Target):
 
     name = "tvm-arm"
     packages = ("apache-tvm", "apache-tvm-ffi")
-    forms = frozenset(CODECS)
+    forms = CODECS.keys()
 
     def __init__(
         self,

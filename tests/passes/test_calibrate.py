@@ -18,7 +18,7 @@ from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import Recipe, materialize
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import default_text, held_out_text, quantize_calibrated
-from pocketphi.passes.policy import Policy
+from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantizers import RoundToNearest, ScaleSearch
 from pocketphi.passes.weight_cache import WeightCache
 
@@ -81,6 +81,18 @@ def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     os.truncate(victims[1], 100)  # damaged counts as missing
     _, _, cache = calibrated(tmp_path)
     assert (cache.computed, cache.found) == (2, 12)
+
+
+def test_what_does_not_calibrate_is_met_as_it_will_be(tmp_path: Path) -> None:
+    """Weights of another recipe are not stored, and the layers behind them make up for what is lost in them."""
+    _, alone, _ = calibrated(tmp_path / "a")
+    program, source = float_program()
+    mixed = Policy((Rule("model.layers.0.mlp.*", RoundToNearest(32)), *Policy.of(ScaleSearch(32)).rules))
+    stored = quantize_calibrated(program, TOKENS, mixed, WeightCache(tmp_path / "b", source))
+    assert {name for name in alone if name not in stored} == {n for n in alone if n.startswith("model.layers.0.mlp.")}
+    same = {n for n, w in stored.items() if torch.equal(materialize(w)["q"], materialize(alone[n])["q"])}
+    before = {n for n in stored if n.startswith("model.layers.0.") or "embed" in n}
+    assert same == before
 
 
 def test_another_text_gives_other_weights(tmp_path: Path) -> None:
