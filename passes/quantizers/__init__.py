@@ -41,14 +41,17 @@ def quantizer_class(recipe: str, form: str = "int4") -> type[Quantizer]:
 
 
 def make_quantizer(recipe: str, form: str, parameters: Mapping[str, Any]) -> Quantizer:
-    """The quantizer of a recipe for a format. Raises InputError for what there is not, also among the parameters."""
+    """The quantizer of a recipe for a format. parameters: those that are not as by default.
+
+    Raises InputError for what there is not, also among the parameters.
+    """
     made = quantizer_class(recipe, form)
     for name, value in parameters.items():
         known = made.parameters.get(name)
         if known is None or type(value) is not type(known.default) or value not in known.choices:
             expected = f"one of {', '.join(map(str, known.choices))}" if known else f"{', '.join(made.parameters)} only"
             raise InputError(f"{recipe} of {form}: {named(name)} is {named(value)}, expected {expected}")
-    return made(**parameters)
+    return made(**{name: known.default for name, known in made.parameters.items()} | parameters)
 
 
 __all__ = [

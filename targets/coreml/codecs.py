@@ -18,12 +18,13 @@ Importing this loads neither torch nor coremltools.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.formats import Format, Int4, Int8, Layout, Palette, PartSpec
+from pocketphi.graph.formats import Format, Int4, Int8, Layout, Palette, PartSpec, Values, bytes_of
 from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.graph.formats.palette import ENTRIES
 from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
@@ -56,6 +57,10 @@ class Codec(ABC):
     @abstractmethod
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         """What a weight with these parts is stored as."""
+
+    def bytes_of(self, layout: Layout) -> int:
+        """What a weight takes in the file: values lie without gaps, floats are float16."""
+        return bytes_of({p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items()})
 
     @abstractmethod
     def encode(self, name: str, rows: Rows) -> Rows:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Format, Int4, Int8, PartSpec
+from pocketphi.graph.formats import Format, Int4, Int8, Layout, PartSpec, bytes_of
 
 if TYPE_CHECKING:
     from torch import fx
@@ -30,6 +30,10 @@ class Blocks:
     def __init__(self, form: type[Format]) -> None:
         self.format = form
         self.values = form.part_names()[0]
+
+    def bytes_of(self, layout: Layout) -> int:
+        """What a weight takes in the file."""
+        return bytes_of(layout)
 
     def encode(self, rows: Rows) -> Rows:
         """Rows of a weight's parts as they are written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Int4, Layout, PartSpec
+from pocketphi.graph.formats import Int4, Layout, PartSpec, Values, bytes_of
 
 if TYPE_CHECKING:
     from torch import fx
@@ -27,6 +27,11 @@ class Int4Codec:
         from pocketphi.targets.tvm_arm.interleave import Interleaved
 
         return Interleaved.of(parts, isa)
+
+    def bytes_of(self, layout: Layout, lanes: int) -> int:
+        """What a weight takes in the file: rows fill vectors, scales are float16, zero points bytes. lanes: `Isa.lanes`."""
+        filled = {p: Values((-(-v.shape[0] // lanes) * lanes, v.shape[1]), v.bits) for p, v in layout.items()}
+        return bytes_of(filled, {"scale": 16, "zero": 8})
 
     def described(self, parts: Mapping[str, PartSpec]) -> dict[str, int | None]:
         """What model.json says of a weight (`Matrix`)."""

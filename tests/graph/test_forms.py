@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_phi3 import normal
 
-from pocketphi.graph.formats import FORMATS, Format, Int4, Int8, Palette, format_of, shape_of_parts, weight_of
+from pocketphi.graph.formats import FORMATS, Format, Int4, Int8, Palette, bytes_of, format_of, shape_of_parts, weight_of
 from pocketphi.graph.formats import int8 as int8_module
 from pocketphi.graph.formats import palette as palette_module
 from pocketphi.graph.formats import specs as specs_of
@@ -89,3 +89,30 @@ def test_the_operators() -> None:
         assert torch.equal(embedding(ids, *parts), dense[ids])
         torch.library.opcheck(product.default, (x, *parts), test_utils="test_faketensor")
         torch.library.opcheck(embedding.default, (ids, *parts), test_utils="test_faketensor")
+
+
+@pytest.mark.parametrize("form", WEIGHTS)
+def test_what_a_weight_takes_can_be_asked_of_its_format(form: str) -> None:
+    weight = WEIGHTS[form]
+    layout = {
+        "int4": Int4.layout((12, 64), 32),
+        "int8": Int8.layout((12, 64), 32),
+        "palette": Palette.layout((12, 64), 4),
+    }[form]
+    assert bytes_of(layout) == sum(tensor.nbytes for tensor in weight.tensors().values())
+    halves = bytes_of(layout, {"scale": 16, "lut": 16})
+    assert halves == bytes_of(layout) - weight.half_values.nbytes // 2
+
+
+def test_whole_rows_and_every_part() -> None:
+    parts = Int4.layout((5, 96), 32, symmetric=False, offset=True)
+    assert {name: values.bytes for name, values in parts.items()} == {"q": 240, "scale": 60, "zero": 10, "offset": 60}
+    assert Int4.layout((5, 96), 0) == Int4.layout((5, 96), 96)
+    assert Int8.layout((5, 96), 0) == Int8.layout((5, 96), 96)
+
+
+def test_no_two_formats_are_told_by_the_same_part() -> None:
+    marks = [form.part_names()[0] for form in FORMATS.values()]
+    every = [name for form in FORMATS.values() for name in form.part_names()]
+    assert [every.count(mark) for mark in marks] == [1] * len(FORMATS)
+    assert [name for name, form in FORMATS.items() if form.name != name] == []
