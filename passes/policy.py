@@ -74,10 +74,10 @@ def policy_of(
     }
     if palette is None:
         return Policy.of(make_quantizer(recipe, "int4", {"block": block, "symmetric": symmetric}), more)
-    made = quantizer_class(recipe, "palette")
+    made = make_quantizer(recipe, "palette", {"group": palette})
     if not symmetric:
         raise InputError("--palette: a table has no zero points; leave out --asymmetric")
-    return Policy.of(made(palette), more)
+    return Policy.of(made, more)
 
 
 def default_block(recipe: str) -> int:

@@ -51,7 +51,7 @@ def make_quantizer(recipe: str, form: str, parameters: Mapping[str, Any]) -> Qua
         if known is None or type(value) is not type(known.default) or value not in known.choices:
             expected = f"one of {', '.join(map(str, known.choices))}" if known else f"{', '.join(made.parameters)} only"
             raise InputError(f"{recipe} of {form}: {named(name)} is {named(value)}, expected {expected}")
-    return made(**{name: known.default for name, known in made.parameters.items()} | parameters)
+    return made(**{**{name: known.default for name, known in made.parameters.items()}, **parameters})
 
 
 __all__ = [
