@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,7 @@ from toy_format import Int2, TwoBits, register
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.ui import Ui
-from pocketphi.compiler.verify import verify_folder
+from pocketphi.compiler.rebuild import rebuild
 from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.passes.policy import Policy, Rule
@@ -24,20 +25,20 @@ from pocketphi.passes.quantizers import RoundToNearest, make_quantizer, recipes
 from pocketphi.targets.ort_mobile.host import read_weights
 
 OPTIONS = CompileOptions("random:tiny", Path(), recipe="rtn", block=32, verify="always")
-POLICIES = {
-    "everything": Policy.of(TwoBits(32)),
-    "a mix": Policy((Rule("model.layers.[02].mlp.*", TwoBits(32)), Rule("*", RoundToNearest(32)))),
-}
+RULES = [("model.layers.[02].mlp.*", TwoBits(32)), ("model.embed*", TwoBits(16)), ("*", RoundToNearest(32))]
+POLICY = Policy(tuple(Rule(pattern, quantizer) for pattern, quantizer in RULES))
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        register(patch)
+        yield
 
 
-def made(folder: Path, policy: Policy | None) -> Bundle:
-    options = CompileOptions(**{**vars(OPTIONS), "out": folder / "bundle", "contents": {}})
-    return compile_model(options, policy=policy)
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return compile_model(replace(OPTIONS, out=tmp_path_factory.mktemp("toy") / "bundle", contents={}), policy=POLICY)
 
 
 def test_by_its_definition() -> None:
@@ -48,51 +49,38 @@ def test_by_its_definition() -> None:
             assert weight.dequantize()[n, k] == (value - 2) * weight.scale[n, k // 16]
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_bundle(tmp_path: Path, name: str) -> None:
+def test_a_bundle(bundle: Bundle) -> None:
     """What ONNX Runtime makes of the files is what transformers' graph makes of the values that the weights stand for."""
-    bundle = made(tmp_path, POLICIES[name])
     two = {weight for weight, saved in read_weights(bundle.path).items() if "q2" in saved.parts}
-    assert len(two) == (14 if name == "everything" else 4)
-    assert (EMBEDDING in two) == (name == "everything")
-    assert bundle.manifest.operators["edge.matmul_int2"] == (13 if name == "everything" else 4)
-    assert bundle.manifest.verification is not None
-    assert bundle.manifest.verification.ok
-    checked = {check.name: check.measured for check in bundle.manifest.verification.checks}
+    mlps = {f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in (0, 2) for name in ("gate_up", "down")}
+    assert two == {EMBEDDING, *mlps}
+    counts = {name: count for name, count in bundle.manifest.operators.items() if name.endswith(("int2", "nbits"))}
+    assert counts == {"edge.matmul_int2": 4, "edge.embedding_int2": 1, "edge.matmul_nbits": 9}
+    verified = bundle.manifest.verification
+    assert verified is not None
+    assert verified.ok
+    checked = {check.name: check.measured for check in verified.checks}
     assert checked["weights equal, bit for bit"] == 0
     assert checked["KL prefill, exact"] <= 1e-6
-    again = verify_folder(bundle.path, Bundle.open(bundle.path).manifest, Ui(), reference="random:tiny")
-    assert again.ok
 
 
-def test_the_manifest_says_what_its_other_fields_cannot(tmp_path: Path) -> None:
-    bundle = made(tmp_path, POLICIES["a mix"])
+def test_the_manifest_says_what_its_other_fields_cannot(bundle: Bundle) -> None:
     recorded = json.loads((bundle.path / "manifest.json").read_bytes())["recipe"]["rules"]
-    assert recorded[0] == {
-        "pattern": "model.layers.[02].mlp.*",
-        "format": "int2",
-        "recipe": "rtn",
-        "parameters": {"block": 32},
-    }
-    assert recorded[1]["parameters"] == {"block": 32, "symmetric": True}
-    assert bundle.manifest.recipe.described() == "a mix of int2 and int4 by 2 rules"
-    other = verify_without_rules(bundle)
-    with pytest.raises(CheckFailed, match=r"mlp.*weight is saved as int2, its recipe makes it int4"):
-        verify_folder(bundle.path, other, Ui())
-
-
-def verify_without_rules(bundle: Bundle):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(bundle.manifest, recipe=replace(bundle.manifest.recipe, rules=()))
+    assert recorded[:2] == [
+        {"pattern": "model.layers.[02].mlp.*", "format": "int2", "recipe": "rtn", "parameters": {"block": 32}},
+        {"pattern": "model.embed*", "format": "int2", "recipe": "rtn", "parameters": {"block": 16}},
+    ]
+    assert recorded[2]["parameters"] == {"block": 32, "symmetric": True}
+    assert bundle.manifest.recipe.described() == "a mix of int2 and int4 by 3 rules"
+    with pytest.raises(CheckFailed, match=r"embed_tokens.weight is saved as int2, its recipe makes it int4"):
+        rebuild(bundle.path, replace(bundle.manifest.recipe, rules=()), read_weights(bundle.path))
 
 
 def test_a_target_that_cannot_hold_it(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
-    options = CompileOptions(**{**vars(OPTIONS), "out": tmp_path / "b", "targets": ("coreml",), "contents": {}})
     message = "coreml: model.embed_tokens.weight is int2, which the target cannot hold; choose another format"
     with pytest.raises(InputError, match=message):
-        compile_model(options, policy=POLICIES["everything"])
+        compile_model(replace(OPTIONS, out=tmp_path / "b", targets=("coreml",), contents={}), policy=POLICY)
 
 
 def test_it_is_found_by_name() -> None:
