@@ -43,9 +43,20 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class RuleRecord:
+    """Weights whose names a pattern (`fnmatch`) matches get this format from this recipe."""
+
+    pattern: str
+    format: str
+    recipe: str
+    parameters: dict[str, int | bool]
+
+
+@dataclass(frozen=True)
 class RecipeRecord:
     """The options that decide how weights are quantized; see `compiler.options.CompileOptions`.
 
+    rules: which weight gets which format, the first that matches; none where the other fields say it
     calibration: `default`, the SHA-256 of a text, or None for a recipe that has no use for one
     """
 
@@ -60,9 +71,14 @@ class RecipeRecord:
     accuracy_level: int
     calibration: str | None
     calibration_tokens: int | None
+    rules: tuple[RuleRecord, ...] = ()
 
     def described(self) -> str:
         """How weights are quantized, in a few words."""
+        if self.rules:
+            return (
+                f"a mix of {' and '.join(dict.fromkeys(rule.format for rule in self.rules))} by {len(self.rules)} rules"
+            )
         if self.palette:
             how = f"palettes of {self.palette} rows"
         else:

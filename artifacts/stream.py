@@ -13,9 +13,10 @@ import torch
 from blake3 import blake3
 
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.formats import PartSpec
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.processes import CAN_FORK, in_processes
-from pocketphi.graph.recipe import PartSpec, Recipe, combine
+from pocketphi.graph.recipe import Recipe, combine
 from pocketphi.graph.threads import in_threads
 from pocketphi.graph.writing import read_at, write_at
 

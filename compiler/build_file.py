@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler.options import DEFAULT_TARGET, RECIPES, CompileOptions, compile_options, parse_size
+from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options, parse_size
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import Option, declared
 from pocketphi.graph.reading import named, parse_toml, read_whole, show
+from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
 
 _SECTIONS = ("build", "models", "targets", "recipes", "gates", "measure")
@@ -98,9 +99,9 @@ class _Reader:
             self._typed("build", key, build[key], "str")
         models = self._models()
         targets = self._targets() or {DEFAULT_TARGET: {}}
-        recipes = self._recipes() or {RECIPES[0]: {}}
+        tables = self._recipes() or {recipes()[0]: {}}
         gates = self._gates(list(targets))
-        cells = [self._cell(m, t, r, models, targets, recipes, gates) for m in models for t in targets for r in recipes]
+        cells = [self._cell(m, t, r, models, targets, tables, gates) for m in models for t in targets for r in tables]
         self._check_names_differ(cells)
         return BuildFile(
             path=self._path,
@@ -161,7 +162,7 @@ class _Reader:
         made = {}
         for name, table in self._tables("recipes").items():
             values = self._values(f"recipes.{name}", table)
-            made[name] = {"recipe": name, **values} if name in RECIPES else values
+            made[name] = {"recipe": name, **values} if name in recipes() else values
         return made
 
     def _tables(self, section: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from pocketphi.compiler import __version__
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import dump_graph, eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
 from pocketphi.compiler.plan import check_plan, prepare
+from pocketphi.compiler.precision import asked_policy, rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.text import read_text, tokens_of, windows
@@ -32,17 +33,21 @@ from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
-from pocketphi.passes.int4_cache import Int4Cache
-from pocketphi.passes.quantizers import Quantizer, make_quantizer
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.weight_cache import WeightCache
 from pocketphi.targets import find_target
 from pocketphi.targets.base import Packaged
 
 
 def compile_model(
-    options: CompileOptions, ui: Ui | None = None, before_it_is_there: Callable[[], None] = lambda: None
+    options: CompileOptions,
+    ui: Ui | None = None,
+    before_it_is_there: Callable[[], None] = lambda: None,
+    policy: Policy | None = None,
 ) -> Bundle:
     """Compile a checkpoint to a bundle.
 
+    policy: which weight gets which format, what the options say if None
     before_it_is_there: called when all is done but the last step; may raise. Raises InputError for bad input, CheckFailed where
     a budget or a check fails.
     """
@@ -56,13 +61,12 @@ def compile_model(
     if options.verify == "always":
         for target in options.of_targets:
             check_runs_here(target)
-    quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
-    special = eight_bits(options, source.config)
+    policy = policy or asked_policy(options, source.config.tied_embeddings)
     with source.ahead(free_memory() // 2):
         program, reports = build_program(source, options, ui)
 
         quantized = program.copy()
-        passes = quantization(quantizer, {}, options.all_logits, special)
+        passes = quantization(policy, {}, options.all_logits)
         reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
         # before the work: what will be refused, is refused now
         prepared = prepare(quantized, options)
@@ -72,8 +76,8 @@ def compile_model(
         require(read)
 
     with new_folder(options.out, needed, replace=options.force) as folder:
-        if quantizer.weighted:
-            quantized.weights.update(calibrate(program, source, quantizer, options, ui, special))
+        if policy.calibrates:
+            quantized.weights.update(calibrate(program, source, policy, options, ui))
         if verifies:
             read.append(rounding_check(quantized.weights, source))
             require(read)
@@ -85,7 +89,8 @@ def compile_model(
                 packaged[name] = one.write(folder, advance)
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, packaged)
-        manifest = replace(manifest, text=text.recorded)
+        rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
+        manifest = replace(manifest, text=text.recorded, recipe=replace(manifest.recipe, rules=rules))
         if verifies:
             made = verify_made(folder, manifest, options.verify, ui)
             checks = (*(check.recorded() for check in read), *made.checks)
@@ -109,14 +114,9 @@ def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[
 
 
 def calibrate(
-    program: Program,
-    source: HashedCheckpoint,
-    quantizer: Quantizer,
-    options: CompileOptions,
-    ui: Ui,
-    without: Collection[str] = (),
+    program: Program, source: HashedCheckpoint, policy: Policy, options: CompileOptions, ui: Ui
 ) -> Mapping[str, Recipe]:
-    """Quantize every layer on the calibration text, into the cache on disk or from it. without: weights to leave alone."""
+    """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     text = None
     if options.calibration is not None:
         text = read_text(options.calibration, "the calibration text", options.content("calibration"))
@@ -126,10 +126,10 @@ def calibrate(
     tokens = tokens_of(text, default_text(), files, source.config, options.calibration_tokens)
     if not tokens:
         raise InputError(f"{options.calibration}: the calibration text holds no tokens")
-    cache = Int4Cache(options.cache or default_folder(), source)
+    cache = WeightCache(options.cache or default_folder(), source)
     with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
         rows = windows(tokens, min(WINDOW, options.context or source.config.max_position))
-        stored = quantize_calibrated(program, rows, quantizer, cache, lambda: advance(1), without)
+        stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored
 

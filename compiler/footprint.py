@@ -5,12 +5,14 @@ here; what a runtime does with a model is said by its target (`Target.runtime`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.options import CompileOptions, StorageOptions, eight_bit_weights
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.precision import asked_policy
 from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.formats import Int4, bytes_of
 from pocketphi.targets import find_target
 from pocketphi.targets.memory import Footprint, Matrix, footprint_of
 
@@ -35,8 +37,7 @@ def footprint(
     longest = min(options.context or config.max_position, config.max_position)
     held = context or (longest if options.context else min(longest, found.default_context))
     runtime = found.runtime(config, options.of(target), longest, held)
-    shapes = {name: shape for name, shape in config.tensors().items() if len(shape) == 2}
-    matrices = {name: _matrix(config, name, options, name in offsets) for name in shapes}
+    matrices = dict(_matrices(config, target, options, offsets))
     return footprint_of(config, runtime, matrices, longest, held, prompt)
 
 
@@ -65,11 +66,18 @@ def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context:
     return dataclasses.replace(made, files=files, weights=made.weights + files - made.files)
 
 
-def _matrix(config: ModelConfig, name: str, options: StorageOptions, offsets: bool) -> Matrix:
-    """How a weight of the checkpoint is stored, by the options."""
-    rows, columns = config.tensors()[name]
-    if name in eight_bit_weights(options, config):
-        return Matrix(rows, columns, 8, (0 if options.palette else options.block) or columns)
-    if options.palette:
-        return Matrix(rows, columns, 4, columns, tables=rows // options.palette)
-    return Matrix(rows, columns, 4, options.block or columns, 0, not options.symmetric and not offsets, offsets)
+def _matrices(
+    config: ModelConfig, target: str, options: CompileOptions, offsets: Collection[str]
+) -> Iterator[tuple[str, Matrix]]:
+    """How each weight of the checkpoint is stored, by the options."""
+    found, policy = find_target(target), asked_policy(options, config.tied_embeddings)
+    for name, shape in config.tensors().items():
+        quantizer = policy.quantizer(name) if len(shape) == 2 else None
+        if quantizer is None:
+            continue
+        layout = quantizer.layout(shape)
+        if name in offsets:
+            layout = Int4.layout(shape, options.block, offset=True)
+        form = quantizer.format.name
+        held = found.weight_bytes(form, layout, options.of(target)) if form in found.codecs else bytes_of(layout)
+        yield name, Matrix.of(layout, held)

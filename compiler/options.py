@@ -11,16 +11,16 @@ from typing import Any, cast
 
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
-from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, show
-from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS, default_block
+from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
+from pocketphi.passes.policy import default_block
+from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets, find_target
 from pocketphi.targets.target import Asked, TargetOptions
 
 DEFAULT_TARGET = next(iter(TARGETS))
-RECIPES = ("search", "rtn", "keep")
 VERIFY = ("auto", "always", "never")
 
 
@@ -75,7 +75,7 @@ class RecipeOptions(StorageOptions):
     recipe: str = option(
         "search",
         "search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
-        choices=RECIPES,
+        choices=recipes(),
         metavar="NAME",
     )
     calibration: Path | None = option(
@@ -230,10 +230,3 @@ def _refuse(name: str, value: Any, targets: Sequence[str]) -> None:
         else f"neither {' nor '.join(targets)} has such an option"
     )
     raise InputError(f"--{flag} {named(value)}: {have}; leave it out, or compile for {' or '.join(known)}")
-
-
-def eight_bit_weights(options: StorageOptions, config: ModelConfig) -> list[str]:
-    """The weights that get 8 bits. A tied embedding and head is one weight."""
-    head = EMBEDDING if config.tied_embeddings else HEAD
-    wanted = ((EMBEDDING, options.embedding_bits), (head, options.head_bits))
-    return [name for name, bits in wanted if bits == 8]

@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pocketphi.compiler.options import CompileOptions, eight_bit_weights
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
@@ -20,8 +18,8 @@ from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizeWeights
-from pocketphi.passes.quantizers import EightBits, Quantizer
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +35,13 @@ def fusions(context: int | None) -> list[Pass]:
     ]
 
 
-def quantization(
-    quantizer: Quantizer,
-    stored: Mapping[str, Recipe],
-    all_logits: bool,
-    special: Mapping[str, Quantizer] | None = None,
-) -> list[Pass]:
-    """float → int4. stored: weights that calibration has quantized already; special: quantizers of single weights."""
+def quantization(policy: Policy, stored: Mapping[str, Recipe], all_logits: bool) -> list[Pass]:
+    """float → few bits. stored: weights that are quantized already."""
     last: list[Pass] = [] if all_logits else [LastLogits()]
     return [
-        QuantizeWeights(quantizer, stored, special),
+        QuantizeWeights(policy, stored),
         *last,  # last: calibration and the reference want every position
     ]
-
-
-def eight_bits(options: CompileOptions, config: ModelConfig) -> dict[str, Quantizer]:
-    """The quantizers of the weights that get 8 bits, by name."""
-    return {n: EightBits(0 if options.palette else options.block) for n in eight_bit_weights(options, config)}
 
 
 def run_passes(program: Program, passes: Sequence[Pass], dump: Path | None = None, first: int = 0) -> list[PassReport]:

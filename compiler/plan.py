@@ -9,7 +9,8 @@ from typing import Any
 
 from pocketphi.compiler.footprint import footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import fusions, quantization, run_passes
+from pocketphi.compiler.precision import asked_policy
 from pocketphi.compiler.text_check import check_text
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
@@ -20,10 +21,9 @@ from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
-from pocketphi.passes.int4_cache import MAX_VALUES
-from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.passes.weight_cache import MAX_VALUES
 from pocketphi.targets import find_target, missing_extra
-from pocketphi.targets.base import Prepared, check_forms
+from pocketphi.targets.base import Prepared, check_formats
 from pocketphi.targets.memory import Footprint
 
 _CHUNK_COPIES = 14
@@ -58,10 +58,9 @@ def plan(options: CompileOptions) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
     text = check_text(source, options.target_names)
-    quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
+    policy = asked_policy(options, source.config.tied_embeddings)
     program = trace(source)
-    special = eight_bits(options, source.config)
-    passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits, special)]
+    passes = [*fusions(options.context), *quantization(policy, {}, options.all_logits)]
     reports = run_passes(program, passes, options.dump_graphs)
     prepared = prepare(program, options)
     artifact = check_plan(program, reports, prepared, options)
@@ -111,7 +110,7 @@ def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
     prepared = {}
     for one in options.of_targets:
         target = find_target(one.target)
-        check_forms(target.name, target.forms, program)
+        check_formats(target, program)
         try:
             prepared[target.name] = target.prepare(program, one, options.asked)
         except ModuleNotFoundError as error:

@@ -10,14 +10,14 @@ import torch
 
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
+from pocketphi.compiler.precision import recorded_policy
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, CompilerBug
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Dequantized, Recipe
 from pocketphi.graph.trace import trace
-from pocketphi.passes.quantizers import RoundToNearest
 
 
 class _ShapesOnly(Checkpoint):
@@ -58,16 +58,21 @@ def rebuild(folder: Path, recipe: RecipeRecord, saved: Mapping[str, Recipe], all
     fused = traced.copy()
     run_passes(fused, fusions(recipe.context))
     program = fused.copy()
-    quantizer = RoundToNearest(recipe.block, recipe.symmetric)
-    int4 = {name: weight for name, weight in saved.items() if form_of(weight.parts)}
-    run_passes(program, quantization(quantizer, int4, all_logits))
+    policy = recorded_policy(recipe, program.config.tied_embeddings)
+    quantized = {name: weight for name, weight in saved.items() if format_of(weight.parts)}
+    for name, weight in quantized.items():
+        wanted, form = policy.quantizer(name), format_of(weight.parts)
+        if wanted is None or wanted.format is not form:
+            said = wanted.format.words if wanted else "a float"
+            raise CheckFailed(f"{name} is saved as {form.words if form else 'a float'}, its recipe makes it {said}")
+    run_passes(program, quantization(policy, quantized, all_logits))
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
         raise CheckFailed(f"the saved weights are not those of the program: {odd[0]} is on one side only")
     for name, expected in program.weights.items():
         if not isinstance(expected, Constant) and dict(expected.parts) != dict(saved[name].parts):
             raise CheckFailed(f"{name} is saved as {dict(saved[name].parts)}, the program reads {dict(expected.parts)}")
-    floats = {name: Dequantized(weight) if form_of(weight.parts) else weight for name, weight in saved.items()}
+    floats = {name: Dequantized(weight) if format_of(weight.parts) else weight for name, weight in saved.items()}
     for one in (traced, fused):
         one.weights = _with_saved(one, floats)
     program.weights = _with_saved(program, saved)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.recipe import Constant, Dequantized, Recipe
 from pocketphi.targets.base import Check
 
@@ -31,7 +31,7 @@ def rounding_check(weights: Mapping[str, Recipe], source: Checkpoint) -> Check:
             continue
         came, expected = _samples(weight, source, name)
         rows += len(came)
-        problem = _off(came, expected, rounded=bool(form_of(weight.parts)))
+        problem = _off(came, expected, rounded=bool(format_of(weight.parts)))
         if problem:
             wrong.append(f"{name} is {problem}")
     detail = f"first {wrong[0]}" if wrong else f"{rows:,} rows of {len(weights)} weights"
@@ -40,13 +40,13 @@ def rounding_check(weights: Mapping[str, Recipe], source: Checkpoint) -> Check:
 
 def same_norms(weights: Mapping[str, Recipe], source: Checkpoint) -> bool:
     """Whether the float weights are the checkpoint's: in one whose norms were folded into its matrices they are not."""
-    floats = {n: w for n, w in weights.items() if not (isinstance(w, Constant) or form_of(w.parts))}
+    floats = {n: w for n, w in weights.items() if not (isinstance(w, Constant) or format_of(w.parts))}
     return rounding_check(floats, source).ok
 
 
 def _samples(weight: Recipe, source: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(what the weight holds, what the checkpoint holds): float32 [R, K] each."""
-    plain = Dequantized(weight) if form_of(weight.parts) else weight
+    plain = Dequantized(weight) if format_of(weight.parts) else weight
     came, expected = zip(*((plain.read(a, b)[""], source.read(name, a, b).float()) for a, b in _places(plain)))
     width = came[0].shape[-1] if came[0].dim() > 1 else 1
     return torch.cat(came).view(-1, width), torch.cat(expected).view(-1, width)

@@ -29,7 +29,7 @@ from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CannotRun
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
@@ -160,9 +160,9 @@ def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]
     """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
     digests = [target.weights for target in manifest.targets.values()]
     if len(digests) > 1:
-        int4 = [name for name, recipe in program.weights.items() if form_of(recipe.parts)]
-        wrong = sorted(name for name in int4 if len({one.get(name) for one in digests}) > 1)
-        detail = f"{len(int4)} weights in {len(digests)} targets" if not wrong else f"first {wrong[0]}"
+        quantized = [name for name, recipe in program.weights.items() if format_of(recipe.parts)]
+        wrong = sorted(name for name in quantized if len({one.get(name) for one in digests}) > 1)
+        detail = f"{len(quantized)} weights in {len(digests)} targets" if not wrong else f"first {wrong[0]}"
         yield Check("int4 weights that differ between targets", len(wrong), 0, detail)
 
 

@@ -14,7 +14,7 @@ from pocketphi.graph.errors import CompilerBug, InputError
 if TYPE_CHECKING:
     import torch
 
-    from pocketphi.graph.int4 import Int4
+    from pocketphi.graph.formats import Int4
 
 ROWS_TOGETHER = 16
 """A chunk of a weight begins at a multiple of this many rows: a target may interleave as many."""

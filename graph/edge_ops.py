@@ -5,11 +5,15 @@ A target lowers these; whatever it emits must compute what the reference here co
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.formats import FORMATS, Format
 
 
 @torch.library.custom_op("edge::rms_norm", mutates_args=())
@@ -132,28 +136,47 @@ def _(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 1, x.shape[2])
 
 
-@torch.library.custom_op("edge::matmul_nbits", mutates_args=())
-def matmul_nbits(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
-    """x · Wᵀ with W in the canonical int4 form (`Int4`). x: float32 [B, S, K] → [B, S, N]."""
-    return functional.linear(x, Int4(q, scale, zero, offset).dequantize())
+@functools.cache
+def operators_of(form: type[Format]) -> tuple[Any, Any]:
+    """The operators that read weights of a format, which are defined when they are first asked for.
+
+    `edge::matmul_…(x, *parts)`: x · Wᵀ, float32 [B, S, K] → [B, S, N]
+    `edge::embedding_…(ids, *parts)`: rows of W, int64 [B, S] → float32 [B, S, K]
+    """
+
+    def matmul(x: Tensor, *parts: Tensor) -> Tensor:
+        return functional.linear(x, form(*parts).dequantize())
+
+    def no_product(x: Tensor, *parts: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], _shape(form, parts)[0])
+
+    def embedding(ids: Tensor, *parts: Tensor) -> Tensor:
+        return form(*parts).take(ids.reshape(-1)).view(*ids.shape, -1)
+
+    def no_rows(ids: Tensor, *parts: Tensor) -> Tensor:
+        return ids.new_empty(*ids.shape, _shape(form, parts)[1], dtype=torch.float32)
+
+    return (
+        _define(f"matmul_{form.suffix}", "x", form, matmul, no_product),
+        _define(f"embedding_{form.suffix}", "ids", form, embedding, no_rows),
+    )
 
 
-@matmul_nbits.register_fake
-def _(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], q.shape[0])
+def _define(
+    name: str, first: str, form: type[Format], run: Callable[..., Tensor], shape_only: Callable[..., Tensor]
+) -> Any:
+    parts = "".join(f", Tensor{'?' if part in form.optional() else ''} {part}" for part in form.part_names())
+    schema = f"(Tensor {first}{parts}) -> Tensor"
+    torch.library.custom_op(f"edge::{name}", run, mutates_args=(), schema=schema).register_fake(shape_only)
+    return getattr(torch.ops.edge, name).default
 
 
-@torch.library.custom_op("edge::embedding_nbits", mutates_args=())
-def embedding_nbits(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
-    """Rows of an int4 table: int64 [B, S] → float32 [B, S, K]."""
-    flat = ids.reshape(-1)
-    rows = Int4(*(None if part is None else part[flat] for part in (q, scale, zero, offset)))  # type: ignore[arg-type]
-    return rows.dequantize().view(*ids.shape, -1)
+def _shape(form: type[Format], parts: tuple[Tensor, ...]) -> tuple[int, int]:
+    return form.shape_of(dict(zip(form.part_names(), parts)))
 
 
-@embedding_nbits.register_fake
-def _(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
-    return scale.new_empty(*ids.shape, q.shape[1] * 2)
+for _form in FORMATS.values():
+    operators_of(_form)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

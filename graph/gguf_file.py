@@ -15,6 +15,8 @@ from gguf import GGMLQuantizationType
 
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Int4
+from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.graph.gguf_config import config_of
 from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
 from pocketphi.graph.gguf_layout import find_parts
@@ -22,8 +24,8 @@ from pocketphi.graph.gguf_metadata import decimal
 from pocketphi.graph.gguf_parse import parse_header
 from pocketphi.graph.gguf_rope import ROPE_TENSORS
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
-from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, pack_nibbles
 from pocketphi.graph.models.base import cut
+from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.writing import read_into
 
 _BLOCK = 32  # elements in a block of Q4_0 and Q4_1

@@ -12,7 +12,8 @@ from blake3 import blake3
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import Int4, tensor_bytes
+from pocketphi.graph.formats import Int4
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.processes import beside
 
 _SLOT = blake3().digest_size + 1

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from pocketphi.graph import edge_forms as edge_forms  # registers the edge:: operators, as does the next
-from pocketphi.graph import edge_ops as edge_ops
+from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operators
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.recipe import Recipe, materialize

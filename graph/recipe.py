@@ -11,33 +11,15 @@ from blake3 import blake3
 
 from pocketphi.graph.checkpoint import ROWS_TOGETHER, Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import Quantized, from_parts, shape_of_parts
-from pocketphi.graph.int4 import tensor_bytes
-from pocketphi.graph.palette import ENTRIES
-
-
-@dataclass(frozen=True)
-class PartSpec:
-    """One tensor that a recipe yields. All parts of a recipe have the same number of rows."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-    @property
-    def type_name(self) -> str:
-        """As numpy and TVM call it: `float32`."""
-        return str(self.dtype).removeprefix("torch.")
+from pocketphi.graph.formats import PartSpec, rows_together, shape_of_parts, weight_of
+from pocketphi.graph.packing import tensor_bytes
 
 
 class Recipe(Protocol):
     """A weight that is made when it is asked for.
 
-    parts: what it yields: `""` for a plain tensor; those of its form (`graph.forms`) for a quantized one, `q`, `scale` and
-    perhaps `zero` for instance.
+    parts: what it yields: `""` for a plain tensor; those of its format (`graph.formats`) for a quantized one, `q`, `scale`
+    and perhaps `zero` for instance.
     """
 
     @property
@@ -98,18 +80,14 @@ class Dequantized:
     def parts(self) -> Mapping[str, PartSpec]:
         return {"": PartSpec(shape_of_parts(self.weight.parts), torch.float32)}
 
-    @property
-    def _group(self) -> int:
-        """Rows of the matrix in a row of its parts: more than one for a palette."""
-        return self.parts[""].shape[0] // next(iter(self.weight.parts.values())).shape[0]
-
     def chunks(self) -> Iterator[tuple[int, int]]:
-        return ((start * self._group, stop * self._group) for start, stop in self.weight.chunks())
+        group = rows_together(self.weight.parts)
+        return ((start * group, stop * group) for start, stop in self.weight.chunks())
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        group = self._group
+        group = rows_together(self.weight.parts)
         first = start // group
-        rows = from_parts(self.weight.read(first, -(-stop // group))).dequantize()
+        rows = weight_of(self.weight.read(first, -(-stop // group))).dequantize()
         return {"": rows[start - first * group : stop - first * group]}
 
     def describe(self) -> str:
@@ -151,44 +129,6 @@ def row_chunks(parts: Mapping[str, PartSpec], size: int = 1 << 22) -> Iterator[t
     rows = next(iter(parts.values())).shape[0]
     step = max(1, size * rows // max(1, sum(spec.bytes for spec in parts.values())) // ROWS_TOGETHER) * ROWS_TOGETHER
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def int4_parts(shape: tuple[int, ...], block: int, symmetric: bool, offset: bool = False) -> dict[str, PartSpec]:
-    """The parts of an int4 weight [N, K]; see `Int4`."""
-    rows, columns = shape
-    blocks = columns // block
-    parts = {
-        "q": PartSpec((rows, columns // 2), torch.uint8),
-        "scale": PartSpec((rows, blocks), torch.float32),
-    }
-    if not symmetric:
-        parts["zero"] = PartSpec((rows, -(-blocks // 2)), torch.uint8)
-    if offset:
-        parts["offset"] = PartSpec((rows, blocks), torch.float32)
-    return parts
-
-
-def int8_parts(shape: tuple[int, ...], block: int) -> dict[str, PartSpec]:
-    """The parts of an int8 weight [N, K]; see `Int8`."""
-    rows, columns = shape
-    return {
-        "q8": PartSpec((rows, columns), torch.uint8),
-        "scale": PartSpec((rows, columns // block), torch.float32),
-    }
-
-
-def palette_parts(shape: tuple[int, ...], rows: int) -> dict[str, PartSpec]:
-    """The parts of a weight [N, K] with a lookup table for every `rows` of its rows; see `Palette`."""
-    groups = shape[0] // rows
-    return {
-        "index": PartSpec((groups, rows, shape[1] // 2), torch.uint8),
-        "lut": PartSpec((groups, ENTRIES), torch.float32),
-    }
-
-
-def as_parts(weight: Quantized) -> dict[str, torch.Tensor]:
-    """A quantized weight as the parts of a recipe."""
-    return {part: tensor for part, tensor in vars(weight).items() if tensor is not None}
 
 
 def digest(parts: Mapping[str, torch.Tensor]) -> str:

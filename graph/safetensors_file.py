@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.reading import lfs_pointer, parse_object, show, typed
 from pocketphi.graph.writing import read_into
 

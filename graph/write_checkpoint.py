@@ -11,7 +11,7 @@ import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.packing import tensor_bytes
 
 SHARD_BYTES = 4_000_000_000
 DTYPES = {"bf16": (torch.bfloat16, "BF16"), "fp16": (torch.float16, "F16"), "fp32": (torch.float32, "F32")}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from inspect import cleandoc, isclass, isfunction
 from types import ModuleType
@@ -21,13 +21,14 @@ import torch
 from torch import fx
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import from_parts
-from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.formats import weight_of
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.graph.recipe import FloatWeight, Recipe, materialize
-from pocketphi.passes.int4_cache import Int4Cache, StoredInt4
-from pocketphi.passes.quantize_weights import Int4Weight
-from pocketphi.passes.quantizers import Quantizer, Statistics
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantize_weights import QuantizedWeight
+from pocketphi.passes.quantizers import Statistics
+from pocketphi.passes.weight_cache import StoredWeight, WeightCache
 
 aten = torch.ops.aten
 
@@ -76,30 +77,29 @@ def _documentation(module: ModuleType) -> list[str]:
 def quantize_calibrated(
     program: Program,
     tokens: torch.Tensor,
-    quantizer: Quantizer,
-    cache: Int4Cache,
+    policy: Policy,
+    cache: WeightCache,
     progress: Callable[[], None] = lambda: None,
-    without: Collection[str] = (),
 ) -> dict[str, Recipe]:
-    """Quantize every weight of linear layers and embeddings into the cache.
+    """Quantize, into the cache, every weight of linear layers and embeddings whose quantizer calibrates.
 
-    program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight; without: weights that are left to
-    another quantizer. Returns name → stored weight.
+    program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight. Returns name → stored weight.
     Raises InputError where a weight is not finite or the block does not divide its columns.
     """
-    weights = {n: w for n, w in _quantizable(program, quantizer).items() if n not in without}
-    key = _run_key(cache, tokens, quantizer)
-    recalled = cache.recall(key, weights)
+    weights = _quantizable(program, policy)
+    calibrated = {name: weight for name, weight in weights.items() if weight.quantizer.calibrates}
+    key = _run_key(cache, tokens, weights)
+    recalled = cache.recall(key, calibrated)
     if recalled is not None:
         return dict(recalled)
-    stored: dict[str, StoredInt4] = {}
+    stored: dict[str, StoredWeight] = {}
 
-    def quantize(weight: fx.Node, x: torch.Tensor | None) -> StoredInt4 | None:
+    def quantize(weight: fx.Node, x: torch.Tensor | None) -> Recipe | None:
         name = str(weight.target)
-        if name in weights and name not in stored:
-            stored[name] = cache.quantized(weights[name], None if x is None else _statistics(x))
+        if name in calibrated and name not in stored:
+            stored[name] = cache.quantized(calibrated[name], None if x is None else _statistics(x))
             progress()
-        return stored.get(name)
+        return stored.get(name) or weights.get(name)
 
     def observe(node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
         if node.target is not aten.linear.default:
@@ -109,7 +109,7 @@ def quantize_calibrated(
             return None
         x, w = args
         out = x.new_empty(*x.shape[:-1], len(w))
-        for half, of, matrix in zip(out.chunk(2), x.chunk(2), (w, from_parts(materialize(made)).dequantize())):
+        for half, of, matrix in zip(out.chunk(2), x.chunk(2), (w, weight_of(materialize(made)).dequantize())):
             torch.matmul(of, matrix.T, out=half)
         return out
 
@@ -124,7 +124,7 @@ def quantize_calibrated(
     return dict(stored)
 
 
-def _quantizable(program: Program, quantizer: Quantizer) -> dict[str, Int4Weight]:
+def _quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
     """Weights of linear layers without a bias and of embeddings: name → how they will be quantized."""
     found = {}
     for node in program.graph.nodes:
@@ -134,16 +134,17 @@ def _quantizable(program: Program, quantizer: Quantizer) -> dict[str, Int4Weight
             name = str(node.args[0].target)
         else:
             continue
-        source = program.weights.get(name)
-        if isinstance(source, FloatWeight):
+        source, quantizer = program.weights.get(name), policy.quantizer(name)
+        if isinstance(source, FloatWeight) and quantizer:
             quantizer.check(name, *source.parts[""].shape)
-            found[name] = Int4Weight(source, quantizer)
+            found[name] = QuantizedWeight(source, quantizer)
     return found
 
 
-def _run_key(cache: Int4Cache, tokens: torch.Tensor, quantizer: Quantizer) -> str:
+def _run_key(cache: WeightCache, tokens: torch.Tensor, weights: Mapping[str, QuantizedWeight]) -> str:
     config = json.dumps(cache.source.config.to_hf())
-    parts = [cache.source.digest_all(), config, quantizer.describe(), str(quantizer.version), str(tuple(tokens.shape))]
+    how = [f"{name} {weight.quantizer.describe()} {weight.quantizer.version}" for name, weight in weights.items()]
+    parts = [cache.source.digest_all(), config, *how, str(tuple(tokens.shape))]
     return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 

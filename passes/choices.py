@@ -7,10 +7,5 @@ FILE_BLOCK = 32
 """Of the 4-bit blocks that a GGUF may hold."""
 
 
-def default_block(recipe: str) -> int:
-    """The block size of a recipe where the user names none."""
-    return FILE_BLOCK if recipe == "keep" else 64
-
-
 GROUPS = (1, 2, 4, 8, 16, 32, 64)
 """Rows that may share a lookup table."""

@@ -1,5 +1,5 @@
 """Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`,
-or the operators of another canonical form.
+or the operators of another format.
 
 Only the graph and the recipes change: nothing is read or computed here. A weight that both the embedding and the head
 read (tied) stays one weight.
@@ -16,25 +16,19 @@ import torch
 from torch import fx
 
 from pocketphi.graph.checkpoint import ROWS_TOGETHER
-from pocketphi.graph.forms import PARTS, Quantized, form_of
+from pocketphi.graph.edge_ops import operators_of
+from pocketphi.graph.formats import Format, PartSpec, format_of, known_format
 from pocketphi.graph.program import Program, shape_of
-from pocketphi.graph.recipe import FloatWeight, PartSpec, Recipe, as_parts
+from pocketphi.graph.recipe import FloatWeight, Recipe
 from pocketphi.passes.base import Pass, PassReport
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantizers import Feedback, Quantizer
 
 aten = torch.ops.aten
-edge = torch.ops.edge
-
-_OPERATORS = {
-    "int4": (edge.matmul_nbits.default, edge.embedding_nbits.default),
-    "int8": (edge.matmul_int8.default, edge.embedding_int8.default),
-    "palette": (edge.matmul_palette.default, edge.embedding_palette.default),
-}
-"""Canonical form → the operators that read it."""
 
 
 @dataclass(frozen=True)
-class Int4Weight:
+class QuantizedWeight:
     """A float weight [N, K], quantized row by row, or group by group, when it is read."""
 
     source: FloatWeight
@@ -51,10 +45,10 @@ class Int4Weight:
             yield start // group, stop // group
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return as_parts(self.quantize(start, stop))
+        return self.quantize(start, stop).tensors()
 
-    def quantize(self, start: int, stop: int) -> Quantized:
-        """Rows [start, stop) of the canonical form. Raises InputError where they are not finite."""
+    def quantize(self, start: int, stop: int) -> Format:
+        """Rows [start, stop) of the parts. Raises InputError where they are not finite."""
         group = self.quantizer.group
         return self.quantizer.quantize_rows(self.source, group * start, group * stop, self.feedback)
 
@@ -63,20 +57,14 @@ class Int4Weight:
 
 
 class QuantizeWeights(Pass):
-    """int4 for every linear layer, the head and the embedding, or what else their quantizer makes."""
+    """Linear layers, the head and the embedding get the formats that a policy gives them."""
 
     name = "quantize-weights"
 
-    def __init__(
-        self,
-        quantizer: Quantizer,
-        stored: Mapping[str, Recipe] | None = None,
-        special: Mapping[str, Quantizer] | None = None,
-    ) -> None:
-        """stored: weights that calibration has quantized already, by name; special: quantizers of single weights."""
-        self.quantizer = quantizer
+    def __init__(self, policy: Policy, stored: Mapping[str, Recipe] | None = None) -> None:
+        """stored: weights that are quantized already, by name."""
+        self.policy = policy
         self.stored = stored or {}
-        self.special = special or {}
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         for node in list(program.graph.nodes):
@@ -92,10 +80,10 @@ class QuantizeWeights(Pass):
         """which: 0 for a product, 1 for an embedding."""
         recipe = self._quantized(program, node, weight, report)
         if recipe:
-            form = str(form_of(recipe.parts))
+            form = known_format(recipe.parts)
             nodes = program.weight(str(weight.target), recipe, before=node)
-            operator = _OPERATORS[form][which]
-            made = program.call(operator, (x, *(nodes.get(part) for part in PARTS[form])), before=node)
+            operator = operators_of(form)[which]
+            made = program.call(operator, (x, *map(nodes.get, form.part_names())), before=node)
             node.replace_all_uses_with(made)
             report.applied[operator._schema.name.removeprefix("edge::")] += 1
 
@@ -103,7 +91,7 @@ class QuantizeWeights(Pass):
         """The quantized weight; None where it cannot be quantized."""
         name = str(weight.target)
         recipe = program.weights[name] if weight.op == "get_attr" else None
-        if recipe is None or not (isinstance(recipe, FloatWeight) or form_of(recipe.parts)):
+        if recipe is None or not (isinstance(recipe, FloatWeight) or format_of(recipe.parts)):
             report.refuse(node.name, f"{name} is not a weight of the checkpoint")
             return None
         if not _only_projections(program, name):
@@ -113,16 +101,19 @@ class QuantizeWeights(Pass):
             return recipe
         if name in self.stored:
             return self.stored[name]
-        quantizer = self.special.get(name, self.quantizer)
+        quantizer = self.policy.quantizer(name)
+        if quantizer is None:
+            report.refuse(node.name, f"no rule of the policy matches {name}")
+            return None
         quantizer.check(name, *map(int, shape_of(weight)))
         remark = quantizer.remark(recipe)
         if remark:
             report.refuse(node.name, remark)
-        return Int4Weight(recipe, quantizer)
+        return QuantizedWeight(recipe, quantizer)
 
 
 def _only_projections(program: Program, name: str) -> bool:
-    """Whether all readers of a weight can read it as int4: linear layers without a bias and embeddings."""
+    """Whether all readers of a weight can read it in parts: linear layers without a bias and embeddings."""
     weights = [node for node in program.graph.nodes if node.op == "get_attr" and node.target == name]
     return all(_is_projection(user, node) for node in weights for user in node.users)
 

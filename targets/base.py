@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from pocketphi.artifacts.manifest import CheckRecord
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.resident import resident_peak
+
+if TYPE_CHECKING:
+    from pocketphi.targets.target import Target
 
 
 @dataclass
@@ -105,19 +108,12 @@ class Host(ABC):
         in it."""
 
 
-_FORMS = {"palette": "a palette", "int8": "int8"}
-_INSTEAD = {
-    "palette": "leave out --palette, or compile it for coreml alone",
-    "int8": "leave out --embedding-bits and --head-bits",
-}
-
-
-def check_forms(target: str, forms: frozenset[str], program: Program) -> None:
-    """Raise InputError where a program has a weight in a form that a target's files cannot hold."""
+def check_formats(target: Target[Any], program: Program) -> None:
+    """Raise InputError where a program has a weight in a format that a target's files cannot hold."""
     for name, recipe in program.weights.items():
-        form = form_of(recipe.parts)
-        if form and form not in forms:
-            raise InputError(f"{target}: {name} is {_FORMS[form]}, which the target cannot hold; {_INSTEAD[form]}")
+        form = format_of(recipe.parts)
+        if form and form.name not in target.codecs:
+            raise InputError(f"{target.name}: {name} is {form.words}, which the target cannot hold; {form.instead}")
 
 
 class Prepared(ABC):

@@ -6,72 +6,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pocketphi.graph.config import EMBEDDING, ModelConfig
-
-ENTRIES = 16
-"""Values of a palette's table, as `graph.palette` has them."""
+from pocketphi.graph.formats import Layout
 
 
 @dataclass(frozen=True)
 class Runtime:
     """What a runtime does with a model.
 
-    scale_bytes, offset_bytes, float_bytes: of a block's scale and offset, of a norm's weight or a rotary value; zero_bytes: of
-    the zero points of rows × blocks; row_multiple: to which the rows of an int4 matrix are filled up; activation_bytes: of a
-    hidden value; buffers: how many times the tensors of a layer are held at once; scale_copies: of the scales, beyond the one
-    in the file; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt;
-    kv_per_token: bytes of keys and values over all layers; kv_multiple: of which the cache's rows are a multiple;
-    tables_end: whether the rotary tables end where the cache does
+    float_bytes: of a norm's weight, a rotary value or a scale; activation_bytes: of a hidden value; buffers: how many times the
+    tensors of a layer are held at once; scale_copies: of the scales, beyond the one in the file; fixed: bytes of the runtime
+    itself; chunk: tokens that go through at once, None for a whole prompt; kv_per_token: bytes of keys and values over all
+    layers; kv_multiple: of which the cache's rows are a multiple; tables_end: whether the rotary tables end with the cache
     """
 
-    scale_bytes: int
-    offset_bytes: int
     float_bytes: int
-    zero_bytes: Callable[[int, int], int]
     activation_bytes: int
     buffers: float
     fixed: int
     chunk: int | None
     kv_per_token: int
     kv_multiple: int = 1
-    row_multiple: int = 1
     scale_copies: int = 0
     tables_end: bool = False
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A quantized weight as a target keeps it.
-
-    bits: of a value; block: values in a row that share a scale; tables: those of a palette, in place of scales;
-    zeros, offsets: whether blocks have these as well
-    """
-
-    rows: int
-    columns: int
-    bits: int
-    block: int
-    tables: int = 0
-    zeros: bool = False
-    offsets: bool = False
-
-    @property
-    def value_bytes(self) -> int:
-        return self.rows * self.columns * self.bits // 8
-
-    @property
-    def scales(self) -> int:
-        return 0 if self.tables else self.rows * (self.columns // self.block)
-
-    def bytes(self, runtime: Runtime) -> int:
-        """As it lies in the file, and in memory where that is mapped."""
-        zeros = runtime.zero_bytes(self.rows, self.columns // self.block) if self.zeros else 0
-        offsets = self.scales * runtime.offset_bytes if self.offsets else 0
-        return self.value_bytes + (self.scales + ENTRIES * self.tables) * runtime.scale_bytes + zeros + offsets
 
 
 @dataclass(frozen=True)
@@ -112,26 +73,41 @@ class Footprint:
         return {**dataclasses.asdict(self), "kv_cache": self.kv_cache(), "total": self.total()}
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A quantized weight as a target keeps it: bytes in its file, bytes of the values alone, and how many scales it has."""
+
+    bytes: int
+    values: int
+    scales: int
+
+    @staticmethod
+    def of(layout: Layout, held: int) -> Matrix:
+        """held: what it takes in the file."""
+        scales = math.prod(layout["scale"].shape) if "scale" in layout else 0
+        return Matrix(held, next(iter(layout.values())).bytes, scales)
+
+
 def footprint_of(
     config: ModelConfig, runtime: Runtime, matrices: Mapping[str, Matrix], longest: int, held: int, prompt: int
 ) -> Footprint:
     """matrices: the quantized weights by name; longest, held: tokens that the files are for, and that the cache holds; prompt:
     the longest text that is read at once."""
-    matrices = {
-        name: dataclasses.replace(matrix, rows=rounded_up(matrix.rows, runtime.row_multiple))
-        for name, matrix in matrices.items()
-    }
-    sizes = {name: matrix.bytes(runtime) for name, matrix in matrices.items()}
+    read = {
+        n: matrix for n, matrix in matrices.items() if config.tied_embeddings or n != EMBEDDING
+    }  # of others only rows
     norms = sum(math.prod(shape) for shape in config.tensors().values() if len(shape) == 1) * runtime.float_bytes
     positions = rounded_up(held, runtime.kv_multiple) if runtime.tables_end else longest
-    files = sum(sizes.values()) + norms + _rotary_bytes(config, positions, longest, runtime)
-    embedding = 0 if config.tied_embeddings else sizes.pop(EMBEDDING)  # rows of it are read, no more
-    scales = sum(matrices[name].scales for name in sizes) * runtime.scale_bytes
+    files = sum(matrix.bytes for matrix in matrices.values()) + norms
+    files += _rotary_bytes(config, positions, longest, runtime)
+    per_token = sum(matrix.bytes for matrix in read.values())
+    looked_up = sum(matrix.bytes for matrix in matrices.values()) - per_token
+    scales = sum(matrix.scales for matrix in read.values()) * runtime.float_bytes
     return Footprint(
         files=files,
-        weights=files - embedding + runtime.scale_copies * scales,
-        packing=max(matrices[name].value_bytes for name in sizes) if runtime.scale_copies else 0,
-        read_per_token=sum(sizes.values()) + norms,
+        weights=files - looked_up + runtime.scale_copies * scales,
+        packing=max(matrix.values for matrix in read.values()) if runtime.scale_copies else 0,
+        read_per_token=per_token + norms,
         kv_per_token=runtime.kv_per_token,
         kv_multiple=runtime.kv_multiple,
         activations=_activations(config, min(prompt, held, runtime.chunk or held), runtime),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, TargetRecord, VerificationRecord
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.formats import Layout
 from pocketphi.graph.options import Options
 from pocketphi.targets.memory import Runtime
 
@@ -125,7 +126,7 @@ class Target(ABC, Generic[O]):
     options:   the class of its options
     extra:     of setup.cfg, with its packages
     recorded:  the packages that a manifest names; libraries: all whose versions decide its bytes
-    forms:     the canonical forms of weights that its files can hold
+    codecs:    by name, of the formats of weights that its files can hold
     weights_file: of a bundle; default_context: tokens that are planned for where nobody asked for a number
     platforms: systems of devices that it runs on; None for all
     measured:  where the numbers of `runtime` come from
@@ -137,7 +138,7 @@ class Target(ABC, Generic[O]):
     extra: ClassVar[str]
     recorded: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]]
-    forms: ClassVar[frozenset[str]] = frozenset({"int4"})
+    codecs: ClassVar[Mapping[str, Any]]
     weights_file: ClassVar[str]
     default_context: ClassVar[int] = 4096
     platforms: ClassVar[frozenset[str] | None] = None
@@ -151,6 +152,10 @@ class Target(ABC, Generic[O]):
     @abstractmethod
     def runtime(self, config: ModelConfig, options: O, longest: int, held: int) -> Runtime:
         """How the runtime uses memory. longest, held: tokens that the files are for, and that the cache holds."""
+
+    def weight_bytes(self, form: str, layout: Layout, options: O) -> int:
+        """What a weight takes in its file. form: of `codecs`; layout: the weight's parts."""
+        return int(self.codecs[form].bytes_of(layout))
 
     @abstractmethod
     def prepare(self, program: Program, options: O, asked: Asked) -> Prepared:

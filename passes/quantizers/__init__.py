@@ -1,48 +1,73 @@
-"""Algorithms that round rows of a matrix to few bits. `RECIPES` lists those of int4 blocks by the name a user gives."""
+"""Algorithms that round rows of a matrix to few bits. Importing them does not load torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pocketphi.graph.errors import InputError
-from pocketphi.passes.quantizers.base import Feedback, Quantizer, Statistics, check_block
+from pocketphi.graph.reading import named
+from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer, Statistics, check_block
 from pocketphi.passes.quantizers.eight_bits import EightBits
 from pocketphi.passes.quantizers.keep import Keep
-from pocketphi.passes.quantizers.palette import KMeans
+from pocketphi.passes.quantizers.palette import KMeans, WeightedKMeans
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 from pocketphi.passes.quantizers.search import ScaleSearch
 
-RECIPES: dict[str, type[Quantizer]] = {
-    "search": ScaleSearch,
-    "rtn": RoundToNearest,
-    "keep": Keep,
-}
+QUANTIZERS: list[type[Quantizer]] = [
+    ScaleSearch,
+    RoundToNearest,
+    Keep,
+    EightBits,
+    WeightedKMeans,
+    KMeans,
+]
 
 
-def make_quantizer(recipe: str, block: int, symmetric: bool, palette: int | None = None) -> Quantizer:
-    """The quantizer of a recipe. block: 0 for whole rows; palette: rows that share a lookup table, in place of blocks.
+def recipes(form: str | None = None) -> list[str]:
+    """The names that a user may choose from; form: of those that can make this format."""
+    return list(dict.fromkeys(one.recipe for one in QUANTIZERS if form in (None, one.format.name)))
 
-    Raises InputError for an unknown name, naming those that exist, and for what a recipe cannot be.
+
+def quantizer_class(recipe: str, form: str = "int4") -> type[Quantizer]:
+    """Raises InputError, naming those that exist, for a recipe that is unknown or cannot make the format."""
+    if recipe not in recipes():
+        raise InputError(f"--recipe {named(recipe)}: expected one of {', '.join(recipes())}")
+    found = {one.format.name: one for one in QUANTIZERS if one.recipe == recipe}
+    if form not in found:
+        does = next(iter(found.values())).does
+        raise InputError(f"--{named(form)}: --recipe {recipe} {does}; choose {' or '.join(recipes(form)) or 'another'}")
+    return found[form]
+
+
+def make_quantizer(recipe: str, form: str, parameters: Mapping[str, Any]) -> Quantizer:
+    """The quantizer of a recipe for a format. parameters: those that are not as by default.
+
+    Raises InputError for what there is not, also among the parameters.
     """
-    if recipe not in RECIPES:
-        raise InputError(f"--recipe {recipe}: expected one of {', '.join(RECIPES)}")
-    if palette is None:
-        return RECIPES[recipe](block, symmetric)
-    if recipe == "keep":
-        raise InputError("--palette: --recipe keep keeps the file's blocks; choose search or rtn")
-    if not symmetric:
-        raise InputError("--palette: a table has no zero points; leave out --asymmetric")
-    return KMeans(palette, RECIPES[recipe].weighted)
+    made = quantizer_class(recipe, form)
+    for name, value in parameters.items():
+        known = made.parameters.get(name)
+        if known is None or type(value) is not type(known.default) or value not in known.choices:
+            expected = f"one of {', '.join(map(str, known.choices))}" if known else f"{', '.join(made.parameters)} only"
+            raise InputError(f"{recipe} of {form}: {named(name)} is {named(value)}, expected {expected}")
+    return made(**{**{name: known.default for name, known in made.parameters.items()}, **parameters})
 
 
 __all__ = [
-    "RECIPES",
+    "QUANTIZERS",
     "EightBits",
     "Feedback",
     "KMeans",
     "Keep",
+    "Parameter",
     "Quantizer",
     "RoundToNearest",
     "ScaleSearch",
     "Statistics",
+    "WeightedKMeans",
     "check_block",
     "make_quantizer",
+    "quantizer_class",
+    "recipes",
 ]

@@ -1,16 +1,24 @@
-"""What a quantizer is: rows of float32 in, a canonical form out, row by row (or group by group) independent."""
+"""What a quantizer is: rows of float32 in, a weight in some format out, row by row (or group by group) independent.
+
+A recipe is what a user asks for, such as `rtn`: it has a quantizer for each format that it can make. Importing a quantizer does
+not load torch, so that the command line can say what there is.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import Quantized
-from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
+from pocketphi.graph.formats import Format, Layout, PartSpec, specs
 from pocketphi.passes.choices import BLOCKS
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketphi.graph.recipe import FloatWeight
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
@@ -44,6 +52,8 @@ class Feedback:
 
     @staticmethod
     def of(statistics: Statistics) -> Feedback:
+        import torch
+
         shift = None
         if statistics.drift is not None:
             factor = _factor(statistics.moment, _SHIFT_DAMPING)
@@ -59,25 +69,47 @@ class Feedback:
 
 def _factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
     """Lower Cholesky factor of H + damping · its mean diagonal: in float64, or in float32 where that takes too much memory."""
+    import torch
+
     damped = moment.double() if moment.shape[0] <= 2048 else moment.clone()
     diagonal = damped.diagonal()
     diagonal += damping * diagonal.mean() + 1e-12
     return torch.linalg.cholesky(damped)
 
 
-class Quantizer(ABC):
-    """An algorithm with its parameters.
+@dataclass(frozen=True)
+class Parameter:
+    """What a user may choose of a quantizer. help: for the command line; choices: its values."""
 
-    block:      values of a row that share one scale; 0: all of it
-    symmetric:  zero point fixed at 8, or one of 0 … 15 for each block
-    weighted:   whether it makes use of activation statistics, so that calibration is worth its time
+    help: str
+    choices: tuple[int, ...] | tuple[bool, ...]
+    default: int | bool
+
+
+BLOCK = Parameter("weights that share a scale: 16 to 256, or row for whole rows", (0, *BLOCKS), 64)
+SYMMETRIC = Parameter("a zero point for each block", (True, False), True)
+
+
+class Quantizer(ABC):
+    """An algorithm with its parameters, which its constructor takes and keeps under the same names.
+
+    recipe:     what a user calls it
+    format:     what it makes
+    does:       the same in words, for messages and the command line
+    calibrates: whether it makes use of activation statistics, so that calibration is worth its time
     version:    goes into cache keys: raise it when the algorithm's results change
+    parameters: name → what may be chosen
+    block:      values of a row that share one scale; 0: all of it
+    symmetric:  zero point in the middle, or one for each block
     group:      rows of the matrix that are rounded together and make one row of the parts
     """
 
-    name: str
-    weighted = False
-    version = 1
+    recipe: ClassVar[str]
+    format: ClassVar[type[Format]]
+    does: ClassVar[str]
+    calibrates: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+    parameters: ClassVar[Mapping[str, Parameter]] = {"block": BLOCK, "symmetric": SYMMETRIC}
     group = 1
 
     def __init__(self, block: int, symmetric: bool = True) -> None:
@@ -85,7 +117,11 @@ class Quantizer(ABC):
         self.symmetric = symmetric
 
     @abstractmethod
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Quantized:
+    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+        """The parts that it makes of a weight [N, K]. stored: how the file holds that, as `Checkpoint.int4_kind` says it."""
+
+    @abstractmethod
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Format:
         """Round w: float32 [N, K], a shape that `check` lets pass, the layer's target. feedback: where inputs were measured."""
 
     def check(self, name: str, rows: int, columns: int) -> None:
@@ -93,17 +129,18 @@ class Quantizer(ABC):
         check_block(name, columns, self.block)
 
     def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
-        """What this quantizer makes of a weight."""
-        rows, columns = source.parts[""].shape
-        return int4_parts((rows, columns), self.block or columns, self.symmetric)
+        """What this quantizer makes of a weight of a checkpoint."""
+        return specs(self.layout(source.parts[""].shape, source.checkpoint.int4_kind(source.tensor)))
 
     def remark(self, source: FloatWeight) -> str | None:
         """Why a weight will not get what was asked for, where that is so."""
         return None
 
-    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Quantized:
+    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Format:
         """Read and round rows [start, stop) of a weight, whole groups. Raises InputError naming it where a value is not finite,
         or a scale would not be."""
+        import torch
+
         w = source.unchecked(start, stop)
         made = self.quantize(feedback.target(w) if feedback else w, feedback)
         # an odd value makes the scale of its block odd, in every quantizer
@@ -115,7 +152,9 @@ class Quantizer(ABC):
         return made
 
     def describe(self) -> str:
-        return f"int4 {self.name} block {self.block or 'row'} {'symmetric' if self.symmetric else 'asymmetric'}"
+        """In a few words, with every parameter."""
+        symmetric = "" if "symmetric" not in self.parameters else " symmetric" if self.symmetric else " asymmetric"
+        return f"{self.format.name} {self.recipe} block {self.block or 'row'}{symmetric}"
 
 
 def check_block(name: str, columns: int, block: int) -> None:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import Quantized
-from pocketphi.graph.int4 import Int4
-from pocketphi.graph.recipe import FloatWeight, PartSpec, int4_parts
+from pocketphi.graph.formats import Format, Int4, Layout
 from pocketphi.passes.choices import FILE_BLOCK
-from pocketphi.passes.quantizers.base import Feedback, Quantizer
+from pocketphi.passes.quantizers.base import BLOCK, SYMMETRIC, Feedback, Parameter, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketphi.graph.recipe import FloatWeight
 
 
 class Keep(Quantizer):
     """Takes over Q4_0 blocks (symmetric) and Q4_1 blocks (with an offset) as they are. Weights that the file stores otherwise
     are rounded to nearest, and the report says so."""
 
-    name = "keep"
+    recipe = "keep"
+    format = Int4
+    does = "keeps the file's blocks"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "block": replace(BLOCK, default=FILE_BLOCK),
+        "symmetric": SYMMETRIC,
+    }
 
     def __init__(self, block: int, symmetric: bool = True) -> None:
         super().__init__(block, symmetric)
@@ -26,12 +37,8 @@ class Keep(Quantizer):
         if not symmetric:
             raise InputError("--recipe keep: the file's blocks are kept as they are; leave out --asymmetric")
 
-    def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
-        kind = source.checkpoint.int4_kind(source.tensor)
-        if kind is None:
-            return super().parts(source)
-        rows, columns = source.parts[""].shape
-        return int4_parts((rows, columns), self.block, symmetric=True, offset=kind == "offset")
+    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+        return Int4.layout(shape, self.block, offset=stored == "offset")
 
     def remark(self, source: FloatWeight) -> str | None:
         if source.checkpoint.int4_kind(source.tensor):
@@ -42,7 +49,7 @@ class Keep(Quantizer):
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
         return RoundToNearest(self.block, self.symmetric).quantize(w)
 
-    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Quantized:
+    def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Format:
         if source.checkpoint.int4_kind(source.tensor):
             return source.checkpoint.read_int4(source.tensor, start, stop)
         return super().quantize_rows(source, start, stop, feedback)

@@ -13,15 +13,21 @@ with plain k-means, 2.1 so).
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import half_precision
-from pocketphi.graph.palette import ENTRIES, Palette
-from pocketphi.graph.recipe import FloatWeight, PartSpec, palette_parts
+from pocketphi.graph.formats import Layout, Palette
+from pocketphi.graph.formats.palette import ENTRIES
+from pocketphi.graph.packing import half_precision
 from pocketphi.passes.choices import GROUPS
-from pocketphi.passes.quantizers.base import Feedback, Quantizer
-from pocketphi.passes.quantizers.in_turn import PANEL, Nearest, round_in_turn
+from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer
+from pocketphi.passes.quantizers.in_turn import PANEL, round_in_turn
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketphi.passes.quantizers.in_turn import Nearest
 
 _BINS = 1024
 _STEPS = 24
@@ -29,14 +35,19 @@ _STEPS = 24
 
 
 class KMeans(Quantizer):
-    """See the module. weighted: make use of calibration (`--recipe search`), or not (`rtn`)."""
+    """See the module."""
 
-    name = "palette"
+    recipe = "rtn"
+    format = Palette
+    does = "rounds to nearest"
     version = 2
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "group": Parameter("rows that share a table of 16 values", GROUPS, 16),
+    }
 
-    def __init__(self, group: int, weighted: bool) -> None:
+    def __init__(self, group: int) -> None:
         super().__init__(0)
-        self.group, self.weighted = group, weighted
+        self.group = group
 
     def check(self, name: str, rows: int, columns: int) -> None:
         if columns % 2:
@@ -45,10 +56,12 @@ class KMeans(Quantizer):
             fitting = ", ".join(str(g) for g in GROUPS if rows % g == 0)
             raise InputError(f"{name}: N={rows} is not a multiple of --palette {self.group}; choose one of {fitting}")
 
-    def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
-        return palette_parts(source.parts[""].shape, self.group)
+    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+        return Palette.layout(shape, self.group)
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Palette:
+        import torch
+
         columns = w.shape[1]
         groups = w.view(-1, self.group * columns)
         cost = None if feedback is None else (feedback.upper.diagonal() ** -2).repeat(self.group)
@@ -67,7 +80,15 @@ class KMeans(Quantizer):
         return Palette.pack(torch.cat(made, dim=1).view(-1, self.group, columns), lut)
 
     def describe(self) -> str:
-        return f"int4 palette {'search' if self.weighted else 'rtn'}, a table for {self.group} rows"
+        return f"int4 palette {self.recipe}, a table for {self.group} rows"
+
+
+class WeightedKMeans(KMeans):
+    """The same where calibration has measured the inputs."""
+
+    recipe = "search"
+    does = "searches tables for the inputs that calibration measures"
+    calibrates = True
 
 
 def tables(w: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
@@ -75,6 +96,8 @@ def tables(w: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
 
     cost: float32 [M]; if None, see the module. A row that is not finite gives a table that is not.
     """
+    import torch
+
     low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
     width = ((high - low) / _BINS).clamp(min=torch.finfo(torch.float32).tiny)
     bins = w.sub(low).div_(width).long().clamp_(0, _BINS - 1)
@@ -100,6 +123,8 @@ def tables(w: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
 
 def _means(below: list[torch.Tensor], edges: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """The mean of each cluster, and for an empty one what it was. edges: int64 [G, 15], bins between clusters."""
+    import torch
+
     ends = torch.nn.functional.pad(edges, (1, 0)), torch.nn.functional.pad(edges, (0, 1), value=_BINS)
     mass, moment = (total.gather(1, ends[1]) - total.gather(1, ends[0]) for total in below)
     return torch.where(mass > 0, moment / mass, before.double()).float().sort(1).values
@@ -107,6 +132,8 @@ def _means(below: list[torch.Tensor], edges: torch.Tensor, before: torch.Tensor)
 
 def nearest(w: torch.Tensor, lut: torch.Tensor) -> torch.Tensor:
     """Which entry of its row's table each value is nearest to: float32 [G, M], [G, 16] → uint8 [G, M]."""
+    import torch
+
     index = torch.zeros(w.shape, dtype=torch.uint8)
     for middle in ((lut[:, 1:] + lut[:, :-1]) / 2).unbind(1):  # a search for each value takes ten times as long
         index += w > middle[:, None]

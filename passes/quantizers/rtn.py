@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, half_precision
+from pocketphi.graph.formats import Int4, Layout
+from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
+from pocketphi.graph.packing import half_precision
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
+
+if TYPE_CHECKING:
+    import torch
 
 _MAGIC = 1.5 * 2**23  # float32 has no fractions here: adding it rounds, and the integer is in the lowest bits
 _TINY = 1e-30  # below this a block counts as zero: its reciprocal would overflow
@@ -16,10 +21,17 @@ class RoundToNearest(Quantizer):
     quantizer and ggml's Q4_0 do): one more level than scale = max|w| / 7 gives. The opposite extreme clips by at most one
     step. Asymmetric: 0 … 15 spans min … max with zero included."""
 
-    name = "rtn"
+    recipe = "rtn"
+    format = Int4
+    does = "rounds to nearest"
     version = 2
 
+    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+        return Int4.layout(shape, self.block, self.symmetric)
+
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
+        import torch
+
         blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
         low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # aminmax takes four times as long
         if self.symmetric:
@@ -36,9 +48,13 @@ class RoundToNearest(Quantizer):
 
 def _round(x: torch.Tensor, zero: torch.Tensor | int) -> torch.Tensor:
     """x + zero, rounded to nearest and clamped to 0 … 15: float32 (overwritten), |x| < 2²² → int32 whose lowest byte counts."""
+    import torch
+
     return x.add_(zero + _MAGIC).clamp_(_MAGIC, _MAGIC + 15).view(torch.int32)
 
 
 def reciprocal(scale: torch.Tensor) -> torch.Tensor:
     """1 / scale, and 0 for a block of zeros."""
+    import torch
+
     return torch.where(scale.abs() > _TINY, scale.reciprocal(), 0.0)

@@ -14,12 +14,19 @@ Without statistics (an embedding) only the first step is left, with h = 1.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from pocketphi.graph.int4 import SYMMETRIC_ZERO, Int4, half_precision
+from pocketphi.graph.formats import Int4, Layout
+from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
+from pocketphi.graph.packing import half_precision
 from pocketphi.passes.quantizers.base import Feedback, Quantizer
-from pocketphi.passes.quantizers.in_turn import PANEL, Nearest, round_in_turn
+from pocketphi.passes.quantizers.in_turn import PANEL, round_in_turn
 from pocketphi.passes.quantizers.rtn import RoundToNearest, reciprocal
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketphi.passes.quantizers.in_turn import Nearest
 
 _SHRINK = [1.05 - 0.05 * i for i in range(12)]
 """Candidate scales as fractions of the round-to-nearest one: smaller ones clip the extremes and serve the rest better.
@@ -29,11 +36,18 @@ Twice as many lower the error by another 0.4 %."""
 class ScaleSearch(Quantizer):
     """See the module."""
 
-    name = "search"
-    weighted = True
+    recipe = "search"
+    format = Int4
+    does = "searches scales for the inputs that calibration measures"
+    calibrates = True
     version = 4
 
+    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+        return Int4.layout(shape, self.block, self.symmetric)
+
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
+        import torch
+
         if feedback is None:
             blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
             return self._search(blocks, torch.ones(blocks.shape[2]))
@@ -59,6 +73,8 @@ class ScaleSearch(Quantizer):
 
     def _search(self, blocks: torch.Tensor, h: torch.Tensor) -> Int4:
         """The best scale for each block alone: blocks float32 [N, B, block], h [block]."""
+        import torch
+
         flat = blocks.reshape(blocks.shape[0], -1)
         start = RoundToNearest(self.block, self.symmetric).quantize(flat)
         zeros = start.zeros()
@@ -74,6 +90,8 @@ class ScaleSearch(Quantizer):
 
 def _scale_and_zero(found: Int4) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 [N, 1] each, of rows that are one block."""
+    import torch
+
     zeros = found.zeros()
     return found.scale, torch.full_like(found.scale, SYMMETRIC_ZERO) if zeros is None else zeros.float()
 
@@ -99,6 +117,8 @@ class _Best:
 
     def offer(self, scale: torch.Tensor) -> None:
         """Round with `scale`, refine it by least squares for that rounding, and keep it where it beats the best so far."""
+        import torch
+
         q = (self.blocks * reciprocal(scale)).round_().add_(self.zero).clamp_(0, 15)
         centred = q - self.zero
         weighted = self.h * centred

@@ -8,7 +8,9 @@ import numpy as np
 from torch import fx
 
 from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.program import Program, op_name, split_target
+from pocketphi.graph.formats import known_format
+from pocketphi.graph.program import Program, op_name, shape_of, split_target
+from pocketphi.targets.coreml.codecs import CODECS
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.mil import FunctionBuilder, Input, Var
 from pocketphi.targets.coreml.weightfile import WeightFile, identifier, steps
@@ -87,15 +89,26 @@ class Emitter:
             return self.builder.weight(parts[part], f"{name}_{part}")
 
         def make() -> Var:
-            if "index" in parts:
-                return self.op("constexpr_lut_to_dense", name, indices=stored("index"), lut=stored("lut"))
-            data = stored("q8" if "q8" in parts else "q")
-            arguments = {"scale": stored("scale")}
-            if "zero" in parts:
-                arguments["offset"] = stored("zero")
-            return self.op("constexpr_blockwise_shift_scale", name, data=data, **arguments)
+            codec = CODECS[known_format(parts).name]
+            held = {parameter: stored(part) for parameter, part in codec.parameters.items() if part in parts}
+            return self.op(codec.operator, name, **held)
 
         return self.builder.shared(f"decoded {name}", make)
+
+    def width(self, node: Any) -> int:
+        """The last size of a value of the graph."""
+        return int(shape_of(node)[-1])
+
+    def times(self, name: str, x: Var, weight: Var, rows: int) -> Var:
+        """x · weightᵀ. `linear` always has a bias; its zeros are one blob for all."""
+        bias = self.builder.constant(f"const.zeros_{rows}", np.zeros(rows, np.float16))
+        return self.op("linear", name, x=x, weight=weight, bias=bias)
+
+    def in_blocks(self, node: fx.Node, x: Var, blocks: int) -> Var:
+        """[1, S, K] → [1, S, blocks, K / blocks]."""
+        length, columns = x.shape[1:]
+        length = -1 if self.form.flexible else length
+        return self.op("reshape", f"{node.name}_blocks", x=x, shape=[1, length, blocks, columns // blocks])
 
     # positions, in int32: float16 counts exactly to 2048 only
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of
-from pocketphi.graph.int4 import SYMMETRIC_ZERO, pack_nibbles
-from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, int8_parts, palette_parts, row_chunks
+from pocketphi.graph.formats import PartSpec, specs
+from pocketphi.graph.recipe import Recipe, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage
 from pocketphi.targets.coreml.ranges import LARGEST, tight
@@ -47,9 +46,9 @@ class CoreMLHost(Host):
         function = next(iter(self.package.functions))
         found: dict[str, Recipe] = {}
         for name in self._names:
-            parts = _parts(self.package, function, identifier(name))
-            if parts:
-                found[name] = _SAVED[form_of(parts)](parts)
+            saved = _saved(self.package, function, identifier(name))
+            if saved:
+                found[name] = saved
         return found
 
     def stored(self, name: str, constant: Recipe) -> Recipe:
@@ -186,105 +185,53 @@ class CoreMLRunner:
         return ("prefill", chunk) if left > 1 and past + chunk <= self._rows else ("decode", 1)
 
 
-def _parts(package: MLPackage, function: str, name: str) -> dict[str, Raw]:
-    """The stored parts of a weight by their canonical names; none where the package has no such constant."""
+def _saved(package: MLPackage, function: str, name: str) -> Recipe | None:
+    """A weight of the package by its identifier; None where there is no such constant."""
     try:
-        parts: dict[str, Any] = package.parts(function, name)
+        stored: dict[str, Any] = package.parts(function, name)
     except InputError:
-        return {}
-    if "data" not in parts:
-        return {"index": parts["indices"], "lut": parts["lut"]} if "indices" in parts else parts
-    found = {"q8" if parts["data"].dtype == "int8" else "q": parts["data"], "scale": parts["scale"]}
-    if "offset" in parts:
-        found["zero"] = parts["offset"]
-    with contextlib.suppress(InputError):
-        found["offset"] = package.parts(function, f"{name}_offset")[""]
-    return found
+        return None
+    if "" in stored:
+        return SavedFloat(stored)
+    codec = next((codec for codec in CODECS.values() if codec.holds(stored)), None)
+    if codec is None:
+        return None
+    raw = {part: stored[parameter] for parameter, part in codec.parameters.items() if parameter in stored}
+    for part in set(codec.format.part_names()) - set(codec.parameters.values()):
+        with contextlib.suppress(InputError):
+            raw[part] = package.parts(function, f"{name}_{part}")[""]
+    return Saved(raw, codec)
 
 
 @dataclass(frozen=True)
-class Saved(ABC):
-    """A weight of a package, back in canonical form: the inverse of `weightfile.encode`."""
+class SavedFloat:
+    """A float weight: float32 of the float16 values."""
 
     raw: Mapping[str, Raw] = field(repr=False)
-
-    @property
-    @abstractmethod
-    def parts(self) -> Mapping[str, PartSpec]: ...
-
-    @abstractmethod
-    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]: ...
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        return row_chunks(self.parts)
-
-    def describe(self) -> str:
-        return "as saved in the package"
-
-
-class SavedFloat(Saved):
-    """A float weight: float32 of the float16 values."""
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
         return {"": PartSpec(self.raw[""].shape, torch.float32)}
 
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return row_chunks(self.parts)
+
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         return {"": self.raw[""].rows(start, stop).tensor().float()}
 
-
-class SavedInt4(Saved):
-    """An int4 weight."""
-
-    @property
-    def parts(self) -> Mapping[str, PartSpec]:
-        rows, columns = self.raw["q"].shape
-        block = columns // self.raw["scale"].shape[1]
-        return int4_parts((rows, columns), block, "zero" not in self.raw, "offset" in self.raw)
-
-    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        q = self.raw["q"].rows(start, stop)
-        scale = self.raw["scale"].rows(start, stop).tensor().float()
-        packed = q.data.view(stop - start, -1)
-        found = {"q": packed ^ 0x88 if q.dtype == "int4" else packed, "scale": scale}
-        if "zero" in self.raw:
-            found["zero"] = pack_nibbles(self.raw["zero"].tensor()[start:stop])
-        if "offset" in self.raw:
-            found["offset"] = self.raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
-        return found
+    def describe(self) -> str:
+        return "as saved in the package"
 
 
-class SavedInt8(Saved):
-    """An int8 weight."""
+@dataclass(frozen=True)
+class Saved(SavedFloat):
+    """A quantized weight, back in canonical form."""
+
+    codec: Codec
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
-        shape = self.raw["q8"].shape
-        return int8_parts(shape, shape[1] // self.raw["scale"].shape[1])
+        return specs(self.codec.layout(self.raw))
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        q8 = self.raw["q8"].rows(start, stop).data.view(stop - start, -1) ^ 0x80
-        return {"q8": q8, "scale": self.raw["scale"].rows(start, stop).tensor().float()}
-
-
-class SavedPalette(Saved):
-    """Indices and their lookup tables; a row is a group of rows that share one."""
-
-    @property
-    def parts(self) -> Mapping[str, PartSpec]:
-        rows, columns = self.raw["index"].shape
-        return palette_parts((rows, columns), rows // self.raw["lut"].shape[0])
-
-    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        _, group, half = self.parts["index"].shape
-        packed = self.raw["index"].rows(start * group, stop * group).data.view(stop - start, group, half)
-        lut = self.raw["lut"].rows(start, stop).tensor().float()
-        return {"index": packed, "lut": lut.view(stop - start, -1)}
-
-
-_SAVED: dict[str | None, type[Saved]] = {
-    None: SavedFloat,
-    "int4": SavedInt4,
-    "int8": SavedInt8,
-    "palette": SavedPalette,
-}
+        return self.codec.decode(self.raw, start, stop)

@@ -1,4 +1,5 @@
-"""Program → MIL functions: one rule for each operator of the vocabulary. Weights are placed by name only.
+"""Program → MIL functions: one rule for each operator of the vocabulary, those of weights in `codecs.py`. Weights are placed by
+name only.
 
 Inputs of a function, all of them data, none of them shapes:
 
@@ -30,11 +31,13 @@ import numpy as np
 from torch import fx
 
 from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.program import Program, op_name, shape_of
+from pocketphi.graph.program import Program, op_name
+from pocketphi.targets.codecs import rules_of
 from pocketphi.targets.coreml import attention, norms
+from pocketphi.targets.coreml.codecs import CODECS
 from pocketphi.targets.coreml.emitter import Emitter
 from pocketphi.targets.coreml.form import Form
-from pocketphi.targets.coreml.mil import Var, reproducible_names
+from pocketphi.targets.coreml.mil import reproducible_names
 from pocketphi.targets.coreml.weightfile import WeightFile
 
 
@@ -46,10 +49,11 @@ def lower(program: Program, form: Form, file: WeightFile) -> dict[str, Any]:
 
 def _lower_function(program: Program, form: Form, file: WeightFile, function: str) -> Any:
     emitter = Emitter(program, form, file, function)
+    rules = {**_RULES, **rules_of(CODECS)}
     with emitter.builder.function as made:
         for node in program.graph.nodes:
             if node.op == "call_function":
-                rule = _RULES.get(op_name(node))
+                rule = rules.get(op_name(node))
                 if rule is None:
                     raise CompilerBug(f"no Core ML rule for {op_name(node)} ({node.name})")
                 rule(emitter, node)
@@ -92,63 +96,9 @@ def _last_token(e: Emitter, node: fx.Node) -> None:
     e.values[node] = x
 
 
-def _matmul_nbits(e: Emitter, node: fx.Node) -> None:
-    """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
-    x, _, _, _, offset = node.args
-    value, weight, rows = e.value(x), e.decoded(node), int(shape_of(node)[-1])
-    if offset is None:
-        e.values[node] = _times(e, e.name(node), value, weight, rows)
-        return
-    scaled = _times(e, f"{node.name}_scaled", value, weight, rows)
-    blocks = int(shape_of(offset)[1])  # type: ignore[arg-type]
-    sums = e.op("reduce_sum", f"{node.name}_sums", x=_in_blocks(e, node, value, blocks), axes=[-1])
-    lowest = _times(e, f"{node.name}_lowest", sums, e.value(offset), rows)
-    e.values[node] = e.op("add", e.name(node), x=scaled, y=lowest)
-
-
-def _matmul(e: Emitter, node: fx.Node) -> None:
-    """A product with a weight of another form."""
-    e.values[node] = _times(e, e.name(node), e.value(node.args[0]), e.decoded(node), int(shape_of(node)[-1]))
-
-
-def _embedding_nbits(e: Emitter, node: fx.Node) -> None:
-    _, q, _, _, offset = node.args
-    if offset is None:
-        _rows(e, node)
-        return
-    ids = e.builder.inputs["inputIds"]
-    scaled = e.op("gather", f"{node.name}_scaled", x=e.decoded(node), indices=ids, axis=0)
-    lowest = e.op("gather", f"{node.name}_lowest", x=e.value(offset), indices=ids, axis=0)
-    column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
-    blocks, columns = int(shape_of(offset)[1]), 2 * int(shape_of(q)[1])  # type: ignore[arg-type]
-    total = e.op("add", f"{node.name}_sum", x=_in_blocks(e, node, scaled, blocks), y=column)
-    e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, columns])
-
-
-def _rows(e: Emitter, node: fx.Node) -> None:
-    """Rows of an embedding in any form."""
-    ids = e.builder.inputs["inputIds"]
-    e.values[node] = e.op("gather", e.name(node), x=e.decoded(node), indices=ids, axis=0)
-
-
-def _in_blocks(e: Emitter, node: fx.Node, x: Var, blocks: int) -> Var:
-    """[1, S, K] → [1, S, blocks, K / blocks]."""
-    length, columns = x.shape[1:]
-    length = -1 if e.form.flexible else length
-    return e.op("reshape", f"{node.name}_blocks", x=x, shape=[1, length, blocks, columns // blocks])
-
-
-def _times(e: Emitter, name: str, x: Var, weight: Var, rows: int) -> Var:
-    """x · weightᵀ. `linear` always has a bias; its zeros are one blob for all."""
-    return e.op(
-        "linear", name, x=x, weight=weight, bias=e.builder.constant(f"const.zeros_{rows}", np.zeros(rows, np.float16))
-    )
-
-
 def _linear(e: Emitter, node: fx.Node) -> None:
     x, weight = node.args[:2]
-    rows = int(shape_of(weight)[0])  # type: ignore[arg-type]
-    e.values[node] = _times(e, e.name(node), e.value(x), e.value(weight), rows)
+    e.values[node] = e.times(e.name(node), e.value(x), e.value(weight), e.width(node))
 
 
 def _embedding(e: Emitter, node: fx.Node) -> None:
@@ -166,12 +116,6 @@ _RULES: dict[str, Callable[[Emitter, fx.Node], None]] = {
     "edge.attention": _attention,
     "edge.gated_silu": _gated_silu,
     "edge.last_token": _last_token,
-    "edge.matmul_nbits": _matmul_nbits,
-    "edge.embedding_nbits": _embedding_nbits,
-    "edge.matmul_int8": _matmul,
-    "edge.embedding_int8": _rows,
-    "edge.matmul_palette": _matmul,
-    "edge.embedding_palette": _rows,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,

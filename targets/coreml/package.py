@@ -24,7 +24,7 @@ from typing import Any
 
 from pocketphi.artifacts.stream import Progress, write_weights
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of, shape_of_parts
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, op_name
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.coreml.blob import ALIGN, header
@@ -132,8 +132,8 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
     config = program.config
     operators = Counter(op_name(node) for node in program.graph.nodes if node.op == "call_function")
     matrices = {name: recipe.parts for name, recipe in file.weights.items()}
-    compressed = {name: (p, shape_of_parts(p)) for name, p in matrices.items() if form_of(p)}
-    scales = [(columns // p["scale"].shape[1], columns) for p, (_, columns) in compressed.values() if "scale" in p]
+    compressed = [(one.shape_of(p), one.block_of(p)) for p in matrices.values() if (one := format_of(p))]
+    scales = [(block, columns) for (_, columns), block in compressed if block]
     state = (config.layers, 1, config.kv_heads, form.positions, config.head_dim)
     floats = {
         str(node.args[i].target)
@@ -146,7 +146,7 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
         states=dict.fromkeys(STATES, state),
         blocks=dict(sorted(Counter(block for block, columns in scales if block < columns).items())),
         palettes=len(compressed) - len(scales),
-        dense_bytes=sum(2 * rows * columns for _, (rows, columns) in compressed.values()),
+        dense_bytes=sum(2 * rows * columns for (rows, columns), _ in compressed),
         float_weights=[name for name in matrices if name in floats],
         float32_norms=operators["edge.rms_norm"] + operators["edge.add_rms_norm"] if form.norm == "fp32" else 0,
         flexible=form.flexible,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import option
 from pocketphi.graph.reading import typed
+from pocketphi.targets.coreml.codecs import CODECS
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target, TargetOptions
 
@@ -71,7 +71,7 @@ class CoreMLTarget(Target[CoreML]):
     extra = "coreml"
     recorded = ("coremltools",)
     libraries = ("coremltools", "protobuf")
-    forms = frozenset({"int4", "int8", "palette"})
+    codecs = CODECS
     weights_file = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     default_context = DEFAULT_CONTEXT  # in the package
     platforms = frozenset({"ios"})
@@ -83,10 +83,7 @@ class CoreMLTarget(Target[CoreML]):
     def runtime(self, config: ModelConfig, options: CoreML, longest: int, held: int) -> Runtime:
         chunk = min(options.chunk or DEFAULT_CHUNK, held)
         return Runtime(
-            scale_bytes=2,
-            offset_bytes=2,
             float_bytes=2,
-            zero_bytes=lambda rows, blocks: math.ceil(rows * blocks / 2),
             activation_bytes=2,
             buffers=2.0,
             fixed=20_000_000,

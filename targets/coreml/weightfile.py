@@ -1,22 +1,9 @@
-"""What a package's `weight.bin` holds: which parts of which weights as which blobs, where, and how they are encoded.
-
-    canonical                     blob                       bytes
-    q, symmetric                  int4 [N, K]                packed ^ 0x88: nibble n stands for n - 8, in two's complement
-    q, with zero or offset        uint4 [N, K]               packed
-    zero                          uint4 [N, K/block]         repacked without the padding at the end of odd rows
-    scale                         float16 [N, K/block]       exact, or a bug of the quantizer
-    offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
-    q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
-    index, of a palette           uint4 [N, K]               as it is
-    lut                           float16 [N/R, 1, 16, 1]    exact, or a bug of the quantizer
-    a float tensor                float16, same shape        rounded; a rotary table ends where the cache does
-
-Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
-low nibble 8 = -8, high nibble 7.
-"""
+"""What a package's `weight.bin` holds: which parts of which weights as which blobs, and where. `codecs.py` says how each format
+is stored; a float tensor is float16 of the same shape, rounded, and a rotary table ends where the cache does."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,12 +13,11 @@ import torch
 
 from pocketphi.artifacts.stream import Layout, Rows
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.forms import shape_of_parts
-from pocketphi.graph.int4 import SYMMETRIC_ZERO, pack_nibbles, unpack_nibbles
-from pocketphi.graph.palette import ENTRIES
+from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.graph.recipe import PartSpec, Recipe
+from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
+from pocketphi.targets.coreml.codecs import CODECS, Blobs
 from pocketphi.targets.coreml.form import Form
 
 PACKAGE = "model.mlpackage"
@@ -83,8 +69,8 @@ def plan_weights(program: Program, form: Form) -> WeightFile:
     weights = stored_weights(program, form)
     wanted: dict[str, tuple[BlobType, tuple[int, ...]]] = {}
     for name, recipe in weights.items():
-        for part, spec in recipe.parts.items():
-            wanted[f"{name}:{part}" if part else name] = _stored_as(part, spec, recipe.parts)
+        for part, stored in _blobs(recipe.parts).items():
+            wanted[f"{name}:{part}" if part else name] = stored
     constants = _constants(program, form)
     for name, value in constants.items():
         wanted[name] = (BlobType.INT32 if value.dtype == np.int32 else BlobType.FLOAT16, value.shape)
@@ -98,63 +84,19 @@ def plan_weights(program: Program, form: Form) -> WeightFile:
 
 def encode(name: str, rows: Rows) -> Rows:
     """Canonical rows of one weight as they are written."""
-    stored = {}
-    for part, tensor in rows.items():
-        if part == "q":
-            stored[part] = tensor if {"zero", "offset"} & set(rows) else tensor ^ 0x88
-        elif part == "zero":
-            zeros = unpack_nibbles(tensor, rows["scale"].shape[1])
-            stored[part] = pack_nibbles(zeros.reshape(1, -1))
-        elif part in ("scale", "lut"):
-            stored[part] = _exact_half(
-                tensor, f"{name}: a scale" if part == "scale" else f"{name}: a value", CompilerBug
-            )
-        elif part == "q8":
-            stored[part] = tensor ^ 0x80
-        elif part == "index":
-            stored[part] = tensor
-        elif part == "offset":
-            stored[part] = _lowest(name, tensor, rows)
-        else:
-            stored[part] = tensor.half() if tensor.is_floating_point() else tensor
-    return stored
+    form = format_of(rows)
+    if form:
+        return CODECS[form.name].encode(name, rows)
+    return {part: tensor.half() if tensor.is_floating_point() else tensor for part, tensor in rows.items()}
 
 
-def _lowest(name: str, offset: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The value of q = 0 in each block. Raises InputError unless float16 has it, and the canonical offset comes back."""
-    lowest = offset - SYMMETRIC_ZERO * rows["scale"]
-    half = _exact_half(lowest, f"{name}: a block's smallest value", InputError)
-    if not torch.equal(half.float() + SYMMETRIC_ZERO * rows["scale"], offset):
-        raise InputError(f"{name}: offset - 8 · scale is not exact in float32; compile from the float checkpoint")
-    return half
-
-
-def _exact_half(values: torch.Tensor, what: str, error: type[CompilerBug | InputError]) -> torch.Tensor:
-    half = values.half()
-    wrong = half.float() != values
-    if bool(wrong.any()):
-        value = float(values[wrong][0])
-        raise error(f"{what} is {value!r}, which float16 does not have")
-    return half
-
-
-def _stored_as(part: str, spec: PartSpec, parts: Mapping[str, PartSpec]) -> tuple[BlobType, tuple[int, ...]]:
-    if {"zero", "offset"} <= set(parts):
-        raise CompilerBug("a weight with zero points and offsets: no int4 operator of Core ML has both")
-    if part == "q":
-        symmetric = not {"zero", "offset"} & set(parts)
-        return (BlobType.INT4 if symmetric else BlobType.UINT4), (spec.shape[0], 2 * spec.shape[1])
-    if part == "zero":
-        return BlobType.UINT4, parts["scale"].shape
-    if part == "q8":
-        return BlobType.INT8, spec.shape
-    if part == "index":
-        return BlobType.UINT4, shape_of_parts(parts)
-    if part == "lut":
-        return BlobType.FLOAT16, (spec.shape[0], 1, ENTRIES, 1)
-    if not spec.dtype.is_floating_point:
-        raise CompilerBug(f"no blob type for a weight of {spec.dtype}")
-    return BlobType.FLOAT16, spec.shape
+def _blobs(parts: Mapping[str, PartSpec]) -> Blobs:
+    form = format_of(parts)
+    if form:
+        return CODECS[form.name].blobs(parts)
+    if not parts[""].dtype.is_floating_point:
+        raise CompilerBug(f"no blob type for a weight of {parts[''].dtype}")
+    return {"": (BlobType.FLOAT16, parts[""].shape)}
 
 
 def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
@@ -163,7 +105,7 @@ def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        if op_name(node) in ("linear", "edge.matmul_nbits", "edge.matmul_int8", "edge.matmul_palette"):
+        if op_name(node) == "linear" or op_name(node).startswith("edge.matmul_"):
             size = int(shape_of(node)[-1])
             found[f"const.zeros_{size}"] = np.zeros(size, np.float16)
         elif op_name(node) == "edge.attention":
@@ -187,8 +129,8 @@ def stored_weights(program: Program, form: Form) -> dict[str, Recipe]:
             rows = recipe.parts[""].shape[0]
             found[name] = AsHalf(recipe, name, min(rows, tables.get(name, rows)))
         else:
-            odd = "zero" in recipe.parts and recipe.parts["scale"].shape[1] % 2
-            found[name] = EvenChunks(recipe) if odd else recipe
+            halves = any(kind.bits * math.prod(shape[1:]) % 8 for kind, shape in _blobs(recipe.parts).values())
+            found[name] = EvenChunks(recipe) if halves else recipe
     return found
 
 

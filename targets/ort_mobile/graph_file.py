@@ -12,8 +12,8 @@ import onnx
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, typed
-from pocketphi.graph.recipe import PartSpec
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE
 
 _DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ import torch
 
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.reading import file_inside, show
-from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
+from pocketphi.graph.recipe import Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
 from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS
@@ -199,29 +200,30 @@ class SavedWeight:
             row = spec.bytes // spec.shape[0]
             data = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=self.offsets[part] + start * row)
             tensors[part] = torch.from_numpy(data).view(spec.dtype).view(stop - start, *spec.shape[1:])
-        return tensors
+        form = format_of(tensors)
+        return CODECS[form.name].decode(tensors) if form else tensors
 
     def describe(self) -> str:
         return f"as saved in {self.path.name}"
 
 
-_PARTS = ("q", "scale", "zero", "offset", "q8")
-
-
 def read_weights(folder: Path) -> dict[str, Recipe]:
     """The saved weights by name, read lazily."""
+    named = {part for codec in CODECS.values() for part in codec.format.part_names()}
     parts: dict[str, dict[str, PartSpec]] = {}
     offsets: dict[str, dict[str, int]] = {}
     for tensor in external(read_graph(folder)):
         stem, _, suffix = tensor.name.rpartition(".")
         if suffix in ("2d", "3d"):  # other shape, same bytes
             continue
-        name, part = (stem, suffix) if suffix in _PARTS else (tensor.name, "")
-        spec, offset = spec_of(tensor, folder)
-        dims = spec.shape if suffix not in ("q", "q8") else (spec.shape[0], math.prod(spec.shape[1:]))
-        parts.setdefault(name, {})[part] = PartSpec(dims, spec.dtype)
-        offsets.setdefault(name, {})[part] = offset
-    return {name: SavedWeight(folder / DATA_FILE, parts[name], offsets[name]) for name in parts}
+        name, part = (stem, suffix) if suffix in named else (tensor.name, "")
+        parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)
+    found: dict[str, Recipe] = {}
+    for name, saved in parts.items():
+        form = format_of(saved)
+        held = CODECS[form.name].restored(saved) if form else saved
+        found[name] = SavedWeight(folder / DATA_FILE, held, offsets[name])
+    return found
 
 
 class GenaiRunner:

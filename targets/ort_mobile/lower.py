@@ -1,4 +1,5 @@
-"""Program → ONNX: one rule for each operator. Weights are placed by name only; `package.py` streams their bytes.
+"""Program → ONNX: one rule for each operator, those of weights in `codecs.py`. Weights are placed by name only; `package.py`
+streams their bytes.
 
 Longer than a rule file should be only because every operator of the vocabulary has its rule here, side by side.
 """
@@ -17,13 +18,14 @@ from onnx import TensorProto, helper
 from torch import fx
 
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.graph.recipe import PartSpec
+from pocketphi.targets.codecs import rules_of
+from pocketphi.targets.ort_mobile.codecs import CODECS, MS
 from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS
 
 OPSET = 21
 IR_VERSION = 10
-MS = "com.microsoft"
 
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torch.int64: TensorProto.INT64}
 
@@ -65,10 +67,10 @@ class Lowered:
 
 def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS) -> Lowered:
     """Lower a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
-    emitter = _Emitter(program, accuracy_level)
+    emitter, rules = Emitter(program, accuracy_level), {**_RULES, **rules_of(CODECS)}
     for node in program.graph.nodes:
         if node.op == "call_function":
-            rule = _RULES.get(op_name(node))
+            rule = rules.get(op_name(node))
             if rule is None:
                 raise CompilerBug(f"no ONNX rule for {op_name(node)} ({node.name})")
             rule(emitter, node)
@@ -76,7 +78,7 @@ def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS) -> Lowered:
     return emitter.lowered
 
 
-class _Emitter:
+class Emitter:
     """Names values and collects nodes. A value of the graph has one ONNX name, or one for each item of a tuple."""
 
     def __init__(self, program: Program, accuracy_level: int) -> None:
@@ -108,6 +110,10 @@ class _Emitter:
         name = target.replace(":", ".") + (f".{len(wanted)}d" if same else "")
         self.lowered.weights.append(Placed(name, target, wanted, spec))
         return name
+
+    def shape(self, node: Any) -> tuple[int, ...]:
+        """The shape of a weight's part."""
+        return tuple(map(int, shape_of(node)))
 
     def emit(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
@@ -209,11 +215,11 @@ class _Emitter:
         return self.shared("rotary_rows", make)
 
 
-def _getitem(e: _Emitter, node: fx.Node) -> None:
+def _getitem(e: Emitter, node: fx.Node) -> None:
     """Items of a tuple got their names when the tuple was emitted."""
 
 
-def _tuple_names(e: _Emitter, node: fx.Node, count: int) -> list[str]:
+def _tuple_names(e: Emitter, node: fx.Node, count: int) -> list[str]:
     """Names of the items of a tuple-valued node; an item nobody reads has the empty name, which ONNX leaves out."""
     names = [""] * count
     for user in node.users:
@@ -222,7 +228,7 @@ def _tuple_names(e: _Emitter, node: fx.Node, count: int) -> list[str]:
     return names
 
 
-def _rms_norm(e: _Emitter, node: fx.Node) -> None:
+def _rms_norm(e: Emitter, node: fx.Node) -> None:
     x, weight, eps = node.args
     e.emit(
         "SimplifiedLayerNormalization",
@@ -234,7 +240,7 @@ def _rms_norm(e: _Emitter, node: fx.Node) -> None:
     )
 
 
-def _add_rms_norm(e: _Emitter, node: fx.Node) -> None:
+def _add_rms_norm(e: Emitter, node: fx.Node) -> None:
     x, y, weight, eps = node.args
     normed, total = _tuple_names(e, node, 2)
     outputs = [normed or f"{node.name}_unused", "", "", total]
@@ -242,7 +248,7 @@ def _add_rms_norm(e: _Emitter, node: fx.Node) -> None:
     e.emit("SkipSimplifiedLayerNormalization", inputs, outputs if total else outputs[:1], domain=MS, epsilon=eps)
 
 
-def _attention(e: _Emitter, node: fx.Node) -> None:
+def _attention(e: Emitter, node: fx.Node) -> None:
     qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
     inputs = [e.name(qkv), "", "", e.name(k_cache), e.name(v_cache), e.total_minus_one(), e.total_length()]
     inputs += [e.name(cos), e.name(sin)]
@@ -255,7 +261,7 @@ def _attention(e: _Emitter, node: fx.Node) -> None:
     e.emit("GroupQueryAttention", inputs, outputs, domain=MS, **attributes)
 
 
-def _gated_silu(e: _Emitter, node: fx.Node) -> None:
+def _gated_silu(e: Emitter, node: fx.Node) -> None:
     name = node.name
     gate, up = f"{name}_gate", f"{name}_up"
     e.emit("Split", [e.name(node.args[0])], [gate, up], axis=-1, num_outputs=2)
@@ -263,102 +269,32 @@ def _gated_silu(e: _Emitter, node: fx.Node) -> None:
     e.emit("Mul", [up, silu], [e.result(node)])
 
 
-def _last_token(e: _Emitter, node: fx.Node) -> None:
+def _last_token(e: Emitter, node: fx.Node) -> None:
     row = e.emit("GatherND", [e.name(node.args[0]), e.last_column()], [f"{node.name}_row"], batch_dims=1)
     e.emit("Unsqueeze", [row, e.constant("axis_1", [1])], [e.result(node)])
 
 
-def _matmul_nbits(e: _Emitter, node: fx.Node) -> None:
-    x, q, scale, zero, offset = node.args
-    rows, half = (int(s) for s in shape_of(q))  # type: ignore[arg-type]
-    columns, blocks = 2 * half, int(shape_of(scale)[1])  # type: ignore[arg-type]
-    block = columns // blocks
-    inputs = [e.name(x), e.weight(q, (rows, blocks, block // 2)), e.name(scale)]  # type: ignore[arg-type]
-    if zero is not None:
-        inputs.append(e.name(zero))
-    attributes = {"K": columns, "N": rows, "bits": 4, "block_size": block, "accuracy_level": e.accuracy_level}
-    result = e.result(node)
-    if offset is None:
-        e.emit("MatMulNBits", inputs, [result], domain=MS, **attributes)
-        return
-    scaled = e.emit("MatMulNBits", inputs, [f"{node.name}_scaled"], domain=MS, **attributes)
-    e.emit("Add", [scaled, _times_offset(e, node, e.name(x), block, e.name(offset))], [result])
-
-
-def _matmul_int8(e: _Emitter, node: fx.Node) -> None:
-    x, q8, scale = node.args
-    rows, columns = (int(s) for s in shape_of(q8))  # type: ignore[arg-type]
-    blocks = int(shape_of(scale)[1])  # type: ignore[arg-type]
-    block = columns // blocks
-    inputs = [e.name(x), e.weight(q8, (rows, blocks, block)), e.name(scale)]  # type: ignore[arg-type]
-    attributes = {"K": columns, "N": rows, "bits": 8, "block_size": block, "accuracy_level": e.accuracy_level}
-    e.emit("MatMulNBits", inputs, [e.result(node)], domain=MS, **attributes)
-
-
-def _embedding_int8(e: _Emitter, node: fx.Node) -> None:
-    ids, q8, scale = node.args
-    block = int(shape_of(q8)[1]) // int(shape_of(scale)[1])  # type: ignore[arg-type]
-    attributes = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-    inputs = [e.name(q8), e.name(ids), e.name(scale)]
-    e.emit("GatherBlockQuantized", inputs, [e.result(node)], domain=MS, **attributes)
-
-
-def _times_offset(e: _Emitter, node: fx.Node, x: str, block: int, offset: str) -> str:
-    """x · (offset repeated over its block)ᵀ = (sums of x over blocks) · offsetᵀ: a float product of 1/block of the size.
-
-    Float zero points would say the same in one operator, but make MatMulNBits dequantize the matrix at each call.
-    """
-    shape = e.constant(f"blocks_of_{block}", [0, 0, -1, block])
-    blocks = e.emit("Reshape", [x, shape], [f"{node.name}_blocks"])
-    sums = e.emit("ReduceSum", [blocks, e.constant("axis_last", [-1])], [f"{node.name}_sums"], keepdims=0)
-    turned = e.shared(f"{offset}_T", lambda: e.emit("Transpose", [offset], [f"{offset}_T"], perm=[1, 0]))
-    return e.emit("MatMul", [sums, turned], [f"{node.name}_offsets"])
-
-
-def _embedding_nbits(e: _Emitter, node: fx.Node) -> None:
-    ids, q, scale, zero, offset = node.args
-    inputs = [e.name(q), e.name(ids), e.name(scale)]
-    if zero is not None:
-        inputs.append(e.name(zero))
-    block = 2 * int(shape_of(q)[1]) // int(shape_of(scale)[1])  # type: ignore[arg-type]
-    attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-    result, name = e.result(node), node.name
-    if offset is None:
-        e.emit("GatherBlockQuantized", inputs, [result], domain=MS, **attributes)
-        return
-    scaled = e.emit("GatherBlockQuantized", inputs, [f"{name}_scaled"], domain=MS, **attributes)
-    blocks = e.emit("Reshape", [scaled, e.constant(f"blocks_of_{block}", [0, 0, -1, block])], [f"{name}_blocks"])
-    rows = e.emit("Gather", [e.name(offset), e.name(ids)], [f"{name}_offsets"], axis=0)
-    column = e.emit("Unsqueeze", [rows, e.constant("axis_last", [-1])], [f"{name}_offset_column"])
-    total = e.emit("Add", [blocks, column], [f"{name}_sum"])
-    e.emit("Reshape", [total, e.constant("rows", [0, 0, -1])], [result])
-
-
-def _linear(e: _Emitter, node: fx.Node) -> None:
+def _linear(e: Emitter, node: fx.Node) -> None:
     x, weight = (e.name(arg) for arg in node.args[:2])
     turned = e.shared(f"{weight}_T", lambda: e.emit("Transpose", [weight], [f"{weight}_T"], perm=[1, 0]))
     e.emit("MatMul", [x, turned], [e.result(node)])
 
 
-def _embedding(e: _Emitter, node: fx.Node) -> None:
+def _embedding(e: Emitter, node: fx.Node) -> None:
     e.emit("Gather", [e.name(node.args[0]), e.name(node.args[1])], [e.result(node)], axis=0)
 
 
-def _add(e: _Emitter, node: fx.Node) -> None:
+def _add(e: Emitter, node: fx.Node) -> None:
     e.emit("Add", [e.name(node.args[0]), e.name(node.args[1])], [e.result(node)])
 
 
-_RULES: dict[str, Callable[[_Emitter, fx.Node], None]] = {
+_RULES: dict[str, Callable[[Emitter, fx.Node], None]] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,
     "edge.attention": _attention,
     "edge.gated_silu": _gated_silu,
     "edge.last_token": _last_token,
-    "edge.matmul_nbits": _matmul_nbits,
-    "edge.embedding_nbits": _embedding_nbits,
-    "edge.matmul_int8": _matmul_int8,
-    "edge.embedding_int8": _embedding_int8,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,

@@ -18,12 +18,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, Rows, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of, shape_of_parts
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.base import Packaged, Prepared
+from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.prefill import chunk_of
@@ -64,7 +65,7 @@ class OrtBundle(Prepared):
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self._lowered
-        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress)
+        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress, _encode)
         model = lowered.to_model([_external(placed, self._layout) for placed in lowered.weights], self._asked.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
         (folder / GENAI_FILE).write_text(_to_json(genai_config(program, lowered, self._asked.context)))
@@ -79,13 +80,13 @@ class OrtBundle(Prepared):
 def _check_fits(program: Program) -> None:
     """Raise InputError for a size that no operator of ONNX Runtime takes."""
     for name, recipe in program.weights.items():
-        if form_of(recipe.parts):
-            columns, blocks = shape_of_parts(recipe.parts)[1], recipe.parts["scale"].shape[1]
-            if columns // blocks not in FAST_BLOCKS:
-                raise InputError(
-                    f"ort-mobile: {name} has blocks of {columns // blocks}, MatMulNBits takes "
-                    f"{', '.join(map(str, FAST_BLOCKS))}; choose such a --block, or compile it for coreml alone"
-                )
+        form = format_of(recipe.parts)
+        block = form.block_of(recipe.parts) if form else None
+        if block and block not in FAST_BLOCKS:
+            raise InputError(
+                f"ort-mobile: {name} has blocks of {block}, MatMulNBits takes {', '.join(map(str, FAST_BLOCKS))}; "
+                "choose such a --block, or compile it for coreml alone"
+            )
     if program.config.rotary_dim % _ROTARY_STEP:
         raise InputError(
             f"ort-mobile: {program.config.rotary_dim} rotary dimensions, ONNX Runtime's attention takes a multiple of "
@@ -207,7 +208,13 @@ def _tied_bytes(program: Program) -> int:
     if not program.config.tied_embeddings:
         return 0
     parts = program.weights[EMBEDDING].parts
-    return sum(parts[part].bytes for part in ("q", "q8") if part in parts)
+    form = format_of(parts)
+    return parts[CODECS[form.name].values].bytes if form else 0
+
+
+def _encode(name: str, rows: Rows) -> Rows:
+    form = format_of(rows)
+    return CODECS[form.name].encode(rows) if form else rows
 
 
 def _too_large(single: int) -> str:

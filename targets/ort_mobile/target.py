@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.options import option
 from pocketphi.targets.memory import Runtime
+from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked, Kit, Target, TargetOptions, TextReader
 
@@ -45,7 +45,7 @@ class OrtMobileTarget(Target[OrtMobile]):
     extra = "ort"
     recorded = ("onnx", "onnxruntime")
     libraries = ("onnx", "onnxruntime", "onnxruntime-genai", "protobuf")
-    forms = frozenset({"int4", "int8"})
+    codecs = CODECS
     weights_file = "model.onnx.data"
     measured = "with onnxruntime 1.32 on x86"  # benchmarks/footprint.py measures again
     kits = (
@@ -58,10 +58,7 @@ class OrtMobileTarget(Target[OrtMobile]):
 
     def runtime(self, config: ModelConfig, options: OrtMobile, longest: int, held: int) -> Runtime:
         return Runtime(
-            scale_bytes=4,
-            offset_bytes=4,
             float_bytes=4,
-            zero_bytes=lambda rows, blocks: rows * math.ceil(blocks / 2),
             activation_bytes=4,
             buffers=1.9,
             fixed=22_500_000,

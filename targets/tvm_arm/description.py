@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import PartSpec, specs
 from pocketphi.graph.program import split_target
 from pocketphi.graph.reading import file_inside, read_json, show, typed
-from pocketphi.graph.recipe import PartSpec
-from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.isa import TRIPLES, Isa, find_isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
@@ -50,14 +51,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Matrix:
-    """An int4 weight: rows × columns, block: values that share a scale."""
+    """A quantized weight: rows × columns, block: values that share a scale; format: a name of CODECS."""
 
     rows: int
     columns: int
     block: int
+    format: str = "int4"
 
-    def interleaved(self, isa: Isa) -> Interleaved:
-        return Interleaved(self.rows, self.columns, self.block, isa.lanes, isa.pairs, isa.signed)
+    def parts(self, held: Collection[str]) -> dict[str, PartSpec]:
+        """Its canonical parts. held: names of its parts in the file."""
+        return specs(CODECS[self.format].layout(self, held))
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,14 @@ def _matrix_problem(matrix: Matrix, held: dict[str, Tensor], isa: Isa) -> str | 
     sizes = (matrix.rows, matrix.columns, matrix.block)
     if not all(0 < size < _MOST for size in sizes) or matrix.block % 16 or matrix.columns % matrix.block:
         return f"has {show(sizes)} rows, columns and values in a block"
-    if not {"q", "scale"} <= set(held) <= {"q", "scale", "zero", "offset"}:
-        return f"has the parts {show(sorted(held))}, expected q and scale"
-    wanted = matrix.interleaved(isa).specs({part: tensor.spec for part, tensor in held.items()})
+    if matrix.format not in CODECS:
+        return f"is of format {show(matrix.format)}, expected one of {', '.join(CODECS)}"
+    codec = CODECS[matrix.format]
+    names, optional = codec.format.part_names(), codec.format.optional()
+    if not set(names) - optional <= set(held) <= set(names):
+        return f"has the parts {show(sorted(held))}, expected {' and '.join(n for n in names if n not in optional)}"
+    parts = matrix.parts(held)
+    wanted = codec.placed(parts, isa).specs(parts)
     for part, spec in wanted.items():
         if held[part].spec != PartSpec((math.prod(spec.shape),), spec.dtype):
             return f"has {show(held[part].shape)} values of {held[part].dtype} in its part {part}"

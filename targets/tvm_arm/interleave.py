@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pocketphi.graph.int4 import pack_nibbles, unpack_nibbles
-from pocketphi.graph.recipe import PartSpec
+from pocketphi.graph.formats import PartSpec
+from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 from pocketphi.targets.tvm_arm.isa import Isa
 
 STEP = 32

@@ -1,4 +1,4 @@
-"""Program → Relax: one rule for each operator, one function for each way of running.
+"""Program → Relax: one rule for each operator, those of weights in `codecs.py`, and one function for each way of running.
 
 A function takes (tokens int32 [S], position int32 [P], caches, parameters) and returns float32 logits: [1, V] of the last
 token, or [S, V] where its name ends in `_all`. Caches are written in place; weights are parameters, never constants.
@@ -16,12 +16,13 @@ from tvm import IRModule, relax, tirx
 from tvm.ir import StringImm
 
 from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.graph.recipe import PartSpec
-from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.targets.codecs import rules_of
+from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
-from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
+from pocketphi.targets.tvm_arm.kernels.elementwise import gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.params import ParamsFile
@@ -90,7 +91,7 @@ def lower(
     kernels = _Kernels(isa, schedules or Schedules(isa))
     arguments = ParamsFile.plan(program, isa).arguments()
     for way in WAYS:
-        _Function(program, isa, way, kernels, arguments, EXACT_CACHE if way.exact else cache).build()
+        Function(program, isa, way, kernels, arguments, EXACT_CACHE if way.exact else cache).build()
     with kernels.builder.function("description", []):
         kernels.builder.emit_func_output(StringImm(description))
     return kernels.builder.finalize()
@@ -115,7 +116,7 @@ class _Kernels:
         return self.get(("matmul", form), "matmul", lambda name: matmul(name, self.isa, form, schedule))
 
 
-class _Function:
+class Function:
     """One Relax function. A value of the graph is a Relax variable [S, width], or a tuple of them."""
 
     def __init__(
@@ -128,7 +129,7 @@ class _Function:
         cache: KvCache,
     ) -> None:
         self.program, self.isa, self.way, self.kernels, self.cache = program, isa, way, kernels, cache
-        self.builder = kernels.builder
+        self.builder, self.rules = kernels.builder, {**_RULES, **rules_of(CODECS)}
         self.length: Any = 1 if way.single else tirx.Var("s", "int64")
         self.values: dict[fx.Node, Any] = {}
         self.parameters = {
@@ -162,13 +163,18 @@ class _Function:
             self.builder.emit_func_output(self.values[self.program.outputs["logits"]])
 
     def _emit(self, node: fx.Node) -> None:
-        rule = _RULES.get(op_name(node))
+        rule = self.rules.get(op_name(node))
         if rule is None:
             raise CompilerBug(f"no TVM rule for {op_name(node)} ({node.name})")
         rule(self, node)
 
     def value(self, node: Any) -> Any:
         return self.parameters[str(node.target)] if node.op == "get_attr" else self.values[node]
+
+    def parts_read(self, node: fx.Node) -> Mapping[str, PartSpec]:
+        """The parts of the quantized weight that an operator reads."""
+        read = next(arg for arg in node.args[1:] if isinstance(arg, fx.Node))
+        return self.program.weights[split_target(str(read.target))[0]].parts
 
     def rows(self, node: Any) -> Any:
         """Rows of a value [B, S, K] of the graph: 1 where it is of the last token, unless every position is wanted."""
@@ -182,22 +188,22 @@ class _Function:
         return self.builder.emit(relax.call_tir(kernel, list(args), types[0] if len(types) == 1 else types))
 
 
-def _getitem(f: _Function, node: fx.Node) -> None:
+def _getitem(f: Function, node: fx.Node) -> None:
     f.values[node] = f.values[node.args[0]][node.args[1]]  # type: ignore[index]
 
 
-def _rms_norm(f: _Function, node: fx.Node) -> None:
+def _rms_norm(f: Function, node: fx.Node) -> None:
     x, weight, eps = node.args
     f.values[node] = _norm(f, [x], weight, eps)
 
 
-def _add_rms_norm(f: _Function, node: fx.Node) -> None:
+def _add_rms_norm(f: Function, node: fx.Node) -> None:
     x, y, weight, eps = node.args
     both = _norm(f, [x, y], weight, eps)
     f.values[node] = [f.builder.emit(relax.TupleGetItem(both, i)) for i in range(2)]
 
 
-def _norm(f: _Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
+def _norm(f: Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
     (size,) = (int(n) for n in shape_of(weight))
     rows = f.rows(inputs[0])
     add, single = len(inputs) == 2, isinstance(rows, int)
@@ -209,10 +215,10 @@ def _norm(f: _Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
 
 def long_after(program: Program) -> int:
     """The position at which LongRoPE's factors change, 0 where the tables of the program end before it."""
-    return max((int(n.args[-1]) for n in program.graph.nodes if op_name(n) == "attention"), default=0)  # type: ignore[arg-type]
+    return max((int(n.args[-1]) for n in program.graph.nodes if op_name(n) == "attention"), default=0)
 
 
-def _attention(f: _Function, node: fx.Node) -> None:
+def _attention(f: Function, node: fx.Node) -> None:
     qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
     table_rows, half = (int(n) for n in shape_of(cos))  # type: ignore[arg-type]
     dim, rows = f.program.config.head_dim, f.rows(qkv)
@@ -237,14 +243,14 @@ def _attention(f: _Function, node: fx.Node) -> None:
     f.values[node] = [mixed, keys, values]
 
 
-def _gated_silu(f: _Function, node: fx.Node) -> None:
+def _gated_silu(f: Function, node: fx.Node) -> None:
     size, rows = int(shape_of(node)[-1]), f.rows(node)
     single = isinstance(rows, int)
     kernel = f.kernels.get(("silu", size, single), "gated_silu", lambda name: gated_silu(name, f.isa, size, single))
     f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
 
 
-def _last_token(f: _Function, node: fx.Node) -> None:
+def _last_token(f: Function, node: fx.Node) -> None:
     x = f.value(node.args[0])
     if f.rows(node) is f.rows(node.args[0]):
         f.values[node] = x
@@ -254,45 +260,22 @@ def _last_token(f: _Function, node: fx.Node) -> None:
     f.values[node] = f.call(kernel, [x], size, 1)
 
 
-def _form(f: _Function, node: fx.Node) -> tuple[Form, list[Any]]:
-    """The form of an int4 operator, and the parameters in its order."""
-    held = [arg for arg in node.args[1:] if arg is not None]
-    name, _ = split_target(str(held[0].target))  # type: ignore[union-attr]
-    parts = f.program.weights[name].parts
-    matrix = Interleaved.of(parts, f.isa)
-    form = Form(matrix, "zero" in parts, "offset" in parts, f.way.exact, isinstance(f.rows(node), int))
-    return form, [f.value(arg) for arg in held]
-
-
-def _matmul_nbits(f: _Function, node: fx.Node) -> None:
-    form, held = _form(f, node)
-    f.values[node] = f.call(f.kernels.matmul(form), [f.value(node.args[0]), *held], form.matrix.rows, f.rows(node))
-
-
-def _embedding_nbits(f: _Function, node: fx.Node) -> None:
-    form, held = _form(f, node)
-    kernel = f.kernels.get(("embedding", form), "embedding", lambda name: embedding(name, f.isa, form))
-    f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns, f.rows(node))
-
-
-def _left_in_float(f: _Function, node: fx.Node) -> None:
+def _left_in_float(f: Function, node: fx.Node) -> None:
     weight = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
     shape = list(shape_of(weight))
     raise InputError(
-        f"tvm-arm: {weight.target} {shape} is left in float, and this target has int4 kernels only; "
+        f"tvm-arm: {weight.target} {shape} is left in float, and this target has {' and '.join(CODECS)} kernels only; "
         "choose a --block that divides its columns"
     )
 
 
-_RULES: dict[str, Callable[[_Function, fx.Node], None]] = {
+_RULES: dict[str, Callable[[Function, fx.Node], None]] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,
     "edge.attention": _attention,
     "edge.gated_silu": _gated_silu,
     "edge.last_token": _last_token,
-    "edge.matmul_nbits": _matmul_nbits,
-    "edge.embedding_nbits": _embedding_nbits,
     "linear": _left_in_float,
     "embedding": _left_in_float,
 }

@@ -18,12 +18,13 @@ from typing import Any
 
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
+from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
-from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
@@ -115,9 +116,9 @@ def describe(
     isa = platform.isa
     matrices = {}
     for name, recipe in params.weights.items():
-        if "q" in recipe.parts:
-            matrix = Interleaved.of(recipe.parts, isa)
-            matrices[name] = {"rows": matrix.rows, "columns": matrix.columns, "block": matrix.block}
+        form = format_of(recipe.parts)
+        if form:
+            matrices[name] = CODECS[form.name].described(recipe.parts)
     tokens = min(context or config.max_position, config.max_position)
     caches = {"saved": cache, "exact": EXACT_CACHE}
 

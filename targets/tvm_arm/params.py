@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from pocketphi.artifacts.stream import Layout, Progress, Rows, Written, plan_layout, write_weights
+from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.program import Program, split_target
-from pocketphi.graph.recipe import PartSpec, Recipe, int4_parts, row_chunks
+from pocketphi.graph.recipe import Recipe, row_chunks
+from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
@@ -44,7 +46,8 @@ class ParamsFile:
         """Stream the weights."""
 
         def encode(name: str, rows: Rows) -> Rows:
-            return Interleaved.of(self.weights[name].parts, self.isa).store(rows) if "q" in rows else rows
+            matrix = _placed(self.weights[name].parts, self.isa)
+            return matrix.store(rows) if matrix else rows
 
         return write_weights(path, self.weights, self.layout, progress, encode)
 
@@ -54,7 +57,7 @@ class ParamsFile:
         found = {}
         for name, stored in self.stored.items():
             for part, spec in stored.parts.items():
-                shape = (math.prod(spec.shape),) if "q" in stored.parts else spec.shape
+                shape = (math.prod(spec.shape),) if format_of(stored.parts) else spec.shape
                 found[f"{name}:{part}" if part else name] = PartSpec(shape, spec.dtype)
         return found
 
@@ -72,7 +75,14 @@ class ParamsFile:
 
 
 def _stored_parts(parts: Mapping[str, PartSpec], isa: Isa) -> Mapping[str, PartSpec]:
-    return Interleaved.of(parts, isa).specs(parts) if "q" in parts else parts
+    matrix = _placed(parts, isa)
+    return matrix.specs(parts) if matrix else parts
+
+
+def _placed(parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved | None:
+    """How a weight lies in the file; None for one in float."""
+    form = format_of(parts)
+    return CODECS[form.name].placed(parts, isa) if form else None
 
 
 @dataclass(frozen=True)
@@ -111,9 +121,8 @@ def read_weights(folder: Path, described: Description) -> dict[str, Recipe]:
     for name, held in described.parts().items():
         matrix, parts = None, {part: tensor.spec for part, tensor in held.items()}
         if name in described.matrices:
-            m = described.matrices[name]
-            matrix = m.interleaved(described.isa)
-            parts = int4_parts((m.rows, m.columns), m.block, "zero" not in parts, "offset" in parts)
+            parts = described.matrices[name].parts(held)
+            matrix = _placed(parts, described.isa)
         offsets = {part: tensor.offset for part, tensor in held.items()}
         found[name] = SavedWeight(folder / PARAMS_FILE, parts, offsets, matrix)
     return found

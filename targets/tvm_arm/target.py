@@ -12,10 +12,12 @@ from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Layout
 from pocketphi.graph.options import option
 from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target, TargetOptions
+from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 from pocketphi.targets.tvm_arm.platform import SYSTEMS, Platform
 
@@ -74,6 +76,7 @@ class TvmArmTarget(Target[TvmArm]):
     extra = "tvm"
     recorded = ("apache-tvm", "apache-tvm-ffi")
     libraries = ("apache-tvm", "apache-tvm-ffi")
+    codecs = CODECS
     weights_file = "model.params"
     measured = "with our runtime on x86"
     kits = (
@@ -92,18 +95,17 @@ class TvmArmTarget(Target[TvmArm]):
 
     def runtime(self, config: ModelConfig, options: TvmArm, longest: int, held: int) -> Runtime:
         return Runtime(
-            scale_bytes=2,
-            offset_bytes=4,
             float_bytes=4,
-            zero_bytes=lambda rows, blocks: rows * blocks,
             activation_bytes=4,
             buffers=0.7,
             fixed=9_300_000,
             chunk=256,
             kv_per_token=self.kv_cache_bytes(config, options),
             kv_multiple=16,
-            row_multiple=Platform.of(options.os, options.cpu).isa.lanes,
         )
+
+    def weight_bytes(self, form: str, layout: Layout, options: TvmArm) -> int:
+        return CODECS[form].bytes_of(layout, Platform.of(options.os, options.cpu).isa.lanes)
 
     def prepare(self, program: Program, options: TvmArm, asked: Asked) -> Prepared:
         from pocketphi.targets.tvm_arm.package import TvmBundle

@@ -19,15 +19,15 @@ from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
 from pocketphi.compiler.devices import Device, find_device, read_devices
 from pocketphi.compiler.footprint import bundle_footprint, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions, compile_options
-from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.plan import plan, prepare
+from pocketphi.compiler.precision import asked_policy
 from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.trace import trace
-from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.coreml.target import CoreML
 from pocketphi.targets.tvm_arm.target import TvmArm
@@ -150,8 +150,7 @@ def fused(model: str, context: int | None) -> Program:
 def planned_weights(options: CompileOptions) -> tuple[int, int]:
     """Bytes of the weights' file, and how many of them may be something else than weights."""
     program = fused(options.model, options.context).copy()
-    quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
-    run_passes(program, quantization(quantizer, {}, False, eight_bits(options, program.config)))
+    run_passes(program, quantization(asked_policy(options, program.config.tied_embeddings), {}, False))
     (target,), (prepared,) = options.of_targets, prepare(program, options).values()
     config = program.config
     specs = [spec for recipe in program.weights_read().values() for spec in recipe.parts.values()]

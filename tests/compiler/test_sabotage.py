@@ -21,6 +21,7 @@ from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.gguf_file import GgufFile
 from pocketphi.graph.program import Program
 from pocketphi.graph.safetensors_file import RowReader
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.passes.quantizers import EightBits, KMeans, Quantizer, RoundToNearest, ScaleSearch
 from tests.graph.test_gguf_file import HIDDEN, random_tensors, write
@@ -216,7 +217,7 @@ def test_a_broken_step_of_a_reader_is_seen(step: str, models: dict[str, Path], m
     assert wrong(models[name])
 
 
-QUANTIZERS = [RoundToNearest(32), RoundToNearest(64, symmetric=False), ScaleSearch(32), EightBits(32), KMeans(8, False)]
+QUANTIZERS = [RoundToNearest(32), RoundToNearest(64, symmetric=False), ScaleSearch(32), EightBits(32), KMeans(8)]
 
 
 def quantized(quantizer: Quantizer, folder: Path) -> tuple[Program, Checkpoint]:
@@ -225,7 +226,7 @@ def quantized(quantizer: Quantizer, folder: Path) -> tuple[Program, Checkpoint]:
     for name, weight in program.weights.items():
         if hasattr(weight, "tensor"):
             program.weights[name] = replace(weight, checkpoint=source)
-    QuantizeWeights(quantizer)(program)
+    QuantizeWeights(Policy.of(quantizer))(program)
     return program, source
 
 

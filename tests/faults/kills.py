@@ -38,9 +38,9 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight
 from pocketphi.graph.writing import write_whole
-from pocketphi.passes.int4_cache import Int4Cache
-from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import RoundToNearest
+from pocketphi.passes.weight_cache import WeightCache
 
 _CLONE_NEWPID = 0x20000000
 HOW = ("group", "main", "container")
@@ -51,9 +51,9 @@ Job = Callable[[Path, Path, bool], None]
 def small(out: Path, cache: Path, replace: bool) -> None:
     """What a compile does to the disk: weights into the cache, and through worker processes into a folder."""
     source = HashedCheckpoint(RandomWeights("random:tiny"))
-    kept = Int4Cache(cache, source)
+    kept = WeightCache(cache, source)
     weights = {
-        name: Int4Weight(FloatWeight(source, name), RoundToNearest(32))
+        name: QuantizedWeight(FloatWeight(source, name), RoundToNearest(32))
         for name, info in source.tensors.items()
         if len(info.shape) == 2
     }

@@ -236,10 +236,10 @@ def _cache(folder: Path) -> None:
     """The part of a calibrated compile that reads its weights from the cache. What is damaged is made again, which counts as
     refused here; the weights are the right ones in any case."""
     from pocketphi.compiler.compile import calibrate
+    from pocketphi.compiler.precision import asked_policy
     from pocketphi.compiler.ui import Ui
     from pocketphi.graph.errors import InputError
     from pocketphi.graph.recipe import digest, materialize
-    from pocketphi.passes.quantizers import make_quantizer
 
     class Said(Ui):
         def say(self, text: str) -> None:
@@ -248,8 +248,8 @@ def _cache(folder: Path) -> None:
     said: list[str] = []
     program, source, options = _traced()
     options = dataclasses.replace(options, cache=folder)
-    quantizer = make_quantizer("search", options.block, options.symmetric)
-    made = calibrate(program, source, quantizer, options, Said())
+    policy = asked_policy(options, source.config.tied_embeddings)
+    made = calibrate(program, source, policy, options, Said())
     digests = {name: digest(materialize(weight)) for name, weight in made.items()}
     assert _GOOD.setdefault("int4", digests) == digests
     if not any(line.startswith("int4 weights: 0 computed") for line in said):

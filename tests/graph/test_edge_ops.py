@@ -11,7 +11,7 @@ import torch
 from tiny_phi3 import normal
 
 from pocketphi.graph import edge_ops
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.formats import Int4
 
 edge = torch.ops.edge
 Array = npt.NDArray[np.float64]
@@ -64,6 +64,7 @@ def test_shape_function_and_schema(name: str) -> None:
 
 def test_every_operator_is_checked() -> None:
     made = {v._name.removeprefix("edge::") for v in vars(edge_ops).values() if isinstance(v, torch.library.CustomOpDef)}
+    made |= {operator._schema.name.removeprefix("edge::") for operator in edge_ops.operators_of(Int4)}
     assert made == set(CALLS)
 
 

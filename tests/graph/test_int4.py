@@ -7,8 +7,8 @@ import doctest
 import pytest
 import torch
 
-from pocketphi.graph import int4
-from pocketphi.graph.int4 import Int4, pack_nibbles, unpack_nibbles
+from pocketphi.graph.formats import Int4, int4
+from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 
 
 def test_the_worked_example_runs() -> None:

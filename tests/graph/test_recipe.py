@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_phi3 import checkpoint, normal
 
-from pocketphi.graph.int4 import Int4
-from pocketphi.graph.recipe import Constant, FloatWeight, PartSpec, as_parts, int4_parts, materialize
+from pocketphi.graph.formats import Int4, PartSpec
+from pocketphi.graph.formats import specs as specs_of
+from pocketphi.graph.recipe import Constant, FloatWeight, materialize
 
 
 def test_float_weight() -> None:
@@ -37,8 +38,8 @@ def test_constant(dtype: torch.dtype) -> None:
 def test_int4_parts_are_those_of_int4(symmetric: bool, block: int) -> None:
     """192 / 64 gives three blocks: a ragged byte of zero points."""
     scale = torch.ones(4, 192 // block)
-    made = as_parts(Int4.pack(torch.zeros(4, 192), scale, None if symmetric else torch.zeros(scale.shape)))
-    specs = int4_parts((4, 192), block, symmetric)
+    made = Int4.pack(torch.zeros(4, 192), scale, None if symmetric else torch.zeros(scale.shape)).tensors()
+    specs = specs_of(Int4.layout((4, 192), block, symmetric))
     assert {n: (tuple(t.shape), t.dtype) for n, t in made.items()} == {n: (s.shape, s.dtype) for n, s in specs.items()}
     assert {n: t.nbytes for n, t in made.items()} == {n: s.bytes for n, s in specs.items()}
 

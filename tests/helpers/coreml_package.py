@@ -12,10 +12,11 @@ import torch
 from tiny_phi3 import quantized, quantized_by
 
 from pocketphi.graph.config import EMBEDDING
-from pocketphi.graph.int4 import Int4, pack_nibbles
+from pocketphi.graph.formats import Int4, PartSpec
 from pocketphi.graph.options import declared
+from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, PartSpec, as_parts
+from pocketphi.graph.recipe import Constant
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.quantizers import EightBits, KMeans
 from pocketphi.targets.base import Packaged
@@ -33,7 +34,7 @@ def finished(variant: str = "tiny", block: int = 32, symmetric: bool = True) -> 
 
 def in_forms(variant: str = "tiny") -> Program:
     """Palettes of 16 rows and an int8 embedding, logits of the last token."""
-    program = quantized_by(KMeans(16, weighted=False), variant, {EMBEDDING: EightBits(0)})
+    program = quantized_by(KMeans(16), variant, {EMBEDDING: EightBits(0)})
     LastLogits()(program)
     return program
 
@@ -56,14 +57,14 @@ class Whole:
 
     @property
     def parts(self) -> dict[str, PartSpec]:
-        return {part: PartSpec(tuple(t.shape), t.dtype) for part, t in as_parts(self.weight).items()}
+        return {part: PartSpec(tuple(t.shape), t.dtype) for part, t in self.weight.tensors().items()}
 
     def chunks(self) -> Any:
         rows = self.weight.q.shape[0]
         return ((start, min(start + 7, rows)) for start in range(0, rows, 7))
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {part: tensor[start:stop] for part, tensor in as_parts(self.weight).items()}
+        return {part: tensor[start:stop] for part, tensor in self.weight.tensors().items()}
 
     def describe(self) -> str:
         return "in memory"

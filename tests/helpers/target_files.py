@@ -8,14 +8,14 @@ from typing import Any
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.program import Program
 from pocketphi.targets import find_target
-from pocketphi.targets.base import Packaged, Prepared, check_forms
+from pocketphi.targets.base import Packaged, Prepared, check_formats
 from pocketphi.targets.target import Asked, TargetOptions
 
 
 def prepared(program: Program, options: TargetOptions, **asked: Any) -> Prepared:
     """asked: of `Asked`."""
     target = find_target(options.target)
-    check_forms(target.name, target.forms, program)
+    check_formats(target, program)
     return target.prepare(program, options, Asked(**asked))
 
 

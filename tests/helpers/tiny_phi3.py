@@ -23,6 +23,7 @@ from pocketphi.passes.fuse_attention import FuseAttention
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.passes.quantizers import Quantizer, RoundToNearest
 
@@ -45,7 +46,7 @@ PASSES: list[Callable[[], Pass]] = [
     FuseAttention,
     FuseResidualNorm,
     FuseGatedMlp,
-    lambda: QuantizeWeights(RoundToNearest(32)),
+    lambda: QuantizeWeights(Policy.of(RoundToNearest(32))),
 ]
 
 # (new tokens, tokens in the cache, batch): a prompt, a second prompt, one token; beyond the window and the switch
@@ -80,7 +81,7 @@ def quantized_by(
 ) -> Program:
     """special: quantizers of single weights."""
     program = fused(variant)
-    QuantizeWeights(quantizer, special=special)(program)
+    QuantizeWeights(Policy.of(quantizer, special))(program)
     return program
 
 

@@ -15,7 +15,7 @@ from pocketphi.artifacts.stream import Progress
 from pocketphi.compiler.rebuild import _ShapesOnly
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.decoder import ProgramRunner
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import format_of
 from pocketphi.graph.options import option
 from pocketphi.graph.program import Program, split_target
 from pocketphi.graph.recipe import Dequantized, PartSpec, Recipe, digest, materialize, row_chunks
@@ -81,7 +81,7 @@ class ToyHost(Host):
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:
         program, saved = trace(_ShapesOnly(read_config(self.folder))), self.weights()
         program.weights |= {
-            n: Dequantized(w) if form_of(w.parts) else w for n, w in saved.items() if n in program.weights
+            n: Dequantized(w) if format_of(w.parts) else w for n, w in saved.items() if n in program.weights
         }
         return ProgramRunner(program)
 
@@ -98,7 +98,7 @@ class ToyTarget(Target[Toy]):
 
     def runtime(self, config: ModelConfig, options: Toy, longest: int, held: int) -> Runtime:
         per_token = self.kv_cache_bytes(config, options)
-        return Runtime(4, 4, 4, lambda rows, blocks: rows * -(-blocks // 2), 4, 2.0, 10**7, None, per_token)
+        return Runtime(4, 4, 2.0, 10**7, None, per_token)
 
     def prepare(self, program: Program, options: Toy, asked: Asked) -> Prepared:
         return ToyBundle(program, options)

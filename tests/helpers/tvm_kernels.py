@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.formats import Int4
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
 from pocketphi.targets.tvm_arm.platform import cpu_flags
 from pocketphi.targets.tvm_arm.toolchain import host_arch

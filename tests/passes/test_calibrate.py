@@ -18,8 +18,9 @@ from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import Recipe, materialize
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import default_text, held_out_text, quantize_calibrated
-from pocketphi.passes.int4_cache import Int4Cache
+from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantizers import RoundToNearest, ScaleSearch
+from pocketphi.passes.weight_cache import WeightCache
 
 TOKENS = torch.arange(128).view(2, 64) % 251
 
@@ -31,10 +32,10 @@ def float_program() -> tuple[Program, HashedCheckpoint]:
     return program, source
 
 
-def calibrated(folder: Path, tokens: torch.Tensor = TOKENS) -> tuple[Program, dict[str, Recipe], Int4Cache]:
+def calibrated(folder: Path, tokens: torch.Tensor = TOKENS) -> tuple[Program, dict[str, Recipe], WeightCache]:
     program, source = float_program()
-    cache = Int4Cache(folder, source)
-    return program, quantize_calibrated(program, tokens, ScaleSearch(32), cache), cache
+    cache = WeightCache(folder, source)
+    return program, quantize_calibrated(program, tokens, Policy.of(ScaleSearch(32)), cache), cache
 
 
 def logits(program: Program) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_every_linear_weight_and_the_embedding_are_stored(tmp_path: Path) -> Non
     program, stored, cache = calibrated(tmp_path)
     assert len(stored) == 4 * 3 + 2  # four a layer, the head, the untied embedding
     assert (cache.computed, cache.found) == (14, 0)
-    (report, _) = run_passes(program, quantization(ScaleSearch(32), stored, all_logits=False))
+    (report, _) = run_passes(program, quantization(Policy.of(ScaleSearch(32)), stored, all_logits=False))
     assert report.applied == {"matmul_nbits": 13, "embedding_nbits": 1}
     assert all(program.weights[name] is weight for name, weight in stored.items())
 
@@ -53,9 +54,9 @@ def test_every_linear_weight_and_the_embedding_are_stored(tmp_path: Path) -> Non
 def test_it_is_closer_to_the_float_program_than_rounding_to_nearest(tmp_path: Path) -> None:
     reference = logits(float_program()[0])
     program, stored, _ = calibrated(tmp_path)
-    run_passes(program, quantization(ScaleSearch(32), stored, all_logits=True))
+    run_passes(program, quantization(Policy.of(ScaleSearch(32)), stored, all_logits=True))
     nearest, _ = float_program()
-    run_passes(nearest, quantization(RoundToNearest(32), {}, all_logits=True))
+    run_passes(nearest, quantization(Policy.of(RoundToNearest(32)), {}, all_logits=True))
     assert (logits(program) - reference).square().mean() < (logits(nearest) - reference).square().mean()
 
 
@@ -82,6 +83,18 @@ def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     assert (cache.computed, cache.found) == (2, 12)
 
 
+def test_what_does_not_calibrate_is_met_as_it_will_be(tmp_path: Path) -> None:
+    """Weights of another recipe are not stored, and the layers behind them make up for what is lost in them."""
+    _, alone, _ = calibrated(tmp_path / "a")
+    program, source = float_program()
+    mixed = Policy((Rule("model.layers.0.mlp.*", RoundToNearest(32)), *Policy.of(ScaleSearch(32)).rules))
+    stored = quantize_calibrated(program, TOKENS, mixed, WeightCache(tmp_path / "b", source))
+    assert {name for name in alone if name not in stored} == {n for n in alone if n.startswith("model.layers.0.mlp.")}
+    same = {n for n, w in stored.items() if torch.equal(materialize(w)["q"], materialize(alone[n])["q"])}
+    before = {n for n in stored if n.startswith("model.layers.0.") or "embed" in n}
+    assert same == before
+
+
 def test_another_text_gives_other_weights(tmp_path: Path) -> None:
     _, first, _ = calibrated(tmp_path)
     _, second, cache = calibrated(tmp_path, TOKENS.flip(1))
@@ -93,7 +106,7 @@ def test_another_text_gives_other_weights(tmp_path: Path) -> None:
 def test_a_block_that_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
     program, source = float_program()
     with pytest.raises(InputError, match="K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"):
-        quantize_calibrated(program, TOKENS, ScaleSearch(128), Int4Cache(tmp_path, source))
+        quantize_calibrated(program, TOKENS, Policy.of(ScaleSearch(128)), WeightCache(tmp_path, source))
     assert list(tmp_path.iterdir()) == []
 
 

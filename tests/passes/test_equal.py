@@ -15,6 +15,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Dequantized, materialize
 from pocketphi.passes import equal
 from pocketphi.passes.equal import compare_graphs
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.passes.quantizers import KMeans, Quantizer, RoundToNearest
 
@@ -146,10 +147,10 @@ def test_an_output_that_goes_missing_is_seen() -> None:
     assert compare(program).differs.startswith("present.1.key differs in ")
 
 
-@pytest.mark.parametrize("quantizer", [RoundToNearest(32, symmetric=False), KMeans(16, weighted=False)])
+@pytest.mark.parametrize("quantizer", [RoundToNearest(32, symmetric=False), KMeans(16)])
 def test_saved_weights_are_compared_as_the_values_that_they_stand_for(quantizer: Quantizer) -> None:
     program = fused()
-    QuantizeWeights(quantizer)(program)
+    QuantizeWeights(Policy.of(quantizer))(program)
     weights = {n: Dequantized(w) if "" not in w.parts else w for n, w in program.weights.items()}
     before = traced()
     found = compare_graphs(before, fused(), {**before.weights, **weights}, TINY.max_position)

@@ -11,6 +11,7 @@ from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.passes.quantizers import RoundToNearest
 
@@ -23,7 +24,7 @@ def test_nothing_is_left(variant: str) -> None:
     want = runs(program)
     reports = [make()(program) for make in FUSIONS]
     assert differing(want, runs(program)) == []
-    reports += [QuantizeWeights(RoundToNearest(32))(program), LastLogits()(program)]
+    reports += [QuantizeWeights(Policy.of(RoundToNearest(32)))(program), LastLogits()(program)]
     assert [report.refused for report in reports] == [[]] * 7
     assert program.operators() == {
         "edge.embedding_nbits": 1,

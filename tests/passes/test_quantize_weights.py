@@ -13,7 +13,8 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import op_name
 from pocketphi.graph.recipe import Constant, FloatWeight, materialize
 from pocketphi.passes.choices import BLOCKS
-from pocketphi.passes.quantize_weights import Int4Weight, QuantizeWeights
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantize_weights import QuantizedWeight, QuantizeWeights
 from pocketphi.passes.quantizers import RoundToNearest, check_block
 
 aten = torch.ops.aten
@@ -26,10 +27,10 @@ SOURCE = checkpoint("tiny")
 def test_on_a_model(variant: str, symmetric: bool) -> None:
     """Equal to the float program with each weight replaced by what its int4 stands for."""
     program = fused(variant)
-    report = twice(QuantizeWeights(RoundToNearest(32, symmetric)), program)
+    report = twice(QuantizeWeights(Policy.of(RoundToNearest(32, symmetric))), program)
     assert (dict(report.applied), report.refused) == ({"matmul_nbits": 13, "embedding_nbits": 1}, [])
     assert {"linear", "embedding"} & set(program.operators()) == set()
-    recipes = {name: recipe for name, recipe in program.weights.items() if isinstance(recipe, Int4Weight)}
+    recipes = {name: recipe for name, recipe in program.weights.items() if isinstance(recipe, QuantizedWeight)}
     assert len(recipes) == (13 if variant == "tied" else 14)
     rounded = fused(variant)
     values = {name: recipe.quantize(0, recipe.parts["q"].shape[0]).dequantize() for name, recipe in recipes.items()}
@@ -39,7 +40,7 @@ def test_on_a_model(variant: str, symmetric: bool) -> None:
 
 def test_a_tied_weight_stays_one() -> None:
     program = fused("tied")
-    QuantizeWeights(RoundToNearest(32))(program)
+    QuantizeWeights(Policy.of(RoundToNearest(32)))(program)
     reads = [node.target for node in program.graph.nodes if "embed_tokens" in str(node.target)]
     assert sorted(reads) == [f"model.embed_tokens.weight:{part}" for part in ("q", "q", "scale", "scale")]
 
@@ -51,13 +52,13 @@ def test_nothing_is_read() -> None:
 
     program = fused()
     program.weights |= {n: FloatWeight(Unreadable("random:tiny"), n) for n in TINY.tensors()}
-    assert QuantizeWeights(RoundToNearest(32))(program).changed
+    assert QuantizeWeights(Policy.of(RoundToNearest(32)))(program).changed
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_recipe(block: int, symmetric: bool) -> None:
-    weight = Int4Weight(FloatWeight(SOURCE, HEAD), RoundToNearest(block, symmetric))
+    weight = QuantizedWeight(FloatWeight(SOURCE, HEAD), RoundToNearest(block, symmetric))
     made = materialize(weight)
     assert {n: (tuple(t.shape), t.dtype) for n, t in made.items()} == {
         n: (s.shape, s.dtype) for n, s in weight.parts.items()
@@ -71,10 +72,10 @@ def test_recipe(block: int, symmetric: bool) -> None:
 
 def test_weights_that_calibration_has_stored_are_taken() -> None:
     program = fused()
-    stored = Int4Weight(FloatWeight(SOURCE, HEAD), RoundToNearest(32))
-    QuantizeWeights(RoundToNearest(32), {HEAD: stored})(program)
+    stored = QuantizedWeight(FloatWeight(SOURCE, HEAD), RoundToNearest(32))
+    QuantizeWeights(Policy.of(RoundToNearest(32)), {HEAD: stored})(program)
     assert program.weights[HEAD] is stored
-    assert sum(isinstance(recipe, Int4Weight) for recipe in program.weights.values()) == 14
+    assert sum(isinstance(recipe, QuantizedWeight) for recipe in program.weights.values()) == 14
 
 
 X = {"x": normal(2, 3, 64), "ids": torch.tensor([[1, 2]])}
@@ -113,7 +114,7 @@ def test_refuses(name: str) -> None:
     body, weights, reason = REFUSED[name]
     program = small(body, X, weights)
     text = program.dump()
-    report = twice(QuantizeWeights(RoundToNearest(32)), program)
+    report = twice(QuantizeWeights(Policy.of(RoundToNearest(32))), program)
     assert [why for _, why in report.refused] == [reason]
     assert (report.changed, program.dump()) == (False, text)
 
@@ -123,7 +124,7 @@ def test_a_tied_head_with_a_bias_leaves_both_in_float() -> None:
         return {"e": call(aten.embedding.default, w, ids), "y": call(aten.linear.default, x, w, b)}
 
     program = small(body, X, {"w": FloatWeight(SOURCE, HEAD), "b": normal(256)})
-    report = twice(QuantizeWeights(RoundToNearest(32)), program)
+    report = twice(QuantizeWeights(Policy.of(RoundToNearest(32))), program)
     assert [why for _, why in report.refused] == ["another operator reads w too", "it has a bias"]
 
 
@@ -132,7 +133,10 @@ def test_two_readers_share_one_int4_weight() -> None:
         return {"e": call(aten.embedding.default, w, ids), "y": call(aten.linear.default, x, w)}
 
     program = small(body, X, {"w": FloatWeight(SOURCE, HEAD)})
-    assert twice(QuantizeWeights(RoundToNearest(32)), program).applied == {"matmul_nbits": 1, "embedding_nbits": 1}
+    assert twice(QuantizeWeights(Policy.of(RoundToNearest(32))), program).applied == {
+        "matmul_nbits": 1,
+        "embedding_nbits": 1,
+    }
     assert list(program.weights) == ["w"]
     assert "weight" not in {op_name(n) for n in program.outputs.values()}
 
@@ -153,7 +157,7 @@ def test_refuses_a_block_that_does_not_divide(columns: int, block: int, choice: 
 def test_a_model_names_the_weight_that_does_not_fit() -> None:
     message = r"model.embed_tokens.weight: K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"
     with pytest.raises(InputError, match=message):
-        QuantizeWeights(RoundToNearest(128))(fused())
+        QuantizeWeights(Policy.of(RoundToNearest(128)))(fused())
 
 
 def test_blocks_that_divide_are_accepted() -> None:

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from pocketphi.graph.int4 import SYMMETRIC_ZERO
+from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of

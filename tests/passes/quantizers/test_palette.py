@@ -9,8 +9,9 @@ from tiny_phi3 import TINY, normal
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight
-from pocketphi.passes.quantize_weights import Int4Weight
-from pocketphi.passes.quantizers import Feedback, KMeans, Statistics, make_quantizer
+from pocketphi.passes.policy import policy_of
+from pocketphi.passes.quantize_weights import QuantizedWeight
+from pocketphi.passes.quantizers import Feedback, KMeans, Statistics, WeightedKMeans
 from pocketphi.passes.quantizers.palette import nearest, tables
 
 GAUSSIAN_OPTIMUM = 0.009497
@@ -55,7 +56,7 @@ def test_every_value_takes_its_nearest_entry() -> None:
 def test_few_values_are_met_exactly(values: list[float]) -> None:
     w = torch.tensor(values).repeat(96)[:96].repeat(16, 1)
     for feedback in (None, Feedback.of(Statistics(torch.eye(96)))):
-        made = KMeans(16, weighted=True).quantize(w, feedback).dequantize()
+        made = WeightedKMeans(16).quantize(w, feedback).dequantize()
         # a histogram knows values to half of its bins
         assert float((made - w).abs().max()) <= (max(values) - min(values)) / 2048 + 2**-11 * max(map(abs, values))
 
@@ -65,8 +66,8 @@ def test_groups_are_independent(group: int) -> None:
     """Any range of groups gives the same bytes: a target may ask for chunks of any size."""
     w, feedback = normal(32, 96), Feedback.of(Statistics(torch.eye(96) + 0.5))
     for given in (None, feedback):
-        whole = KMeans(group, weighted=True).quantize(w, given)
-        part = KMeans(group, weighted=True).quantize(w[16:], given)
+        whole = WeightedKMeans(group).quantize(w, given)
+        part = WeightedKMeans(group).quantize(w[16:], given)
         assert torch.equal(part.index, whole.index[16 // group :])
         assert torch.equal(part.lut, whole.lut[16 // group :])
 
@@ -77,7 +78,7 @@ def test_feedback_lowers_the_error_of_the_outputs() -> None:
     feedback, fresh = Feedback.of(Statistics(x.T @ x / 1024)), normal(256, 128, seed=4) @ mix
 
     def output_error(given: Feedback | None) -> float:
-        made = KMeans(16, weighted=True).quantize(w, given).dequantize()
+        made = WeightedKMeans(16).quantize(w, given).dequantize()
         return float((fresh @ (made - w).T).square().mean())
 
     assert output_error(feedback) < output_error(None)
@@ -85,7 +86,7 @@ def test_feedback_lowers_the_error_of_the_outputs() -> None:
 
 def test_a_weight_streams_group_by_group() -> None:
     source = FloatWeight(RandomWeights("random:tiny", TINY), "model.layers.0.mlp.gate_up_proj.weight")
-    weight = Int4Weight(source, KMeans(16, weighted=False))
+    weight = QuantizedWeight(source, KMeans(16))
     chunks = list(weight.chunks())
     assert (chunks[0][0], chunks[-1][1]) == (0, source.parts[""].shape[0] // 16)
     assert {p: tuple(t.shape) for p, t in weight.read(1, 3).items()} == {"index": (2, 16, 32), "lut": (2, 16)}
@@ -102,24 +103,24 @@ def test_values_that_are_not_finite_or_too_large_are_refused(value: float) -> No
     source = FloatWeight(Odd("random:tiny", TINY), "model.layers.0.mlp.gate_up_proj.weight")
     reason = "row 16 holds values too large" if value == 1e30 else "row 18 holds a value that is not finite"
     with pytest.raises(InputError, match=f"^model.layers.0.mlp.gate_up_proj.weight: {reason}"):
-        Int4Weight(source, KMeans(16, weighted=False)).read(0, 2)
+        QuantizedWeight(source, KMeans(16)).read(0, 2)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"^w: N=100 is not a multiple of --palette 16; choose one of 1, 2, 4$"):
-        KMeans(16, weighted=False).check("w", 100, 64)
+        KMeans(16).check("w", 100, 64)
     with pytest.raises(InputError, match=r"^w: K=65 is odd; a palette stores two indices a byte$"):
-        KMeans(1, weighted=False).check("w", 100, 65)
+        KMeans(1).check("w", 100, 65)
 
 
 def test_recipes_that_cannot_be_palettes() -> None:
     with pytest.raises(InputError, match="--recipe keep keeps the file's blocks; choose search or rtn"):
-        make_quantizer("keep", 32, True, 16)
+        policy_of("keep", palette=16)
     with pytest.raises(InputError, match="a table has no zero points; leave out --asymmetric"):
-        make_quantizer("rtn", 32, False, 16)
-    assert [make_quantizer(recipe, 32, True, 16).weighted for recipe in ("search", "rtn")] == [True, False]
+        policy_of("rtn", symmetric=False, palette=16)
+    assert [policy_of(recipe, palette=16).calibrates for recipe in ("search", "rtn")] == [True, False]
 
 
 def test_what_goes_into_the_key_of_the_cache() -> None:
-    names = {KMeans(group, weighted).describe() for group in (8, 16) for weighted in (True, False)}
+    names = {kind(group).describe() for group in (8, 16) for kind in (KMeans, WeightedKMeans)}
     assert len(names) == 4

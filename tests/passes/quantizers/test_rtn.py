@@ -8,10 +8,10 @@ from tiny_phi3 import TINY, normal
 
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.int4 import Int4
+from pocketphi.graph.formats import Int4
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight
-from pocketphi.passes.quantizers import RECIPES, Keep, RoundToNearest, ScaleSearch, make_quantizer
+from pocketphi.passes.quantizers import Keep, RoundToNearest, ScaleSearch, make_quantizer, recipes
 
 BLOCKS = [16, 32, 64, 128, 256]
 SLACK = 16 * float(torch.finfo(torch.float32).eps)  # of a step: 15 steps at most, and the roundings of w · (1 / scale)
@@ -77,7 +77,7 @@ def test_by_hand() -> None:
     assert (made.scale.tolist(), made.values()[0, :5].tolist()) == ([[1.0]], [0, 15, 4, 5, 1])
 
 
-MADE = [(recipe, symmetric) for recipe in RECIPES for symmetric in (True, False) if symmetric or recipe != "keep"]
+MADE = [(recipe, symmetric) for recipe in recipes() for symmetric in (True, False) if symmetric or recipe != "keep"]
 
 
 @pytest.mark.parametrize(("recipe", "symmetric"), MADE)
@@ -86,7 +86,7 @@ def test_zeros_stay_zeros(recipe: str, symmetric: bool) -> None:
     w[0] = 0
     w[1, 32:] = 0
     w[2, ::2] = 0
-    back = make_quantizer(recipe, 32, symmetric).quantize(w).dequantize()
+    back = make_quantizer(recipe, "int4", {"block": 32, "symmetric": symmetric}).quantize(w).dequantize()
     assert [float(back[w == 0].abs().max()), bool(torch.isfinite(back).all())] == [0.0, True]
 
 
@@ -124,7 +124,7 @@ class Odd(RandomWeights):
 @pytest.mark.parametrize(("recipe", "symmetric"), MADE)
 def test_refuses_what_is_not_finite(value: float, recipe: str, symmetric: bool) -> None:
     source = FloatWeight(Odd(value, 77), "lm_head.weight")
-    quantizer = make_quantizer(recipe, 32, symmetric)
+    quantizer = make_quantizer(recipe, "int4", {"block": 32, "symmetric": symmetric})
     message = r"^lm_head.weight: row 77 holds a value that is not finite \(NaN or infinity\)$"
     with pytest.raises(InputError, match=message):
         quantizer.quantize_rows(source, 50, 100, None)
@@ -136,7 +136,7 @@ def test_refuses_what_is_not_finite(value: float, recipe: str, symmetric: bool) 
 def test_refuses_a_scale_that_float16_does_not_hold(recipe: str, symmetric: bool) -> None:
     source = FloatWeight(Large(1), "lm_head.weight")
     with pytest.raises(InputError, match=r"lm_head.weight: row 5 holds values too large for a float16 scale$"):
-        make_quantizer(recipe, 32, symmetric).quantize_rows(source, 5, 9, None)
+        make_quantizer(recipe, "int4", {"block": 32, "symmetric": symmetric}).quantize_rows(source, 5, 9, None)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -187,8 +187,8 @@ def test_keep_takes_over_blocks_of_the_file() -> None:
 
 
 def test_by_name() -> None:
-    assert type(make_quantizer("search", 32, True)) is ScaleSearch
-    assert make_quantizer("rtn", 64, False).describe() == "int4 rtn block 64 asymmetric"
+    assert type(make_quantizer("search", "int4", {"block": 32})) is ScaleSearch
+    assert make_quantizer("rtn", "int4", {"block": 64, "symmetric": False}).describe() == "int4 rtn block 64 asymmetric"
     with pytest.raises(InputError, match=r"--recipe gptq: expected one of search, rtn, keep"):
-        make_quantizer("gptq", 32, True)
+        make_quantizer("gptq", "int4", {})
     assert TensorInfo(TINY.tensors()["lm_head.weight"], "bf16").columns == 64

@@ -18,12 +18,10 @@ from target_files import prepared
 from tiny_phi3 import SWITCH, TINY, VARIANTS, fused, quantized
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.forms import form_of
-from pocketphi.graph.int4 import Int4, pack_nibbles
-from pocketphi.graph.int8 import Int8
-from pocketphi.graph.palette import Palette
+from pocketphi.graph.formats import Int4, Int8, Palette, format_of
+from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import as_parts, digest, materialize
+from pocketphi.graph.recipe import digest, materialize
 
 ct = pytest.importorskip("coremltools")
 
@@ -51,19 +49,19 @@ def read_back(folder: Path, program: Program) -> dict[str, str]:
             index = torch.from_numpy(parts["indices"].astype(np.int16)).view(
                 lut.shape[0], -1, parts["indices"].shape[1]
             )
-            found[name] = digest(as_parts(Palette.pack(index, lut)))
+            found[name] = digest(Palette.pack(index, lut).tensors())
             continue
         data = torch.from_numpy(parts["data"].astype(np.int16))
         scale = torch.from_numpy(parts["scale"].astype(np.float32))
         if "q8" in recipe.parts:
-            found[name] = digest(as_parts(Int8((data + 128).to(torch.uint8), scale)))
+            found[name] = digest(Int8((data + 128).to(torch.uint8), scale).tensors())
             continue
         zero = torch.from_numpy(parts["offset"]) if "offset" in parts else None
         offset = None
         if "offset" in recipe.parts:
             offset = torch.from_numpy(saved[identifier(f"{name}.offset")]["val"].astype(np.float32)) + 8 * scale
         packed = pack_nibbles(data + (8 if zero is None and offset is None else 0))
-        found[name] = digest(as_parts(Int4(packed, scale, None if zero is None else pack_nibbles(zero), offset)))
+        found[name] = digest(Int4(packed, scale, None if zero is None else pack_nibbles(zero), offset).tensors())
     return found
 
 
@@ -95,20 +93,20 @@ def test_weights_with_offsets_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["tiny", "tied"])
 def test_palettes_and_int8_are_read_back(tmp_path: Path, variant: str) -> None:
     program = in_forms(variant)
-    forms = [form_of(recipe.parts) for recipe in program.weights.values()]
-    assert (forms.count("palette"), forms.count("int8")) == (13 - (variant == "tied"), 1)
+    forms = [format_of(recipe.parts) for recipe in program.weights.values()]
+    assert (forms.count(Palette), forms.count(Int8)) == (13 - (variant == "tied"), 1)
     packaged = package(program, tmp_path)
     assert read_back(tmp_path, program) == packaged.weights
     for name, recipe in program.weights.items():
-        if form_of(recipe.parts):
+        if format_of(recipe.parts):
             assert packaged.weights[name] == digest(materialize(recipe))
-    assert packaged.operators["decode.constexpr_lut_to_dense"] == forms.count("palette")
+    assert packaged.operators["decode.constexpr_lut_to_dense"] == forms.count(Palette)
     assert (
         prepared(program, CoreML(chunk=16), context=CONTEXT).bytes == (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
     )
     form = make_form(program.config, CoreML(chunk=16), CONTEXT)
     facts = facts_of(program, form, plan_weights(program, form))
-    assert (facts.blocks, facts.palettes) == ({}, forms.count("palette"))
+    assert (facts.blocks, facts.palettes) == ({}, forms.count(Palette))
 
 
 def test_a_changed_nibble_is_found(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from coreml_package import Whole, constant, finished, replaced, with_offsets
 from tiny_phi3 import SWITCH, fused, normal
 
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.int4 import Int4, pack_nibbles
-from pocketphi.graph.recipe import as_parts, materialize
+from pocketphi.graph.formats import Int4
+from pocketphi.graph.packing import pack_nibbles
+from pocketphi.graph.recipe import materialize
 from pocketphi.targets.coreml.blob import ALIGN, BlobType
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.weightfile import AsHalf, EvenChunks, encode, plan_weights
@@ -36,14 +37,14 @@ def test_the_example_of_a_symmetric_byte() -> None:
 
 def test_two_complement_of_every_value() -> None:
     weight = random_int4(4, 64, 32)
-    stored = encode("w", as_parts(weight))["q"]
+    stored = encode("w", weight.tensors())["q"]
     both = torch.stack((stored & 15, stored >> 4), -1).view(4, 64).int()
     assert torch.equal(torch.where(both > 7, both - 16, both), weight.values().int() - 8)
 
 
 def test_zero_points_of_odd_rows_lie_without_gaps() -> None:
     weight = random_int4(4, 96, 32, zeros=True)  # 3 blocks a row: a nibble of padding in the canonical form
-    stored = encode("w", as_parts(weight))
+    stored = encode("w", weight.tensors())
     zeros = weight.zeros()
     assert zeros is not None
     assert torch.equal(stored["zero"].flatten(), pack_nibbles(zeros.reshape(1, -1)).flatten())

@@ -31,14 +31,14 @@ from tiny_phi3 import (
 
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.forms import form_of
+from pocketphi.graph.formats import Int8, format_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight, digest, materialize
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.last_logits import LastLogits
-from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import EightBits, KMeans, RoundToNearest
 
 onnx = pytest.importorskip("onnx")
@@ -101,7 +101,7 @@ def test_an_int8_embedding_and_head(tmp_path: Path, variant: str) -> None:
     assert [a for w, g in zip(want, got) if (a := apart(w, g)) > limit] == []
     saved = read_weights(tmp_path)
     assert {name: digest(materialize(recipe)) for name, recipe in saved.items()} == packaged.weights
-    assert [name for name, recipe in saved.items() if form_of(recipe.parts) == "int8"] == sorted(
+    assert [name for name, recipe in saved.items() if format_of(recipe.parts) is Int8] == sorted(
         {EMBEDDING, EMBEDDING if variant == "tied" else HEAD}, reverse=True
     )
 
@@ -110,12 +110,12 @@ def test_what_the_operators_cannot_hold_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"^ort-mobile: .* is a palette, which the target cannot hold; leave out --pal"
     ):
-        prepared(quantized_by(KMeans(16, weighted=False)), OrtMobile())
+        prepared(quantized_by(KMeans(16)), OrtMobile())
     message = r"^ort-mobile: model.*gate_up.* has blocks of 320, MatMulNBits takes 16, 32, 64, 128, 256; choose such a"
     odd = replace(TINY, hidden_size=320)
     source = FloatWeight(RandomWeights("random:odd", odd), "model.layers.0.mlp.gate_up_proj.weight")
     program = quantized()
-    program.weights = {source.tensor: Int4Weight(source, RoundToNearest(0))}
+    program.weights = {source.tensor: QuantizedWeight(source, RoundToNearest(0))}
     with pytest.raises(InputError, match=message):
         prepared(program, OrtMobile())
     prepared(quantized_by(RoundToNearest(0)), OrtMobile())  # rows that are blocks of a size that it takes

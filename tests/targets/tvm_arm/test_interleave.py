@@ -6,7 +6,7 @@ import pytest
 import torch
 from tvm_kernels import random_int4
 
-from pocketphi.graph.recipe import PartSpec, as_parts
+from pocketphi.graph.formats import PartSpec
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
 
@@ -15,7 +15,7 @@ from pocketphi.targets.tvm_arm.isa import ISAS
 @pytest.mark.parametrize(("rows", "columns", "block"), [(32, 64, 32), (37, 96, 32), (5, 64, 16), (16, 256, 128)])
 @pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (True, True)])
 def test_restores_what_was_stored(isa, rows, columns, block, zero, offset) -> None:
-    parts = as_parts(random_int4(rows, columns, block, zero, offset))
+    parts = random_int4(rows, columns, block, zero, offset).tensors()
     matrix = Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.signed)
     stored = matrix.store(parts)
     specs = matrix.specs({name: PartSpec(tuple(t.shape), t.dtype) for name, t in parts.items()})
@@ -32,7 +32,7 @@ def test_a_vector_holds_what_an_instruction_takes(isa, block: int) -> None:
     """Every nibble of the file, from the row and column that the instruction multiplies it with."""
     rows, columns = 2 * isa.lanes, 64
     weight = random_int4(rows, columns, block)
-    stored = Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.signed).store(as_parts(weight))["q"]
+    stored = Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.signed).store(weight.tensors())["q"]
     values, step = weight.values(), block
     wrong = []
     for row in range(rows):
@@ -61,6 +61,6 @@ def test_the_example_of_the_docstring() -> None:
 
 def test_rows_that_are_not_there_are_zeros() -> None:
     weight = random_int4(5, 32, 32)
-    stored = Interleaved(5, 32, 32, 4, False).store(as_parts(weight))
+    stored = Interleaved(5, 32, 32, 4, False).store(weight.tensors())
     assert stored["scale"].shape == (2, 4)
     assert stored["scale"][1, 1:].abs().sum() == 0

@@ -11,7 +11,6 @@ from tvm_kernels import here, random_int4, run
 pytest.importorskip("tvm")
 
 from pocketphi.graph import edge_ops
-from pocketphi.graph.recipe import as_parts
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
@@ -56,7 +55,7 @@ def test_gated_silu(isa: Isa, rows: int) -> None:
 def test_embedding(isa: Isa, block: int, zero: bool, offset: bool) -> None:
     weight = random_int4(37, 64, block, zero, offset)
     matrix = Interleaved(37, 64, block, isa.lanes, isa.pairs, isa.signed)
-    stored = matrix.store(as_parts(weight))
+    stored = matrix.store(weight.tensors())
     ids = torch.tensor([36, 0, 17, 17], dtype=torch.int32)
     form = Form(matrix, zero, offset)
     arguments = [stored[part].reshape(-1) for part in form.parts]

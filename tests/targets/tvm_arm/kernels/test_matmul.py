@@ -10,15 +10,14 @@ from tvm_kernels import here, random_int4, run
 
 pytest.importorskip("tvm")
 
-from pocketphi.graph.int4 import Int4
-from pocketphi.graph.recipe import as_parts
+from pocketphi.graph.formats import Int4
 from pocketphi.targets.tvm_arm.interleave import Interleaved, step_of
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 
 
 def product(isa: Isa, weight: Int4, x: torch.Tensor, exact: bool, schedule: Schedule | None = None) -> torch.Tensor:
-    parts = as_parts(weight)
+    parts = weight.tensors()
     rows, columns = weight.values().shape
     matrix = Interleaved(rows, columns, weight.block, isa.lanes, isa.pairs, isa.signed)
     form = Form(matrix, "zero" in parts, "offset" in parts, exact, len(x) == 1)

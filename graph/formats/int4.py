@@ -1,4 +1,4 @@
-"""The one canonical int4 form, shared by all targets.
+"""int4: blocks of values that share a scale, and perhaps a zero point or an offset. All targets hold it.
 
 Example (block 4 for reading; real blocks are 16 and up), one row of K = 4 values:
 
@@ -11,17 +11,22 @@ The first byte holds q[0] = 0 in its low and q[1] = 15 in its high nibble: 15 ·
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pocketphi.graph.formats.base import Format, Layout, Values
+from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
+
+if TYPE_CHECKING:
+    import torch
 
 SYMMETRIC_ZERO = 8
 """The zero point where none is stored: the middle of 0 … 15."""
 
 
 @dataclass(frozen=True)
-class Int4:
+class Int4(Format):
     """Rows of a matrix in blocks along K: w = (q - zero) · scale + offset.
 
     q:      uint8 [N, K/2], two values a byte, the first in the low nibble
@@ -31,14 +36,32 @@ class Int4:
     offset: float32 [N, K/block], or None for 0: what a file whose blocks have a float minimum needs to be kept as it is
     """
 
+    name = "int4"
+    bits = 4
+    words = "int4"
+    suffix = "nbits"
+
     q: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor | None = None
     offset: torch.Tensor | None = None
 
+    @staticmethod
+    def layout(shape: tuple[int, ...], block: int, symmetric: bool = True, offset: bool = False) -> Layout:
+        """block: 0 for whole rows."""
+        rows, columns = shape
+        blocks = (rows, columns // (block or columns))
+        found = {"q": Values((rows, columns), 4), "scale": Values(blocks, 32)}
+        found |= {} if symmetric else {"zero": Values(blocks, 4)}
+        return found | ({"offset": Values(blocks, 32)} if offset else {})
+
+    @staticmethod
+    def shape_of(parts: Mapping[str, Any]) -> tuple[int, int]:
+        rows, half = parts["q"].shape
+        return rows, 2 * half
+
     @property
     def half_values(self) -> torch.Tensor:
-        """What a target keeps as float16 in any case: float32 [N, …]."""
         return self.scale
 
     @property
@@ -59,10 +82,9 @@ class Int4:
         return None if self.zero is None else unpack_nibbles(self.zero, self.scale.shape[1])
 
     def dequantize(self) -> torch.Tensor:
-        """float32 [N, K]."""
         n, blocks = self.scale.shape
         zeros = self.zeros()
-        zero = torch.tensor(float(SYMMETRIC_ZERO)) if zeros is None else zeros.float()[..., None]
+        zero = float(SYMMETRIC_ZERO) if zeros is None else zeros.float()[..., None]
         centred = self.values().view(n, blocks, -1).float() - zero
         scaled = centred * self.scale[..., None]
         return (scaled if self.offset is None else scaled + self.offset[..., None]).view(n, -1)
@@ -70,6 +92,7 @@ class Int4:
     @staticmethod
     def concat(rows: list[Int4]) -> Int4:
         """Stack rows. Raises ValueError where some have zero points or offsets and others have none."""
+        import torch
 
         def stack(part: str) -> torch.Tensor | None:
             found = [tensor for row in rows if (tensor := getattr(row, part)) is not None]
@@ -78,29 +101,3 @@ class Int4:
             return torch.cat(found) if found else None
 
         return Int4(torch.cat([r.q for r in rows]), torch.cat([r.scale for r in rows]), stack("zero"), stack("offset"))
-
-
-def half_precision(scale: torch.Tensor) -> torch.Tensor:
-    """The nearest values that float16 has, as float32: infinite beyond 65,504."""
-    return scale.half().float()
-
-
-def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
-    """Integers 0 … 15 [N, M] → uint8 [N, ceil(M/2)], the first of each pair in the low nibble."""
-    values = values.to(torch.uint8)
-    if values.shape[1] % 2:
-        values = torch.nn.functional.pad(values, (0, 1))
-    pairs = values.contiguous().view(torch.int16)  # first + 256 · second, on a little-endian machine
-    return pairs.bitwise_or(pairs >> 4).to(torch.uint8)  # the low byte: first + 16 · second
-
-
-def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """uint8 [N, ceil(count/2)] → uint8 [N, count]."""
-    both = torch.stack((packed & 0x0F, packed >> 4), dim=-1)
-    return both.view(packed.shape[0], -1)[:, :count]
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor, without a copy where it is contiguous."""
-    array: Any = tensor.contiguous().view(torch.uint8).numpy()
-    return memoryview(array).cast("B")

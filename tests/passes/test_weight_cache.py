@@ -22,9 +22,9 @@ from pocketphi.graph.places import default_folder
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight, materialize
 from pocketphi.graph.sealed import write_sealed
-from pocketphi.passes.int4_cache import Int4Cache, StoredInt4
-from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Quantizer, RoundToNearest, ScaleSearch, Statistics
+from pocketphi.passes.weight_cache import StoredWeight, WeightCache
 
 HEAD = "lm_head.weight"
 
@@ -34,18 +34,18 @@ Counts = tuple[int, int]
 
 def one(
     folder: Path, source: RandomWeights, quantizer: Quantizer, statistics: Statistics | None = None
-) -> tuple[StoredInt4, Counts]:
+) -> tuple[StoredWeight, Counts]:
     """Cache the head alone; returns it and (found, computed)."""
     hashed = HashedCheckpoint(source)
-    cache = Int4Cache(folder, hashed)
-    stored = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), quantizer), statistics)
+    cache = WeightCache(folder, hashed)
+    stored = cache.quantized(QuantizedWeight(FloatWeight(hashed, HEAD), quantizer), statistics)
     return stored, (cache.found, cache.computed)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_stores_and_finds(tmp_path: Path, symmetric: bool) -> None:
     source = RandomWeights("random:tiny")
-    weight = Int4Weight(FloatWeight(source, HEAD), RoundToNearest(32, symmetric))
+    weight = QuantizedWeight(FloatWeight(source, HEAD), RoundToNearest(32, symmetric))
     want = materialize(weight)
     for counts in ((0, 1), (1, 0)):
         stored, came = one(tmp_path, source, RoundToNearest(32, symmetric))
@@ -143,7 +143,7 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 4]))
 
 
-def large(folder: Path) -> StoredInt4:
+def large(folder: Path) -> StoredWeight:
     """A weight of several chunks."""
     source = RandomWeights("random:tiny", replace(TINY, vocab_size=150_000, hidden_size=128))
     stored, _ = one(folder, source, RoundToNearest(32))
@@ -203,14 +203,14 @@ def test_a_cache_that_is_emptied_meanwhile(tmp_path: Path) -> None:
     """What is gone is named as such; what is still to be written is written to a new folder."""
     folder = tmp_path / "cache"
     hashed = HashedCheckpoint(RandomWeights("random:tiny"))
-    cache = Int4Cache(folder, hashed)
-    stored = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), RoundToNearest(32)), None)
+    cache = WeightCache(folder, hashed)
+    stored = cache.quantized(QuantizedWeight(FloatWeight(hashed, HEAD), RoundToNearest(32)), None)
     shutil.rmtree(folder)
     with pytest.raises(
         InputError, match=r"gone: another process empties the cache; compile again, with a --cache that"
     ):
         materialize(stored)
-    again = cache.quantized(Int4Weight(FloatWeight(hashed, HEAD), RoundToNearest(32)), None)
+    again = cache.quantized(QuantizedWeight(FloatWeight(hashed, HEAD), RoundToNearest(32)), None)
     assert materialize(again).keys() == {"q", "scale"}
     shutil.rmtree(folder)
     cache.remember("run", {HEAD: again})  # cannot, and need not
@@ -226,15 +226,15 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.recipe import FloatWeight
 from pocketphi.graph.sealed import write_sealed
-from pocketphi.passes.int4_cache import Int4Cache
-from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.weight_cache import WeightCache
+from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import RoundToNearest
 hashed = HashedCheckpoint(RandomWeights("random:tiny"))
-cache = Int4Cache(Path({str(tmp_path)!r}), hashed)
+cache = WeightCache(Path({str(tmp_path)!r}), hashed)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 try:
-    cache.quantized(Int4Weight(FloatWeight(hashed, {HEAD!r}), RoundToNearest(32)), None)
+    cache.quantized(QuantizedWeight(FloatWeight(hashed, {HEAD!r}), RoundToNearest(32)), None)
 except InputError as error:
     print(error)
 """
@@ -255,8 +255,8 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [None, [], {}, {HEAD: 3}, {HEAD: "nowhere.safetensors"}, {HEAD: "../x"}])
 def test_a_run_that_does_not_name_its_weights_is_none(tmp_path: Path, names: object) -> None:
     hashed = HashedCheckpoint(RandomWeights("random:tiny"))
-    cache = Int4Cache(tmp_path, hashed)
-    weight = Int4Weight(FloatWeight(hashed, HEAD), RoundToNearest(32))
+    cache = WeightCache(tmp_path, hashed)
+    weight = QuantizedWeight(FloatWeight(hashed, HEAD), RoundToNearest(32))
     stored = cache.quantized(weight, None)
     cache.remember("run", {HEAD: stored})
     assert cache.recall("run", {HEAD: weight}) == {HEAD: stored}

@@ -22,14 +22,15 @@ from typing import Any
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.int4 import tensor_bytes
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.reading import parse_object
-from pocketphi.graph.recipe import PartSpec, digest, row_chunks
+from pocketphi.graph.recipe import digest, row_chunks
 from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over
-from pocketphi.passes.quantize_weights import Int4Weight
+from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Feedback, Statistics
 
 MAX_VALUES = 1 << 23
@@ -41,7 +42,7 @@ _INSTEAD = "compile again, with a --cache that nothing else writes to"
 
 
 @dataclass(frozen=True)
-class StoredInt4:
+class StoredWeight:
     """A quantized weight read from its file in the cache.
 
     promised: the digest of each chunk of rows, from when the weight was computed or found; offsets: of its parts in the file
@@ -89,7 +90,7 @@ class StoredInt4:
         return rows
 
 
-class Int4Cache:
+class WeightCache:
     """Weights by the content that made them."""
 
     def __init__(self, folder: Path, source: HashedCheckpoint) -> None:
@@ -99,7 +100,7 @@ class Int4Cache:
         self._make_folder()
         remove_left_over(folder, None)
 
-    def quantized(self, weight: Int4Weight, statistics: Statistics | None) -> StoredInt4:
+    def quantized(self, weight: QuantizedWeight, statistics: Statistics | None) -> StoredWeight:
         """The weight quantized with the statistics of its inputs: from the cache, or computed now."""
         key = self._key(weight, statistics)
         path = self.folder / f"{key}.safetensors"
@@ -113,12 +114,12 @@ class Int4Cache:
         # another process may have been first: its bytes stay, since it reads them
         return _find(path, weight) or self._store(path, weight, parts)
 
-    def recall(self, key: str, weights: Mapping[str, Int4Weight]) -> dict[str, StoredInt4] | None:
+    def recall(self, key: str, weights: Mapping[str, QuantizedWeight]) -> dict[str, StoredWeight] | None:
         """All weights of an earlier run with the same key, or None if any is missing."""
         names = read_sealed(self.folder / f"{key}.json")
         if not isinstance(names, dict) or not all(isinstance(names.get(name), str) for name in weights):
             return None
-        found: dict[str, StoredInt4] = {}
+        found: dict[str, StoredWeight] = {}
         for name, weight in weights.items():
             stored = _find(self.folder / Path(names[name]).name, weight)
             if stored is None:
@@ -127,7 +128,7 @@ class Int4Cache:
         self.found += len(found)
         return found
 
-    def remember(self, key: str, stored: Mapping[str, StoredInt4]) -> None:
+    def remember(self, key: str, stored: Mapping[str, StoredWeight]) -> None:
         """Keep which files a run has given, so that the same run need not measure its inputs again. Where that cannot be
         written, it will measure them again."""
         with contextlib.suppress(OSError):
@@ -141,7 +142,7 @@ class Int4Cache:
                 f"{self.folder}: the cache cannot be made: {error.strerror}; choose another --cache"
             ) from None
 
-    def _store(self, path: Path, weight: Int4Weight, parts: Mapping[str, torch.Tensor]) -> StoredInt4:
+    def _store(self, path: Path, weight: QuantizedWeight, parts: Mapping[str, torch.Tensor]) -> StoredWeight:
         promised = tuple(
             digest({part: tensor[a:b] for part, tensor in parts.items()}) for a, b in row_chunks(dict(weight.parts))
         )
@@ -156,9 +157,9 @@ class Int4Cache:
             raise InputError(
                 f"{self.folder}: the cache cannot be written: {error.strerror}; make room there, or choose another --cache"
             ) from None
-        return StoredInt4(path, dict(weight.parts), weight.describe(), promised, offsets)
+        return StoredWeight(path, dict(weight.parts), weight.describe(), promised, offsets)
 
-    def _key(self, weight: Int4Weight, statistics: Statistics | None) -> str:
+    def _key(self, weight: QuantizedWeight, statistics: Statistics | None) -> str:
         info = self.source.tensors[weight.source.tensor]
         stored = f"{info.dtype} {list(info.shape)}"  # the same bytes under another type or shape are another weight
         quantizer = weight.quantizer
@@ -170,7 +171,7 @@ class Int4Cache:
         return key.hexdigest()
 
 
-def _compute(weight: Int4Weight) -> dict[str, torch.Tensor]:
+def _compute(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     """All parts, by two threads with half of the rows each: torch's own threads cost more than they give here."""
     made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in weight.parts.items()}
     group, (rows, columns) = weight.quantizer.group, weight.source.parts[""].shape
@@ -201,7 +202,7 @@ def _header(key: str, parts: Mapping[str, torch.Tensor], promised: tuple[str, ..
     return len(text).to_bytes(8, "little") + text, {part: 8 + len(text) + begin for part, begin in ends.items()}
 
 
-def _find(path: Path, weight: Int4Weight) -> StoredInt4 | None:
+def _find(path: Path, weight: QuantizedWeight) -> StoredWeight | None:
     """What the file at `path` holds, if that is this weight with the bytes that were written; else it counts as missing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -214,7 +215,7 @@ def _find(path: Path, weight: Int4Weight) -> StoredInt4 | None:
         entries = parse_object(bytes(read_at(descriptor, size, 8)), str(path))
         promised = str(entries["__metadata__"]["chunks"]).split()
         offsets = {part: 8 + size + int(entries[part]["data_offsets"][0]) for part in weight.parts}
-        stored = StoredInt4(path, dict(weight.parts), weight.describe(), tuple(promised), offsets)
+        stored = StoredWeight(path, dict(weight.parts), weight.describe(), tuple(promised), offsets)
         chunks = list(stored.chunks())
         if entries["__metadata__"]["key"] != path.stem or len(promised) != len(chunks):
             return None

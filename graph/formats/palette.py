@@ -1,4 +1,4 @@
-"""The canonical palette form: 4-bit indices into lookup tables, a table for every few rows of a matrix.
+"""palette: 4-bit indices into lookup tables, a table for every few rows of a matrix.
 
 Example, one table for two rows of K = 2 values:
 
@@ -12,17 +12,21 @@ The first byte holds index 0 in its low and 15 in its high nibble: 15 · 16 + 0 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pocketphi.graph.formats.base import Format, Layout, Values
+from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 
-from pocketphi.graph.int4 import pack_nibbles, unpack_nibbles
+if TYPE_CHECKING:
+    import torch
 
 ENTRIES = 16
 
 
 @dataclass(frozen=True)
-class Palette:
+class Palette(Format):
     """A matrix [G·R, K] in groups of R rows that share a table: w = lut[group, index].
 
     index: uint8 [G, R, K/2], two a byte, the first in the low nibble
@@ -31,12 +35,29 @@ class Palette:
     A group is one row of both parts, so that whoever streams rows streams groups.
     """
 
+    name = "palette"
+    bits = 4
+    words = "a palette"
+    instead = "leave out --palette, or compile it for coreml alone"
+    suffix = "palette"
+
     index: torch.Tensor
     lut: torch.Tensor
 
+    @staticmethod
+    def layout(shape: tuple[int, ...], group: int) -> Layout:
+        """group: rows of the matrix that share a table."""
+        rows, columns = shape
+        groups = rows // group
+        return {"index": Values((groups, group, columns), 4), "lut": Values((groups, ENTRIES), 32)}
+
+    @staticmethod
+    def shape_of(parts: Mapping[str, Any]) -> tuple[int, int]:
+        groups, rows, half = parts["index"].shape
+        return groups * rows, 2 * half
+
     @property
     def half_values(self) -> torch.Tensor:
-        """What a target keeps as float16: float32 [G, …]."""
         return self.lut
 
     @staticmethod
@@ -50,13 +71,11 @@ class Palette:
         return unpack_nibbles(self.index.reshape(-1, half), 2 * half).view(groups, rows, -1)
 
     def dequantize(self) -> torch.Tensor:
-        """float32 [G·R, K]."""
         values = self.values()
         flat = values.view(values.shape[0], -1).long()
         return self.lut.gather(1, flat).view(-1, values.shape[2])
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of the matrix by their numbers int64 [n]: float32 [n, K]."""
         group, row = rows // self.index.shape[1], rows % self.index.shape[1]
         packed = self.index[group, row]
         return self.lut[group].gather(1, unpack_nibbles(packed, 2 * packed.shape[1]).long())

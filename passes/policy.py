@@ -1,0 +1,85 @@
+"""Which weight gets which format, made by which recipe: data, which every step that quantizes works from.
+
+Importing this does not load torch: what a model will take can be asked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from pocketphi.graph.config import EMBEDDING, HEAD
+from pocketphi.graph.errors import InputError
+from pocketphi.passes.quantizers import Quantizer, make_quantizer, quantizer_class
+
+_FORMATS = {8: "int8"}
+"""Of the embedding and the head, by the bits that a user asks for."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """pattern: of names of weights, as `fnmatch` reads it; quantizer: what rounds them."""
+
+    pattern: str
+    quantizer: Quantizer
+
+    @property
+    def parameters(self) -> dict[str, int | bool]:
+        return {name: getattr(self.quantizer, name) for name in self.quantizer.parameters}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An ordered list of rules. The first that matches counts; a weight that none matches stays in float."""
+
+    rules: tuple[Rule, ...]
+
+    @staticmethod
+    def of(quantizer: Quantizer, special: Mapping[str, Quantizer] | None = None) -> Policy:
+        """One quantizer for all weights but some, which are given by name."""
+        return Policy((*(Rule(name, one) for name, one in (special or {}).items()), Rule("*", quantizer)))
+
+    def quantizer(self, name: str) -> Quantizer | None:
+        return next((rule.quantizer for rule in self.rules if fnmatchcase(name, rule.pattern)), None)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether any rule makes use of a calibration text."""
+        return any(rule.quantizer.calibrates for rule in self.rules)
+
+
+def policy_of(
+    recipe: str,
+    block: int | None = None,
+    symmetric: bool = True,
+    palette: int | None = None,
+    embedding_bits: int = 4,
+    head_bits: int = 4,
+    tied: bool = False,
+) -> Policy:
+    """The policy that the options of the command line say.
+
+    block: 0 for whole rows, the recipe's default if None; palette: rows that share a lookup table, in place of blocks
+    tied: the embedding and the head are one weight, which gets the larger number of bits
+
+    Raises InputError for an unknown recipe, and for what a recipe cannot make.
+    """
+    block = default_block(recipe) if block is None else block
+    head = EMBEDDING if tied else HEAD
+    more = {
+        name: make_quantizer("rtn", _FORMATS[bits], {"block": 0 if palette else block})
+        for name, bits in ((EMBEDDING, embedding_bits), (head, head_bits))
+        if bits in _FORMATS
+    }
+    if palette is None:
+        return Policy.of(make_quantizer(recipe, "int4", {"block": block, "symmetric": symmetric}), more)
+    made = make_quantizer(recipe, "palette", {"group": palette})
+    if not symmetric:
+        raise InputError("--palette: a table has no zero points; leave out --asymmetric")
+    return Policy.of(made, more)
+
+
+def default_block(recipe: str) -> int:
+    """The block size of a recipe where the user names none. Raises InputError for an unknown recipe."""
+    return int(quantizer_class(recipe).parameters["block"].default)

@@ -1,0 +1,227 @@
+"""How a package holds each format: as which blobs, of which bytes, decoded by which operator, and the way back.
+
+    part                          blob                       bytes
+    q, symmetric                  int4 [N, K]                packed ^ 0x88: nibble n stands for n - 8, in two's complement
+    q, with zero or offset        uint4 [N, K]               packed
+    zero                          uint4 [N, K/block]         repacked without the padding at the end of odd rows
+    scale                         float16 [N, K/block]       exact, or a bug of the quantizer
+    offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
+    q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
+    index, of a palette           uint4 [N, K]               as it is
+    lut                           float16 [N/R, 1, 16, 1]    exact, or a bug of the quantizer
+
+Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
+low nibble 8 = -8, high nibble 7.
+
+Importing this loads neither torch nor coremltools.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.formats import Format, Int4, Int8, Layout, Palette, PartSpec, Values, bytes_of
+from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
+from pocketphi.graph.formats.palette import ENTRIES
+from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
+from pocketphi.targets.coreml.blob import BlobType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
+    from pocketphi.artifacts.stream import Rows
+    from pocketphi.targets.coreml.emitter import Emitter
+    from pocketphi.targets.coreml.mil import Var
+    from pocketphi.targets.coreml.raw import Raw
+
+Blobs = dict[str, tuple[BlobType, tuple[int, ...]]]
+"""By part: the type of its blob, and the shape that the model gives it."""
+
+
+class Codec(ABC):
+    """A format in a package.
+
+    operator: decodes a weight where it is used; parameters: of that operator, each with the part that it takes, where a weight
+    has it. A part that is not among them is a constant of its own.
+    """
+
+    format: ClassVar[type[Format]]
+    operator: ClassVar[str] = "constexpr_blockwise_shift_scale"
+    parameters: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
+        """What a weight with these parts is stored as."""
+
+    def bytes_of(self, layout: Layout) -> int:
+        """What a weight takes in the file: values lie without gaps, floats are float16."""
+        return bytes_of({p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items()})
+
+    @abstractmethod
+    def encode(self, name: str, rows: Rows) -> Rows:
+        """Rows of a weight's parts as they are written. name: for messages."""
+
+    @abstractmethod
+    def holds(self, stored: Mapping[str, Raw]) -> bool:
+        """Whether the parameters of an operator of a package are a weight in this format."""
+
+    @abstractmethod
+    def layout(self, raw: Mapping[str, Raw]) -> Layout:
+        """The parts of a stored weight."""
+
+    @abstractmethod
+    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+        """Rows of the parts of a stored weight: the inverse of `encode`."""
+
+    def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
+        e.values[node] = e.times(e.name(node), e.value(node.args[0]), e.decoded(node), e.width(node))
+
+    def lower_embedding(self, e: Emitter, node: fx.Node) -> None:
+        e.values[node] = self.rows(e, node, e.name(node))
+
+    def rows(self, e: Emitter, node: fx.Node, name: str) -> Var:
+        return e.op("gather", name, x=e.decoded(node), indices=e.builder.inputs["inputIds"], axis=0)
+
+
+class Int4Codec(Codec):
+    """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
+
+    format = Int4
+    parameters: ClassVar[Mapping[str, str]] = {"data": "q", "scale": "scale", "offset": "zero"}
+
+    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
+        if {"zero", "offset"} <= parts.keys():
+            raise CompilerBug("a weight with zero points and offsets: no int4 operator of Core ML has both")
+        values = BlobType.UINT4 if {"zero", "offset"} & parts.keys() else BlobType.INT4
+        kinds = {"q": values, "zero": BlobType.UINT4, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
+        blocks = parts["scale"].shape
+        return {part: (kinds[part], Int4.shape_of(parts) if part == "q" else blocks) for part in parts}
+
+    def encode(self, name: str, rows: Rows) -> Rows:
+        symmetric = not {"zero", "offset"} & rows.keys()
+        stored = {"q": rows["q"] ^ 0x88 if symmetric else rows["q"], "scale": _half(rows["scale"], f"{name}: a scale")}
+        if "zero" in rows:
+            zeros = unpack_nibbles(rows["zero"], rows["scale"].shape[1])
+            stored["zero"] = pack_nibbles(zeros.reshape(1, -1))
+        if "offset" in rows:
+            stored["offset"] = _lowest(name, rows["offset"], rows["scale"])
+        return stored
+
+    def holds(self, stored: Mapping[str, Raw]) -> bool:
+        return "data" in stored and stored["data"].dtype in ("int4", "uint4")
+
+    def layout(self, raw: Mapping[str, Raw]) -> Layout:
+        block = raw["q"].shape[1] // raw["scale"].shape[1]
+        return Int4.layout(raw["q"].shape, block, "zero" not in raw, "offset" in raw)
+
+    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+        q = raw["q"].rows(start, stop)
+        scale = raw["scale"].rows(start, stop).tensor().float()
+        packed = q.data.view(stop - start, -1)
+        found = {"q": packed ^ 0x88 if q.dtype == "int4" else packed, "scale": scale}
+        if "zero" in raw:
+            found["zero"] = pack_nibbles(raw["zero"].tensor()[start:stop])
+        if "offset" in raw:
+            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
+        return found
+
+    def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
+        x, _, _, _, offset = node.args
+        if offset is None:
+            super().lower_matmul(e, node)
+            return
+        value, weight = e.value(x), e.decoded(node)
+        scaled = e.times(f"{node.name}_scaled", value, weight, e.width(node))
+        sums = e.op("reduce_sum", f"{node.name}_sums", x=e.in_blocks(node, value, e.width(offset)), axes=[-1])
+        lowest = e.times(f"{node.name}_lowest", sums, e.value(offset), e.width(node))
+        e.values[node] = e.op("add", e.name(node), x=scaled, y=lowest)
+
+    def lower_embedding(self, e: Emitter, node: fx.Node) -> None:
+        offset = node.args[4]
+        if offset is None:
+            super().lower_embedding(e, node)
+            return
+        scaled = self.rows(e, node, f"{node.name}_scaled")
+        ids = e.builder.inputs["inputIds"]
+        lowest = e.op("gather", f"{node.name}_lowest", x=e.value(offset), indices=ids, axis=0)
+        column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
+        total = e.op("add", f"{node.name}_sum", x=e.in_blocks(node, scaled, e.width(offset)), y=column)
+        e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, e.width(node)])
+
+
+class Int8Codec(Codec):
+    """Blocks of bytes."""
+
+    format = Int8
+    parameters: ClassVar[Mapping[str, str]] = {"data": "q8", "scale": "scale"}
+
+    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
+        return {"q8": (BlobType.INT8, parts["q8"].shape), "scale": (BlobType.FLOAT16, parts["scale"].shape)}
+
+    def encode(self, name: str, rows: Rows) -> Rows:
+        return {"q8": rows["q8"] ^ 0x80, "scale": _half(rows["scale"], f"{name}: a scale")}
+
+    def holds(self, stored: Mapping[str, Raw]) -> bool:
+        return "data" in stored and stored["data"].dtype == "int8"
+
+    def layout(self, raw: Mapping[str, Raw]) -> Layout:
+        return Int8.layout(raw["q8"].shape, raw["q8"].shape[1] // raw["scale"].shape[1])
+
+    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+        q8 = raw["q8"].rows(start, stop).data.view(stop - start, -1) ^ 0x80
+        return {"q8": q8, "scale": raw["scale"].rows(start, stop).tensor().float()}
+
+
+class PaletteCodec(Codec):
+    """Indices and their tables; a row of the parts is a group of rows that share one."""
+
+    format = Palette
+    operator = "constexpr_lut_to_dense"
+    parameters: ClassVar[Mapping[str, str]] = {"indices": "index", "lut": "lut"}
+
+    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
+        tables = (parts["lut"].shape[0], 1, ENTRIES, 1)
+        return {"index": (BlobType.UINT4, Palette.shape_of(parts)), "lut": (BlobType.FLOAT16, tables)}
+
+    def encode(self, name: str, rows: Rows) -> Rows:
+        return {"index": rows["index"], "lut": _half(rows["lut"], f"{name}: a value")}
+
+    def holds(self, stored: Mapping[str, Raw]) -> bool:
+        return {"indices", "lut"} <= stored.keys()
+
+    def layout(self, raw: Mapping[str, Raw]) -> Layout:
+        return Palette.layout(raw["index"].shape, raw["index"].shape[0] // raw["lut"].shape[0])
+
+    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+        (rows, columns), groups = raw["index"].shape, raw["lut"].shape[0]
+        group = rows // groups
+        packed = raw["index"].rows(start * group, stop * group).data.view(stop - start, group, columns // 2)
+        return {"index": packed, "lut": raw["lut"].rows(start, stop).tensor().float().view(stop - start, -1)}
+
+
+CODECS: dict[str, Codec] = {
+    "int4": Int4Codec(),
+    "int8": Int8Codec(),
+    "palette": PaletteCodec(),
+}
+
+
+def _lowest(name: str, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The value of q = 0 in each block. Raises InputError unless float16 has it, and the canonical offset comes back."""
+    half = _half(offset - SYMMETRIC_ZERO * scale, f"{name}: a block's smallest value", InputError)
+    if not bool((half.float() + SYMMETRIC_ZERO * scale == offset).all()):
+        raise InputError(f"{name}: offset - 8 · scale is not exact in float32; compile from the float checkpoint")
+    return half
+
+
+def _half(values: torch.Tensor, what: str, error: type[CompilerBug | InputError] = CompilerBug) -> torch.Tensor:
+    half = values.half()
+    wrong = half.float() != values
+    if bool(wrong.any()):
+        raise error(f"{what} is {float(values[wrong][0])!r}, which float16 does not have")
+    return half

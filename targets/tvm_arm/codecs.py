@@ -1,0 +1,69 @@
+"""How model.params holds each format, and which kernels read it. Importing this loads neither torch nor TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pocketphi.graph.formats import Int4, Layout, PartSpec, Values, bytes_of
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from pocketphi.targets.tvm_arm.description import Matrix
+    from pocketphi.targets.tvm_arm.interleave import Interleaved
+    from pocketphi.targets.tvm_arm.isa import Isa
+    from pocketphi.targets.tvm_arm.kernels.matmul import Form
+    from pocketphi.targets.tvm_arm.lower import Function
+
+
+class Int4Codec:
+    """int4, in the order in which the kernels load it."""
+
+    format = Int4
+
+    def placed(self, parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved:
+        """How a weight lies in the file; it stores rows, and restores them."""
+        from pocketphi.targets.tvm_arm.interleave import Interleaved
+
+        return Interleaved.of(parts, isa)
+
+    def bytes_of(self, layout: Layout, lanes: int) -> int:
+        """What a weight takes in the file: rows fill vectors, scales are float16, zero points bytes. lanes: `Isa.lanes`."""
+        filled = {p: Values((-(-v.shape[0] // lanes) * lanes, v.shape[1]), v.bits) for p, v in layout.items()}
+        return bytes_of(filled, {"scale": 16, "zero": 8})
+
+    def described(self, parts: Mapping[str, PartSpec]) -> dict[str, int | None]:
+        """What model.json says of a weight (`Matrix`)."""
+        rows, columns = Int4.shape_of(parts)
+        return {"rows": rows, "columns": columns, "block": Int4.block_of(parts)}
+
+    def layout(self, matrix: Matrix, held: Collection[str]) -> Layout:
+        """The parts of a weight, by what model.json says. held: names of its parts in the file."""
+        return Int4.layout((matrix.rows, matrix.columns), matrix.block, "zero" not in held, "offset" in held)
+
+    def lower_matmul(self, f: Function, node: fx.Node) -> None:
+        form, held = self._form(f, node)
+        args = [f.value(node.args[0]), *held]
+        f.values[node] = f.call(f.kernels.matmul(form), args, form.matrix.rows, f.rows(node))
+
+    def lower_embedding(self, f: Function, node: fx.Node) -> None:
+        from pocketphi.targets.tvm_arm.kernels.elementwise import embedding
+
+        form, held = self._form(f, node)
+        kernel = f.kernels.get(("embedding", form), "embedding", lambda name: embedding(name, f.isa, form))
+        f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns, f.rows(node))
+
+    def _form(self, f: Function, node: fx.Node) -> tuple[Form, list[Any]]:
+        """The form of a kernel, and the parameters in its order."""
+        from pocketphi.targets.tvm_arm.kernels.matmul import Form
+
+        parts = f.parts_read(node)
+        matrix = self.placed(parts, f.isa)
+        form = Form(matrix, "zero" in parts, "offset" in parts, f.way.exact, isinstance(f.rows(node), int))
+        return form, [f.value(arg) for arg in node.args[1:] if arg is not None]
+
+
+CODECS: dict[str, Int4Codec] = {
+    "int4": Int4Codec(),
+}
