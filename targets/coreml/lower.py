@@ -32,9 +32,9 @@ from torch import fx
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program, op_name, shape_of
 from pocketphi.targets.coreml import attention, norms
+from pocketphi.targets.coreml.coremltools_parts import Var, reproducible_names
 from pocketphi.targets.coreml.emitter import Emitter
 from pocketphi.targets.coreml.form import Form
-from pocketphi.targets.coreml.mil import Var, reproducible_names
 from pocketphi.targets.coreml.weightfile import WeightFile
 
 

@@ -104,11 +104,13 @@ def compile_sources(
 
 
 def _compile(toolchain: Toolchain, folder: Path, sources: list[Path], options: Iterable[str]) -> list[Path]:
-    def compile_one(source: Path, _: object) -> None:
-        toolchain.run("-std=c++17", "-fPIC", *options, "-c", str(source), "-o", f"{source.stem}.o", cwd=folder)
+    by_name = {source.stem: source for source in sources}
 
-    in_threads(sources, compile_one, lambda _: None)
-    return [folder / f"{source.stem}.o" for source in sources]
+    def compile_one(name: str, _: object) -> None:
+        toolchain.run("-std=c++17", "-fPIC", *options, "-c", str(by_name[name]), "-o", f"{name}.o", cwd=folder)
+
+    in_threads(list(by_name), compile_one, lambda _: None)
+    return [folder / f"{name}.o" for name in by_name]
 
 
 def _libraries(toolchain: Toolchain) -> list[str]:
