@@ -178,7 +178,7 @@ class Parser {
       return;
     }
     int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    into += static_cast<char>((0xf00 >> more & 0xff) | c >> 6 * more);
+    into += static_cast<char>((0xff00 >> (more + 1) & 0xff) | c >> 6 * more);
     while (more-- > 0) into += static_cast<char>(0x80 | (c >> 6 * more & 0x3f));
   }
 
