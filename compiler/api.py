@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -32,6 +33,7 @@ def _with_arguments_of(
             return run(options(*args, **kwargs))
 
         call.__doc__, call.__name__ = run.__doc__, run.__name__
+        call.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]  # for help()
         return call
 
     return made

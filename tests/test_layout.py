@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ast
 import configparser
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import jedi
 import pytest
+from setuptools import find_packages
+
+import pocketphi
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pocketphi"
 MAY_IMPORT = {
     "graph": {"graph"},
     "passes": {"graph", "passes"},
@@ -16,12 +24,6 @@ MAY_IMPORT = {
     "targets": {"graph", "passes", "artifacts", "targets"},
     "compiler": {"graph", "passes", "artifacts", "targets", "compiler"},
 }
-
-
-def options() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg")
-    return parser
 
 
 def folders() -> set[str]:
@@ -43,20 +45,56 @@ def imported(path: Path) -> set[str]:
 
 
 def test_published_packages_are_the_folders() -> None:
-    listed = options()["options"]["packages"].split()
-    assert len(listed) == len(set(listed))
-    assert {name.removeprefix("pocketphi.").replace(".", "/") for name in listed} == folders()
+    found = find_packages(str(ROOT), include=["pocketphi", "pocketphi.*"])
+    assert len(found) == len(set(found))
+    stages = set(found) - {"pocketphi"}
+    assert {name.removeprefix("pocketphi.").replace(".", "/") for name in stages} == folders()
+    assert {path.name: path.readlink() for path in PACKAGE.iterdir() if path.is_symlink()} == {
+        stage: Path("..", stage) for stage in MAY_IMPORT
+    }
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {"__init__.py", "py.typed"}
 
 
-def test_every_stage_is_mapped_and_typed() -> None:
-    lines = options()["options"]["package_dir"].strip().splitlines()
-    assert dict(line.split(" = ") for line in lines) == {f"pocketphi.{stage}": stage for stage in MAY_IMPORT}
-    data = {name: files.split(", ") for name, files in options()["options.package_data"].items()}
-    assert {name for name, files in data.items() if "py.typed" in files} == {f"pocketphi.{s}" for s in MAY_IMPORT}
-    folders_of = {name: ROOT / name.removeprefix("pocketphi.").replace(".", "/") for name in data}
-    missing = [(name, file) for name, files in data.items() for file in files if not any(folders_of[name].glob(file))]
-    assert missing == []
-    assert [stage for stage in MAY_IMPORT if not (ROOT / stage / "py.typed").is_file()] == []
+def test_every_file_is_published() -> None:
+    """What is no Python is in `package_data`, and what that names is there."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    patterns = {name: files.split(", ") for name, files in parser["options.package_data"].items()}
+    folders_of = {name: ROOT / name.replace(".", "/") for name in patterns}
+    named = {(name, file): set(folders_of[name].glob(file)) for name, files in patterns.items() for file in files}
+    assert [key for key, paths in named.items() if not paths] == []
+    listed = subprocess.run(
+        ["git", "ls-files", *MAY_IMPORT], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\n")
+    data = {PACKAGE / path for path in listed if path and not path.endswith(".py")}
+    assert data <= set().union(*named.values())
+
+
+def test_the_package_is_light() -> None:
+    """`import pocketphi` costs nothing: what is heavy is loaded by what needs it."""
+    code = "import sys; before = set(sys.modules); import pocketphi; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {name.split(".")[0] for name in done.stdout.split()} <= {"pocketphi", *sys.stdlib_module_names}
+    assert pocketphi.__version__ == version("pocketphi")
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("from pocketphi.graph.program import Program\nProgram", "graph/program.py"),
+        ("import pocketphi.targets.coreml.lower\npocketphi.targets.coreml.lower", "targets/coreml/lower.py"),
+        ("from pocketphi.compiler import verify\nverify", "compiler/verify.py"),
+        ("from pocketphi.passes.pattern import Op\nOp", "passes/pattern.py"),
+        ("from pocketphi.artifacts.bundle import Bundle\nBundle", "artifacts/bundle.py"),
+    ],
+)
+def test_tools_find_a_definition(text: str, file: str) -> None:
+    """Jump to definition, as an editor on the clone asks for it: no hook of an installation has a part in it."""
+    project = jedi.Project(ROOT, sys_path=[])
+    line, column = text.count("\n") + 1, len(text.split("\n")[-1])
+    (found,) = jedi.Script(text, path=ROOT / "x.py", project=project).goto(line, column, follow_imports=True)
+    assert found.module_path is not None
+    assert found.module_path.resolve() == ROOT / file
 
 
 def test_every_package_says_what_it_is() -> None:

@@ -16,8 +16,8 @@ from torch import fx
 from pocketphi.graph.config import layer_of
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import shape_of
+from pocketphi.targets.coreml.coremltools_parts import Var
 from pocketphi.targets.coreml.emitter import STATES, Emitter
-from pocketphi.targets.coreml.mil import Var
 
 HIDDEN = -16384.0
 """Added to a score that must not be seen: exp gives 0, and the sum is far from the end of float16 whatever the score."""

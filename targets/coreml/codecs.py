@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from torch import fx
 
     from pocketphi.artifacts.stream import Rows
+    from pocketphi.targets.coreml.coremltools_parts import Var
     from pocketphi.targets.coreml.emitter import Emitter
-    from pocketphi.targets.coreml.mil import Var
     from pocketphi.targets.coreml.raw import Raw
 
 Blobs = dict[str, tuple[BlobType, tuple[int, ...]]]

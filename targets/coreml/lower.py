@@ -35,9 +35,9 @@ from pocketphi.graph.program import Program, op_name
 from pocketphi.targets.codecs import rules_of
 from pocketphi.targets.coreml import attention, norms
 from pocketphi.targets.coreml.codecs import CODECS
+from pocketphi.targets.coreml.coremltools_parts import reproducible_names
 from pocketphi.targets.coreml.emitter import Emitter
 from pocketphi.targets.coreml.form import Form
-from pocketphi.targets.coreml.mil import reproducible_names
 from pocketphi.targets.coreml.weightfile import WeightFile
 
 

@@ -2,17 +2,10 @@
 
 coremltools' own way holds every weight in memory and writes the file three times. Here a constant is an array of stride zero
 that takes no memory and whose name says where its bytes will lie (`WeightFile`); `package.py` streams them there.
-
-Internals of coremltools 9.0 that this relies on, which is why setup.cfg pins it: `MILProtoExporter.get_milproto_value` (where a
-constant becomes a reference into the weight file), `CoreMLProtoExporter` (inputs, states and functions of the description)
-and `Builder.name_count` (the counter behind generated names).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,23 +13,22 @@ import numpy as np
 
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.targets.coreml.blob import BlobType
+from pocketphi.targets.coreml.coremltools_parts import Builder as mb  # noqa: N813 - its usual name
+from pocketphi.targets.coreml.coremltools_parts import (
+    Function,
+    Program,
+    Var,
+    ct,
+    export,
+    file_value,
+    immediate_value,
+    types,
+)
 from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile, identifier
-
-# before the import: it warns about the version of torch, and that this may be no Mac, neither of which matters here
-logging.getLogger("coremltools").setLevel(logging.ERROR)
-
-import coremltools as ct  # noqa: E402
-from coremltools.converters.mil.backend.mil import helper  # noqa: E402
-from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter  # noqa: E402
-from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813 - its usual name
-from coremltools.converters.mil.mil import Function, Program, types  # noqa: E402
 
 SPECIFICATION = 9
 """iOS 18 and macOS 15: the first with states and blockwise int4."""
 WEIGHT_PATH = "@model_path/weights/weight.bin"
-Var = Any
-"""A value of coremltools' MIL."""
-
 _TYPES = {"int32": types.int32, "fp16": types.fp16}
 _NUMPY = {
     BlobType.FLOAT16: np.dtype(np.float16),
@@ -120,18 +112,6 @@ class FunctionBuilder:
         return name
 
 
-@contextlib.contextmanager
-def reproducible_names() -> Iterator[None]:
-    """Start coremltools' counter of generated names from zero, and put back what it was."""
-    before = dict(mb.name_count)
-    mb.name_count.clear()
-    try:
-        yield
-    finally:
-        mb.name_count.clear()
-        mb.name_count.update(before)
-
-
 def to_proto(functions: dict[str, Any], default: str, blobs: dict[str, Stored]) -> Any:
     """The `Model` message of finished functions. More than one, or one not called `main`, make a multifunction model."""
     program = Program()
@@ -139,25 +119,13 @@ def to_proto(functions: dict[str, Any], default: str, blobs: dict[str, Stored]) 
         program.add_function(name, function)
     program.default_function_name = default
     program.export_as_multifunction = list(functions) != ["main"]
-    program._check_early_error_out_for_invalid_program()  # as coremltools' converter does
-    proto = _Exporter(program, blobs).export()
-    options: dict[str, Any] = {"convert_to": "mlprogram", "convert_from": "milinternal", "classifier_config": None}
-    exporter = CoreMLProtoExporter(program, proto, None, None, specification_version=SPECIFICATION, **options)
-    return exporter.export(SPECIFICATION)
 
-
-class _Exporter(MILProtoExporter):
-    """Refers to planned offsets instead of writing values."""
-
-    def __init__(self, program: Any, blobs: dict[str, Stored]) -> None:
-        super().__init__(program, weights_dir="", specification_version=SPECIFICATION)
-        self._blobs = blobs
-
-    def get_milproto_value(self, var: Var) -> Any:
+    def value_of(var: Var) -> Any:
         if var.op.weight_id is None:
             if var.val is not None and np.size(var.val) >= INLINE:
                 raise CompilerBug(f"{var.name}: a constant of {np.size(var.val)} values was not planned")
-            return helper.create_immediate_value(var)
-        stored = self._blobs[var.op.weight_id]
-        kind = helper.types_to_proto_primitive(var.sym_type.get_primitive())
-        return helper.create_file_value_tensor(WEIGHT_PATH, stored.record_offset, stored.shape, kind)
+            return immediate_value(var)
+        stored = blobs[var.op.weight_id]
+        return file_value(var, WEIGHT_PATH, stored.record_offset, stored.shape)
+
+    return export(program, SPECIFICATION, value_of)

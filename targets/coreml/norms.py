@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from pocketphi.targets.coreml.coremltools_parts import Var
 from pocketphi.targets.coreml.emitter import Emitter
-from pocketphi.targets.coreml.mil import Var
 
 SMALLEST_PEAK = 2.0**-10
 """Rows whose largest value is below are divided by this instead: the division of a row of zeros."""

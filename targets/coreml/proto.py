@@ -11,7 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.foreign import check_version, other_parts
 
+PACKAGE, VERSION = "coremltools", "9.0"
+"""The one whose parts are extended: see coremltools_parts.py."""
 _ALIAS = "_pocketphi_coreml_proto"
 
 
@@ -25,13 +28,16 @@ def model_pb2() -> Any:
     found = importlib.util.find_spec("coremltools")  # finds the folder, runs nothing
     if found is None or not found.submodule_search_locations:
         raise missing_coremltools()
+    check_version(PACKAGE, VERSION, "coreml")
     package = ModuleType(_ALIAS)
     package.__path__ = [str(Path(found.submodule_search_locations[0]) / "proto")]
     sys.modules[_ALIAS] = package
     try:
         return importlib.import_module(f"{_ALIAS}.Model_pb2")
     except ModuleNotFoundError as error:
-        raise InputError(f"Core ML packages: {error}; install with: pip install 'pocketphi[coreml]'") from None
+        raise other_parts(
+            PACKAGE, VERSION, f"the protobuf classes that pocketphi reads packages with: {error}"
+        ) from None
 
 
 def mil_pb2() -> Any:

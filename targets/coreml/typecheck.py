@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,50 +27,24 @@ def typecheck(path: str | Path) -> int:
     model_path = find_model(path)
     spec = parse_model(model_path)
     with _quiet():
-        loader = _loader()
-        real = loader._load_value
-        loader._load_value = _with_stand_ins(loader)
         try:
-            loader.load(spec, spec.specificationVersion, file_weights_dir=str(model_path.parent / "weights"))
+            from pocketphi.targets.coreml.coremltools_parts import load_types
+        except ModuleNotFoundError:
+            raise missing_coremltools() from None
+        try:
+            load_types(spec, model_path.parent / "weights", _stand_in)
         except Exception as error:  # whatever coremltools raises is its reason
             raise InputError(f"{path}: coremltools does not accept it: {type(error).__name__}: {error}") from error
-        finally:
-            loader._load_value = real
     blocks = (b for f in spec.mlProgram.functions.values() for b in f.block_specializations.values())
     return sum(len(block.operations) for block in blocks)
 
 
-def _loader() -> Any:
-    try:
-        from coremltools.converters.mil.frontend.milproto import load
-    except ModuleNotFoundError:
-        raise missing_coremltools() from None
-    return load
-
-
-def _with_stand_ins(loader: Any) -> Callable[[Any, Any], Any]:
-    """The loader's reader of constants, with a stand-in for a large one of the blob file.
-
-    A small one is read: it may be a shape or a list of axes, on which types depend.
-    """
-    from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
-    from coremltools.converters.mil.mil import types
-
-    real = loader._load_value
-
-    def load(context: Any, value: Any) -> Any:
-        if value.WhichOneof("value") != "blobFileValue":
-            return real(context, value)
-        kind = proto_to_types(value.type)
-        shape = kind.get_shape() if types.is_tensor(kind) else ()
-        if int(np.prod(shape)) <= _SMALL:
-            return real(context, value)
-        return np.broadcast_to(np.zeros((), types.nptype_from_builtin(kind.get_primitive())), shape)
-
-    return load
-
-
 _SMALL = 64
+
+
+def _stand_in(dtype: Any, shape: tuple[int, ...]) -> Any:
+    """For a large constant. A small one is read: it may be a shape or a list of axes, on which types depend."""
+    return np.broadcast_to(np.zeros((), dtype), shape) if int(np.prod(shape)) > _SMALL else None
 
 
 @contextlib.contextmanager

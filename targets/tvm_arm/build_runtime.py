@@ -1,75 +1,40 @@
-"""Build the C runtime for a toolchain: TVM's own sources from its wheel with our C API, one small library.
+"""Build what is C++ for a toolchain: the runtime, of the sources in `runtime/` alone, and the RPC server, with TVM's sources.
 
-TVM's wheel ships its runtime's sources; `runtime/shim` holds the few headers that it lacks. Everything else of TVM's runtime
-(RPC, other devices, profiling, its K/V caches) stays out. Results are kept in the user's cache by all that decides them.
+Results are kept in the user's cache by all that decides them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from pocketphi.artifacts.folder import put, workspace
-from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.threads import in_threads
+from pocketphi.targets.tvm_arm import tvm_sources
 from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain
+from pocketphi.targets.tvm_arm.tvm_sources import DEFINES, INCLUDES, RPC, UNITS, copy_sources
 
-_FFI = "backtrace object error function tensor dtype container init_once custom_allocator"
-_FFI_EXTRA = (
-    "module library_module library_module_system_lib library_module_dynamic_lib env_context env_c_api json_parser "
-    "json_writer"
-)
-_TVM = (
-    "cpu_device_api device_api file_utils logging module workspace_pool memory/memory_manager "
-    "vm/builtin vm/bytecode vm/executable vm/vm tensor"  # tensor last: it ends with a `using namespace`
-)
-_RPC = (
-    "timer rpc/rpc_channel rpc/rpc_endpoint rpc/rpc_local_session rpc/rpc_session rpc/rpc_module rpc/rpc_server_env "
-    "rpc/rpc_device_api"
-)
-UNITS = {
-    "ffi": [*(f"ffi/{name}" for name in _FFI.split()), *(f"ffi/extra/{name}" for name in _FFI_EXTRA.split())],
-    "tvm": [f"src/runtime/{name}" for name in _TVM.split()],
-    "ours": ["cpu", "pool", "bundle", "model", "pocketphi_runtime"],
-}
-"""Sources compiled as one: their headers, which take most of the time, are read once."""
+RUNTIME = ("backend", "bundle", "bytecode", "cpu", "json", "library", "model", "pocketphi_runtime", "pool", "vm")
+"""What the library is made of: sources in `runtime/`. Beside them lie the runner and a library's glue."""
 
-_SERVER = {
-    "ffi": UNITS["ffi"],
-    "tvm": [f"src/runtime/{name}" for name in f"{_RPC} {_TVM}".split()],
-    "ours": ["cpu", "pool", "rpc_server"],
-}
-"""Of the RPC server, which stands between a board and the tuner."""
+_OPTIONS = ("-Os", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections")
+"""-Os: smaller than -O2 and the same time a call, most of which is spent in the model."""
 
-# quoted includes climb from a source's folder: from the last two they arrive in the shim
-_INCLUDES = (".", "include", "shim", "shim/tvm", "shim/tvm/support")
-_DEFINES = (
-    "TVM_FFI_USE_LIBBACKTRACE=0",
-    "TVM_FFI_BACKTRACE_ON_SEGFAULT=0",
-    "TVM_FFI_EXPORTS",
-    "TVM_RUNTIME_EXPORTS",
-)
-_OPTIONS = ("-Os", "-w", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections")
-"""-Os: three quarters of the size of -O2 and the same time a call, most of which is spent in the model."""
-
-_STATIC = ("-static-libstdc++", "-static-libgcc", "-Wl,-s")
-_LINK = ("-shared", "-Wl,-soname,libpocketphi.so", "-Wl,--gc-sections", "-Wl,--no-undefined", *_STATIC)
+_STATIC = ("-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-s")
+_LINK = ("-shared", "-Wl,-soname,libpocketphi.so", "-Wl,--no-undefined", *_STATIC)
 
 _CMAKE = f"""# libpocketphi.a: link it with libmodel.a; see pocketphi_runtime.h.
 cmake_minimum_required(VERSION 3.18)
 project(pocketphi CXX)
-add_library(pocketphi STATIC {" ".join(f"{name}.cc" for name in UNITS)})
+add_library(pocketphi STATIC {" ".join(f"{name}.cc" for name in RUNTIME)})
 set_target_properties(pocketphi PROPERTIES CXX_STANDARD 17 POSITION_INDEPENDENT_CODE ON)
-target_include_directories(pocketphi PUBLIC . PRIVATE {" ".join(_INCLUDES[1:])})
-target_compile_definitions(pocketphi PRIVATE {" ".join(_DEFINES)})
+target_include_directories(pocketphi PUBLIC .)
 target_compile_options(pocketphi PRIVATE {" ".join(_OPTIONS)})
 """
 
@@ -88,113 +53,99 @@ class RuntimeFiles:
 
 
 def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFiles:
-    """The runtime for `toolchain`, from the cache or built in about half a minute.
+    """The runtime for `toolchain`, from the cache or built in some seconds.
 
-    cache: folder; the user's by default. Raises InputError if TVM or the compiler is missing or the compile fails.
+    cache: folder; the user's by default. Raises InputError if the compiler is missing or the compile fails.
     """
-    folder = (cache or default_folder()) / "tvm-runtime" / f"{toolchain.os}-{toolchain.arch}-{_key(toolchain)}"
+    folder = (cache or default_folder()) / "tvm-runtime" / _cache_name(toolchain, Path(__file__))
     files = RuntimeFiles(folder / "libpocketphi.so", folder / "libpocketphi.a", folder / "pocketphi-runner")
     if not files.runner.is_file():
-        _LOG.info("building the TVM runtime for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
+        _LOG.info("building the runtime for %s on %s: some seconds, once", toolchain.os, toolchain.arch)
         with workspace(folder, _INSTEAD) as temporary:
             put(_build(toolchain, temporary), folder, temporary, replace=True)
     return files
 
 
 def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
-    """The program `pocketphi-rpc` for a board: TVM's RPC server without Python. As `build_runtime`."""
-    path = (cache or default_folder()) / "tvm-rpc" / f"{toolchain.os}-{toolchain.arch}-{_key(toolchain)}"
+    """The program `pocketphi-rpc` for a board: TVM's RPC server without Python. As `build_runtime`, in half a minute.
+
+    Raises InputError if TVM is missing, or another one than its sources were taken from.
+    """
+    recipe = [Path(__file__), Path(tvm_sources.__file__), *sorted(path for path in RPC.rglob("*") if path.is_file())]
+    path = (cache or default_folder()) / "tvm-rpc" / _cache_name(toolchain, *recipe)
     if not path.is_file():
         _LOG.info("building the RPC server for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
         with workspace(path, _INSTEAD) as folder:
-            objects = compile_sources(toolchain, folder, _SERVER)
-            toolchain.run("-Wl,--gc-sections", *_STATIC, *objects, *_libraries(toolchain), "-o", "rpc", cwd=folder)
+            copy_sources(folder)
+            options = [*_OPTIONS, "-w", *(f"-D{name}" for name in DEFINES), *(f"-I{folder / at}" for at in INCLUDES)]
+            sources = [*(folder / f"{unit}.cc" for unit in UNITS), RPC / "rpc_server.cc"]
+            objects = [
+                *_compile(toolchain, folder, sources, (*options, f"-I{SOURCES}")),
+                *compile_sources(toolchain, folder, ("cpu", "pool")),
+            ]
+            toolchain.run(*_STATIC, *map(str, objects), *_libraries(toolchain), "-o", "rpc", cwd=folder)
             os.replace(folder / "rpc", path)
     return path
 
 
-def export_sources(folder: Path, units: Mapping[str, list[str]] = UNITS) -> None:
+def export_sources(folder: Path) -> None:
     """Write all that the runtime is built of, with a CMakeLists.txt, for a machine that has the compiler: Xcode, an NDK."""
-    tvm, ffi = _package("tvm"), _package("tvm_ffi")
-    shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
-    for include in (tvm / "include", ffi / "include", ffi / "3rdparty/dlpack/include"):
-        shutil.copytree(include, folder / "include", dirs_exist_ok=True)
-    for path in _listed(tvm, "src/runtime", units["tvm"]):
-        _copy(path, folder / path.relative_to(tvm))
-    for path in _listed(ffi / "src", "ffi", units["ffi"]):
-        _copy(path, folder / path.relative_to(ffi / "src"))
-    for name, sources in units.items():
-        (folder / f"{name}.cc").write_text("".join(f'#include "{source}.cc"\n' for source in sources))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*SOURCES.glob("*.h"), *(SOURCES / f"{name}.cc" for name in RUNTIME), SOURCES / "runner.cc"]:
+        shutil.copy(path, folder)
     (folder / "CMakeLists.txt").write_text(_CMAKE)
-    for name in ("LICENSE", "NOTICE"):
-        shutil.copy(tvm / name, folder / f"{name}.tvm")
-
-
-def _listed(package: Path, root: str, sources: list[str]) -> list[Path]:
-    """Sources, and the headers that lie beside them, and in `minrpc` of the RPC's."""
-    paths = [package / f"{source}.cc" for source in sources]
-    folders = {path.parent for path in paths} | {path.parent / "minrpc" for path in paths} | {package / root}
-    return paths + [header for at in folders for header in at.glob("*.h")]
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
 
 
 def compile_sources(
-    toolchain: Toolchain, folder: Path, units: Mapping[str, list[str]], options: tuple[str, ...] = _OPTIONS
-) -> list[str]:
-    """Names of the objects in `folder`, one for each unit of sources. options: of the compiler, beside the toolchain's."""
-    export_sources(folder, {**UNITS, **units})
-    flags = [
-        "-std=c++17",
-        "-fPIC",
-        *options,
-        *(f"-D{define}" for define in _DEFINES),
-        *(f"-I{at}" for at in _INCLUDES),
-    ]
+    toolchain: Toolchain, folder: Path, names: Iterable[str] = RUNTIME, options: tuple[str, ...] = _OPTIONS
+) -> list[Path]:
+    """Objects in `folder` of sources in `runtime/`, which are named without `.cc`. options: beside the toolchain's."""
+    return _compile(toolchain, folder, [SOURCES / f"{name}.cc" for name in names], options)
 
-    def compile_unit(name: str, _: object) -> None:
-        toolchain.run(*flags, "-c", f"{name}.cc", "-o", f"{name}.o", cwd=folder)
 
-    in_threads(list(units), compile_unit, lambda _: None)
-    return [f"{name}.o" for name in units]
+def _compile(toolchain: Toolchain, folder: Path, sources: list[Path], options: Iterable[str]) -> list[Path]:
+    by_name = {source.stem: source for source in sources}
+
+    def compile_one(name: str, _: object) -> None:
+        toolchain.run("-std=c++17", "-fPIC", *options, "-c", str(by_name[name]), "-o", f"{name}.o", cwd=folder)
+
+    in_threads(list(by_name), compile_one, lambda _: None)
+    return [folder / f"{name}.o" for name in by_name]
 
 
 def _libraries(toolchain: Toolchain) -> list[str]:
+    """Of the system."""
     return ["-lm", "-ldl", *(["-pthread"] if toolchain.os == "linux" else [])]
 
 
 def _build(toolchain: Toolchain, folder: Path) -> Path:
-    objects = compile_sources(toolchain, folder, UNITS)
+    objects = compile_sources(toolchain, folder)
     result = folder / "result"
     result.mkdir()
-    toolchain.static_archive([folder / name for name in objects], result / "libpocketphi.a")
+    toolchain.static_archive(objects, result / "libpocketphi.a")
     (folder / "exports").write_text("{ global: pocketphi_*; local: *; };\n")
-    link = [*_LINK, "-Wl,--version-script=exports", *objects, *_libraries(toolchain)]
+    link = [*_LINK, "-Wl,--version-script=exports", *map(str, objects), *_libraries(toolchain)]
     toolchain.run(*link, "-o", "result/libpocketphi.so", cwd=folder)
-    runner = ["-std=c++17", "-O2", "-Lresult", "-Wl,-rpath,$ORIGIN", *_STATIC, "runner.cc", "-lpocketphi"]
+    runner = [
+        "-std=c++17",
+        "-O2",
+        "-Lresult",
+        "-Wl,-rpath,$ORIGIN",
+        *_STATIC,
+        str(SOURCES / "runner.cc"),
+        "-lpocketphi",
+    ]
     toolchain.run(*runner, "-o", "result/pocketphi-runner", cwd=folder)
     return result
 
 
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise InputError(f"{name} is not installed: pip install 'pocketphi[tvm]'")
-    return Path(spec.origin).parent
-
-
-def _key(toolchain: Toolchain) -> str:
-    """Of everything that decides the result."""
-    _package("tvm")
+def _cache_name(toolchain: Toolchain, *recipe: Path) -> str:
+    """Of everything that decides the result. recipe: files beside the runtime's sources."""
     said = toolchain.run("--version")
     parts = [said.encode(), *(text.encode() for text in (*toolchain.compiler, *toolchain.flags))]
-    parts += [version(name).encode() for name in ("apache-tvm", "apache-tvm-ffi")]
-    ours = [Path(__file__), *sorted(path for path in SOURCES.rglob("*") if path.is_file())]
+    ours = [*recipe, *sorted(path for path in SOURCES.rglob("*") if path.is_file())]
     parts += [path.read_bytes() for path in ours]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:16]
+    return f"{toolchain.os}-{toolchain.arch}-{digest.hexdigest()[:16]}"

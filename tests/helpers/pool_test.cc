@@ -5,7 +5,6 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/syscall.h>
-#include <tvm/ffi/error.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -16,8 +15,11 @@
 #include <thread>
 #include <vector>
 
+#include "backend.h"
 #include "cpu.h"
+#include "raised.h"
 
+using pocketphi_runtime::LoopGroup;
 using pocketphi_runtime::Pool;
 
 #define CHECK(condition) \
@@ -29,18 +31,18 @@ struct Loop {
   int parts = 0, failing = -1;
 };
 
-int count_part(int part, TVMParallelGroupEnv* env, void* data) {
+int count_part(int part, LoopGroup* group, void* data) {
   auto& loop = *static_cast<Loop*>(data);
-  if (part == 0) loop.parts = env->num_task;
+  if (part == 0) loop.parts = group->parts;
   ++loop.runs[part];
   loop.by[part] = std::this_thread::get_id();
   if (part != loop.failing) return 0;
-  tvm::ffi::details::SetSafeCallRaised(tvm::ffi::Error("ValueError", "part " + std::to_string(part), ""));
+  pocketphi_runtime::raise("part " + std::to_string(part));
   return -1;
 }
 
 // A loop in a loop runs where it is called, as one part.
-int nested(int, TVMParallelGroupEnv*, void*) {
+int nested(int, LoopGroup*, void*) {
   Loop inner{std::vector<int>(64), std::vector<std::thread::id>(64)};
   return TVMBackendParallelLaunch(count_part, &inner, 0) != 0 || inner.parts != 1 || inner.runs[0] != 1;
 }
@@ -87,7 +89,7 @@ int main() {
     CHECK(TVMBackendParallelLaunch(nested, nullptr, 0) == 0);
     Loop loop{std::vector<int>(64), std::vector<std::thread::id>(64), 0, 5};
     CHECK(TVMBackendParallelLaunch(count_part, &loop, 0) == -1);
-    CHECK(tvm::ffi::details::MoveFromSafeCallRaised().message() == "part 5");
+    CHECK(pocketphi_runtime::take_raised() == "part 5");
     CHECK(run().parts == 6);  // a failure is of one loop
 
     signal(SIGUSR1, hold);

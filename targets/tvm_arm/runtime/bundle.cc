@@ -3,66 +3,33 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <tvm/ffi/dtype.h>
-#include <tvm/ffi/extra/json.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
+#include "json.h"
 #include "sha256.h"
 
 namespace pocketphi_runtime {
 namespace {
 
-namespace json = tvm::ffi::json;
-using tvm::ffi::Any;
-using tvm::ffi::String;
-
-constexpr int kDeepest = 32;                  // of a JSON text; TVM's parser has no limit but the stack
 constexpr int64_t kLongest = int64_t{1} << 26;  // bytes of model.json
 
-void refuse_deep(const std::string& text, const std::string& name) {
-  int depth = 0;
-  bool quoted = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    char c = text[i];
-    if (c == '"') quoted = !quoted;
-    else if (quoted) i += c == '\\';
-    else if (c == ']' || c == '}') --depth;
-    else if ((c == '[' || c == '{') && ++depth > kDeepest) {
-      throw Failure(name + ": not valid JSON: nested deeper than " + std::to_string(kDeepest));
-    }
-  }
-}
-
 // A value of a JSON text, with the path by which messages name it: "model.json: cache.shape".
-class Value {
+class Field {
  public:
-  Value(Any value, std::string path) : value_(std::move(value)), path_(std::move(path)) {}
-
-  static Value parse(const std::string& text, const std::string& name) {
-    refuse_deep(text, name);
-    String problem;
-    Any value = json::Parse(String(text), &problem);
-    if (!problem.empty()) throw Failure(name + ": not valid JSON: " + std::string(problem));
-    Value root(value, name);
-    root.as<json::Object>("an object");
+  static Field parse(const std::string& text, const std::string& name) {
+    Field root(std::make_shared<const Json>(Json::parse(text, name)), name);
+    root.require(Json::Kind::object, "an object");
     return root;
   }
 
-  template <typename T>
-  T as(const char* expected) const {
-    auto value = value_.try_cast<T>();
-    if (!value) refuse(expected);
-    return *value;
-  }
   [[noreturn]] void refuse(const char* expected) const { throw Failure(path_ + ": expected " + expected); }
-  std::string text() const { return as<String>("a text"); }
-  bool flag() const { return as<bool>("true or false"); }
+  std::string text() const { return require(Json::Kind::text, "a text").text; }
+  bool flag() const { return require(Json::Kind::flag, "true or false").flag; }
   int64_t number(int64_t low, int64_t high) const {
-    if (value_.type_index() != tvm::ffi::TypeIndex::kTVMFFIInt) refuse("a whole number");
-    int64_t value = value_.cast<int64_t>();
+    int64_t value = require(Json::Kind::whole, "a whole number").whole;
     if (value < low || value > high) {
       throw Failure(path_ + ": " + std::to_string(value) + " is not within " + std::to_string(low) + " to " +
                     std::to_string(high));
@@ -70,69 +37,78 @@ class Value {
     return value;
   }
   int64_t size() const { return number(1, kLargest); }
+  bool is_text() const { return value_->kind == Json::Kind::text; }
 
-  bool has(const char* key) const {
-    auto object = as<json::Object>("an object");
-    auto found = object.find(String(key));
-    return found != object.end() && (*found).second.type_index() != tvm::ffi::TypeIndex::kTVMFFINone;
+  bool has(const std::string& key) const {
+    const Json* found = require(Json::Kind::object, "an object").find(key);
+    return found && found->kind != Json::Kind::null;
   }
-  Value operator[](const char* key) const {
+  Field operator[](const std::string& key) const {
     if (!has(key)) throw Failure(path_ + ": no \"" + key + "\"");
     return member(key);
   }
-  Value member(const char* key) const {
-    return Value(as<json::Object>("an object")[String(key)], path_ + (path_.back() == 'n' ? ": " : ".") + key);
-  }
-  std::vector<Value> list() const {
-    std::vector<Value> values;
-    for (const Any& value : as<json::Array>("a list")) {
-      values.emplace_back(value, path_ + "[" + std::to_string(values.size()) + "]");
+  std::vector<Field> list() const {
+    std::vector<Field> values;
+    for (const Json& item : require(Json::Kind::list, "a list").items) {
+      values.push_back(part(item, "[" + std::to_string(values.size()) + "]"));
     }
     return values;
   }
-  std::vector<std::string> keys() const {
-    std::vector<std::string> names;
-    for (auto item : as<json::Object>("an object")) names.push_back(item.first.cast<String>());
-    return names;
-  }
-  std::vector<int64_t> shape() const {
-    std::vector<int64_t> sizes;
-    for (const Value& value : list()) sizes.push_back(value.size());
+  const std::vector<std::string>& keys() const { return require(Json::Kind::object, "an object").keys; }
+  Shape shape() const {
+    Shape sizes;
+    for (const Field& value : list()) sizes.push_back(value.size());
     return sizes;
   }
-  DLDataType dtype() const {
-    try {
-      return tvm::ffi::StringToDLDataType(text());
-    } catch (const tvm::ffi::Error&) {
-      throw Failure(path_ + ": \"" + text() + "\" is no type of number");
+  // The name of a kind of number and its bits: float16, uint8.
+  DataType dtype() const {
+    static const std::map<std::string, DataType::Code> codes = {
+        {"int", DataType::kInt}, {"uint", DataType::kUInt}, {"float", DataType::kFloat}};
+    std::string name = text();
+    for (int bits : {8, 16, 32, 64}) {
+      std::string digits = std::to_string(bits);
+      if (name.size() <= digits.size() || name.substr(name.size() - digits.size()) != digits) continue;
+      auto found = codes.find(name.substr(0, name.size() - digits.size()));
+      if (found != codes.end()) return {found->second, static_cast<uint8_t>(bits), 1};
     }
+    throw Failure(path_ + ": \"" + name + "\" is no type of number");
   }
 
   // Fails where this is other than `built`, which may lack some of the outermost names.
-  void require(const Value& built, bool outermost = true) const {
-    if (auto list = built.value_.try_cast<json::Array>()) {
-      std::vector<Value> mine = this->list(), wanted = built.list();
+  void require_same(const Field& built, bool outermost = true) const {
+    if (built.value_->kind == Json::Kind::list) {
+      std::vector<Field> mine = this->list(), wanted = built.list();
       if (mine.size() != wanted.size()) differ(std::to_string(wanted.size()) + " of them");
-      for (size_t i = 0; i < mine.size(); ++i) mine[i].require(wanted[i], false);
-    } else if (auto object = built.value_.try_cast<json::Object>()) {
-      std::vector<std::string> wanted = built.keys();
+      for (size_t i = 0; i < mine.size(); ++i) mine[i].require_same(wanted[i], false);
+    } else if (built.value_->kind == Json::Kind::object) {
+      const std::vector<std::string>& wanted = built.keys();
       if (!outermost && keys().size() != wanted.size()) differ(std::to_string(wanted.size()) + " entries");
       for (const std::string& key : wanted) {
-        if (has(key.c_str()) || built.has(key.c_str())) (*this)[key.c_str()].require(built.member(key.c_str()), false);
+        if (has(key) || built.has(key)) (*this)[key].require_same(built.member(key), false);
       }
-    } else if (!tvm::ffi::AnyEqual()(value_, built.value_)) {
-      differ(std::string(json::Stringify(built.value_)));
+    } else if (value_->kind != built.value_->kind || value_->written() != built.value_->written()) {
+      differ(built.value_->written());
     }
   }
 
   static constexpr int64_t kLargest = int64_t{1} << 40;
 
  private:
+  Field(std::shared_ptr<const Json> value, std::string path) : value_(std::move(value)), path_(std::move(path)) {}
+
+  const Json& require(Json::Kind kind, const char* expected) const {
+    if (value_->kind != kind) refuse(expected);
+    return *value_;
+  }
+  Field part(const Json& item, const std::string& name) const { return {{value_, &item}, path_ + name}; }
+  Field member(const std::string& key) const {
+    return part(*value_->find(key), (path_.back() == 'n' ? ": " : ".") + key);
+  }
   [[noreturn]] void differ(const std::string& built) const {
     throw Failure(path_ + ": the library was built for " + built + ": model.json was changed, or is of another build");
   }
 
-  Any value_;
+  std::shared_ptr<const Json> value_;
   std::string path_;
 };
 
@@ -164,42 +140,42 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
-Param read_param(const Value& value) {
+Param read_param(const Field& value) {
   Param param{value["name"].text(), value["dtype"].dtype(), value["shape"].shape(), 0, 0};
-  param.offset = value["offset"].number(0, Value::kLargest);
+  param.offset = value["offset"].number(0, Field::kLargest);
   param.bytes = tensor_bytes(param.shape, param.dtype);
   if (param.offset % 64) throw Failure("model.json: " + param.name + ": its offset is not a multiple of 64");
   return param;
 }
 
 // A function by its name alone, with all parameters, or {"name": …, "params": [indices]}.
-Entry read_entry(const Value& entries, const char* role, int64_t param_count) {
-  auto object = entries.as<json::Object>("an object");
+Entry read_entry(const Field& entries, const char* role, int64_t param_count) {
+  Field found = entries[role];
   Entry entry;
-  if (object[String(role)].try_cast<String>()) {
-    entry.name = entries[role].text();
+  if (found.is_text()) {
+    entry.name = found.text();
     for (int64_t i = 0; i < param_count; ++i) entry.params.push_back(i);
     return entry;
   }
-  entry.name = entries[role]["name"].text();
-  for (const Value& index : entries[role]["params"].list()) entry.params.push_back(index.number(0, param_count - 1));
+  entry.name = found["name"].text();
+  for (const Field& index : found["params"].list()) entry.params.push_back(index.number(0, param_count - 1));
   return entry;
 }
 
-void read_model(Bundle* b, const Value& model, const std::string& mode) {
+void read_model(Bundle* b, const Field& model, const std::string& mode) {
   b->vocab = model["vocab"].size();
   b->context = model["context"].size();
   b->chunk = model["chunk"].size();
   b->long_rope_after = model.has("long_rope_after") ? model["long_rope_after"].size() : 0;
-  Value cache = model["cache"];
+  Field cache = model["cache"];
   b->cache_count = cache["count"].number(0, 1 << 20);
   if (cache.has("multiple")) b->cache_multiple = cache["multiple"].number(1, 1 << 20);
-  if (!model["functions"].has(mode.c_str())) throw Failure("mode \"" + mode + "\": the library was built without it");
-  Value entries = model["functions"][mode.c_str()];
-  Value shape = cache["shape"][mode.c_str()];
+  if (!model["functions"].has(mode)) throw Failure("mode \"" + mode + "\": the library was built without it");
+  Field entries = model["functions"][mode];
+  Field shape = cache["shape"][mode];
   b->cache_shape = shape.shape();
   if (b->cache_shape.size() != 3) shape.refuse("[heads, rows, elements of a row]");
-  b->cache_dtype = cache["dtype"][mode.c_str()].dtype();
+  b->cache_dtype = cache["dtype"][mode].dtype();
   int64_t count = static_cast<int64_t>(b->params.size());
   for (const char* role : {"prefill", "decode"}) b->functions[role] = read_entry(entries, role, count);
   if (entries.has("prefill_all")) b->functions["prefill_all"] = read_entry(entries, "prefill_all", count);
@@ -210,9 +186,9 @@ void read_model(Bundle* b, const Value& model, const std::string& mode) {
 Options Options::parse(const std::string& text) {
   Options options;
   if (text.empty()) return options;
-  Value root = Value::parse(text, "options");
+  Field root = Field::parse(text, "options");
   for (const std::string& key : root.keys()) {
-    Value value = root[key.c_str()];
+    Field value = root[key];
     if (key == "threads") {
       options.threads = static_cast<int>(value.number(0, 1024));
     } else if (key == "mode") {
@@ -230,7 +206,7 @@ Options Options::parse(const std::string& text) {
 
 Bundle Bundle::read(const std::string& folder, const std::string& mode) {
   std::string text = read_text(folder + "/model.json");
-  Value model = Value::parse(text, folder + "/model.json");
+  Field model = Field::parse(text, folder + "/model.json");
   int64_t format = model["format"].number(0, 1 << 30);
   if (format != 1) {
     throw Failure("model.json: format " + std::to_string(format) + "; this runtime reads format 1: update it");
@@ -240,11 +216,11 @@ Bundle Bundle::read(const std::string& folder, const std::string& mode) {
   b.folder = folder;
   b.os = model["target"]["os"].text();
   b.arch = model["target"]["arch"].text();
-  for (const Value& name : model["target"]["features"].list()) b.features.push_back(name.text());
+  for (const Field& name : model["target"]["features"].list()) b.features.push_back(name.text());
   if (model.has("system_lib")) b.system_lib = model["system_lib"].text();
-  b.params_bytes = model["params_bytes"].number(0, Value::kLargest);
+  b.params_bytes = model["params_bytes"].number(0, Field::kLargest);
   b.params_digest = model["params_digest"].text();
-  for (const Value& value : model["params"].list()) {
+  for (const Field& value : model["params"].list()) {
     b.params.push_back(read_param(value));
     if (b.params.back().offset + b.params.back().bytes > b.params_bytes) {
       throw Failure("model.json: " + b.params.back().name + " ends beyond params_bytes");
@@ -255,11 +231,11 @@ Bundle Bundle::read(const std::string& folder, const std::string& mode) {
 }
 
 void Bundle::refuse_other_library(const std::string& description) const {
-  Value built = Value::parse(description, "the library's description");
+  Field built = Field::parse(description, "the library's description");
   if (built["params_digest"].text() != params_digest) {
     throw Failure("model.so and model.json are of two builds: their parameters' digests differ");
   }
-  Value::parse(text, "model.json").require(built);
+  Field::parse(text, "model.json").require_same(built);
 }
 
 File::File(const std::string& path) : path(path), number(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)), status{} {
@@ -316,20 +292,11 @@ void Mapping::refuse_changed() const {
   }
 }
 
-tvm::ffi::Tensor Mapping::view(int64_t offset, const std::vector<int64_t>& shape, DLDataType dtype) const {
-  return pocketphi_runtime::view(static_cast<char*>(data_) + offset, shape, dtype);
+TensorRef Mapping::view(int64_t offset, const Shape& shape, DataType dtype) const {
+  return std::make_shared<const Tensor>(static_cast<char*>(data_) + offset, shape, dtype);
 }
 
-tvm::ffi::Tensor view(void* data, const std::vector<int64_t>& shape, DLDataType dtype) {
-  struct Borrowed {
-    void AllocData(DLTensor* tensor, void* data) { tensor->data = data; }
-    void FreeData(DLTensor*) {}
-  };
-  return tvm::ffi::Tensor::FromNDAlloc(Borrowed(), tvm::ffi::ShapeView(shape.data(), shape.size()), dtype,
-                                       DLDevice{kDLCPU, 0}, data);
-}
-
-int64_t tensor_bytes(const std::vector<int64_t>& shape, DLDataType dtype) {
+int64_t tensor_bytes(const Shape& shape, DataType dtype) {
   int64_t bits = int64_t{dtype.bits} * dtype.lanes;
   for (int64_t size : shape) {
     if (__builtin_mul_overflow(bits, size, &bits)) throw Failure("model.json: a tensor larger than memory can be");

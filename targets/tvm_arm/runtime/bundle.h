@@ -1,22 +1,18 @@
 // A bundle on disk: model.json, read and checked, and model.params, mapped.
 #pragma once
 #include <sys/stat.h>
-#include <tvm/ffi/container/tensor.h>
 
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-namespace pocketphi_runtime {
+#include "failure.h"
+#include "value.h"
 
-// Bad input: one line that says what was expected and what came.
-struct Failure : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+namespace pocketphi_runtime {
 
 struct Options {
   int threads = 0;
@@ -29,8 +25,8 @@ struct Options {
 
 struct Param {
   std::string name;
-  DLDataType dtype;
-  std::vector<int64_t> shape;
+  DataType dtype;
+  Shape shape;
   int64_t offset, bytes;
 };
 
@@ -48,9 +44,9 @@ struct Bundle {
   int64_t vocab, context, chunk;
   int64_t long_rope_after;  // 0: none
   int64_t cache_count;
-  std::vector<int64_t> cache_shape;  // [heads, rows, elements of a row]
-  int64_t cache_multiple = 1;        // of which its rows are
-  DLDataType cache_dtype;
+  Shape cache_shape;  // [heads, rows, elements of a row]
+  int64_t cache_multiple = 1;  // of which its rows are
+  DataType cache_dtype;
   std::map<std::string, Entry> functions;  // of the chosen mode, by role: prefill, decode, prefill_all
   std::vector<Param> params;
   int64_t params_bytes;
@@ -89,16 +85,13 @@ class Mapping {
   // Fails if the file was written to or cut since it was mapped: its weights are others now, or none.
   void refuse_changed() const;
 
-  tvm::ffi::Tensor view(int64_t offset, const std::vector<int64_t>& shape, DLDataType dtype) const;
+  TensorRef view(int64_t offset, const Shape& shape, DataType dtype) const;
 
  private:
   void* data_ = nullptr;
   int64_t bytes_ = 0;
   std::unique_ptr<File> file_;
 };
-
-tvm::ffi::Tensor view(void* data, const std::vector<int64_t>& shape, DLDataType dtype);
-int64_t tensor_bytes(const std::vector<int64_t>& shape, DLDataType dtype);
 
 // SHA-256 of a file in hex, read in pieces, so that it does not stay in memory.
 std::string file_digest(const std::string& path);

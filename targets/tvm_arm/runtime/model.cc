@@ -1,7 +1,5 @@
 #include "model.h"
 
-#include <tvm/runtime/memory/memory_manager.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -12,14 +10,7 @@
 namespace pocketphi_runtime {
 namespace {
 
-namespace memory = tvm::runtime::memory;
-using tvm::ffi::Any;
-using tvm::ffi::AnyView;
-using tvm::ffi::Function;
-using tvm::ffi::Module;
-using tvm::ffi::Tensor;
-
-constexpr DLDataType kInt32{kDLInt, 32, 1}, kFloat32{kDLFloat, 32, 1};
+constexpr DataType kInt32{DataType::kInt, 32, 1}, kFloat32{DataType::kFloat, 32, 1};
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
@@ -47,23 +38,16 @@ std::pair<int, std::vector<unsigned>> share(int wanted) {
   return {std::min(threads, static_cast<int>(cores.size())), cores};
 }
 
-Module load_library(const Bundle& bundle) {
-  Module library = bundle.system_lib.empty()
-                       ? Module::LoadFromFile(bundle.folder + "/model.so")
-                       : Function::GetGlobalRequired("ffi.SystemLib")(bundle.system_lib).cast<Module>();
-  auto load = library->GetFunction("vm_load_executable");
-  if (!load) {
-    throw Failure(bundle.system_lib.empty() ? "model.so: not a library that pocketphi built"
-                                            : "no library \"" + bundle.system_lib + "\" is linked into this program");
-  }
-  Module vm = (*load)().cast<Module>();
-  vm->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, static_cast<int>(memory::kPooled));
-  auto description = vm->GetFunction("description");
+std::unique_ptr<Machine> load_library(const Bundle& bundle) {
+  auto machine = std::make_unique<Machine>(bundle.system_lib.empty() ? Library::open(bundle.folder + "/model.so")
+                                                                     : Library::linked(bundle.system_lib));
+  const Function* description = machine->find("description");
   if (!description) {
     throw Failure("the library does not say what it was built for, as those of older versions: compile the model again");
   }
-  bundle.refuse_other_library((*description)().cast<tvm::ffi::String>());
-  return vm;
+  Value built = machine->call(*description, {});
+  bundle.refuse_other_library(std::get<std::string>(built));
+  return machine;
 }
 
 Mapping map_params(const Bundle& bundle, bool check) {
@@ -88,32 +72,28 @@ void refuse_infinite(const float* values, int64_t count) {
 
 }  // namespace
 
-Step::Step(const Module& vm, const Entry& entry, const Tensor& position, const Tensors& caches, const Tensors& params) {
-  auto found = vm->GetFunction(entry.name);
-  if (!found) throw Failure("the library has no function \"" + entry.name + "\", which model.json names");
-  function_ = *found;
+Step::Step(Machine& machine, const Entry& entry, const TensorRef& position, const Tensors& caches, const Tensors& params)
+    : machine_(machine), function_(machine.find(entry.name)) {
+  if (!function_) throw Failure("the library has no function \"" + entry.name + "\", which model.json names");
   kept_.push_back(position);
   kept_.insert(kept_.end(), caches.begin(), caches.end());
   for (int64_t index : entry.params) kept_.push_back(params[index]);
-  int64_t arity = vm->GetFunction("get_function_arity").value()(entry.name).cast<int64_t>();
-  if (arity != static_cast<int64_t>(kept_.size()) + 1) {
-    throw Failure("function \"" + entry.name + "\" takes " + std::to_string(arity) + " tensors, model.json describes " +
-                  std::to_string(kept_.size() + 1));
+  if (function_->arguments != static_cast<int64_t>(kept_.size()) + 1) {
+    throw Failure("function \"" + entry.name + "\" takes " + std::to_string(function_->arguments) +
+                  " tensors, model.json describes " + std::to_string(kept_.size() + 1));
   }
 }
 
 void Step::operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const {
-  Tensor input = view(const_cast<int32_t*>(tokens), {count}, kInt32);
-  std::vector<AnyView> arguments{input};
+  std::vector<Value> arguments{std::make_shared<const Tensor>(const_cast<int32_t*>(tokens), Shape{count}, kInt32)};
   arguments.insert(arguments.end(), kept_.begin(), kept_.end());
-  Any result;
-  function_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-  Tensor output = result.cast<Tensor>();
-  if (output.numel() != rows * vocab || output.dtype() != kFloat32) {
+  Value result = machine_.call(*function_, std::move(arguments));
+  auto output = std::get_if<TensorRef>(&result);
+  if (!output || (*output)->dtype() != kFloat32 || (*output)->shape() != Shape{rows, vocab}) {
     throw Failure("the library returned other than " + std::to_string(rows) + " × " + std::to_string(vocab) +
                   " float32 logits");
   }
-  std::memcpy(logits, output.data_ptr(), rows * vocab * sizeof *logits);
+  std::memcpy(logits, (*output)->data<float>(), rows * vocab * sizeof *logits);
   refuse_infinite(logits, rows * vocab);
 }
 
@@ -125,9 +105,9 @@ Model::Model(const std::string& folder, const Options& options)
                   std::to_string(bundle_.context));
   }
   params_ = map_params(bundle_, options.check);
-  Module vm = load_library(bundle_);  // from here on model.json is what the library was built for
+  machine_ = load_library(bundle_);  // from here on model.json is what the library was built for
   cache_ = Mapping::zeros(bundle_.cache_count * cache_bytes());
-  make_steps(vm);
+  make_steps();
   auto [threads, cores] = share(options.threads);
   pool_ = std::make_unique<Pool>(threads, cores);
 }
@@ -169,22 +149,22 @@ void Model::reset() {
   seen_.clear();
 }
 
-std::vector<int64_t> Model::cache_shape() const {
+Shape Model::cache_shape() const {
   int64_t multiple = bundle_.cache_multiple, rows = (rows_ + multiple - 1) / multiple * multiple;
   return {bundle_.cache_shape[0], rows, bundle_.cache_shape[2]};
 }
 
 int64_t Model::cache_bytes() const { return (tensor_bytes(cache_shape(), bundle_.cache_dtype) + 63) / 64 * 64; }
 
-void Model::make_steps(const Module& vm) {
-  std::vector<Tensor> caches, params;
+void Model::make_steps() {
+  std::vector<TensorRef> caches, params;
   for (int64_t i = 0; i < bundle_.cache_count; ++i) {
     caches.push_back(cache_.view(i * cache_bytes(), cache_shape(), bundle_.cache_dtype));
   }
   for (const Param& param : bundle_.params) params.push_back(params_.view(param.offset, param.shape, param.dtype));
-  Tensor position = view(position_, {bundle_.long_rope_after ? 2 : 1}, kInt32);
+  auto position = std::make_shared<const Tensor>(position_, Shape{bundle_.long_rope_after ? 2 : 1}, kInt32);
   for (const auto& [role, entry] : bundle_.functions) {
-    steps_.emplace(role, Step(vm, entry, position, caches, params));
+    steps_.emplace(role, Step(*machine_, entry, position, caches, params));
   }
 }
 
@@ -203,7 +183,7 @@ void Model::run(int64_t start, int64_t total, int64_t wanted, float* logits, boo
     at += count;
   }
   if (total - start > 1) {  // what a chunk needs beside the model is not kept while tokens come one by one
-    memory::MemoryManager::GetAllocator({kDLCPU, 0}, memory::kPooled)->Clear();
+    machine_->memory.release();
   }
 }
 

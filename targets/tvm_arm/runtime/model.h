@@ -1,9 +1,5 @@
-// A bundle on TVM's virtual machine, with its cache.
+// A bundle on the virtual machine, with its cache.
 #pragma once
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/extra/module.h>
-#include <tvm/ffi/function.h>
-
 #include <map>
 #include <memory>
 #include <string>
@@ -11,21 +7,22 @@
 
 #include "bundle.h"
 #include "pool.h"
+#include "vm.h"
 
 namespace pocketphi_runtime {
 
 // A function of the library with everything that stays the same between calls: position, caches, parameters.
 class Step {
  public:
-  using Tensors = std::vector<tvm::ffi::Tensor>;
-  Step(const tvm::ffi::Module& vm, const Entry& entry, const tvm::ffi::Tensor& position, const Tensors& caches,
-       const Tensors& params);
+  using Tensors = std::vector<TensorRef>;
+  Step(Machine& machine, const Entry& entry, const TensorRef& position, const Tensors& caches, const Tensors& params);
 
   // Logits float32[rows, vocab], of all tokens or of the last. Fails if one of them is no finite number.
   void operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const;
 
  private:
-  tvm::ffi::Function function_ = nullptr;
+  Machine& machine_;
+  const Function* function_;
   Tensors kept_;
 };
 
@@ -44,15 +41,16 @@ class Model {
 
  private:
   void check_tokens(const int32_t* tokens, int64_t count) const;
-  std::vector<int64_t> cache_shape() const;
+  Shape cache_shape() const;
   int64_t cache_bytes() const;
-  void make_steps(const tvm::ffi::Module& vm);
+  void make_steps();
   void run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every);
 
   Bundle bundle_;
   int64_t rows_;
   std::unique_ptr<Pool> pool_;
   Mapping params_, cache_;
+  std::unique_ptr<Machine> machine_;
   int32_t position_[2] = {0, 0};  // of the first token, and how many there will be: int32[1], with LongRoPE int32[2]
   std::map<std::string, Step> steps_;
   std::vector<int32_t> seen_;

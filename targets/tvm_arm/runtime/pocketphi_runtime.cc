@@ -61,8 +61,6 @@ int guarded(Session& session, Job job) {
   session.worker.run([&] {
     try {
       job();
-    } catch (const tvm::ffi::Error& error) {
-      problem = one_line(error.message());
     } catch (const std::bad_alloc&) {
       problem = "not enough memory";
     } catch (const std::exception& error) {

@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "cpu.h"
+#include "raised.h"
 
 namespace pocketphi_runtime {
 namespace {
@@ -42,7 +43,7 @@ bool spin(Test done) {
 
 Pool::Pool(int threads, const std::vector<unsigned>& cores)
     : count_(threads * kParts), parts_(new Part[count_]) {
-  env_.num_task = count_;
+  group_.parts = count_;
   stay_on(cores);
   try {
     for (int i = 1; i < threads; ++i) {
@@ -66,7 +67,7 @@ Pool::~Pool() {
 
 Pool* Pool::current() { return pool_of_thread; }
 
-int Pool::run(FTVMParallelLambda task, void* data) {
+int Pool::run(LoopBody task, void* data) {
   task_ = task;
   data_ = data;
   unfinished_ = count_;
@@ -80,7 +81,7 @@ int Pool::run(FTVMParallelLambda task, void* data) {
   await_others();
   pool_of_thread = this;
   if (!error_) return 0;
-  tvm::ffi::details::SetSafeCallRaised(*error_);
+  raise(*error_);
   error_.reset();
   return -1;
 }
@@ -95,9 +96,9 @@ void Pool::work(uint64_t loop, int first) {
 }
 
 void Pool::run_part(int part) {
-  if (task_(part, &env_, data_) != 0) {
+  if (task_(part, &group_, data_) != 0) {
     std::lock_guard<std::mutex> lock(mutex_);
-    error_ = tvm::ffi::details::MoveFromSafeCallRaised();
+    error_ = take_raised();
   }
   if (--unfinished_ == 0 && caller_asleep_) {
     { std::lock_guard<std::mutex> lock(mutex_); }
@@ -132,14 +133,14 @@ uint64_t Pool::await_loop(uint64_t last) {
 }  // namespace pocketphi_runtime
 
 // TVM's kernels call these by name.
-extern "C" int TVMBackendParallelLaunch(FTVMParallelLambda task, void* data, int) {
+extern "C" int TVMBackendParallelLaunch(pocketphi_runtime::LoopBody task, void* data, int) {
   if (auto* pool = pocketphi_runtime::Pool::current(); pool && pool->threads() > 1) return pool->run(task, data);
-  TVMParallelGroupEnv alone{nullptr, 1};
+  pocketphi_runtime::LoopGroup alone{nullptr, 1};
   return task(0, &alone, data);
 }
 
 // No kernel of ours has one, and a part that nobody has begun could not be waited for.
-extern "C" int TVMBackendParallelBarrier(int, TVMParallelGroupEnv*) {
-  TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a kernel with a barrier");
+extern "C" int TVMBackendParallelBarrier(int, pocketphi_runtime::LoopGroup*) {
+  pocketphi_runtime::raise("a kernel with a barrier");
   return -1;
 }

@@ -1,17 +1,17 @@
 // The threads that share a kernel's parallel loop. TVM's own pool spins for each of its workers: on a busy CPU every loop waits
 // until the scheduler has been round. Here a loop waits for nobody who has not begun: whoever is free takes what is left.
 #pragma once
-#include <tvm/ffi/error.h>
-#include <tvm/runtime/c_backend_api.h>
-
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
+
+#include "abi.h"
 
 namespace pocketphi_runtime {
 
@@ -25,8 +25,8 @@ class Pool {
 
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }
 
-  // Run `task` once for each of its parts, whose number `TVMParallelGroupEnv` says. 0, or -1 with TVM's error of this thread set.
-  int run(FTVMParallelLambda task, void* data);
+  // Run `task` once for each of its parts, whose number `LoopGroup` says. 0, or -1 with the reason raised.
+  int run(LoopBody task, void* data);
 
   // Of the calling thread, or null: loops of other threads, and loops within loops, run where they are called.
   static Pool* current();
@@ -44,16 +44,16 @@ class Pool {
 
   int count_;
   std::unique_ptr<Part[]> parts_;
-  FTVMParallelLambda task_ = nullptr;
+  LoopBody task_ = nullptr;
   void* data_ = nullptr;
-  TVMParallelGroupEnv env_{nullptr, 0};
+  LoopGroup group_{nullptr, 0};
   alignas(64) std::atomic<uint64_t> loop_{0};  // counts them; what is written above is that of the last one
   std::atomic<int> asleep_{0};                 // helpers
   std::atomic<bool> caller_asleep_{false}, ended_{false};
   alignas(64) std::atomic<int> unfinished_{0};  // parts of the last loop
   std::mutex mutex_;
   std::condition_variable begun_, finished_;
-  std::optional<tvm::ffi::Error> error_;
+  std::optional<std::string> error_;
   std::vector<std::thread> helpers_;
 };
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketphi.targets.tvm_arm.build_runtime import build_runtime, compile_sources
+from pocketphi.targets.tvm_arm.build_runtime import compile_sources
 from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain, find_toolchain, host_arch
 
 HELPERS = Path(__file__).parents[2] / "helpers"
@@ -32,13 +32,9 @@ def compiled(toolchain: Toolchain, folder: Path, body: str) -> list[str]:
 
 def test_loops_are_whole_and_wait_for_nobody_who_has_not_begun(toolchain: Toolchain, tmp_path: Path) -> None:
     checked = dataclasses.replace(toolchain, flags=("-fsanitize=thread",))
-    sources = tmp_path / "sources"
-    (ours,) = compile_sources(checked, sources, {"ours": ["cpu", "pool"]}, ("-O1", "-g1"))
-    include = [f"-I{sources / name}" for name in (".", "include")]
-    libraries = [str(build_runtime(toolchain).archive), "-ldl", "-pthread"]
-    program = tmp_path / "pool_test"
-    test = str(HELPERS / "pool_test.cc")
-    checked.run("-std=c++17", "-O1", *include, test, str(sources / ours), *libraries, "-o", str(program))
+    objects = map(str, compile_sources(checked, tmp_path, ("backend", "cpu", "pool"), ("-O1", "-g1")))
+    program, test = tmp_path / "pool_test", str(HELPERS / "pool_test.cc")
+    checked.run("-std=c++17", "-O1", f"-I{SOURCES}", test, *objects, "-pthread", "-o", str(program))
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 

@@ -24,13 +24,23 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <random>
 #include <stdexcept>
 #include <string>
 
 #include "cpu.h"
 #include "pool.h"
+#include "raised.h"
 #include "src/runtime/rpc/rpc_endpoint.h"
+
+// A loop's failure goes from one thread to another as TVM's error.
+namespace pocketphi_runtime {
+void raise(const std::string& reason) {
+  tvm::ffi::details::SetSafeCallRaised(tvm::ffi::Error("RuntimeError", reason, ""));
+}
+std::string take_raised() { return tvm::ffi::details::MoveFromSafeCallRaised().message(); }
+}  // namespace pocketphi_runtime
 
 namespace {
 
@@ -195,7 +205,9 @@ void serve(int fd, const std::string& folder) {
   auto path = [folder](const std::string& name) {
     return folder + "/" + std::filesystem::path(name).filename().string();  // nothing outside the folder
   };
-  Function::SetGlobal("tvm.rpc.server.workpath", Function::FromTyped([path](std::string name) { return path(name); }));
+  Function::SetGlobal("tvm.rpc.server.upload", Function::FromTyped([path](std::string name, tvm::ffi::Bytes data) {
+                        std::ofstream(path(name), std::ios::binary).write(data.data(), static_cast<std::streamsize>(data.size()));
+                      }));
   std::unique_ptr<pocketphi_runtime::Pool> pool;  // of this thread, which runs what the client asks for
   Function::SetGlobal("runtime.config_threadpool", Function::FromTyped([&pool](int, int threads) {
                         std::vector<unsigned> cores = pocketphi_runtime::fast_cores();
