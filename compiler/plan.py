@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pocketphi.compiler.footprint import Footprint, footprint, kept_offsets
+from pocketphi.compiler.known_graphs import KnownGraphs
+from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import eight_bits, fusions, quantization, run_passes
-from pocketphi.compiler.text_check import check_text
+from pocketphi.compiler.pipeline import eight_bits, quantization, run_passes
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
-from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.int4_cache import MAX_VALUES
@@ -55,12 +55,12 @@ class Plan:
 def plan(options: CompileOptions, targets: Sequence[Target]) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
-    text = check_text(source, options.targets)
+    text = known_text(source, options.targets, options.cache)
     quantizer = make_quantizer(options.recipe, options.block, options.symmetric, options.palette)
-    program = trace(source)
+    program, reports = KnownGraphs(source, options.cache).fused(options.context, options.dump_graphs)
     special = eight_bits(options, source.config)
-    passes = [*fusions(options.context), *quantization(quantizer, {}, options.all_logits, special)]
-    reports = run_passes(program, passes, options.dump_graphs)
+    passes = quantization(quantizer, {}, options.all_logits, special)
+    reports += run_passes(program, passes, options.dump_graphs, first=len(reports) + 1)
     artifact = check_plan(program, reports, targets, options)
     offsets = kept_offsets(source) if options.recipe == "keep" else ()
     return Plan(

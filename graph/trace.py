@@ -20,6 +20,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, FloatWeight, Recipe
+from pocketphi.graph.types import name_types
 from pocketphi.graph.unroll import repeat_layer
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def trace(checkpoint: Checkpoint, layers: int = TRACED_LAYERS) -> Program:
     exported = _export(config, layers)
     program = _flatten(exported, checkpoint)
     repeat_layer(program, last=layers - 1, depth=config.layers)
+    name_types(program)
     program.weights = {**program.weights, **_layer_weights(program, checkpoint)}
     program.check()
     return program
