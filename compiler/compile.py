@@ -13,15 +13,16 @@ from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, PassRecord, SourceRecord, TargetRecord
 from pocketphi.compiler import __version__
 from pocketphi.compiler.hosts import check_runs_here
+from pocketphi.compiler.known_graphs import KnownGraphs
+from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import dump_graph, fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.plan import check_plan, prepare
 from pocketphi.compiler.precision import asked_policy, rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.text import read_text, tokens_of, windows
-from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
@@ -30,7 +31,6 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Recipe
-from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
 from pocketphi.passes.policy import Policy
@@ -54,7 +54,7 @@ def compile_model(
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     source = HashedCheckpoint(open_checkpoint(options.model))
-    text = check_text(source, options.target_names)
+    text = known_text(source, options.target_names, options.cache)
     for notice in (*source.notices, *text.notices):
         ui.say(notice)
     source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]  # from here on, as transformers reads them
@@ -92,7 +92,7 @@ def compile_model(
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
         manifest = replace(manifest, text=text.recorded, recipe=replace(manifest.recipe, rules=rules))
         if verifies:
-            made = verify_made(folder, manifest, options.verify, ui)
+            made = verify_made(folder, manifest, options.verify, ui, options.cache)
             checks = (*(check.recorded() for check in read), *made.checks)
             manifest = replace(manifest, verification=replace(made, checks=checks))
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
@@ -104,12 +104,10 @@ def compile_model(
 def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[Program, list[PassReport]]:
     """Trace and fuse: the float program, and what the rewrites did. Raises CheckFailed where they changed a bit."""
     ui.say(f"tracing {source.label}: {source.config.layers} layers, {source.config.parameters / 1e6:,.0f} M parameters")
-    traced = trace(source)
-    dump_graph(traced, options.dump_graphs, 0, "traced")
-    program = traced.copy()
-    reports = run_passes(program, fusions(options.context), options.dump_graphs, first=1)
+    graphs = KnownGraphs(source, options.cache)
+    program, reports = graphs.fused(options.context, options.dump_graphs)
     if options.verify != "never":
-        require([rewrites_check(traced, program, options.context)])
+        require([rewrites_check(graphs.traced, program, options.context)])
     return program, reports
 
 

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pocketphi.compiler.footprint import footprint, kept_offsets
+from pocketphi.compiler.known_graphs import KnownGraphs
+from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import fusions, quantization, run_passes
+from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.precision import asked_policy
-from pocketphi.compiler.text_check import check_text
 from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
-from pocketphi.graph.trace import trace
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.weight_cache import MAX_VALUES
@@ -57,11 +57,12 @@ class Plan:
 def plan(options: CompileOptions) -> Plan:
     """Trace and rewrite the graph, read no weight."""
     source = open_checkpoint(options.model)
-    text = check_text(source, options.target_names)
+    text = known_text(source, options.target_names, options.cache)
     policy = asked_policy(options, source.config.tied_embeddings)
-    program = trace(source)
-    passes = [*fusions(options.context), *quantization(policy, {}, options.all_logits)]
-    reports = run_passes(program, passes, options.dump_graphs)
+    program, reports = KnownGraphs(source, options.cache).fused(options.context, options.dump_graphs)
+    reports += run_passes(
+        program, quantization(policy, {}, options.all_logits), options.dump_graphs, first=len(reports) + 1
+    )
     prepared = prepare(program, options)
     artifact = check_plan(program, reports, prepared, options)
     offsets = kept_offsets(source) if options.recipe == "keep" else ()

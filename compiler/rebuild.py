@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +46,21 @@ class Rebuilt:
     quantized: Program
 
 
-def rebuild(folder: Path, recipe: RecipeRecord, saved: Mapping[str, Recipe], all_logits: bool = True) -> Rebuilt:
+def rebuild(
+    folder: Path,
+    recipe: RecipeRecord,
+    saved: Mapping[str, Recipe],
+    all_logits: bool = True,
+    tracer: Callable[[Checkpoint], Program] = trace,
+) -> Rebuilt:
     """Trace and rewrite as the compile did, with the saved weights.
 
-    all_logits: keep the logits of every position, whatever the compile did.
+    all_logits: keep the logits of every position, whatever the compile did; tracer: gives the traced graph.
 
     The rotary tables are computed anew, so that a wrong saved one is seen. Raises CheckFailed where the saved weights are
     not those that the program reads.
     """
-    traced = trace(_ShapesOnly(read_config(folder)))
+    traced = tracer(_ShapesOnly(read_config(folder)))
     fused = traced.copy()
     run_passes(fused, fusions(recipe.context))
     program = fused.copy()

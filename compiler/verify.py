@@ -9,7 +9,7 @@ Quantization error (with a reference): the saved weights against those of the fl
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
@@ -26,13 +27,14 @@ from pocketphi.compiler.source_check import reading_checks, require, rewrites_ch
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
-from pocketphi.graph.checkpoint import open_checkpoint
+from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
+from pocketphi.graph.trace import trace
 from pocketphi.targets.base import Check, Host
 
 log = logging.getLogger(__name__)
@@ -81,17 +83,18 @@ def verify_folder(
     only: str | None = None,
     extras: bool = False,
     as_far_as_it_runs: bool = False,
+    tracer: Callable[[Checkpoint], Program] = trace,
 ) -> Verification:
     """Check a bundle's files against the traced graph with its weights. folder may still lack its manifest file.
 
     only: a target's name, to leave the others out; extras: add the files that come out of running a good bundle;
-    as_far_as_it_runs: note what this machine cannot run, in place of raising CannotRun
+    as_far_as_it_runs: note what this machine cannot run, in place of raising CannotRun; tracer: see `rebuild`
     """
     result = Verification()
     programs = []
     several = len(manifest.targets) > 1
     for target in [only] if only else manifest.targets:
-        checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras)
+        checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras, tracer)
         if cannot is not None:
             if not as_far_as_it_runs:
                 raise cannot
@@ -110,7 +113,7 @@ def verify_folder(
 
 
 def _verify_target(
-    folder: Path, manifest: Manifest, target: str, ui: Ui, extras: bool
+    folder: Path, manifest: Manifest, target: str, ui: Ui, extras: bool, tracer: Callable[[Checkpoint], Program]
 ) -> tuple[list[Check], Rebuilt | None, CannotRun | None]:
     """The checks of one target, the programs that it was compared with, and why not all of the checks could be run."""
     try:
@@ -119,7 +122,7 @@ def _verify_target(
     except CannotRun as error:
         return [], None, error
     limit = manifest.context(target)
-    rebuilt = rebuild(folder, manifest.recipe, saved)
+    rebuilt = rebuild(folder, manifest.recipe, saved, tracer=tracer)
     prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
     numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
@@ -166,13 +169,19 @@ def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]
         yield Check("int4 weights that differ between targets", len(wrong), 0, detail)
 
 
-def verify_made(folder: Path, manifest: Manifest, mode: str, ui: Ui) -> VerificationRecord:
-    """Verify a bundle under construction; what its manifest says of that.
+def verify_made(folder: Path, manifest: Manifest, mode: str, ui: Ui, cache: Path | None = None) -> VerificationRecord:
+    """Verify a bundle under construction; what its manifest says of that. cache: where the compile keeps its traces.
 
     A check that cannot be run here has not failed: unless the mode is `always`, the bundle is kept as one that is not verified.
     Raises CheckFailed, and under `always` CannotRun.
     """
-    result = verify_folder(folder, manifest, ui, extras=True, as_far_as_it_runs=mode != "always").require()
+
+    def tracer(source: Checkpoint) -> Program:
+        return KnownGraphs(source, cache).traced
+
+    result = verify_folder(
+        folder, manifest, ui, extras=True, as_far_as_it_runs=mode != "always", tracer=tracer
+    ).require()
     if result.cannot:
         ui.say(f"not verified, because {'; '.join(result.cannot)}")
     return result.recorded()

@@ -48,6 +48,7 @@ class Checkpoint(ABC):
     tensors:   every tensor of `config.tensors()`, with its stored type
     files:     those that hold the tensors, none where they are generated
     notices:   one line each on what was found and is not used, or not as it says
+    settings:  what `check_settings` judges, as its file has it; None where there is nothing to judge
     """
 
     label: str
@@ -55,6 +56,7 @@ class Checkpoint(ABC):
     tensors: Mapping[str, TensorInfo]
     files: Sequence[Path] = ()
     notices: Sequence[str] = ()
+    settings: Mapping[str, Any] | None = None
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:

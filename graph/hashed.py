@@ -28,6 +28,7 @@ class HashedCheckpoint(Checkpoint):
         self.label, self.config, self.tensors, self.files = inner.label, inner.config, inner.tensors, inner.files
         self.notices = inner.notices
         self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
+        self.settings = inner.settings
         self.check_settings = inner.check_settings  # type: ignore[method-assign]
         self.text_settings = inner.text_settings  # type: ignore[method-assign]
         self._next = dict.fromkeys(inner.tensors, 0)

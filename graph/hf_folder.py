@@ -47,8 +47,8 @@ class HfFolder(Checkpoint):
         path = folder / "config.json"
         self._where = str(path)
         lacks = "" if path.exists() else _why_none(folder)
-        self._settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
-        read = read_hf_config(self._settings, self._where)
+        self.settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
+        read = read_hf_config(self.settings, self._where)
         self.config, self._family = read.model, read.family
         self.notices = read.notices
         self._add_end_tokens()
@@ -64,7 +64,7 @@ class HfFolder(Checkpoint):
     def check_settings(self) -> None:
         from pocketphi.graph.hf_agreement import check_agreement
 
-        check_agreement(self._settings, self.config, self._where)
+        check_agreement(self.settings, self.config, self._where)
 
     def forget_behind(self) -> None:
         self._rows.forgets = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operato
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.recipe import Recipe, materialize
+from pocketphi.graph.types import Size, TensorType, infer
 
 Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
 """Called before a node runs, with its evaluated arguments; returns its value, or None to let the node's operator give it."""
@@ -55,7 +56,8 @@ class Program:
 
     graph:    placeholders are the inputs by their public names (`input_ids` int64 [B, S], `attention_mask` int64 [B, T],
               `position_ids` int64 [B, S], `past_key_values.N.key|value` float32 [B, KV, P, D]); `get_attr` nodes are
-              weights; the output is a dictionary (`logits` float32 [B, S, V], `present.N.key|value` [B, KV, P + S, D])
+              weights; the output is a dictionary (`logits` float32 [B, S, V], `present.N.key|value` [B, KV, P + S, D]);
+              `meta["val"]` of a node is the type of what it gives (`graph.types`)
     config:   the model's shape
     weights:  name → recipe, for every weight that the graph reads
     """
@@ -106,19 +108,18 @@ class Program:
         """Insert a call before a node, with its shapes inferred."""
         with self.graph.inserting_before(before):
             node = self.graph.call_function(target, args)
-        node.meta["val"] = _infer(node)
+        given: Any = fx.map_arg(args, lambda n: n.meta["val"])
+        node.meta["val"] = infer(target, given)
         return node
 
     def weight(self, name: str, recipe: Recipe, before: fx.Node) -> dict[str, fx.Node]:
         """Nodes that read each part of a weight, which is added to the program if it is new."""
         self.weights[name] = recipe
         nodes = {}
-        mode = self.inputs[0].meta["val"].fake_mode
         for part, spec in recipe.parts.items():
             with self.graph.inserting_before(before):
                 node = self.graph.get_attr(f"{name}:{part}" if part else name)
-            with mode:
-                node.meta["val"] = torch.empty(spec.shape, dtype=spec.dtype)
+            node.meta["val"] = TensorType(spec.shape, spec.dtype)
             nodes[part] = node
         return nodes
 
@@ -154,7 +155,7 @@ class Program:
                 lines += [f"return {name} = %{value.name}" for name, value in self.outputs.items()]
             else:
                 arguments = ", ".join([*map(_show, node.args), *(f"{k}={_show(v)}" for k, v in node.kwargs.items())])
-                lines.append(f"%{node.name}: {_shape(node.meta.get('val'))} = {op_name(node)}({arguments})")
+                lines.append(f"%{node.name}: {node.meta.get('val')} = {op_name(node)}({arguments})")
         lines += ["", *(f"weight {name}: {recipe.describe()}" for name, recipe in self.weights.items())]
         return "\n".join(lines) + "\n"
 
@@ -238,18 +239,10 @@ def op_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def shape_of(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
+def shape_of(node: fx.Node) -> tuple[int | Size, ...]:
     """The inferred shape of a node's tensor."""
-    return tuple(node.meta["val"].shape)
-
-
-def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Whether two shapes are equal for every value of the dynamic sizes."""
-    return len(a) == len(b) and all(_expr(x) == _expr(y) for x, y in zip(a, b))
-
-
-def _expr(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else size
+    shape: tuple[int | Size, ...] = node.meta["val"].shape
+    return shape
 
 
 def _ancestors(wanted: list[fx.Node], known: Container[fx.Node]) -> list[fx.Node]:
@@ -264,30 +257,9 @@ def _ancestors(wanted: list[fx.Node], known: Container[fx.Node]) -> list[fx.Node
     return [node for node in wanted[0].graph.nodes if node in needed] if wanted else []
 
 
-def _infer(node: fx.Node) -> Any:
-    """What the call gives for the inferred values of its arguments: shapes and dtypes, no data."""
-    args: Any = fx.map_arg(node.args, lambda n: n.meta["val"])
-    kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
-    run: Any = node.target
-    tensors = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
-    if not tensors:
-        return run(*args, **kwargs)
-    fake: Any = tensors[0]
-    with fake.fake_mode:
-        return run(*args, **kwargs)
-
-
 def _show(arg: Any) -> str:
     if isinstance(arg, fx.Node):
         return str(arg.target) if arg.op == "get_attr" else f"%{arg.name}"
     if isinstance(arg, (list, tuple)):
         return f"[{', '.join(map(_show, arg))}]"
     return repr(arg)
-
-
-def _shape(val: Any) -> str:
-    if isinstance(val, torch.Tensor):
-        return f"{str(val.dtype).removeprefix('torch.')}[{', '.join(str(_expr(s)) for s in val.shape)}]"
-    if isinstance(val, (tuple, list)):
-        return f"({', '.join(map(_shape, val))})"
-    return type(val).__name__ if val is not None else "?"

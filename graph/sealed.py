@@ -1,16 +1,20 @@
-"""Small JSON files of ours in a cache, with the digest of what they hold: one that is damaged counts as missing."""
+"""Small files of ours in a cache, with the digest of what they hold: one that is damaged counts as missing."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import read_json
+from pocketphi.graph.reading import parse_json, read_json, read_whole
 from pocketphi.graph.writing import new_file
+
+_DIGEST = blake3().digest_size
+_LENGTH = 8
 
 
 def write_sealed(path: Path, content: Any) -> None:
@@ -28,6 +32,31 @@ def read_sealed(path: Path) -> Any:
     if "content" not in found or found.get("blake3") != _digest(found["content"]):
         return None
     return found["content"]
+
+
+def write_sealed_data(path: Path, content: Any, data: Sequence[bytes | memoryview] = ()) -> None:
+    """JSON, and bytes behind it: BLAKE3 of all that follows, the length of the JSON (8 bytes, little endian), the JSON, the
+    bytes. Raises OSError."""
+    text = json.dumps(content, separators=(",", ":")).encode()
+    pieces = [len(text).to_bytes(_LENGTH, "little"), text, *data]
+    seal = blake3()
+    for piece in pieces:
+        seal.update(piece)
+    with new_file(path) as file:
+        file.writelines([seal.digest(), *pieces])
+
+
+def read_sealed_data(path: Path) -> tuple[Any, memoryview] | None:
+    """What was written, or None where the file is missing or damaged."""
+    try:
+        whole = memoryview(read_whole(path))
+        if blake3(whole[_DIGEST:]).digest() != whole[:_DIGEST]:
+            return None
+        start = _DIGEST + _LENGTH
+        end = start + int.from_bytes(whole[_DIGEST:start], "little")
+        return parse_json(bytes(whole[start:end]), str(path)), whole[end:]
+    except InputError:
+        return None
 
 
 def _digest(content: Any) -> str:

@@ -23,6 +23,7 @@ from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program
 from pocketphi.graph.recipe import Constant, FloatWeight, Recipe
 from pocketphi.graph.transformers_inside import FlatCache, make_config, make_model, use_real_frequencies
+from pocketphi.graph.types import name_types
 from pocketphi.graph.unroll import repeat_layer
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def trace(checkpoint: Checkpoint, layers: int | None = None) -> Program:
     exported = _export(config, layers)
     program = _flatten(exported, checkpoint)
     repeat_layer(program, last=layers - 1, depth=config.layers, period=period)
+    name_types(program)
     program.weights = {**program.weights, **_layer_weights(program, checkpoint)}
     program.check()
     return program

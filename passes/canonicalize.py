@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pocketphi.graph.program import Program, op_name, same_sizes, shape_of
+from pocketphi.graph.program import Program, op_name, shape_of
+from pocketphi.graph.types import TensorType
 from pocketphi.passes.base import Pass, PassReport
 
 aten = torch.ops.aten
@@ -67,7 +68,7 @@ def _cast(node: fx.Node) -> Any:
 
 
 def _reshape(node: fx.Node) -> Any:
-    if node.target in _RESHAPES and same_sizes(shape_of(node.args[0]), shape_of(node)):  # type: ignore[arg-type]
+    if node.target in _RESHAPES and shape_of(node.args[0]) == shape_of(node):  # type: ignore[arg-type]
         return node.args[0]
     return None
 
@@ -83,7 +84,7 @@ def _neutral(node: fx.Node) -> Any:
 
 
 def _full_slice(node: fx.Node) -> Any:
-    if node.target is aten.slice.Tensor and same_sizes(shape_of(node.args[0]), shape_of(node)):  # type: ignore[arg-type]
+    if node.target is aten.slice.Tensor and shape_of(node.args[0]) == shape_of(node):  # type: ignore[arg-type]
         return node.args[0]
     return None
 
@@ -110,7 +111,7 @@ def _is_number(value: Any, number: int) -> bool:
 def _same_type(source: Any, node: fx.Node) -> bool:
     """Not so for int64 · 1.0, which is float32, or for a size plus 0."""
     before, after = source.meta["val"], node.meta["val"]
-    tensors = isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)
+    tensors = isinstance(before, TensorType) and isinstance(after, TensorType)
     return tensors and before.dtype == after.dtype
 
 

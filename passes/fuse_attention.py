@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, same_sizes, shape_of
+from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, shape_of
 from pocketphi.graph.recipe import Constant
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.pattern import Bound, OneOf, Pattern, Var, op, part
@@ -166,7 +166,7 @@ def _head_counts(found: Bound) -> tuple[int, int, int]:
     came = [found["q_start"], found["q_stop"], found["k_start"], found["k_stop"], found["v_start"]]
     if came != [bounds[0], bounds[1], bounds[1], bounds[2], bounds[2]] or bounds[3] != width:
         raise Refused(f"q, k and v do not tile the {width} columns of the projection in this order")
-    if not same_sizes(shape_of(found["k"]), shape_of(found["v"])):
+    if shape_of(found["k"]) != shape_of(found["v"]):
         raise Refused("keys and values have different heads")
     return heads, kv_heads, dim
 

@@ -8,7 +8,7 @@ import operator
 
 import torch
 
-from pocketphi.graph.program import Program, same_sizes, shape_of
+from pocketphi.graph.program import Program, shape_of
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.pattern import Var, op
 
@@ -29,7 +29,7 @@ class FuseResidualNorm(Pass):
             if add.kwargs or not isinstance(found["y"], torch.fx.Node):
                 report.refuse(node.name, "the add has a scalar operand or a factor")
                 continue
-            if not same_sizes(shape_of(found["x"]), shape_of(found["y"])):
+            if shape_of(found["x"]) != shape_of(found["y"]):
                 report.refuse(node.name, "the add broadcasts")
                 continue
             arguments = (found["x"], found["y"], found["weight"], found["eps"])

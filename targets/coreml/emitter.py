@@ -11,8 +11,9 @@ from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import known_format
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.coreml.codecs import CODECS
+from pocketphi.targets.coreml.coremltools_parts import Var
 from pocketphi.targets.coreml.form import Form
-from pocketphi.targets.coreml.mil import FunctionBuilder, Input, Var
+from pocketphi.targets.coreml.mil import FunctionBuilder, Input
 from pocketphi.targets.coreml.weightfile import WeightFile, identifier, steps
 
 STATES = ("keyCache", "valueCache")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import LongRope, ModelConfig
@@ -17,6 +16,7 @@ from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.recipe import Constant, Recipe
 from pocketphi.graph.trace import hf_config, trace
+from pocketphi.graph.types import TensorType
 from pocketphi.passes.base import Pass
 from pocketphi.passes.canonicalize import Canonicalize
 from pocketphi.passes.fuse_attention import FuseAttention
@@ -181,12 +181,11 @@ def small(
     config: ModelConfig = TINY,
 ) -> Program:
     """A hand-made program: body(call, **nodes) → outputs, where call(target, *args, **kwargs) adds an operator."""
-    graph, mode = fx.Graph(), FakeTensorMode()
+    graph = fx.Graph()
     nodes = {}
     for name, value in feeds.items():
         nodes[name] = graph.placeholder(name)
-        with mode:
-            nodes[name].meta["val"] = torch.empty(value.shape, dtype=value.dtype)
+        nodes[name].meta["val"] = TensorType(tuple(value.shape), value.dtype)
     end = graph.output({})
     program = Program(graph, config, {})
     for name, value in (weights or {}).items():

@@ -1,0 +1,64 @@
+"""What a command found out and the next one need not: kept in the cache, under all that decides it.
+
+An entry is sealed (`graph.sealed`) and holds what it is about in full, so that one which is damaged, or lies under another's
+name, counts as missing. What decides an entry is given by its user; versions of libraries, and our own code, are added here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from pocketphi.compiler.build_key import our_code
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.places import default_folder
+from pocketphi.graph.sealed import read_sealed_data, write_sealed_data
+
+
+class Known:
+    """The entries of one kind, such as `trace`, that libraries in these versions gave."""
+
+    def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None) -> None:
+        """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept."""
+        self._kind = kind
+        self._made_by = {"code": our_code(), **{name: _version(name) for name in libraries}}
+        with contextlib.suppress(InputError):
+            cache = cache or default_folder()
+        self._folder = cache and cache / "known"
+
+    def find(self, about: Mapping[str, Any]) -> tuple[Any, memoryview] | None:
+        """What was kept about this, JSON and bytes, or None."""
+        whole = self._whole(about)
+        found = read_sealed_data(path) if (path := self._path(whole)) else None
+        if found is None or not isinstance(found[0], dict) or found[0].get("about") != whole:
+            return None
+        return found[0].get("content"), found[1]
+
+    def keep(self, about: Mapping[str, Any], content: Any = None, data: Sequence[bytes | memoryview] = ()) -> None:
+        """Where it cannot be written, it will be found out again."""
+        whole = self._whole(about)
+        with contextlib.suppress(OSError):
+            if path := self._path(whole):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_sealed_data(path, {"about": whole, "content": content}, data)
+
+    def _whole(self, about: Mapping[str, Any]) -> Any:
+        """As it reads in the entry."""
+        return json.loads(json.dumps({"kind": self._kind, **self._made_by, **about}))
+
+    def _path(self, whole: Any) -> Path | None:
+        name = blake3(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
+        return self._folder and self._folder / f"{self._kind}-{name}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
