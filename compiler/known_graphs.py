@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ class KnownGraphs:
 
     def _about(self, which: str, **more: Any) -> dict[str, Any]:
         cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"  # rotary tables are computed
-        return {"graph": which, "config": asdict(self._source.config), "cpu": cpu, **more}
+        return {"graph": which, "config": self._source.config.to_hf(), "cpu": cpu, **more}
 
     def _find(self, about: dict[str, Any]) -> tuple[Program, list[PassReport]] | None:
         found = self._graphs.find(about)
@@ -92,4 +91,4 @@ class KnownGraphs:
             self._agreements.keep(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {"settings": self._source.settings, "config": asdict(self._source.config)}
+        return {"settings": self._source.settings, "config": self._source.config.to_hf()}

@@ -37,7 +37,7 @@ def known_text(source: Checkpoint, targets: Collection[str], cache: Path | None 
     about = {
         "files": {name: blake3(content).hexdigest() for name, content in files.items()},
         "model": source.label,  # messages name it
-        "config": asdict(source.config),
+        "config": source.config.to_hf(),
         "targets": sorted(targets),
     }
     if (found := known.find(about)) is not None and (text := _text(*found)) is not None:
