@@ -334,7 +334,7 @@ def _compile(a: argparse.Namespace) -> int:
 
     bundle = compile_model(options, _ui(a))
     summary = {"bundle": str(bundle.path), **bundle.manifest.as_json()}
-    _print(a, summary, lambda: show.bundle(bundle))
+    _print(a, summary, lambda: show.bundle(bundle, checked=True))
     return 0
 
 
@@ -417,7 +417,8 @@ def _inspect(a: argparse.Namespace) -> int:
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
-        _print(a, bundle.manifest.as_json(), lambda: show.bundle(bundle))
+        held = {"files_checked": False, **bundle.manifest.as_json()}
+        _print(a, held, lambda: show.bundle(bundle, checked=False))
         return 0
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}

@@ -17,8 +17,8 @@ from pocketphi.compiler.run_mlpackage import Ran
 from pocketphi.graph.checkpoint import Checkpoint
 
 
-def bundle(made: Bundle) -> None:
-    """What a bundle holds."""
+def bundle(made: Bundle, checked: bool) -> None:
+    """What a bundle holds. checked: whether its files are known to be those that the manifest speaks of."""
     manifest = made.manifest
     model = manifest.model
     table = _table(plain(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters"))
@@ -41,7 +41,7 @@ def bundle(made: Bundle) -> None:
             table.add_row(plain(name), plain(note))
     _console().print(table)
     if manifest.verification:
-        verification(manifest.verification)
+        verification(manifest.verification, earlier=not checked)
     else:
         _console().print("not verified: run 'pocketphi verify'")
 
@@ -54,9 +54,15 @@ def files(made: Bundle, signed_by: str | None) -> None:
         _console().print(f"[green]ok[/] signed with the key {signed_by}", markup=True)
 
 
-def verification(recorded: VerificationRecord) -> None:
-    """The checks, one a line."""
-    table = Table(title="verification", title_justify="left", box=None, pad_edge=False, header_style="dim")
+def verification(recorded: VerificationRecord, earlier: bool = False) -> None:
+    """The checks, one a line. earlier: they were made when the bundle was compiled, and nothing was looked at since."""
+    table = Table(
+        title="verification when it was compiled" if earlier else "verification",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     for column in ("", "check", "measured", "bound", "detail"):
         table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
     for check in recorded.checks:
@@ -71,6 +77,8 @@ def verification(recorded: VerificationRecord) -> None:
         _console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
     if recorded.ok is None:
         _console().print("[yellow]not verified[/], because", plain(recorded.reason or ""))
+    elif recorded.ok and earlier:
+        _console().print("verified when it was compiled; the files were not checked here: 'pocketphi verify' does that")
     else:
         _console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")
 
