@@ -132,7 +132,9 @@ def parser() -> argparse.ArgumentParser:
         "--prompt", help="one message, one reply (default: a conversation; Ctrl-C stops an answer, Ctrl-D leaves)"
     )
     chat.add_argument("--system", help="the system message")
-    chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
+    chat.add_argument(
+        "--max-tokens", type=int, help="size of the K/V cache (default: what the bundle holds, at most 2048)"
+    )
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
     _target_argument(chat)
@@ -361,8 +363,6 @@ def _eval(a: argparse.Namespace) -> int:
     from pocketphi.compiler.text import read_text
 
     text = read_text(a.text, "the text") if a.text else None
-    if a.tokens < 2 or a.window < 2:
-        raise InputError("--tokens and --window: expected at least 2")
     result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target)
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
@@ -403,8 +403,6 @@ def _bench(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
     from pocketphi.compiler.bench import bench
 
-    if min(a.prompt_tokens, a.generate, a.rounds, *a.threads) < 1:
-        raise InputError("--prompt-tokens, --generate, --rounds and --threads: expected positive numbers")
     speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target)
     _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pocketphi.compiler.arguments import check_number
 from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import TARGETS, CompileOptions, parse_block
 from pocketphi.compiler.ui import Ui
@@ -29,7 +30,7 @@ def add_device_command(command: AddCommand) -> None:
     devices.add_argument("--kv-cache", default="fp16", metavar="TYPE", help="of tvm-arm: fp16 (default) or int8")
     devices.add_argument("--context", type=int, help="longest sequence (default: the model's; Core ML at most 2048)")
     devices.add_argument(
-        "--prompt-tokens", type=int, default=512, help="longest text that is read at once (%(default)s)"
+        "--prompt-tokens", type=int, metavar="N", help="longest text that is read at once (default 512)"
     )
     device_arguments(devices, fit=False)
 
@@ -93,6 +94,7 @@ def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> Compil
 def _devices(a: argparse.Namespace) -> int:
     from pocketphi.compiler.device_plan import config_of, fit
     from pocketphi.compiler.devices import find_device, read_devices
+    from pocketphi.compiler.footprint import PROMPT
 
     chosen = [find_device(a.device, a.devices)] if a.device else list(read_devices(a.devices).values())
     if a.model is None:
@@ -114,8 +116,13 @@ def _devices(a: argparse.Namespace) -> int:
         kv_cache=a.kv_cache,
     )
     config = config_of(a.model)
+    longest = config.max_position
+    check_number("--context", a.context or longest, 2, longest, f"{a.model} has no more positions")
+    if a.prompt_tokens is not None:
+        why = "the context holds no more" if a.context else f"{a.model} has no more positions"
+        check_number("--prompt-tokens", a.prompt_tokens, 1, a.context or longest, why)
     found = [
-        fit(config, options, target, device, a.prompt_tokens)
+        fit(config, options, target, device, PROMPT if a.prompt_tokens is None else a.prompt_tokens)
         for device in chosen
         for target in targets
         if target != "coreml" or device.platform == "ios" or len(chosen) == len(targets) == 1

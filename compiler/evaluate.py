@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import MANIFEST, Bundle
+from pocketphi.compiler.arguments import check_number
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
@@ -53,6 +54,8 @@ def evaluate_model(
 
     text: documentation of Python's library if None.
     """
+    check_number("--tokens", tokens, least=2)
+    check_number("--window", window, least=2)
     runner, files, config = open_runner(model, window, target)
     rows = windows(tokens_of(text, held_out_text() if text is None else "", files, config, tokens), window)
     other, _, other_config = open_runner(reference, window) if reference else (None, None, config)

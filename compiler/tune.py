@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.folder import new_folder
+from pocketphi.compiler.arguments import check_number, check_threads
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.rebuild import rebuild
 from pocketphi.compiler.targets import missing_extra
@@ -43,8 +44,8 @@ class TuneOptions:
     apply: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.rounds) < 1:
-            raise InputError("--threads and --rounds: expected positive numbers")
+        check_threads(self.threads, least=1)
+        check_number("--rounds", self.rounds)
         if (self.rpc is None) != (self.key is None):
             raise InputError("--rpc and --key: a board takes both, the tracker's HOST:PORT and its name there")
         if self.rpc and self.model:
