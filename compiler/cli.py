@@ -26,6 +26,7 @@ from pocketphi.compiler.options import TARGETS, CompileOptions, parse_size
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
+from pocketphi.graph.reading import named
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
 
@@ -87,6 +88,8 @@ def _lack(error: Exception) -> str:
     """What this machine is short of, where an error tells of that; empty for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.strerror}: raise the limit (ulimit -n) and start again"
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP):
+        return f"{named(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}: not all could be written; free some space and start again"
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM

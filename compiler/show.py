@@ -21,7 +21,7 @@ def bundle(made: Bundle, checked: bool) -> None:
     """What a bundle holds. checked: whether its files are known to be those that the manifest speaks of."""
     manifest = made.manifest
     model = manifest.model
-    table = _table(plain(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters"))
+    table = _table(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters")
     table.add_row("recipe", plain(manifest.recipe.described()))
     table.add_row("size", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
     for name, target in manifest.targets.items():
@@ -199,8 +199,8 @@ def plain(text: str) -> Text:
     return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
-def _table(title: str | Text) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+def _table(title: str) -> Table:
+    table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     return table
