@@ -151,7 +151,7 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
 
 def lost_link(path: Path) -> InputError | None:
     """The error for a symbolic link that leads to nothing, or to itself; None for anything else."""
-    if not path.is_symlink() or os.path.exists(path):
+    if not os.path.islink(path) or os.path.exists(path):
         return None
     return InputError(
         f"{path}: a link to {named(os.readlink(path))}, which is not there; put the file itself in its place"
