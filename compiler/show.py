@@ -77,7 +77,10 @@ def verification(recorded: VerificationRecord, earlier: bool = False) -> None:
         _console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
     if recorded.ok is None:
         _console().print("[yellow]not verified[/], because", plain(recorded.reason or ""))
-    elif recorded.ok and earlier:
+        return
+    if recorded.ok and recorded.reason:
+        _console().print("[yellow]but[/]", plain(recorded.reason))
+    if recorded.ok and earlier:
         _console().print("verified when it was compiled; the files were not checked here: 'pocketphi verify' does that")
     else:
         _console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")

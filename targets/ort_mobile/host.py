@@ -20,7 +20,7 @@ from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
 
 
 class OrtHost(Host):
@@ -40,6 +40,15 @@ class OrtHost(Host):
         changes = [accuracy_level(0)] if exact else []
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
+
+    def caveats(self, max_tokens: int) -> list[str]:
+        switch = unnoticed_switch(read_config(self.folder), max_tokens)
+        if switch is None:
+            return []
+        return [
+            f"onnxruntime-genai keeps LongRoPE's short factors where a text grows past {switch:,} tokens; there an app has "
+            "to read the text again from its start, as the app kits do"
+        ]
 
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
         others: dict[str, Callable[[], Runner]] = {}

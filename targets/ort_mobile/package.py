@@ -82,16 +82,13 @@ class OrtMobile(Target):
         slow = lint(lower(program, self.accuracy_level))
         if self.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
-        config, rope = program.config, program.config.long_rope
+        config = program.config
         if config.rotary_dim % _ROTARY_STEP:
             raise InputError(
                 f"ort-mobile: {config.rotary_dim} rotary dimensions, ONNX Runtime's attention takes a multiple of "
                 f"{_ROTARY_STEP}; compile for coreml or tvm-arm"
             )
-        changes = (
-            rope and rope.short != rope.long and rope.original_max_position < (self.context or config.max_position)
-        )
-        odd = changes and rope and rope.original_max_position != _GENAI_REWINDS_AT - 1
+        odd = unnoticed_switch(config, self.context or config.max_position)
         rewind = (
             f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"
         )
@@ -187,6 +184,15 @@ def genai_config(program: Program, lowered: Lowered, context: int | None) -> dic
             **({"chunk_size": chunk} if chunk else {}),
         },
     }
+
+
+def unnoticed_switch(config: ModelConfig, context: int) -> int | None:
+    """Tokens after which LongRoPE changes its factors, within a context, where onnxruntime-genai does not notice: a text that
+    it makes longer than that keeps what it read with the factors before."""
+    rope = config.long_rope
+    if rope is None or rope.short == rope.long or rope.original_max_position >= context:
+        return None
+    return rope.original_max_position if rope.original_max_position != _GENAI_REWINDS_AT - 1 else None
 
 
 def _model_type(config: ModelConfig, length: int) -> str:
