@@ -152,11 +152,12 @@ def describe(
 ) -> Manifest:
     """The manifest, but for the files and the verification."""
     config = source.config
-    packages = [package for target in targets for package in target.packages]
+    libraries = ["torch", "transformers", *(package for target in targets for package in target.packages)]
+    held = {name for name in libraries if any(importlib.metadata.distributions(name=name))}
     return Manifest(
         format=FORMAT,
         pocketphi=__version__,
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
+        versions={name: importlib.metadata.version(name) for name in libraries if name in held},
         source=SourceRecord(Path(source.label).name, source.digest_all(), tuple(source.notices)),
         recipe=options.recorded(),
         model=ModelRecord(

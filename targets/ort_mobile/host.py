@@ -20,7 +20,7 @@ from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, require_onnxruntime, unnoticed_switch
 
 
 class OrtHost(Host):
@@ -75,6 +75,7 @@ class OrtRunner:
         file: str = GRAPH_FILE,
     ) -> None:
         """max_tokens: size of the cache; file: model.onnx or model.ort; changes: edits in memory of the graph in model.onnx."""
+        require_onnxruntime()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -9,6 +9,7 @@ model.ort                   on request: one file for minimal builds, where it fi
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from onnx import TensorProto
 
 from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.graph.forms import form_of, shape_of_parts
 from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.base import Packaged, Target
@@ -62,6 +63,11 @@ class OrtMobile(Target):
         self.strict = strict
         self.context = context
         self.version = version
+        if ort_file:  # it is ONNX Runtime that writes it
+            require_onnxruntime()
+
+    def check_runs_here(self) -> None:
+        require_onnxruntime()
 
     def planned_bytes(self, program: Program) -> int:
         size = plan_layout(program.weights_read()).size
@@ -120,6 +126,12 @@ class OrtMobile(Target):
         if self.ort_file:
             raise InputError(f"--ort-file: {_too_large(single)}")
         return [_too_large(single)]
+
+
+def require_onnxruntime() -> None:
+    """Raise CannotRun where ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise CannotRun("ort-mobile needs the package 'onnxruntime'; install it with: pip install 'pocketphi[ort]'")
 
 
 def write_ort_file(graph: Path, target: Path) -> None:
