@@ -17,7 +17,7 @@ from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import file_inside, show
 from pocketphi.graph.recipe import PartSpec, Recipe, row_chunks
-from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
 from pocketphi.targets.ort_mobile.lower import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, require_onnxruntime, unnoticed_switch
@@ -40,6 +40,14 @@ class OrtHost(Host):
         changes = [accuracy_level(0)] if exact else []
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
+
+    def own_checks(self, prompt: torch.Tensor) -> list[Check]:
+        """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights."""
+        nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("SimplifiedLayerNormalization")]
+        wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
+        odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
+        detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
+        return [Check("norms with another epsilon", len(odd), 0, detail)]
 
     def caveats(self, max_tokens: int) -> list[str]:
         switch = unnoticed_switch(read_config(self.folder), max_tokens)

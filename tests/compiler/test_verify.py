@@ -129,6 +129,16 @@ def shift_window(by: int) -> Callable[[Path], None]:
     return lambda folder: _edit_graph(folder, edit)
 
 
+def another_epsilon(folder: Path) -> None:
+    """Random weights make large hidden values: no logit moves."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        norm = [n for n in model.graph.node if n.op_type == "SkipSimplifiedLayerNormalization"][1]
+        next(a for a in norm.attribute if a.name == "epsilon").f *= 1.3
+
+    _edit_graph(folder, edit)
+
+
 def swap_gate_and_up(folder: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
         split = next(n for n in model.graph.node if n.op_type == "Split")
@@ -155,6 +165,7 @@ def read_the_wrong_token(folder: Path) -> None:
         (shift_window(-1), "KL decode past the window of 48"),
         (swap_gate_and_up, "KL decode, exact"),
         (read_the_wrong_token, "KL decode, as saved"),
+        (another_epsilon, "norms with another epsilon"),
     ],
 )
 def test_a_broken_lowering_is_caught(
