@@ -59,8 +59,8 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
         )
     name = chosen or next((name for name in (SINGLE, INDEX) if os.path.lexists(folder / name)), None)
     if name is None:
-        if files := [name for name in beside if name.endswith(".gguf")]:
-            raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; to compile {named(files[0])}, name that file")
+        if packed := [name for name in beside if name.endswith(".gguf")]:
+            raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; to compile {named(packed[0])}, name that file")
         rest = f"; {_listed(beside)} cannot be read: load it with transformers, then save_pretrained" if beside else ""
         raise InputError(f"{folder}: no {SINGLE} and no {INDEX}{rest}")
     if name.endswith(".index.json"):
