@@ -33,7 +33,7 @@ class Bundle:
 
     @staticmethod
     def open(path: Path, check: bool = True) -> Bundle:
-        """Open a bundle; `check` also compares every file with the manifest.
+        """Open a bundle, whose manifest has to be as it was sealed; `check` also compares every file with it.
 
         Raises InputError naming the first file that is missing, extra, truncated or changed.
         """
@@ -41,9 +41,9 @@ class Bundle:
             raise InputError(f"{path}: not a bundle: it has no {MANIFEST}; make one with 'pocketphi compile'")
         text = read_whole(file_inside(path, MANIFEST, str(path)))
         bundle = Bundle(path, parse_manifest(text, path / MANIFEST))
+        if not is_sealed(text):
+            raise InputError(f"{path / MANIFEST}: was edited: its own checksum does not match; compile again")
         if check:
-            if not is_sealed(text):
-                raise InputError(f"{path / MANIFEST}: was edited: its own checksum does not match; compile again")
             bundle._check_files()
         return bundle
 

@@ -159,8 +159,8 @@ class CheckRecord:
 
 @dataclass(frozen=True)
 class VerificationRecord:
-    """The checks of a verification. ok: None where none failed, but not all could be run, for this reason;
-    quantization_error: `kl`, `top1` and `tokens`, where a reference was given."""
+    """The checks of a verification. ok: None where none failed, but not all could be run, for this reason; where all were met,
+    the reason is what a user has to know nevertheless; quantization_error: `kl`, `top1` and `tokens`, with a reference."""
 
     ok: bool | None
     checks: tuple[CheckRecord, ...]

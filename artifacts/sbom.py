@@ -11,10 +11,11 @@ from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 
 
-def sbom(folder: Path) -> str:
+def sbom(bundle: Bundle) -> str:
     """JSON text, the same for the same bundle: the serial number is the manifest's digest, and there is no time in it.
 
-    Raises InputError naming the extra to install where cyclonedx-python-lib is missing.
+    The digests of files are the manifest's: open the bundle with `check`, so that the files have them. Raises InputError
+    naming the extra to install where cyclonedx-python-lib is missing.
     """
     try:
         from cyclonedx.model.bom import Bom
@@ -23,7 +24,7 @@ def sbom(folder: Path) -> str:
         raise InputError(
             "a bill of materials needs the package 'cyclonedx-python-lib'; install it with: pip install 'pocketphi[build]'"
         ) from None
-    manifest = Bundle.open(folder, check=False).manifest
+    folder, manifest = bundle.path, bundle.manifest
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"pocketphi:{file_digest(folder / MANIFEST)}"))
     bom.metadata.timestamp = None
     model, libraries = _model(folder, manifest), _libraries(manifest)

@@ -15,6 +15,7 @@ from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.resident import forget_peak
 from pocketphi.targets.base import Host, Runner
 
@@ -38,6 +39,10 @@ def bench(
 ) -> list[Speed]:
     """Measure a bundle with each number of threads, one after the other: threads that wait for work in one runner would take
     the cores from those of another."""
+    for option, value in (("--prompt-tokens", prompt), ("--generate", generate), ("--rounds", rounds)):
+        check_number(option, value)
+    for count in threads:
+        check_threads(count, least=1)
     bundle = Bundle.open(path)
     host = open_host(path, bundle.manifest, target)
     context = bundle.manifest.context(target)

@@ -67,7 +67,7 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
     previous = manifest_at((file.baseline or file.out) / cell.name)
     result.changes = None if previous is None else changes(previous, bundle.manifest)
     place_bundle(bundle, result.bundle)
-    _write_sbom(result.bundle)
+    _write_sbom(Bundle(result.bundle, bundle.manifest))
     if key is not None:
         from pocketphi.artifacts.signature import sign_bundle
 
@@ -107,11 +107,11 @@ def _compile(cell: Cell, store: Path, cache: Path, sources: SourceDigests, ui: U
         return made
 
 
-def _write_sbom(bundle: Path) -> None:
+def _write_sbom(bundle: Bundle) -> None:
     """Beside the bundle, so that its bytes stay those of `pocketphi compile`."""
     from pocketphi.artifacts.sbom import sbom
 
-    path = bundle.parent / f"{bundle.name}.cdx.json"
+    path = bundle.path.parent / f"{bundle.path.name}.cdx.json"
     text = sbom(bundle)
     if not path.is_file() or path.read_text("utf-8") != text:
         write_whole(path, text)

@@ -16,8 +16,11 @@ from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.hosts import open_host
 from pocketphi.graph.config import read_config
+from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Runner
+
+DEFAULT_TOKENS = 2048
 
 
 @dataclass
@@ -35,21 +38,26 @@ class Reply:
 
 
 class Chat:
-    """A conversation. Files are checked against the manifest before the first word."""
+    """A conversation. Files are checked against the manifest before the first word.
+
+    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None
+    """
 
     def __init__(
         self,
         path: Path,
-        max_tokens: int = 2048,
+        max_tokens: int | None = None,
         system: str | None = None,
         threads: int = 0,
         target: str | None = None,
     ) -> None:
+        check_threads(threads)
         bundle = Bundle.open(path)
+        self._held = bundle.manifest.context(target)
+        self._limit = min(DEFAULT_TOKENS, self._held) if max_tokens is None else max_tokens
+        check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
         host = open_host(path, bundle.manifest, target)
-        self._held = bundle.manifest.context(target)
-        self._limit = min(max_tokens, self._held)
         self._runner = host.runner(self._limit, threads=threads)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))

@@ -27,6 +27,7 @@ from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, R
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
+from pocketphi.graph.reading import named
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
 
@@ -90,6 +91,8 @@ def _lack(error: Exception) -> str:
     """What this machine is short of, where an error tells of that; empty for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.strerror}: raise the limit (ulimit -n) and start again"
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP):
+        return f"{named(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}: not all could be written; free some space and start again"
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM
@@ -135,7 +138,9 @@ def parser() -> argparse.ArgumentParser:
         "--prompt", help="one message, one reply (default: a conversation; Ctrl-C stops an answer, Ctrl-D leaves)"
     )
     chat.add_argument("--system", help="the system message")
-    chat.add_argument("--max-tokens", type=int, default=2048, help="size of the K/V cache (default %(default)s)")
+    chat.add_argument(
+        "--max-tokens", type=int, help="size of the K/V cache (default: what the bundle holds, at most 2048)"
+    )
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
     _target_argument(chat)
@@ -212,7 +217,7 @@ def _compile(a: argparse.Namespace) -> int:
 
     bundle = compile_model(options, _ui(a))
     summary = {"bundle": str(bundle.path), **bundle.manifest.as_json()}
-    _print(a, summary, lambda: show.bundle(bundle))
+    _print(a, summary, lambda: show.bundle(bundle, checked=True))
     return 0
 
 
@@ -239,8 +244,6 @@ def _eval(a: argparse.Namespace) -> int:
     from pocketphi.compiler.text import read_text
 
     text = read_text(a.text, "the text") if a.text else None
-    if a.tokens < 2 or a.window < 2:
-        raise InputError("--tokens and --window: expected at least 2")
     result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target)
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
@@ -281,8 +284,6 @@ def _bench(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
     from pocketphi.compiler.bench import bench
 
-    if min(a.prompt_tokens, a.generate, a.rounds, *a.threads) < 1:
-        raise InputError("--prompt-tokens, --generate, --rounds and --threads: expected positive numbers")
     speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target)
     _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
     return 0
@@ -295,7 +296,8 @@ def _inspect(a: argparse.Namespace) -> int:
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
-        _print(a, bundle.manifest.as_json(), lambda: show.bundle(bundle))
+        held = {"files_checked": False, **bundle.manifest.as_json()}
+        _print(a, held, lambda: show.bundle(bundle, checked=False))
         return 0
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}

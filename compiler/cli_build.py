@@ -93,6 +93,8 @@ def _diff(a: argparse.Namespace) -> int:
     found = changes(*(Bundle.open(path, check=False).manifest for path in (a.old, a.new)))
     human = "\n".join(change.described() for change in found) or "no difference in sizes, errors and operators"
     _print(a, [vars(change) for change in found], human)
+    if not a.json:
+        sys.stderr.write("as compiled; the files were not checked here: 'pocketphi verify --files-only' does that\n")
     return 0
 
 
@@ -107,9 +109,10 @@ def _integrate(a: argparse.Namespace) -> int:
 
 
 def _sbom(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.bundle import Bundle
     from pocketphi.artifacts.sbom import sbom
 
-    text = sbom(a.bundle)
+    text = sbom(Bundle.open(a.bundle))
     if a.out:
         write_whole(a.out, text, "-o")
     else:

@@ -14,6 +14,7 @@ from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import CompileOptions, ProgramOptions, StorageOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.ranges import check_number
 from pocketphi.targets import TARGETS
 
 AddCommand = Callable[[str, Any, str], argparse.ArgumentParser]
@@ -30,7 +31,7 @@ def add_device_command(command: AddCommand) -> None:
     add_options(devices, ProgramOptions, ["context"])
     add_target_options(devices)
     devices.add_argument(
-        "--prompt-tokens", type=int, default=512, help="longest text that is read at once (%(default)s)"
+        "--prompt-tokens", type=int, metavar="N", help="longest text that is read at once (default 512)"
     )
     device_arguments(devices, fit=False)
 
@@ -66,6 +67,7 @@ def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> Compil
 def _devices(a: argparse.Namespace) -> int:
     from pocketphi.compiler.device_plan import config_of, fit, runs_on
     from pocketphi.compiler.devices import find_device, read_devices
+    from pocketphi.compiler.footprint import PROMPT
 
     chosen = [find_device(a.device, a.devices)] if a.device else list(read_devices(a.devices).values())
     if a.model is None:
@@ -78,8 +80,13 @@ def _devices(a: argparse.Namespace) -> int:
         return 0
     options = options_of(a, Path("-"), TARGETS, recipe="rtn")
     config = config_of(a.model)
+    longest = config.max_position
+    check_number("--context", a.context or longest, 2, longest, f"{a.model} has no more positions")
+    if a.prompt_tokens is not None:
+        why = "the context holds no more" if a.context else f"{a.model} has no more positions"
+        check_number("--prompt-tokens", a.prompt_tokens, 1, a.context or longest, why)
     found = [
-        fit(config, options, target, device, a.prompt_tokens)
+        fit(config, options, target, device, PROMPT if a.prompt_tokens is None else a.prompt_tokens)
         for device in chosen
         for target in options.target_names
         if runs_on(target, device) or len(chosen) == len(options.targets) == 1

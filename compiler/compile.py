@@ -149,10 +149,12 @@ def describe(
     """The manifest, but for the files and the verification."""
     config = source.config
     packages = [package for name in packaged for package in find_target(name).recorded]
+    libraries = ["torch", "transformers", *packages]
+    held = {name for name in libraries if any(importlib.metadata.distributions(name=name))}
     return Manifest(
         format=FORMAT,
         pocketphi=__version__,
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
+        versions={name: importlib.metadata.version(name) for name in libraries if name in held},
         source=SourceRecord(Path(source.label).name, source.digest_all(), tuple(source.notices)),
         recipe=options.recorded(),
         model=ModelRecord(

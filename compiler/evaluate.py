@@ -18,6 +18,7 @@ from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.program import Program
+from pocketphi.graph.ranges import check_number
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import held_out_text
 from pocketphi.targets.base import Runner
@@ -53,6 +54,8 @@ def evaluate_model(
 
     text: documentation of Python's library if None.
     """
+    check_number("--tokens", tokens, least=2)
+    check_number("--window", window, least=2)
     runner, files, config = open_runner(model, window, target)
     rows = windows(tokens_of(text, held_out_text() if text is None else "", files, config, tokens), window)
     other, _, other_config = open_runner(reference, window) if reference else (None, None, config)

@@ -18,6 +18,9 @@ _DECODE, _DECODE_OTHERS, _MORE_OTHERS = 64, 8, 140
 """Steps with the cache, at most: of the files in their runtime, and of the same files in another; there, then, the tokens of a
 second prompt, more than any runtime takes at once."""
 
+_AFFORDABLE = 1 << 40
+"""Tokens times parameters up to which other runtimes read a text beyond LongRoPE's switch too."""
+
 _BEFORE, _AFTER = 3, 9
 """Tokens that a decode across the window's edge starts before it, and that it goes on past it."""
 
@@ -51,6 +54,8 @@ class Numerics:
         self._steps_others = max(0, min(_DECODE_OTHERS, room))
         room -= self._steps_others
         self._more_others = max(0, min(_MORE_OTHERS, room))
+        affordable = self._switch is not None and self._switch * config.parameters <= _AFFORDABLE
+        self._switch_others = self._switch if affordable else None
         self._others = list(self.host.other_runners(self.limit))
 
     @property
@@ -63,6 +68,8 @@ class Numerics:
             count += (2 + (others + 1 if others else 0)) * (self._window + _AFTER)
         if self._switch:
             count += 3 * self._switch + 2
+        if self._switch_others and others:
+            count += (others + 1) * (self._switch_others + 1)
         text = self.prompt.shape[1] + self._steps_others + self._more_others
         return count + ((others + 1) * text if others else 0)
 
@@ -127,6 +134,8 @@ class Numerics:
             decode = stepping.step(tokens[:, length - 1 : length])[0, -1:]
             both = torch.cat([prefill, decode])
             yield _kl(f"LongRoPE at {length} tokens", expected.expand_as(both), both, self.host.exact_bound)
+        if self._switch_others:
+            yield from self._same_in_others([tokens], f"a prompt of {switch + 1} tokens")
 
     def _other_runtimes(self) -> Iterable[Check]:
         """Prefill of the text, some steps of decode, and another prompt."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.table import Table
-from rich.text import Text
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import VerificationRecord
@@ -16,11 +15,11 @@ from pocketphi.graph.terminal import console, plain
 from pocketphi.targets.memory import Footprint
 
 
-def bundle(made: Bundle) -> None:
-    """What a bundle holds."""
+def bundle(made: Bundle, checked: bool) -> None:
+    """What a bundle holds. checked: whether its files are known to be those that the manifest speaks of."""
     manifest = made.manifest
     model = manifest.model
-    table = _table(plain(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters"))
+    table = _table(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters")
     table.add_row("recipe", plain(manifest.recipe.described()))
     table.add_row("size", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
     for name, target in manifest.targets.items():
@@ -40,7 +39,7 @@ def bundle(made: Bundle) -> None:
             table.add_row(plain(name), plain(note))
     console().print(table)
     if manifest.verification:
-        verification(manifest.verification)
+        verification(manifest.verification, earlier=not checked)
     else:
         console().print("not verified: run 'pocketphi verify'")
 
@@ -53,9 +52,15 @@ def files(made: Bundle, signed_by: str | None) -> None:
         console().print(f"[green]ok[/] signed with the key {signed_by}", markup=True)
 
 
-def verification(recorded: VerificationRecord) -> None:
-    """The checks, one a line."""
-    table = Table(title="verification", title_justify="left", box=None, pad_edge=False, header_style="dim")
+def verification(recorded: VerificationRecord, earlier: bool = False) -> None:
+    """The checks, one a line. earlier: they were made when the bundle was compiled, and nothing was looked at since."""
+    table = Table(
+        title="verification when it was compiled" if earlier else "verification",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     for column in ("", "check", "measured", "bound", "detail"):
         table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
     for check in recorded.checks:
@@ -70,6 +75,11 @@ def verification(recorded: VerificationRecord) -> None:
         console().print(f"quantization error: KL {kl:.4f} nats/token, top-1 {top1:.3f} over {tokens:.0f} tokens")
     if recorded.ok is None:
         console().print("[yellow]not verified[/], because", plain(recorded.reason or ""))
+        return
+    if recorded.ok and recorded.reason:
+        console().print("[yellow]but[/]", plain(recorded.reason))
+    if recorded.ok and earlier:
+        console().print("verified when it was compiled; the files were not checked here: 'pocketphi verify' does that")
     else:
         console().print("[green]verified[/]" if recorded.ok else "[red]NOT verified[/]")
 
@@ -143,8 +153,8 @@ def checkpoint(source: Checkpoint) -> None:
     console().print(table)
 
 
-def _table(title: str | Text) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+def _table(title: str) -> Table:
+    table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     return table

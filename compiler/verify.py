@@ -52,11 +52,12 @@ _MEMORY_FACTOR = 5
 @dataclass
 class Verification:
     """All checks of a bundle; reference: quantization error, where a reference model was given; cannot: why some of the checks
-    could not be run on this machine."""
+    could not be run on this machine; caveats: what a user has to know of a bundle that is good."""
 
     checks: list[Check] = field(default_factory=list)
     reference: dict[str, float] | None = None
     cannot: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool | None:
@@ -72,7 +73,7 @@ class Verification:
 
     def recorded(self) -> VerificationRecord:
         checks = tuple(check.recorded() for check in self.checks)
-        return VerificationRecord(self.ok, checks, self.reference, "; ".join(self.cannot) or None)
+        return VerificationRecord(self.ok, checks, self.reference, "; ".join(self.cannot or self.caveats) or None)
 
 
 def verify_folder(
@@ -102,6 +103,7 @@ def verify_folder(
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         if rebuilt is not None:
             programs.append(rebuilt)
+            result.caveats += open_host(folder, manifest, target).caveats(manifest.context(target))
     if programs:
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
@@ -184,6 +186,8 @@ def verify_made(folder: Path, manifest: Manifest, mode: str, ui: Ui, cache: Path
     ).require()
     if result.cannot:
         ui.say(f"not verified, because {'; '.join(result.cannot)}")
+    elif result.caveats:
+        ui.say(f"verified, but {'; '.join(result.caveats)}")
     return result.recorded()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.reading import lost_link
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +135,8 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         return HfFolder(path)
     if path.is_file() and path.suffix == ".gguf":
         return GgufFile(path)
+    if lost := lost_link(path):
+        raise lost
     if path.exists():
         raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file")
     raise InputError(

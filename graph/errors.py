@@ -6,6 +6,11 @@ class PocketphiError(Exception):
 
     exit_code = 3
 
+    def __str__(self) -> str:
+        """The message on one line, whatever the names of files in it hold: a line break in one is written as `\\n`."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class InputError(PocketphiError):
     """Bad input: what was expected, what came, where, what to do. Exit code 2."""

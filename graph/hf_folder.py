@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.hf_config import end_tokens, read_hf_config
 from pocketphi.graph.hf_weights import assign, find_weights
 from pocketphi.graph.models.base import Piece, cut
-from pocketphi.graph.reading import is_lfs_pointer, lfs_pointer, parse_object, read_whole
+from pocketphi.graph.reading import is_lfs_pointer, lfs_pointer, named, parse_object, read_whole, show
 from pocketphi.graph.safetensors_file import RowReader
 
 TOKENIZER_FILES = (
@@ -30,7 +31,7 @@ TOKENIZER_FILES = (
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
     """Those that a folder holds, name → content."""
-    return {name: read_whole(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    return {name: read_whole(folder / name) for name in TOKENIZER_FILES if os.path.lexists(folder / name)}
 
 
 _LARGEST_CONFIG = 1 << 20
@@ -87,7 +88,7 @@ class HfFolder(Checkpoint):
     def tokenizer_files(self) -> dict[str, bytes]:
         templates = sorted(self._folder.glob("additional_chat_templates/*.jinja"))
         paths = [*(self._folder / name for name in TOKENIZER_FILES), *templates]
-        found = {path.relative_to(self._folder).as_posix(): read_whole(path) for path in paths if path.is_file()}
+        found = {path.relative_to(self._folder).as_posix(): read_whole(path) for path in paths if os.path.lexists(path)}
         for name, content in found.items():
             if is_lfs_pointer(content):
                 raise lfs_pointer(str(self._folder / name))
@@ -108,7 +109,7 @@ class HfFolder(Checkpoint):
 
     def _add_end_tokens(self) -> None:
         path = self._folder / "generation_config.json"
-        if path.is_file():
+        if os.path.lexists(path):
             data = parse_object(read_whole(path, limit=_LARGEST_CONFIG), str(path))
             eos, notices = end_tokens(data, self.config, str(path))
             self.config = replace(self.config, eos=eos)
@@ -131,5 +132,7 @@ def _why_none(folder: Path) -> str:
     """What to say where there is no config.json: a folder inside may hold one, or this is an adapter's."""
     if (folder / "adapter_config.json").is_file():
         return "this is an adapter: merge it into its base model, and save that"
+    if files := sorted(path.name for path in folder.glob("*.gguf")):
+        return f"to compile {named(files[0])}, name that file"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))[:1]
-    return f"its folder {inside[0]!r} holds one" if inside else "a Hugging Face folder holds one"
+    return f"its folder {show(inside[0])} holds one" if inside else "a Hugging Face folder holds one"

@@ -7,6 +7,7 @@ out with a warning is refused here: it may be what somebody trained.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pocketphi.graph.checkpoint import check_shapes
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.base import Model
-from pocketphi.graph.reading import file_inside, parse_object, read_whole, show, typed
+from pocketphi.graph.reading import file_inside, named, parse_object, read_whole, show, typed
 from pocketphi.graph.safetensors_file import DTYPES, SafetensorsFile, Stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,8 +59,10 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
         raise InputError(
             f"{folder}: holds a distributed checkpoint ({found[0]}), which transformers reads first; save it whole"
         )
-    name = chosen or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), None)
+    name = chosen or next((name for name in (SINGLE, INDEX) if os.path.lexists(folder / name)), None)
     if name is None:
+        if packed := [name for name in beside if name.endswith(".gguf")]:
+            raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; to compile {named(packed[0])}, name that file")
         rest = f"; {_listed(beside)} cannot be read: load it with transformers, then save_pretrained" if beside else ""
         raise InputError(f"{folder}: no {SINGLE} and no {INDEX}{rest}")
     if name.endswith(".index.json"):

@@ -55,9 +55,11 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
             if status.st_size > limit:
                 raise InputError(f"{path}: {status.st_size:,} bytes, expected {limit:,} at most")
             return file.read()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file{'; ' + what if what else ''}") from None
     except OSError as error:
+        if lost := lost_link(path):
+            raise lost from None
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{path}: no such file{'; ' + what if what else ''}") from None
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
@@ -145,6 +147,15 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
     if outside:
         raise InputError(f"{found}: a link that leads out of {folder}; put the file itself there")
     return found
+
+
+def lost_link(path: Path) -> InputError | None:
+    """The error for a symbolic link that leads to nothing, or to itself; None for anything else."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return InputError(
+        f"{path}: a link to {named(os.readlink(path))}, which is not there; put the file itself in its place"
+    )
 
 
 def is_lfs_pointer(content: bytes) -> bool:

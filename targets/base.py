@@ -94,6 +94,11 @@ class Host(ABC):
         """What only this target's files can get wrong. prompt: int64 [1, S], a text to run where a check needs one."""
         return []
 
+    def caveats(self, max_tokens: int) -> list[str]:
+        """What a user has to know of files that passed every check: where another runtime, in its own way to use them, would
+        give other answers."""
+        return []
+
     def write_extras(self, prompt: torch.Tensor) -> None:
         """Add files to a bundle under construction that come out of running it, such as test vectors for a device."""
         return

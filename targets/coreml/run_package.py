@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.reading import file_inside, parse_json, show
 from pocketphi.graph.writing import new_file
 from pocketphi.targets.coreml.declared import Allowed
@@ -23,6 +24,7 @@ from pocketphi.targets.coreml.mlpackage import Function, MLPackage
 from pocketphi.targets.coreml.ranges import tight
 from pocketphi.targets.coreml.raw import FLOATS, INTEGERS, ValueType, carrier
 
+_LARGEST_SEED = (1 << 63) - 1
 FLEXIBLE = 1
 """The size that a flexible input gets where the package gives no default."""
 
@@ -81,6 +83,8 @@ def run_mlpackage(
     integers. compare: also run in the other mode. output: an .npz file or a folder of .npy files to write.
     Raises InputError for a package or inputs that cannot be run.
     """
+    check_threads(threads)
+    check_number("--seed", seed, 0, _LARGEST_SEED)
     package = MLPackage.open(path)
     chosen = package.function(function)
     interpreter = Interpreter(package, mode, threads, ranges=True)

@@ -17,11 +17,11 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.reading import file_inside, show
 from pocketphi.graph.recipe import Recipe, row_chunks
-from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE
-from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
+from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS, require_onnxruntime
 
 
 class OrtHost(Host):
@@ -41,6 +41,23 @@ class OrtHost(Host):
         changes = [accuracy_level(0)] if exact else []
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
+
+    def own_checks(self, prompt: torch.Tensor) -> list[Check]:
+        """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights."""
+        nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("SimplifiedLayerNormalization")]
+        wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
+        odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
+        detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
+        return [Check("norms with another epsilon", len(odd), 0, detail)]
+
+    def caveats(self, max_tokens: int) -> list[str]:
+        switch = unnoticed_switch(read_config(self.folder), max_tokens)
+        if switch is None:
+            return []
+        return [
+            f"onnxruntime-genai keeps LongRoPE's short factors where a text grows past {switch:,} tokens; there an app has "
+            "to read the text again from its start, as the app kits do"
+        ]
 
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
         others: dict[str, Callable[[], Runner]] = {}
@@ -67,6 +84,7 @@ class OrtRunner:
         file: str = GRAPH_FILE,
     ) -> None:
         """max_tokens: size of the cache; file: model.onnx or model.ort; changes: edits in memory of the graph in model.onnx."""
+        require_onnxruntime()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

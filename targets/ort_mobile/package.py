@@ -28,7 +28,7 @@ from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.prefill import chunk_of
-from pocketphi.targets.ort_mobile.target import OrtMobile
+from pocketphi.targets.ort_mobile.target import OrtMobile, require_onnxruntime
 from pocketphi.targets.target import Asked
 
 GRAPH_FILE = "model.onnx"
@@ -49,6 +49,8 @@ class OrtBundle(Prepared):
 
     def __init__(self, program: Program, options: OrtMobile, asked: Asked) -> None:
         _check_fits(program)
+        if options.ort_file:  # it is ONNX Runtime that writes it
+            require_onnxruntime()
         self._program, self._options, self._asked = program, options, asked
         self._lowered = lower(program, options.accuracy_level)
         self._layout = plan_layout(program.weights_read())
@@ -96,10 +98,7 @@ def _check_fits(program: Program) -> None:
 
 def _rewind_notes(config: ModelConfig, context: int | None) -> list[str]:
     """Where onnxruntime-genai changes LongRoPE's factors elsewhere than the model does."""
-    rope = config.long_rope
-    if not rope or rope.short == rope.long or rope.original_max_position >= (context or config.max_position):
-        return []
-    if rope.original_max_position == _GENAI_REWINDS_AT - 1:
+    if not unnoticed_switch(config, context or config.max_position):
         return []
     return [f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"]
 
@@ -175,6 +174,15 @@ def genai_config(program: Program, lowered: Lowered, context: int | None) -> dic
             **({"chunk_size": chunk} if chunk else {}),
         },
     }
+
+
+def unnoticed_switch(config: ModelConfig, context: int) -> int | None:
+    """Tokens after which LongRoPE changes its factors, within a context, where onnxruntime-genai does not notice: a text that
+    it makes longer than that keeps what it read with the factors before."""
+    rope = config.long_rope
+    if rope is None or rope.short == rope.long or rope.original_max_position >= context:
+        return None
+    return rope.original_max_position if rope.original_max_position != _GENAI_REWINDS_AT - 1 else None
 
 
 def _model_type(config: ModelConfig, length: int) -> str:

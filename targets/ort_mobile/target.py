@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.options import option
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.ort_mobile.codecs import CODECS
@@ -78,13 +80,19 @@ class OrtMobileTarget(Target[OrtMobile]):
         return OrtHost(folder)
 
     def check_runs_here(self, options: OrtMobile) -> None:
-        for package in ("pocketphi.targets.ort_mobile.host", "onnxruntime"):
-            importlib.import_module(package)
+        importlib.import_module("pocketphi.targets.ort_mobile.host")
+        require_onnxruntime()
 
     def text_reader(self) -> TextReader:
         from pocketphi.targets.ort_mobile.genai_tokenizer import GenaiTokenizer
 
         return GenaiTokenizer()
+
+
+def require_onnxruntime() -> None:
+    """Raise CannotRun where ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise CannotRun("ort-mobile needs the package 'onnxruntime'; install it with: pip install 'pocketphi[ort]'")
 
 
 TARGET = OrtMobileTarget()

@@ -189,8 +189,8 @@ def test_a_device_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_bill_of_materials(tiny_bundle: Path) -> None:
     from cyclonedx.model.bom import Bom
 
-    text = sbom(tiny_bundle)
-    assert text == sbom(tiny_bundle)
+    text = sbom(Bundle.open(tiny_bundle))
+    assert text == sbom(Bundle.open(tiny_bundle))
     bom = Bom.from_json(json.loads(text))  # type: ignore[attr-defined]
     model = bom.metadata.component
     files = {part.name: {str(h.alg.value): h.content for h in part.hashes}["SHA-256"] for part in model.components}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +91,29 @@ def test_always_fails_before_the_work(
     assert main(["compile", "random:tiny", *arguments]) == 2
     assert f"a library for {system} does not run on this machine" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_onnxruntime_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as Python notes that it cannot be imported
+    real = importlib.metadata.distributions
+    monkeypatch.setattr(
+        "importlib.metadata.distributions", lambda **asked: [] if asked.get("name") == "onnxruntime" else real(**asked)
+    )
+    reason = "ort-mobile needs the package 'onnxruntime'; install it with: pip install 'pocketphi[ort]'"
+    out = tmp_path / "b"
+    for option in (["--verify", "always"], ["--ort-file", "--verify", "never"]):
+        assert main(["compile", "random:tiny", "--recipe", "rtn", "-o", str(out), *option]) == 2
+        assert capsys.readouterr().err == f"pocketphi: {reason}\n"
+    assert list(tmp_path.iterdir()) == []
+    manifest = compile_model(compile_options("random:tiny", out, recipe="rtn")).manifest
+    assert manifest.verification
+    assert (manifest.verification.ok, manifest.verification.reason) == (None, reason)
+    assert "onnx" in manifest.versions
+    assert "onnxruntime" not in manifest.versions
+    assert main(["bench", str(out), "--prompt-tokens", "8", "--generate", "2"]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_other_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.numerics import generate
 from pocketphi.compiler.options import compile_options
 from pocketphi.graph import stopping
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
@@ -78,11 +79,27 @@ def test_a_message_that_is_too_long_leaves_no_trace(bundle: Path) -> None:
 
 
 def test_the_limit_of_the_model_itself(bundle: Path) -> None:
-    chat = Chat(bundle, 100_000)
+    chat = Chat(bundle)
     with pytest.raises(
         MessageTooLong, match=r"the cache holds 256, .* at least 1; say it in fewer words, or start a new"
     ):
         chat.say("x" * 300)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"max_tokens": 257}, "--max-tokens 257: expected 2 to 256; {} holds no more"),
+        ({"max_tokens": 1}, "--max-tokens 1: expected 2 to 256"),
+        ({"max_tokens": -5}, "--max-tokens -5: expected 2 to 256"),
+        ({"threads": -3}, "--threads -3: expected 0 to 1,024"),
+        ({"threads": 100_000}, "--threads 100000: expected 0 to 1,024"),
+    ],
+)
+def test_numbers_out_of_range(numbers: dict[str, int], message: str, bundle: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Chat(bundle, **numbers)
+    assert str(caught.value) == message.format(bundle)
 
 
 def stopped(chat: Chat, text: str, after: int) -> str:

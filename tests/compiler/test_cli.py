@@ -380,10 +380,19 @@ def test_eval_of_a_bundle_against_its_model(capsys: pytest.CaptureFixture[str], 
     assert came["reference_perplexity"] == own["perplexity"]
 
 
+def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for command in (["inspect"], ["verify"], ["chat"], ["compile"], ["eval"], ["sbom"], ["build"]):
+        code, _, stderr = run(capsys, *command, str(tmp_path / ("x" * 300)))
+        assert (code, len(stderr.splitlines())) == (2, 1)
+        assert "File name too long" in stderr
+
+
 def test_eval_refuses_a_window_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, stderr = run(capsys, "eval", "random:tiny", "--window", "512")
     assert code == 2
     assert "--window 512: random:tiny has 256 positions" in stderr
+    for option in ("--window", "--tokens"):
+        assert f"{option} 1: expected 2 to" in run(capsys, "eval", "random:tiny", option, "1")[2]
 
 
 def test_bench(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:

@@ -39,6 +39,27 @@ def device(app: int, platform: str = "ios") -> Device:
     return Device("test", "A test", platform, 2 * app, app, 50e9, (), ())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context", "0"], "--context 0: expected 2 or more tokens"),
+        (["--context", "257"], "--context 257: expected 2 to 256; random:tiny has no more positions"),
+        (["--prompt-tokens", "0"], "--prompt-tokens 0: expected 1 to 256"),
+        (["--prompt-tokens", "-7"], "--prompt-tokens -7: expected 1 to 256"),
+        (["--prompt-tokens", "300"], "--prompt-tokens 300: expected 1 to 256; random:tiny has no more positions"),
+        (
+            ["--prompt-tokens", "65", "--context", "64"],
+            "--prompt-tokens 65: expected 1 to 64; the context holds no more",
+        ),
+    ],
+)
+def test_lengths_that_the_model_does_not_have(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["devices", "random:tiny", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"pocketphi: {message}")
+
+
 def test_the_table_is_complete() -> None:
     devices = read_devices()
     assert {"iphone-14", "iphone-15-pro", "iphone-16", "pixel-8", "galaxy-s24", "raspberry-pi-5"} <= set(devices)

@@ -15,6 +15,7 @@ import pytest
 from kit_bundles import make_bundle
 
 from pocketphi.artifacts.bundle import MANIFEST, Bundle, seal, write_manifest
+from pocketphi.artifacts.manifest import VerificationRecord
 from pocketphi.artifacts.sbom import sbom
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.integrate import integrate
@@ -202,11 +203,42 @@ def test_a_bundle_without_its_weights(tiny_bundle: Path, tmp_path: Path, capsys:
     assert "manifest.json: names no model.onnx.data; compile it again" in capsys.readouterr().err
 
 
+def test_what_was_not_checked_is_not_called_verified(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(tiny_bundle, folder)
+    verified = VerificationRecord(True, (), None)
+    write_manifest(folder, replace(Bundle.open(folder).manifest, verification=verified))
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.write(b"other weights")
+    assert main(["inspect", str(folder)]) == 0
+    assert "the files were not checked here: 'pocketphi verify' does that" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files_checked"] is False
+    assert main(["diff", str(tiny_bundle), str(folder)]) == 0
+    assert "the files were not checked here" in capsys.readouterr().err
+    assert main(["sbom", str(folder)]) == 2
+    assert "model.onnx.data: content differs from its SHA-256 in the manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["sbom"], ["diff", "BUNDLE"]], ids=lambda command: command[0])
+def test_an_edited_manifest_is_no_manifest(
+    command: list[str], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(tiny_bundle, folder)
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"layers": 3', '"layers": 4', 1))
+    assert main([command[0], *(str(tiny_bundle) for _ in command[1:]), str(folder)]) == 2
+    assert "manifest.json: was edited: its own checksum does not match" in capsys.readouterr().err
+
+
 def test_palettes_are_called_so(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b", {"ort-mobile": {}})
     manifest = Bundle.open(folder).manifest
     write_manifest(folder, replace(manifest, recipe=replace(manifest.recipe, block=64, palette=16, head_bits=8)))
     expected = "int4 rtn, palettes of 16 rows, int8 head"
-    assert expected in sbom(folder)
+    assert expected in sbom(Bundle.open(folder))
     files = integrate(folder, "ios", tmp_path / "kit")
     assert any(expected in (tmp_path / "kit" / name).read_text("utf-8") for name in files)

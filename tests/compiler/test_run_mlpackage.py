@@ -80,6 +80,9 @@ def test_how_near_float16_ends_is_shown(capsys: pytest.CaptureFixture[str], pack
         (("--input", "n=[7]"), "index 7 is outside 0 … 1 (not given, x: random, seed 0)"),
         (("--input", "x=[1]"), r"input 'x' is fp16[1, 3], got [1]"),
         (("--input", "x=missing.npy"), "missing.npy"),
+        (("--threads", "-1"), "--threads -1: expected 0 to 1,024"),
+        (("--seed", "-1"), "--seed -1: expected 0 to"),
+        (("--seed", str(1 << 64)), "expected 0 to 9,223,372,036,854,775,807"),
         (("--output", "/proc/none/out.npz"), "--output /proc/none/out.npz: cannot be written"),
     ],
 )

@@ -16,9 +16,12 @@ import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest
+from pocketphi.compiler import show
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
+from pocketphi.compiler.numerics import generate
 from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.compiler.verify import Check, Verification, verify_folder
 from pocketphi.graph import random_weights
@@ -28,6 +31,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
+from pocketphi.targets.ort_mobile.host import OrtHost, OrtRunner
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
 
 
@@ -125,6 +129,16 @@ def shift_window(by: int) -> Callable[[Path], None]:
     return lambda folder: _edit_graph(folder, edit)
 
 
+def another_epsilon(folder: Path) -> None:
+    """Random weights make large hidden values: no logit moves."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        norm = [n for n in model.graph.node if n.op_type == "SkipSimplifiedLayerNormalization"][1]
+        next(a for a in norm.attribute if a.name == "epsilon").f *= 1.3
+
+    _edit_graph(folder, edit)
+
+
 def swap_gate_and_up(folder: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
         split = next(n for n in model.graph.node if n.op_type == "Split")
@@ -151,6 +165,7 @@ def read_the_wrong_token(folder: Path) -> None:
         (shift_window(-1), "KL decode past the window of 48"),
         (swap_gate_and_up, "KL decode, exact"),
         (read_the_wrong_token, "KL decode, as saved"),
+        (another_epsilon, "norms with another epsilon"),
     ],
 )
 def test_a_broken_lowering_is_caught(
@@ -164,13 +179,46 @@ def test_a_broken_lowering_is_caught(
     assert expected in failed(result)
 
 
-def test_long_rope_is_verified_on_both_sides_of_its_switch(tmp_path: Path, tiny_long: None) -> None:
+def test_long_rope_is_verified_on_both_sides_of_its_switch(
+    tmp_path: Path, tiny_long: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = compile_model(compile_options("random:tiny-long", tmp_path / "b", recipe="rtn", verify="always"))
     checks = {check.name: check for check in bundle.manifest.checks}
     assert checks["KL LongRoPE at 140 tokens"].ok
     assert checks["KL LongRoPE at 141 tokens"].ok
+    assert checks["KL onnxruntime-genai, a prompt of 141 tokens"].ok
     assert bundle.manifest.verification
     assert bundle.manifest.verification.ok
+    grows = "onnxruntime-genai keeps LongRoPE's short factors where a text grows past 140 tokens"
+    assert (bundle.manifest.verification.reason or "").startswith(grows)
+    show.bundle(bundle, checked=True)
+    assert f"but {grows}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("switch", "right"), [(140, False), (4096, True)])
+def test_what_is_said_of_onnxruntime_genai_and_longrope_is_so(
+    switch: int, right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own loop, as an app that knows nothing of the switch runs it, across it: greedy tokens of both runtimes."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    rope = LongRope(tuple([1.0] * 8), tuple(1.0 + i for i in range(8)), switch)
+    config = replace(PUBLISHED["tiny"], layers=1, sliding_window=None, long_rope=rope, max_position=switch + 99)
+    monkeypatch.setitem(random_weights.PUBLISHED, "tiny-grows", config)
+    options = compile_options("random:tiny-grows", tmp_path / "b", recipe="rtn", accuracy_level=0, verify="never")
+    folder = compile_model(options).path
+    assert (OrtHost(folder).caveats(config.max_position) == []) is right
+    assert OrtHost(folder).caveats(switch) == []
+    prompt = torch.tensor([random_tokens(config, switch - 3)])
+    ours = generate(OrtRunner(folder, switch + 40), prompt, 20)[0][0].tolist()
+    parameters = genai.GeneratorParams(model := genai.Model(str(folder)))
+    parameters.set_search_options(max_length=switch + 40)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(prompt.numpy().astype(np.int32))
+    for _ in ours:
+        generator.generate_next_token()
+    theirs = generator.get_sequence(0)[prompt.shape[1] :].tolist()
+    assert theirs[:4] == ours[:4]
+    assert (theirs == ours) is right
 
 
 def test_chunks_that_longrope_does_not_allow_are_caught(tmp_path: Path, tiny_long: None) -> None:

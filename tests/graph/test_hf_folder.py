@@ -184,3 +184,45 @@ def test_says_where_the_config_may_be(tmp_path: Path) -> None:
     refused(tmp_path, rf"^{tmp_path}/config.json: no such file; its folder 'inner' holds one$")
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, r"config.json: no such file; this is an adapter: merge it into its base model, and save that$")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json", "generation_config.json"],
+)
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_links_that_lead_nowhere(name: str, target: str, tmp_path: Path) -> None:
+    save(tmp_path, tensors())
+    if name.startswith("model."):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(name if target == "itself" else target)
+    expected = "this file is missing" if name == "model.safetensors" else "a link to .*, which is not there"
+    with pytest.raises(InputError, match=expected) as caught:
+        open_checkpoint(tmp_path).tokenizer_files()
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+def test_a_link_to_no_gguf(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to("other.gguf")
+    with pytest.raises(InputError, match=r"m\.gguf: a link to other\.gguf, which is not there"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("others", [["config.json"], []])
+def test_a_folder_around_a_gguf(others: list[str], tmp_path: Path) -> None:
+    save(tmp_path, tensors())
+    for path in tmp_path.iterdir():
+        if path.name not in others:
+            path.unlink()
+    (tmp_path / "phi-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"to compile phi-q4\.gguf, name that file"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_error_is_one_line_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb\x1b[31m\udcff"
+    folder.mkdir()
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(folder)
+    assert str(caught.value).startswith(rf"{tmp_path}/a\nb\x1b[31m\udcff/config.json: no such file")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.writing import write_whole
 from pocketphi.targets import missing_extra
 from pocketphi.targets.target import Asked, Tools, Ui
@@ -39,8 +40,8 @@ class TuneOptions:
     apply: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.rounds) < 1:
-            raise InputError("--threads and --rounds: expected positive numbers")
+        check_threads(self.threads, least=1)
+        check_number("--rounds", self.rounds)
         if (self.rpc is None) != (self.key is None):
             raise InputError("--rpc and --key: a board takes both, the tracker's HOST:PORT and its name there")
         if self.rpc and self.model:
