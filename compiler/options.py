@@ -135,9 +135,9 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     targets: Sequence[str | TargetOptions] = (DEFAULT_TARGET,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block is None:
             object.__setattr__(self, "block", default_block(self.recipe))
-        super().__post_init__()
         object.__setattr__(self, "out", Path(self.out))
         chosen = [self.targets] if isinstance(self.targets, str | TargetOptions) else self.targets
         made = [find_target(one).options() if isinstance(one, str) else one for one in chosen]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pocketphi.artifacts.stream import Progress
 from pocketphi.compiler.rebuild import _ShapesOnly
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.decoder import ProgramRunner
-from pocketphi.graph.formats import format_of
+from pocketphi.graph.formats import bytes_of, format_of
 from pocketphi.graph.options import option
 from pocketphi.graph.program import Program, split_target
 from pocketphi.graph.recipe import Dequantized, PartSpec, Recipe, digest, materialize, row_chunks
@@ -92,6 +93,7 @@ class ToyHost(Host):
 class ToyTarget(Target[Toy]):
     name, title, options, extra, weights_file = "toy", "Toy", Toy, "toy", "model.toy"
     recorded = libraries = ("safetensors",)
+    codecs = {"int4": SimpleNamespace(bytes_of=bytes_of)}  # noqa: RUF012
 
     def kv_cache_bytes(self, config: ModelConfig, options: Toy) -> int:
         return config.kv_cache_bytes(1, 4)
