@@ -230,7 +230,7 @@ def quantized(quantizer: Quantizer, folder: Path) -> tuple[Program, Checkpoint]:
     return program, source
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.name}-{q.block}")
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: q.describe())
 def test_rounded_weights_are_the_models(quantizer: Quantizer, models: dict[str, Path]) -> None:
     program, source = quantized(quantizer, models["plain"])
     found = rounding_check(program.weights, source)

@@ -17,6 +17,7 @@ from toy_format import Int2, TwoBits, register
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.precision import recorded_policy
 from pocketphi.compiler.rebuild import rebuild
 from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -71,6 +72,8 @@ def test_the_manifest_says_what_its_other_fields_cannot(bundle: Bundle) -> None:
         {"pattern": "model.embed*", "format": "int2", "recipe": "rtn", "parameters": {"block": 16}},
     ]
     assert recorded[2]["parameters"] == {"block": 32, "symmetric": True}
+    again = recorded_policy(bundle.manifest.recipe, tied=False)
+    assert [rule.quantizer.describe() for rule in again.rules] == [q.describe() for _, q in RULES]
     assert bundle.manifest.recipe.described() == "a mix of int2 and int4 by 3 rules"
     with pytest.raises(CheckFailed, match=r"embed_tokens.weight is saved as int2, its recipe makes it int4"):
         rebuild(bundle.path, replace(bundle.manifest.recipe, rules=()), read_weights(bundle.path))

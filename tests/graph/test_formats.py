@@ -1,4 +1,4 @@
-"""The canonical forms beside int4: worked examples, dequantization by definition, operators, and telling them apart."""
+"""The formats of weights: worked examples, dequantization by definition, operators, sizes, and telling them apart."""
 
 from __future__ import annotations
 
