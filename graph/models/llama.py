@@ -9,7 +9,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
 from pocketphi.graph.models.apart import gguf_apart, hf_apart
 from pocketphi.graph.models.base import Gguf, Model
-from pocketphi.graph.models.rope import check_heads_of_long_rope, read_scaled
+from pocketphi.graph.models.rope import read_scaled
 from pocketphi.graph.models.settings import (
     Layers,
     Positions,
@@ -38,9 +38,8 @@ class LlamaSettings(Settings):
 
 
 def _read(settings: LlamaSettings, where: str, notices: list[str]) -> ModelConfig:
-    theta, long_rope = read_scaled(settings, "Llama", where, notices)
-    rotary = {"rope_theta": theta, "rotary_dim": settings.head_size, "long_rope": long_rope}
-    return check_heads_of_long_rope(decoder_config(phi3.FORM, settings, where, notices, **rotary), where)
+    rotary = read_scaled(settings, "Llama", where, notices)
+    return decoder_config(phi3.FORM, settings, rotary, None, where, notices)
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _published(**settings: Any) -> ModelConfig:
-    common = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    common: dict[str, Any] = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
     return _read(LlamaSettings(**common, **settings), "a published shape", [])
 
 

@@ -9,7 +9,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
 from pocketphi.graph.models.apart import hf_apart
 from pocketphi.graph.models.base import Model
-from pocketphi.graph.models.rope import check_heads_of_long_rope, read_scaled
+from pocketphi.graph.models.rope import read_scaled
 from pocketphi.graph.models.settings import (
     Layers,
     Positions,
@@ -40,18 +40,8 @@ class MistralSettings(Settings):
 
 
 def _read(settings: MistralSettings, where: str, notices: list[str]) -> ModelConfig:
-    theta, long_rope = read_scaled(settings, "Mistral", where, notices)
-    config = decoder_config(
-        phi3.FORM,
-        settings,
-        where,
-        notices,
-        rope_theta=theta,
-        rotary_dim=settings.head_size,
-        long_rope=long_rope,
-        window=settings.sliding_window,
-    )
-    return check_heads_of_long_rope(config, where)
+    rotary = read_scaled(settings, "Mistral", where, notices)
+    return decoder_config(phi3.FORM, settings, rotary, settings.sliding_window, where, notices)
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from pocketphi.graph.config import LongRope, ModelConfig
+from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.models.settings import Fraction, Positive, Settings, Size
+from pocketphi.graph.models.settings import Fraction, Positive, Rotary, Settings, Size
 from pocketphi.graph.reading import show, typed
 
 
@@ -80,17 +80,18 @@ def _check_unscaled(rope: Rope, given: Mapping[str, Any], where: str) -> None:
         )
 
 
-def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -> tuple[float, LongRope | None]:
-    """theta and scaling of a model that knows the types `linear` and `llama3` and turns whole heads."""
+def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -> Rotary:
+    """The rotary embedding of a model that knows the types `linear` and `llama3` and turns whole heads."""
     rope, kind, where = read_rope(ScaledRope, settings, name, ("linear", "llama3"), where, notices)
     if rope.partial_rotary_factor != 1:
         raise InputError(f"{where}: partial_rotary_factor is {rope.partial_rotary_factor}, expected 1 in a {name}")
-    half, length = settings.head_size // 2, settings.max_position_embeddings
+    factors = (1.0,) * (settings.head_size // 2)
     if kind == "linear":
-        return rope.rope_theta, same_everywhere((_needed(rope, "factor", where),) * half, length)
-    if kind == "llama3":
-        return rope.rope_theta, same_everywhere(_llama3_factors(rope, settings, where), length)
-    return rope.rope_theta, None
+        factors = (_needed(rope, "factor", where),) * len(factors)
+    elif kind == "llama3":
+        factors = _llama3_factors(rope, settings, where)
+    scaling = same_everywhere(factors, settings.max_position_embeddings)
+    return Rotary(rope.rope_theta, settings.head_size, scaling)
 
 
 def _needed(rope: Rope, key: str, where: str) -> float:
@@ -120,17 +121,6 @@ def same_everywhere(factors: tuple[float, ...], length: int) -> LongRope | None:
     Its attention factor follows from the lengths, and is 1 where the original one is the whole one.
     """
     return None if set(factors) == {1.0} else LongRope(factors, factors, max(length, 2))
-
-
-def check_heads_of_long_rope(config: ModelConfig, where: str) -> ModelConfig:
-    """Raises InputError for heads of another size than hidden_size gives, which transformers' LongRoPE cannot have."""
-    if config.long_rope and config.hidden_size // config.heads != config.head_dim:
-        raise InputError(
-            f"{where}: scaled rotary frequencies need heads of hidden_size / num_attention_heads = "
-            f"{config.hidden_size // config.heads}, but head_dim is {config.head_dim}; {config.form.name}, as which the model "
-            "is compiled, has no others in transformers"
-        )
-    return config
 
 
 def _listed(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from pocketphi.graph.models.settings import (
     Layers,
     Positions,
     Positive,
+    Rotary,
     Settings,
     Size,
     Token,
@@ -42,8 +43,8 @@ class HeliumSettings(Settings):
 
 def _read(settings: HeliumSettings, where: str, notices: list[str]) -> ModelConfig:
     rope, _, _ = read_rope(Rope, settings, "Helium", (), where, notices)
-    sizes = {"rope_theta": rope.rope_theta, "rotary_dim": settings.head_size}
-    return decoder_config(phi3.FORM, settings, where, notices, **sizes)
+    rotary = Rotary(rope.rope_theta, settings.head_size)
+    return decoder_config(phi3.FORM, settings, rotary, None, where, notices)
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

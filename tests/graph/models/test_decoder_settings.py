@@ -91,7 +91,7 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 13107
         ({"attention_bias": True}, "attention_bias is True to transformers, which changes the model; expected False"),
         ({"rope_theta": 9.0}, "the frequencies of the rotary embedding differ"),
         ({"rope_scaling": LLAMA3}, "the frequencies of the rotary embedding differ"),
-        ({"rope_scaling": {"type": "linear", "factor": 1.00001}}, "the frequencies of the rotary embedding differ"),
+        ({"rope_scaling": {"type": "linear", "factor": 1.000001}}, "the frequencies of the rotary embedding differ"),
         ({"num_attention_heads": 30}, "transformers cannot make a Llama of it"),
     ],
 )
