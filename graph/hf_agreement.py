@@ -44,7 +44,7 @@ def check_agreement(settings: Mapping[str, Any], config: ModelConfig, where: str
     ) as error:  # whatever it is, it comes from what the file says: the same goes well with our own settings
         first = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise InputError(f"{where}: transformers cannot make a {model.name} of it ({show(first, 200)})") from None
-    ours = probe(model.architecture, model.write(config), layers)
+    ours = probe(model.architecture, model.written(config), layers)
     for name in sorted((theirs.read | ours.read) - _OTHERWISE):
         came, expected = getattr(theirs.config, name, None), getattr(ours.config, name, None)
         if not (callable(came) and callable(expected)) and came != expected:

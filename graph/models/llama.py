@@ -10,17 +10,7 @@ from pocketphi.graph.models import phi3
 from pocketphi.graph.models.apart import gguf_apart, hf_apart
 from pocketphi.graph.models.base import Gguf, Model
 from pocketphi.graph.models.rope import read_scaled
-from pocketphi.graph.models.settings import (
-    Layers,
-    Positions,
-    Positive,
-    Settings,
-    Size,
-    Token,
-    decoder_config,
-    written_sizes,
-    written_tokens,
-)
+from pocketphi.graph.models.settings import Layers, Positions, Positive, Settings, Size, Token, decoder_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +30,6 @@ class LlamaSettings(Settings):
 def _read(settings: LlamaSettings, where: str, notices: list[str]) -> ModelConfig:
     rotary = read_scaled(settings, "Llama", where, notices)
     return decoder_config(phi3.FORM, settings, rotary, None, where, notices)
-
-
-def _write(config: ModelConfig) -> dict[str, Any]:
-    return {**written_sizes(config), "head_dim": config.head_dim, **written_tokens(config)}
 
 
 def _published(**settings: Any) -> ModelConfig:
@@ -75,7 +61,6 @@ MODEL = Model(
     form=phi3.FORM,
     settings=LlamaSettings,
     read=_read,
-    write=_write,
     layer=hf_apart,
     gguf=Gguf(architecture="llama", layer=lambda config: gguf_apart(config, in_pairs=True), in_pairs=True),
     published={

@@ -211,7 +211,6 @@ MODEL = Model(
     form=FORM,
     settings=Phi3Settings,
     read=_read,
-    write=_write,
     gguf=_GGUF,
     only={"full_attn_mod": (1, None), "interpolate_factor": (1, None)},
     harmless=frozenset({"embd_pdrop", "resid_pdrop"}),

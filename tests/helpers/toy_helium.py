@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
@@ -19,8 +18,6 @@ from pocketphi.graph.models.settings import (
     Size,
     Token,
     decoder_config,
-    written_sizes,
-    written_tokens,
 )
 
 
@@ -47,10 +44,6 @@ def _read(settings: HeliumSettings, where: str, notices: list[str]) -> ModelConf
     return decoder_config(phi3.FORM, settings, rotary, None, where, notices)
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    return {**written_sizes(config), "head_dim": config.head_dim, **written_tokens(config)}
-
-
 MODEL = Model(
     name="Helium",
     model_type="helium",
@@ -58,6 +51,5 @@ MODEL = Model(
     form=phi3.FORM,
     settings=HeliumSettings,
     read=_read,
-    write=_write,
     layer=lambda config: hf_apart(config, in_pairs=True),
 )

@@ -23,7 +23,7 @@ max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_
 def test_defaults_are_those_of_transformers(architecture: str) -> None:
     read = read_hf_config({"architectures": [architecture]}, "c.json")
     theirs = getattr(transformers, architecture).config_class()
-    written = read.family.write(read.model)
+    written = read.family.written(read.model)
     expected = {
         **{key: getattr(theirs, key) for key in SIZES},
         "sliding_window": getattr(theirs, "sliding_window", None),
