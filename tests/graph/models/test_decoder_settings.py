@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import transformers
 
+from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_agreement import check_agreement
 from pocketphi.graph.hf_config import read_hf_config
 from pocketphi.graph.models import MODELS, models
 from pocketphi.graph.models.base import Piece, cut
+from pocketphi.graph.published import PUBLISHED
 
 SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps
 max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_id""".split()  # noqa: SIM905
@@ -126,3 +129,23 @@ def test_cut(start: int, stop: int) -> None:
     whole = [*(("a", int(i)) for i in pairs[4]), *(("b", i) for i in range(5, 15)), *(("c", int(i)) for i in pairs[6])]
     found = [(piece.name, int(row)) for piece, *rows in cut(pieces, start, stop) for row in piece.stored_rows(*rows)]
     assert found == whole[start:stop]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("smollm2-135m", 134_515_008),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("mistral-7b", 7_241_732_096),
+    ],
+)
+def test_published_shapes_have_their_published_size(name: str, parameters: int) -> None:
+    assert PUBLISHED[name].parameters == parameters
+
+
+def test_the_sample_has_its_published_shape() -> None:
+    """Read from a GGUF file on one side, from the keys of config.json on the other."""
+    config = open_checkpoint("sample").config
+    assert 2 in config.eos
+    assert replace(config, eos=(2,)) == PUBLISHED["smollm2-135m"]
