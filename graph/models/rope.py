@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.settings import Fraction, Positive, Rotary, Settings, Size
 from pocketphi.graph.reading import show, typed
+
+_LARGEST_HEAD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,13 @@ def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -
     rope, kind, where = read_rope(ScaledRope, settings, name, ("linear", "llama3"), where, notices)
     if rope.partial_rotary_factor != 1:
         raise InputError(f"{where}: partial_rotary_factor is {rope.partial_rotary_factor}, expected 1 in a {name}")
-    factors = (1.0,) * (settings.head_size // 2)
+    if kind == "default":
+        return Rotary(rope.rope_theta, settings.head_size)
+    if settings.head_size > _LARGEST_HEAD:
+        raise InputError(f"{where}: heads have {settings.head_size} elements, expected at most {_LARGEST_HEAD}")
     if kind == "linear":
-        factors = (_needed(rope, "factor", where),) * len(factors)
-    elif kind == "llama3":
+        factors = (_needed(rope, "factor", where),) * (settings.head_size // 2)
+    else:
         factors = _llama3_factors(rope, settings, where)
     scaling = same_everywhere(factors, settings.max_position_embeddings)
     return Rotary(rope.rope_theta, settings.head_size, scaling)
@@ -110,9 +117,10 @@ def _llama3_factors(rope: ScaledRope, settings: Settings, where: str) -> tuple[f
     original = settings.original_max_position_embeddings or rope.original_max_position_embeddings
     original = original or settings.max_position_embeddings
     dim = settings.head_size
-    turns = (original * rope.rope_theta ** (-2 * i / dim) / math.tau for i in range(dim // 2))  # in the original length
-    smooth = (min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns)
-    return tuple(factor / (1 - part + part * factor) for part in smooth)
+    with np.errstate(over="ignore"):
+        turns = original * np.float64(rope.rope_theta) ** (-2 * np.arange(dim // 2) / dim) / math.tau  # in that length
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return tuple((factor / (1 - smooth + smooth * factor)).tolist())
 
 
 def same_everywhere(factors: tuple[float, ...], length: int) -> LongRope | None:

@@ -65,6 +65,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ({"rope_scaling": {"type": "linear"}}, r"rope_scaling: factor is missing, which its type needs"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": None}}, r"rope_scaling: high_freq_factor is missing"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1}}, r"rope_scaling: high_freq_factor is 1.0, expected more than "),
+        ({"rope_scaling": LLAMA3, "head_dim": 1 << 30}, r"rope_scaling: heads have 1073741824 elements, expected at most"),
         ({"rope_scaling": {"factor": 2.0}}, r"rope_scaling holds factor = 2.0, but its type is 'default'"),
         ({"rope_scaling": LLAMA3, "head_dim": 64}, r"scaled rotary frequencies need heads of .* = 128, but head_dim is 64"),
         ({"layer_types": ["full_attention", "sliding_attention"] * 16}, r"layer_types is .*, expected '\w+' for each of 32"),
