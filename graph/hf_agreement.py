@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from pocketphi.graph.config import HEAD, ModelConfig
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.hf_keys import HARMLESS
 from pocketphi.graph.models import find_model
 from pocketphi.graph.models.base import Model
@@ -39,6 +39,8 @@ def check_agreement(settings: Mapping[str, Any], config: ModelConfig, where: str
     model, layers = find_model(settings, where), config.form.period
     try:
         theirs = probe(model.architecture, _spelled(settings, model), layers)
+    except CompilerBug:
+        raise
     except (
         Exception
     ) as error:  # whatever it is, it comes from what the file says: the same goes well with our own settings
