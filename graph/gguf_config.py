@@ -11,7 +11,7 @@ from pocketphi.graph.gguf_keys import check_model_keys
 from pocketphi.graph.gguf_metadata import Metadata
 from pocketphi.graph.gguf_rope import read_rope
 from pocketphi.graph.gguf_vocabulary import Vocabulary
-from pocketphi.graph.models.rope import check_heads_of_long_rope
+from pocketphi.graph.models.settings import check_heads_of_long_rope
 
 _LARGEST_HEAD = 1 << 16
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

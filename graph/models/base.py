@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pocketphi.graph.config import HEAD, Form, ModelConfig, layer_of
+from pocketphi.graph.models.settings import written_sizes, written_tokens
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,6 @@ class Model:
     form:          what it is compiled as
     settings:      a dataclass: the keys of `config.json` that are honoured, with transformers' own defaults
     read:          (settings, file's name, notices to add to) → the config. Raises InputError for what cannot be honoured
-    write:         the settings of transformers' class that make the model of a config
     layer:         the tensors of a layer that are stored otherwise than the form has them
     only:          keys that may have one value alone, beside those of `graph/hf_keys.py`
     harmless:      keys that change no logit, beside those of `graph/hf_keys.py`
@@ -114,7 +114,6 @@ class Model:
     form: Form
     settings: type[Any]
     read: Callable[[Any, str, list[str]], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]
     layer: Callable[[ModelConfig], Stacks] = lambda config: {}
     gguf: Gguf | None = None
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
@@ -124,6 +123,14 @@ class Model:
     @property
     def architecture(self) -> str:
         return self.architectures[0]
+
+    def written(self, config: ModelConfig) -> dict[str, Any]:
+        """The settings of this model's own class that make the model of a config, but for the rotary embedding."""
+        if self.architecture == config.form.architecture:
+            return config.to_hf()
+        own = {"head_dim": config.head_dim, "sliding_window": config.sliding_window}
+        keys = {**written_sizes(config), **written_tokens(config), **own}
+        return {key: value for key, value in keys.items() if key in self.settings.__dataclass_fields__}
 
     def pieces(self, config: ModelConfig) -> dict[str, list[Piece]]:
         """The stored tensors that each tensor of the config is stacked from; the head too, which a tied model may have."""

@@ -9,18 +9,8 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
 from pocketphi.graph.models.apart import gguf_apart, hf_apart
 from pocketphi.graph.models.base import Gguf, Model
-from pocketphi.graph.models.rope import check_heads_of_long_rope, read_scaled
-from pocketphi.graph.models.settings import (
-    Layers,
-    Positions,
-    Positive,
-    Settings,
-    Size,
-    Token,
-    decoder_config,
-    written_sizes,
-    written_tokens,
-)
+from pocketphi.graph.models.rope import read_scaled
+from pocketphi.graph.models.settings import Layers, Positions, Positive, Settings, Size, Token, decoder_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +28,12 @@ class LlamaSettings(Settings):
 
 
 def _read(settings: LlamaSettings, where: str, notices: list[str]) -> ModelConfig:
-    theta, long_rope = read_scaled(settings, "Llama", where, notices)
-    rotary = {"rope_theta": theta, "rotary_dim": settings.head_size, "long_rope": long_rope}
-    return check_heads_of_long_rope(decoder_config(phi3.FORM, settings, where, notices, **rotary), where)
-
-
-def _write(config: ModelConfig) -> dict[str, Any]:
-    return {**written_sizes(config), "head_dim": config.head_dim, **written_tokens(config)}
+    rotary = read_scaled(settings, "Llama", where, notices)
+    return decoder_config(phi3.FORM, settings, rotary, None, where, notices)
 
 
 def _published(**settings: Any) -> ModelConfig:
-    common = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    common: dict[str, Any] = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
     return _read(LlamaSettings(**common, **settings), "a published shape", [])
 
 
@@ -76,7 +61,6 @@ MODEL = Model(
     form=phi3.FORM,
     settings=LlamaSettings,
     read=_read,
-    write=_write,
     layer=hf_apart,
     gguf=Gguf(architecture="llama", layer=lambda config: gguf_apart(config, in_pairs=True), in_pairs=True),
     published={

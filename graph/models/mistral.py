@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
 from pocketphi.graph.models.apart import hf_apart
 from pocketphi.graph.models.base import Model
-from pocketphi.graph.models.rope import check_heads_of_long_rope, read_scaled
-from pocketphi.graph.models.settings import (
-    Layers,
-    Positions,
-    Positive,
-    Settings,
-    Size,
-    Token,
-    decoder_config,
-    written_sizes,
-    written_tokens,
-)
+from pocketphi.graph.models.rope import read_scaled
+from pocketphi.graph.models.settings import Layers, Positions, Positive, Settings, Size, Token, decoder_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +29,8 @@ class MistralSettings(Settings):
 
 
 def _read(settings: MistralSettings, where: str, notices: list[str]) -> ModelConfig:
-    theta, long_rope = read_scaled(settings, "Mistral", where, notices)
-    config = decoder_config(
-        phi3.FORM,
-        settings,
-        where,
-        notices,
-        rope_theta=theta,
-        rotary_dim=settings.head_size,
-        long_rope=long_rope,
-        window=settings.sliding_window,
-    )
-    return check_heads_of_long_rope(config, where)
-
-
-def _write(config: ModelConfig) -> dict[str, Any]:
-    own = {"head_dim": config.head_dim, "sliding_window": config.sliding_window}
-    return {**written_sizes(config), **own, **written_tokens(config)}
+    rotary = read_scaled(settings, "Mistral", where, notices)
+    return decoder_config(phi3.FORM, settings, rotary, settings.sliding_window, where, notices)
 
 
 MODEL = Model(
@@ -66,7 +40,6 @@ MODEL = Model(
     form=phi3.FORM,
     settings=MistralSettings,
     read=_read,
-    write=_write,
     layer=hf_apart,
     published={
         "mistral-7b": _read(MistralSettings(max_position_embeddings=32768, rms_norm_eps=1e-5), "a published shape", []),

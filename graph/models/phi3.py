@@ -16,6 +16,7 @@ from pocketphi.graph.models.settings import (
     Layers,
     Positions,
     Positive,
+    Rotary,
     Settings,
     Size,
     Token,
@@ -56,16 +57,8 @@ def _read(settings: Phi3Settings, where: str, notices: list[str]) -> ModelConfig
     rope, kind, at = read_rope(Phi3Rope, settings, "Phi-3", _LONG_ROPE, where, notices)
     rotary_dim = int(settings.head_size * rope.partial_rotary_factor)
     long_rope = _long_rope(rope, settings, rotary_dim, at, notices) if kind != "default" else None
-    return decoder_config(
-        FORM,
-        settings,
-        where,
-        notices,
-        rope_theta=rope.rope_theta,
-        rotary_dim=rotary_dim,
-        long_rope=long_rope,
-        window=settings.sliding_window,
-    )
+    rotary = Rotary(rope.rope_theta, rotary_dim, long_rope)
+    return decoder_config(FORM, settings, rotary, settings.sliding_window, where, notices)
 
 
 def _long_rope(rope: Phi3Rope, settings: Phi3Settings, rotary_dim: int, where: str, notices: list[str]) -> LongRope:
@@ -218,7 +211,6 @@ MODEL = Model(
     form=FORM,
     settings=Phi3Settings,
     read=_read,
-    write=_write,
     gguf=_GGUF,
     only={"full_attn_mod": (1, None), "interpolate_factor": (1, None)},
     harmless=frozenset({"embd_pdrop", "resid_pdrop"}),

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from pocketphi.graph.config import LongRope, ModelConfig
+import numpy as np
+
+from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.models.settings import Fraction, Positive, Settings, Size
+from pocketphi.graph.models.settings import Fraction, Positive, Rotary, Settings, Size
 from pocketphi.graph.reading import show, typed
+
+_LARGEST_HEAD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,21 @@ def _check_unscaled(rope: Rope, given: Mapping[str, Any], where: str) -> None:
         )
 
 
-def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -> tuple[float, LongRope | None]:
-    """theta and scaling of a model that knows the types `linear` and `llama3` and turns whole heads."""
+def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -> Rotary:
+    """The rotary embedding of a model that knows the types `linear` and `llama3` and turns whole heads."""
     rope, kind, where = read_rope(ScaledRope, settings, name, ("linear", "llama3"), where, notices)
     if rope.partial_rotary_factor != 1:
         raise InputError(f"{where}: partial_rotary_factor is {rope.partial_rotary_factor}, expected 1 in a {name}")
-    half, length = settings.head_size // 2, settings.max_position_embeddings
+    if kind == "default":
+        return Rotary(rope.rope_theta, settings.head_size)
+    if settings.head_size > _LARGEST_HEAD:
+        raise InputError(f"{where}: heads have {settings.head_size} elements, expected at most {_LARGEST_HEAD}")
     if kind == "linear":
-        return rope.rope_theta, same_everywhere((_needed(rope, "factor", where),) * half, length)
-    if kind == "llama3":
-        return rope.rope_theta, same_everywhere(_llama3_factors(rope, settings, where), length)
-    return rope.rope_theta, None
+        factors = (_needed(rope, "factor", where),) * (settings.head_size // 2)
+    else:
+        factors = _llama3_factors(rope, settings, where)
+    scaling = same_everywhere(factors, settings.max_position_embeddings)
+    return Rotary(rope.rope_theta, settings.head_size, scaling)
 
 
 def _needed(rope: Rope, key: str, where: str) -> float:
@@ -109,9 +117,10 @@ def _llama3_factors(rope: ScaledRope, settings: Settings, where: str) -> tuple[f
     original = settings.original_max_position_embeddings or rope.original_max_position_embeddings
     original = original or settings.max_position_embeddings
     dim = settings.head_size
-    turns = (original * rope.rope_theta ** (-2 * i / dim) / math.tau for i in range(dim // 2))  # in the original length
-    smooth = (min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns)
-    return tuple(factor / (1 - part + part * factor) for part in smooth)
+    with np.errstate(over="ignore"):
+        turns = original * np.float64(rope.rope_theta) ** (-2 * np.arange(dim // 2) / dim) / math.tau  # in that length
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return tuple((factor / (1 - smooth + smooth * factor)).tolist())
 
 
 def same_everywhere(factors: tuple[float, ...], length: int) -> LongRope | None:
@@ -120,17 +129,6 @@ def same_everywhere(factors: tuple[float, ...], length: int) -> LongRope | None:
     Its attention factor follows from the lengths, and is 1 where the original one is the whole one.
     """
     return None if set(factors) == {1.0} else LongRope(factors, factors, max(length, 2))
-
-
-def check_heads_of_long_rope(config: ModelConfig, where: str) -> ModelConfig:
-    """Raises InputError for heads of another size than hidden_size gives, which transformers' LongRoPE cannot have."""
-    if config.long_rope and config.hidden_size // config.heads != config.head_dim:
-        raise InputError(
-            f"{where}: scaled rotary frequencies need heads of hidden_size / num_attention_heads = "
-            f"{config.hidden_size // config.heads}, but head_dim is {config.head_dim}; {config.form.name}, as which the model "
-            "is compiled, has no others in transformers"
-        )
-    return config
 
 
 def _listed(names: list[str]) -> str:

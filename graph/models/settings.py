@@ -51,18 +51,19 @@ class Settings:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """dim: how many of a head's elements are turned; long_rope: what scales the frequencies."""
+
+    theta: float
+    dim: int
+    long_rope: LongRope | None = None
+
+
 def decoder_config(
-    form: Form,
-    settings: Settings,
-    where: str,
-    notices: list[str],
-    *,
-    rope_theta: float,
-    rotary_dim: int,
-    long_rope: LongRope | None = None,
-    window: int | None = None,
+    form: Form, settings: Settings, rotary: Rotary, window: int | None, where: str, notices: list[str]
 ) -> ModelConfig:
-    """Raises InputError for tokens and kinds of layers that do not fit."""
+    """window: tokens that each one sees, None for all. Raises InputError for what does not fit together."""
     windowed = "full_attention" if window is None else "sliding_attention"
     if settings.layer_types is not None and settings.layer_types != (windowed,) * settings.num_hidden_layers:
         raise InputError(
@@ -73,7 +74,7 @@ def decoder_config(
     if (settings.pad_token_id or 0) >= size:  # transformers cannot load it
         raise InputError(f"{where}: pad_token_id is {settings.pad_token_id}, expected less than vocab_size, or null")
     bos = rows_only(settings.bos_token_id, size, where, notices)
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=size,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
@@ -83,9 +84,9 @@ def decoder_config(
         head_dim=settings.head_size,
         max_position=settings.max_position_embeddings,
         rms_norm_eps=settings.rms_norm_eps,
-        rope_theta=rope_theta,
-        rotary_dim=rotary_dim,
-        long_rope=long_rope,
+        rope_theta=rotary.theta,
+        rotary_dim=rotary.dim,
+        long_rope=rotary.long_rope,
         sliding_window=window,
         tied_embeddings=settings.tie_word_embeddings,
         bos=bos[0] if bos else None,
@@ -93,6 +94,18 @@ def decoder_config(
         pad=settings.pad_token_id,
         form=form,
     )
+    check_heads_of_long_rope(config, where)
+    return config
+
+
+def check_heads_of_long_rope(config: ModelConfig, where: str) -> None:
+    """Raises InputError for heads of another size than hidden_size gives, which transformers' LongRoPE cannot have."""
+    if config.long_rope and config.hidden_size // config.heads != config.head_dim:
+        raise InputError(
+            f"{where}: scaled rotary frequencies need heads of hidden_size / num_attention_heads = "
+            f"{config.hidden_size // config.heads}, but head_dim is {config.head_dim}; {config.form.name}, as which the model "
+            "is compiled, has no others in transformers"
+        )
 
 
 def rows_only(given: int | tuple[int, ...] | None, size: int, where: str, notices: list[str]) -> tuple[int, ...]:

@@ -215,7 +215,7 @@ def _norm(f: Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
 
 def long_after(program: Program) -> int:
     """The position at which LongRoPE's factors change, 0 where the tables of the program end before it."""
-    return max((int(n.args[-1]) for n in program.graph.nodes if op_name(n) == "attention"), default=0)
+    return max((int(n.args[-1]) for n in program.graph.nodes if op_name(n) == "edge.attention"), default=0)
 
 
 def _attention(f: Function, node: fx.Node) -> None:

@@ -26,6 +26,7 @@ from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.passes.quantizers import EightBits, KMeans, Quantizer, RoundToNearest, ScaleSearch
 from tests.graph.test_gguf_file import HIDDEN, random_tensors, write
 from tests.graph.test_tokenizer import byte_level_fields, phi3_fields
+from tests.helpers.decoder_folders import save_model
 from tests.helpers.hf_folders import EMBEDDING, HEAD, configure, save, tensors
 from tests.helpers.tiny_phi3 import fused
 
@@ -51,7 +52,7 @@ def gguf_model(path: Path, arch: str, fields: dict[str, Any], kind: Type = Type.
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    folders = {name: root / name for name in ("plain", "two heads", "two sets")}
+    folders = {name: root / name for name in ("plain", "two heads", "two sets", "apart")}
     for folder in folders.values():
         folder.mkdir()
     save(folders["plain"], tensors())
@@ -59,6 +60,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     configure(save(folders["two heads"], tensors()), tie_word_embeddings=True)
     save(folders["two sets"], tensors(seed=1), shards=3)
     save(folders["two sets"], tensors())
+    save_model(folders["apart"], "LlamaForCausalLM", torch.bfloat16)
     freqs = {"rope_freqs.weight": np.linspace(1, 3, 8).astype(np.float32)}
     linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
     made = {
@@ -83,7 +85,7 @@ def wrong(model: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "two heads", "two sets", "llama", "freqs", "phi3", "old phi3", "q4_0", "q4_1"]
+    "name", ["plain", "two heads", "two sets", "apart", "llama", "freqs", "phi3", "old phi3", "q4_0", "q4_1"]
 )
 def test_nothing_is_said_of_a_reader_that_is_right(name: str, models: dict[str, Path]) -> None:
     assert wrong(models[name]) == []
@@ -173,6 +175,8 @@ READERS: dict[str, tuple[str, Patch]] = {
     "dtype": ("plain", assigned(lambda f: {name: replace(one, dtype="F16") for name, one in f.items()})),
     "rows": ("plain", rows(lambda found: found.flip(0))),
     "columns": ("plain", rows(lambda found: found.roll(1, -1))),
+    "stacked in another order": ("apart", broken(hf_folder, "cut", lambda old: lambda p, *rows: old(p[::-1], *rows))),
+    "stacked of one": ("apart", broken(hf_folder, "cut", lambda old: lambda p, *rows: old([*p[:1], *p[:-1]], *rows))),
     "gguf theta": ("llama", gguf_read(rope_theta=10000.0)),
     "gguf eps": ("llama", gguf_read(rms_norm_eps=1e-5)),
     "gguf context": ("llama", gguf_read(max_position=64)),

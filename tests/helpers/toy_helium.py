@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
@@ -14,12 +13,11 @@ from pocketphi.graph.models.settings import (
     Layers,
     Positions,
     Positive,
+    Rotary,
     Settings,
     Size,
     Token,
     decoder_config,
-    written_sizes,
-    written_tokens,
 )
 
 
@@ -42,12 +40,8 @@ class HeliumSettings(Settings):
 
 def _read(settings: HeliumSettings, where: str, notices: list[str]) -> ModelConfig:
     rope, _, _ = read_rope(Rope, settings, "Helium", (), where, notices)
-    sizes = {"rope_theta": rope.rope_theta, "rotary_dim": settings.head_size}
-    return decoder_config(phi3.FORM, settings, where, notices, **sizes)
-
-
-def _write(config: ModelConfig) -> dict[str, Any]:
-    return {**written_sizes(config), "head_dim": config.head_dim, **written_tokens(config)}
+    rotary = Rotary(rope.rope_theta, settings.head_size)
+    return decoder_config(phi3.FORM, settings, rotary, None, where, notices)
 
 
 MODEL = Model(
@@ -57,6 +51,5 @@ MODEL = Model(
     form=phi3.FORM,
     settings=HeliumSettings,
     read=_read,
-    write=_write,
     layer=lambda config: hf_apart(config, in_pairs=True),
 )

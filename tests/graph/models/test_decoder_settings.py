@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import transformers
 
+from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_agreement import check_agreement
 from pocketphi.graph.hf_config import read_hf_config
 from pocketphi.graph.models import MODELS, models
 from pocketphi.graph.models.base import Piece, cut
+from pocketphi.graph.published import PUBLISHED
 
 SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps
 max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_id""".split()  # noqa: SIM905
@@ -23,7 +26,7 @@ max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_
 def test_defaults_are_those_of_transformers(architecture: str) -> None:
     read = read_hf_config({"architectures": [architecture]}, "c.json")
     theirs = getattr(transformers, architecture).config_class()
-    written = read.family.write(read.model)
+    written = read.family.written(read.model)
     expected = {
         **{key: getattr(theirs, key) for key in SIZES},
         "sliding_window": getattr(theirs, "sliding_window", None),
@@ -62,6 +65,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ({"rope_scaling": {"type": "linear"}}, r"rope_scaling: factor is missing, which its type needs"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": None}}, r"rope_scaling: high_freq_factor is missing"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1}}, r"rope_scaling: high_freq_factor is 1.0, expected more than "),
+        ({"rope_scaling": LLAMA3, "head_dim": 1 << 30}, r"rope_scaling: heads have 1073741824 elements, expected at most"),
         ({"rope_scaling": {"factor": 2.0}}, r"rope_scaling holds factor = 2.0, but its type is 'default'"),
         ({"rope_scaling": LLAMA3, "head_dim": 64}, r"scaled rotary frequencies need heads of .* = 128, but head_dim is 64"),
         ({"layer_types": ["full_attention", "sliding_attention"] * 16}, r"layer_types is .*, expected '\w+' for each of 32"),
@@ -91,7 +95,7 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 13107
         ({"attention_bias": True}, "attention_bias is True to transformers, which changes the model; expected False"),
         ({"rope_theta": 9.0}, "the frequencies of the rotary embedding differ"),
         ({"rope_scaling": LLAMA3}, "the frequencies of the rotary embedding differ"),
-        ({"rope_scaling": {"type": "linear", "factor": 1.00001}}, "the frequencies of the rotary embedding differ"),
+        ({"rope_scaling": {"type": "linear", "factor": 1.000001}}, "the frequencies of the rotary embedding differ"),
         ({"num_attention_heads": 30}, "transformers cannot make a Llama of it"),
     ],
 )
@@ -126,3 +130,23 @@ def test_cut(start: int, stop: int) -> None:
     whole = [*(("a", int(i)) for i in pairs[4]), *(("b", i) for i in range(5, 15)), *(("c", int(i)) for i in pairs[6])]
     found = [(piece.name, int(row)) for piece, *rows in cut(pieces, start, stop) for row in piece.stored_rows(*rows)]
     assert found == whole[start:stop]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("smollm2-135m", 134_515_008),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("mistral-7b", 7_241_732_096),
+    ],
+)
+def test_published_shapes_have_their_published_size(name: str, parameters: int) -> None:
+    assert PUBLISHED[name].parameters == parameters
+
+
+def test_the_sample_has_its_published_shape() -> None:
+    """Read from a GGUF file on one side, from the keys of config.json on the other."""
+    config = open_checkpoint("sample").config
+    assert 2 in config.eos
+    assert replace(config, eos=(2,)) == PUBLISHED["smollm2-135m"]
