@@ -1,6 +1,6 @@
 """Parts of other libraries that those offer to nobody: an error in one line where a library is not the one that is extended.
 
-Each library's parts are behind one module: `targets/coreml/coremltools_parts.py`, `targets/tvm_arm/tvm_sources.py`.
+Each library has one module: `graph/jinja_parts.py`, `targets/coreml/coremltools_parts.py`, `targets/tvm_arm/tvm_sources.py`.
 """
 
 from __future__ import annotations

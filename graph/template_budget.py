@@ -19,6 +19,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.jinja_parts import values_of
 
 CHARGE, LOOP, JOIN = "charge value", "charge loop", "charge join"
 """Names of the filters that `count_everything` puts in; no template can spell them."""
@@ -194,7 +195,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, Iterator):
         return [None] * length_hint(value)
     if isinstance(value, Namespace):
-        return list(value._Namespace__attrs.values())  # Jinja has no other way in
+        return values_of(value)
     return []
 
 

@@ -9,7 +9,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import jedi
 import pytest
 from setuptools import find_packages
 
@@ -90,6 +89,7 @@ def test_the_package_is_light() -> None:
 )
 def test_tools_find_a_definition(text: str, file: str) -> None:
     """Jump to definition, as an editor on the clone asks for it: no hook of an installation has a part in it."""
+    jedi = pytest.importorskip("jedi")
     project = jedi.Project(ROOT, sys_path=[])
     line, column = text.count("\n") + 1, len(text.split("\n")[-1])
     (found,) = jedi.Script(text, path=ROOT / "x.py", project=project).goto(line, column, follow_imports=True)

@@ -51,7 +51,7 @@ def test_every_source_file_parses(kits: dict[str, Path], name: str) -> None:
     assert len(files) >= 7
     assert [problem for path in files for problem in problems(path)] == []
     for path in kits[name].rglob("*"):
-        if path.is_file() and "runtime" not in path.relative_to(kits[name]).parts:  # TVM's own sources
+        if path.is_file() and "runtime" not in path.relative_to(kits[name]).parts:  # the C runtime's own sources
             text = path.read_text("utf-8")
             assert not re.search("[«»]|<%|%>|KIT", text), path
             assert path.suffix in (".json", ".md") or max(map(len, text.splitlines()), default=0) <= 132, path

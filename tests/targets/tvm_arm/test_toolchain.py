@@ -17,7 +17,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.archive import write_archive
 from pocketphi.targets.tvm_arm.build_runtime import RUNTIME, build_runtime, export_sources
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
-from pocketphi.targets.tvm_arm.toolchain import SYSTEM_LIB_PREFIX, Toolchain, find_toolchain, host_arch
+from pocketphi.targets.tvm_arm.toolchain import SOURCES, SYSTEM_LIB_PREFIX, Toolchain, find_toolchain, host_arch
 
 CROSS = shutil.which("aarch64-linux-gnu-g++")
 API = ("open", "prefill", "prefill_all", "decode", "reset", "vocab", "context", "length", "error", "close")
@@ -123,6 +123,10 @@ def test_the_library_needs_nothing_of_tvm(host: Toolchain, tmp_path: Path) -> No
     folder = small.write_small_bundle(tmp_path / "bundle", host, small.small_params())
     names = {line.split()[-1] for line in output("nm", "-D", "--undefined-only", folder / "model.so").splitlines()}
     assert [name for name in names if "TVM" in name] == []
+    pointers = {line.split()[-1] for line in output("nm", "-D", "--defined-only", folder / "model.so").splitlines()}
+    wanted = {name.removeprefix("__") for name in pointers if name.startswith("__TVM")}
+    assert wanted  # what the runtime fills in; one that it does not know would be called at address 0
+    assert wanted <= set(re.findall(r"\b(TVM\w+)\(", (SOURCES / "backend.h").read_text()))
     with pytest.raises(InputError, match=r"c\+\+: "):
         host.link_shared([folder / "model.json"], tmp_path / "other.so")
     assert not (tmp_path / "other.so").exists()
