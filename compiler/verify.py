@@ -179,7 +179,9 @@ def verify_made(folder: Path, manifest: Manifest, mode: str, ui: Ui, cache: Path
     def tracer(source: Checkpoint) -> Program:
         return KnownGraphs(source, cache).traced
 
-    result = verify_folder(folder, manifest, ui, extras=True, as_far_as_it_runs=mode != "always", tracer=tracer).require()
+    result = verify_folder(
+        folder, manifest, ui, extras=True, as_far_as_it_runs=mode != "always", tracer=tracer
+    ).require()
     if result.cannot:
         ui.say(f"not verified, because {'; '.join(result.cannot)}")
     return result.recorded()

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pocketphi.graph.int4 import Int4
+from pocketphi.graph.operators import edge_operator
 
 
-@torch.library.custom_op("edge::rms_norm", mutates_args=())
+@edge_operator("rms_norm")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight · x / sqrt(mean(x²) + eps) over the last axis (arXiv:1910.07467, eq. 4). x: float32 [B, S, K]."""
     return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
@@ -23,7 +24,7 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("edge::add_rms_norm", mutates_args=())
+@edge_operator("add_rms_norm")
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + y), x + y): the residual add and the norm that reads it. x, y: float32 [B, S, K]."""
     total = x + y
@@ -35,7 +36,7 @@ def _(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@torch.library.custom_op("edge::gated_silu", mutates_args=())
+@edge_operator("gated_silu")
 def gated_silu(gate_up: Tensor) -> Tensor:
     """up · silu(gate) for gate_up = [gate | up] (SwiGLU, arXiv:2002.05202, eq. 6). float32 [B, S, 2I] → [B, S, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
@@ -47,7 +48,7 @@ def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
-@torch.library.custom_op("edge::attention", mutates_args=())
+@edge_operator("attention")
 def attention(
     qkv: Tensor,
     k_cache: Tensor,
@@ -116,7 +117,7 @@ def _(
     return qkv.new_empty(batch, length, heads * dim), k_cache.new_empty(total), v_cache.new_empty(total)
 
 
-@torch.library.custom_op("edge::last_token", mutates_args=())
+@edge_operator("last_token")
 def last_token(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """The last real token of each row: float32 [B, S, K] → [B, 1, K].
 
@@ -132,7 +133,7 @@ def _(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 1, x.shape[2])
 
 
-@torch.library.custom_op("edge::matmul_nbits", mutates_args=())
+@edge_operator("matmul_nbits")
 def matmul_nbits(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
     """x · Wᵀ with W in the canonical int4 form (`Int4`). x: float32 [B, S, K] → [B, S, N]."""
     return functional.linear(x, Int4(q, scale, zero, offset).dequantize())
@@ -143,7 +144,7 @@ def _(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor |
     return x.new_empty(*x.shape[:-1], q.shape[0])
 
 
-@torch.library.custom_op("edge::embedding_nbits", mutates_args=())
+@edge_operator("embedding_nbits")
 def embedding_nbits(ids: Tensor, q: Tensor, scale: Tensor, zero: Tensor | None, offset: Tensor | None) -> Tensor:
     """Rows of an int4 table: int64 [B, S] → float32 [B, S, K]."""
     flat = ids.reshape(-1)
