@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import shutil
 import sys
 import zipfile
 from collections import Counter
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import preflight
 from common import Bar, StepError, print_table, run
 from emulated import MACHINES, TRIPLE, Block, blocks_of, cycles_of, disassembled, joined, size_of
 from llama_cpp import cross_build
@@ -145,14 +145,6 @@ def bars(counts: list[Count]) -> list[Bar]:
     return found
 
 
-def missing() -> str | None:
-    """What is not installed, and how to."""
-    needed = {"qemu-aarch64": "qemu-user", COMPILER: f"g++-{TRIPLE}", "cmake": "cmake"}
-    needed |= dict.fromkeys(("llvm-mca", "llvm-mc"), "llvm")
-    absent = [f"{program}: apt install {package}" for program, package in needed.items() if not shutil.which(program)]
-    return "; ".join(absent) or None
-
-
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--llama-cpp", type=Path, metavar="DIR", help="a llama.cpp source tree (default: left out)")
@@ -167,9 +159,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     a = arguments()
-    if absent := missing():
-        print(f"FAILED: {absent}", file=sys.stderr)
-        return 1
+    preflight.require(__file__)
     names = [n for n in (OURS, ORT, LLAMA) if n not in a.without and (n != LLAMA or a.llama_cpp)]
     counts: list[Count] = []
     try:

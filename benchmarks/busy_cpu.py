@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import preflight
 from common import print_table
 
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
@@ -92,6 +93,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
+    preflight.require(__file__)
     ours = build_runtime(find_toolchain("linux", host_arch())).runner
     found = measured([ours, *(args.runner or [])], args.bundle, args.threads, args.rounds, args.repeat)
     rows = [

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preflight
 import torch
 from coreml_modules import zoo
 from torch import Tensor, nn
 
 logging.getLogger("coremltools").setLevel(logging.CRITICAL)
 warnings.simplefilter("ignore")
+preflight.require(__file__)
 import coremltools as ct  # noqa: E402 - only once its logger is quiet
 
 from pocketphi.targets.coreml.run_package import run_mlpackage  # noqa: E402

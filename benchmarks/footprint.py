@@ -6,9 +6,12 @@ resident memory grows from the moment where onnxruntime is imported.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
+
+import preflight
 
 _CHILD = r"""
 import json, sys, numpy as np, onnxruntime as ort
@@ -52,7 +55,12 @@ def resident(bundle: Path, prompt: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def main(bundle: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="an ort-mobile bundle")
+    bundle = parser.parse_args().bundle
+    preflight.require(__file__)
+
     from pocketphi.artifacts.bundle import Bundle
     from pocketphi.compiler.footprint import bundle_footprint
 
@@ -67,4 +75,4 @@ def main(bundle: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

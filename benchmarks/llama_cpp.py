@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +37,7 @@ def convert(
     between, out = work / f"{outtype}.gguf", work / "Q4_0.gguf"
     command = [sys.executable, str(converter), str(source), "--outtype", outtype, "--outfile", str(between)]
     costs = [
-        runs(command, _sentencepiece(work)),
+        runs(command, None),
         runs([str(quantizer), str(between), str(out), "Q4_0"], None),
     ]
     return out, between, costs
@@ -46,17 +45,6 @@ def convert(
 
 def _tools(tree: Path) -> tuple[Path, Path]:
     return tree / "convert_hf_to_gguf.py", tree / "build" / "bin" / "llama-quantize"
-
-
-def _sentencepiece(work: Path) -> dict[str, str]:
-    """llama.cpp's converter reads tokenizer.model with sentencepiece: fetched to the work folder, unmeasured."""
-    folder = work / "python-for-llama"
-    if importlib.util.find_spec("sentencepiece") is not None:
-        return {}
-    if not folder.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-        run([*pip, "sentencepiece"])
-    return {"PYTHONPATH": str(folder)}
 
 
 def cross_build(tree: Path, work: Path, triple: str, arch: str) -> list[str]:

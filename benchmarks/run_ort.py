@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import preflight
 from common import FULL_MODEL, StepError, built, make_checkpoint, print_table, vocab_size
 from whole_model import HEAD, Speed, compare, compiled, genai_model, made_up_prompts, ratios, row
 
@@ -56,6 +57,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     a = arguments()
+    preflight.require(__file__, [] if a.builder else ["builder"])
     speeds: list[Speed] = []
     try:
         folders = artifacts(a)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import preflight
 from common import FULL_MODEL, Bar, StepError, built, make_checkpoint, print_table, size_of, vocab_size
 from llama_cpp import convert, link_flags
 from whole_model import (
@@ -142,6 +143,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     a = arguments()
+    preflight.require(__file__, [] if a.builder or a.model == FULL_MODEL else ["builder"])
     rounds = a.rounds or (4 if a.model == FULL_MODEL else 8)
     speeds: list[Speed] = []
     limits: list[Bar] = []

@@ -12,6 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import preflight
 from common import Bar, StepError, print_table
 from matrices import Matrix
 from products import CHECKED, LLAMA, ORT, OURS, Contestant
@@ -131,6 +132,7 @@ def _shape(text: str) -> tuple[int, int]:
 
 def main() -> int:
     a = arguments()
+    preflight.require(__file__)
     a.work = a.work.resolve()
     a.work.mkdir(parents=True, exist_ok=True)
     try:

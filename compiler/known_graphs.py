@@ -1,7 +1,8 @@
 """The traced graph of a model and the fused one, from the cache or made now.
 
-A trace takes seconds, most of them for importing transformers, and gives the same for every model of a shape. Before a graph is
-kept, it is made again out of what will be kept, and compared.
+A trace takes seconds, most of them for importing transformers, and gives the same for every model of a shape. It runs in a
+process of its own, since what the tracer leaves behind is larger than all that a compile needs. What comes out of that process
+is what the cache keeps, so that the first command works on the same graph as the second: it was compared with the trace.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.pipeline import dump_graph, fusions, run_passes
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.processes import apart
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import typed
 from pocketphi.graph.stored_program import pack, same_program, unpack
@@ -41,13 +43,11 @@ class KnownGraphs:
         if found is not None:
             self._check_settings()
             return found[0]
-        from pocketphi.graph.trace import trace
-
-        program = trace(self._source)  # checks the settings first
+        stored, constants = trace_apart(self._source)  # checks the settings first
         if self._source.settings is not None:
             self._agreements.keep(self._settings())
-        self._keep(about, program, [])
-        return program
+        self._graphs.keep(about, {"program": stored, "reports": []}, [constants])
+        return unpack(stored, memoryview(constants), self._source)
 
     def fused(self, context: int | None, dump: Path | None = None) -> tuple[Program, list[PassReport]]:
         """After the float rewrites, and what they did; the caller's own. context: see `fusions`; dump: see `run_passes`."""
@@ -59,7 +59,8 @@ class KnownGraphs:
         dump_graph(self.traced, dump, 0, "traced")
         program = self.traced.copy()
         reports = run_passes(program, fusions(context), dump, first=1)
-        self._keep(about, program, reports)
+        stored, constants = packed(program, self._source)
+        self._graphs.keep(about, {"program": stored, "reports": [vars(one) for one in reports]}, [constants])
         return program, reports
 
     def _about(self, which: str, **more: Any) -> dict[str, Any]:
@@ -78,12 +79,6 @@ class KnownGraphs:
         except InputError:
             return None
 
-    def _keep(self, about: dict[str, Any], program: Program, reports: list[PassReport]) -> None:
-        stored, constants = pack(program)
-        again = unpack(stored, memoryview(b"".join(constants)), self._source)
-        if same_program(program, again):
-            self._graphs.keep(about, {"program": stored, "reports": [vars(one) for one in reports]}, constants)
-
     def _check_settings(self) -> None:
         """Ask transformers about the source's settings, if it was not asked before."""
         if self._source.settings is not None and self._agreements.find(self._settings()) is None:
@@ -92,3 +87,23 @@ class KnownGraphs:
 
     def _settings(self) -> dict[str, Any]:
         return {"settings": self._source.settings, "config": self._source.config.to_hf()}
+
+
+def trace_apart(source: Checkpoint) -> tuple[dict[str, Any], bytes]:
+    """The traced graph of a checkpoint as `packed` gives it. Raises what `graph.trace` raises."""
+
+    def job() -> tuple[dict[str, Any], bytes]:
+        from pocketphi.graph.trace import trace
+
+        return packed(trace(source), source)
+
+    return apart(job)
+
+
+def packed(program: Program, source: Checkpoint) -> tuple[dict[str, Any], bytes]:
+    """A program as JSON and bytes, after making it again out of them. Raises CompilerBug where that is another one."""
+    stored, constants = pack(program)
+    data = b"".join(constants)
+    if not same_program(program, unpack(stored, memoryview(data), source)):
+        raise CompilerBug("a graph that is made again out of its stored form is another one")
+    return stored, data

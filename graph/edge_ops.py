@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pocketphi.graph.formats import FORMATS, Format
+from pocketphi.graph.operators import EdgeOperator, edge_operator
 
 
-@torch.library.custom_op("edge::rms_norm", mutates_args=())
+@edge_operator("rms_norm")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight · x / sqrt(mean(x²) + eps) over the last axis (arXiv:1910.07467, eq. 4). x: float32 [B, S, K]."""
     return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
@@ -27,7 +28,7 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("edge::add_rms_norm", mutates_args=())
+@edge_operator("add_rms_norm")
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + y), x + y): the residual add and the norm that reads it. x, y: float32 [B, S, K]."""
     total = x + y
@@ -39,7 +40,7 @@ def _(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@torch.library.custom_op("edge::gated_silu", mutates_args=())
+@edge_operator("gated_silu")
 def gated_silu(gate_up: Tensor) -> Tensor:
     """up · silu(gate) for gate_up = [gate | up] (SwiGLU, arXiv:2002.05202, eq. 6). float32 [B, S, 2I] → [B, S, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
@@ -51,7 +52,7 @@ def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
-@torch.library.custom_op("edge::attention", mutates_args=())
+@edge_operator("attention")
 def attention(
     qkv: Tensor,
     k_cache: Tensor,
@@ -120,7 +121,7 @@ def _(
     return qkv.new_empty(batch, length, heads * dim), k_cache.new_empty(total), v_cache.new_empty(total)
 
 
-@torch.library.custom_op("edge::last_token", mutates_args=())
+@edge_operator("last_token")
 def last_token(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """The last real token of each row: float32 [B, S, K] → [B, 1, K].
 
@@ -167,7 +168,7 @@ def _define(
 ) -> Any:
     parts = "".join(f", Tensor{'?' if part in form.optional() else ''} {part}" for part in form.part_names())
     schema = f"(Tensor {first}{parts}) -> Tensor"
-    torch.library.custom_op(f"edge::{name}", run, mutates_args=(), schema=schema).register_fake(shape_only)
+    EdgeOperator(name, run, schema).register_fake(shape_only)
     return getattr(torch.ops.edge, name).default
 
 

@@ -65,7 +65,7 @@ class HfFolder(Checkpoint):
     def check_settings(self) -> None:
         from pocketphi.graph.hf_agreement import check_agreement
 
-        check_agreement(self.settings, self.config, self._where)
+        check_agreement(self.settings or {}, self.config, self._where)
 
     def forget_behind(self) -> None:
         self._rows.forgets = True

@@ -84,6 +84,16 @@ def in_processes(
             process.join()
 
 
+def apart(job: Callable[[], T]) -> T:
+    """What `job` gives, from a process of its own where the system can fork: what it imports and leaves behind goes with it.
+
+    Raises what `job` raises, and InputError when its process is killed.
+    """
+    if not CAN_FORK:
+        return job()
+    return in_processes(["job"], lambda item, progress: job(), lambda amount: None)["job"]
+
+
 @contextlib.contextmanager
 def beside(job: Callable[[], None]) -> Iterator[None]:
     """Run `job` in a process of its own as long as the body takes, no longer: it is killed then. A head start, of which nothing

@@ -34,6 +34,17 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch runs on one thread: where another process has the second core, two threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def in_threads(
     items: Sequence[str],
     job: Callable[[str, Callable[[int], None]], T],

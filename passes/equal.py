@@ -11,6 +11,7 @@ rotary embeddings, masks, softmaxes, gates and residual adds are run in every la
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from pocketphi.graph.config import EMBEDDING, ModelConfig, layer_of
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import Program, Weights, stepwise
 from pocketphi.graph.recipe import Recipe
+from pocketphi.graph.threads import one_thread
 
 aten = torch.ops.aten
 
@@ -74,7 +76,7 @@ def compare_graphs(before: Program, after: Program, weights: Mapping[str, Recipe
     sides = _Side(before, weights), _Side(after, weights)
     config, small = before.config, before.config.parameters <= _ALL_BELOW
     chosen = _chosen_layers(config, *sides)
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         for case in _long_cases(config, context):
             if config.kv_cache_bytes(case.past) // config.layers > _CACHE_LIMIT:
                 found.left_out.append(f"{case.past} tokens in the cache")
@@ -274,15 +276,23 @@ def _compare_layer(
 def _sample(name: str, weight: Recipe, case: Case) -> torch.Tensor:
     """Stands for what a linear layer or the embedding gives: float32 [B, S, N], random, the same for the same name and case."""
     rows, columns = weight.parts[""].shape
-    return _random_view((case.batch, case.length, columns if name == EMBEDDING else rows), _number(name) % 4093)
+    return _random_view((case.batch, case.length, columns if name == EMBEDDING else rows), _number(name) % _OFFSETS)
+
+
+_OFFSETS = 4093
+"""Places of one row of random values where different samples begin."""
 
 
 def _random_view(shape: tuple[int, ...], offset: int) -> torch.Tensor:
     """Random float32 values that take no memory: all axes but the last step a little along one row of them."""
     steps = (11, 7, 3)[-len(shape) + 1 :]
-    size = offset + shape[-1] + sum(step * count for step, count in zip(steps, shape))
-    row = torch.randn(size, generator=torch.Generator().manual_seed(offset))
-    return row.as_strided(shape, (*steps, 1), offset)
+    size = _OFFSETS + shape[-1] + sum(step * count for step, count in zip(steps, shape))
+    return _row(size).as_strided(shape, (*steps, 1), offset)
+
+
+@functools.lru_cache(maxsize=8)
+def _row(size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(size))
 
 
 def _tokens(config: ModelConfig, case: Case) -> torch.Tensor:

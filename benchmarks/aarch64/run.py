@@ -21,6 +21,9 @@ import torch
 
 from pocketphi.compiler.measure import Distance, distance
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import preflight
+
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "aarch64"
 GUEST = Path(__file__).with_name("guest.py")
 CPUS = {
@@ -117,6 +120,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="What is the capital of France?")
     parser.add_argument("--steps", type=int, default=24)
     arguments = parser.parse_args()
+    preflight.require(__file__)
     if why := missing():
         sys.exit(why)
     tokenizer = Tokenizer.load(arguments.bundle)

@@ -12,6 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from blake3 import blake3
+
 from tests.fuzz import mutate as m
 from tests.fuzz import seeds
 from tests.fuzz.harness import Files, Reader
@@ -282,6 +284,32 @@ def _traced() -> Any:
     return build_program(source, options, Ui())[0], source, options
 
 
+def _graphs(rng: Random, base: Files) -> Files:
+    """Bytes of an entry, or its JSON under a seal that is right."""
+    name = rng.choice(sorted(base))
+    whole = base[name]
+    if rng.random() < 0.3:
+        return {name: m.header(4000)(rng, whole)}
+    end = 40 + int.from_bytes(whole[32:40], "little")
+    text = m.json_file(rng, whole[40:end])
+    body = len(text).to_bytes(8, "little") + text + whole[end:]
+    return {name: blake3(body).digest() + body}
+
+
+def _graph(folder: Path) -> None:
+    """Both graphs of a model from the cache. What is not there would be traced, which counts as refused here."""
+    from unittest.mock import patch
+
+    from pocketphi.compiler import known_graphs
+    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.errors import InputError
+
+    with patch.object(known_graphs, "trace_apart", side_effect=InputError("it would be traced again")):
+        graphs = known_graphs.KnownGraphs(open_checkpoint("random:tiny"), folder)
+        graphs.fused(None)
+        graphs.traced.dump()
+
+
 _ORT, _TVM, _COREML = ("onnxruntime",), ("tvm",), ("coremltools",)
 READERS = [
     Reader("manifest, inspect", seeds.stub, manifests, lambda folder: command("inspect", folder)),
@@ -318,5 +346,6 @@ READERS = [
     Reader("mlpackage", seeds.package, _packages, _package, True, _COREML),
     Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), True, _COREML),
     Reader("int4 cache", seeds.cache, _cached, _cache),
+    Reader("graph cache", seeds.graphs, _graphs, _graph),
 ]
 """The suite asks for those that are `required`; the others are tried by hand until their readers keep the rules."""

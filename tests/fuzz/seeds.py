@@ -297,3 +297,14 @@ def cache() -> Path:
         compile_options("random:tiny", out, recipe="search", calibration_tokens=64, verify="never", cache=folder)
     )
     return folder
+
+
+@functools.cache
+def graphs() -> Path:
+    """The cache after the plan of a compile: the traced graph and the fused one."""
+    from pocketphi.compiler.known_graphs import KnownGraphs
+    from pocketphi.graph.checkpoint import open_checkpoint
+
+    folder = place("graphs")
+    KnownGraphs(open_checkpoint("random:tiny"), folder).fused(None)
+    return folder
