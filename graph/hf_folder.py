@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,6 +39,8 @@ _LARGEST_CONFIG = 1 << 20
 class HfFolder(Checkpoint):
     """Reads `Phi3ForCausalLM` folders in bf16, fp16 or fp32 as transformers' `from_pretrained` does; what that would leave
     out is refused, or is one of the notices."""
+
+    settings: Mapping[str, Any]
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder that cannot be read whole."""

@@ -10,7 +10,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LIBRARY = torch.library.Library("edge", "FRAGMENT")
 
