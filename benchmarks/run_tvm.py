@@ -143,7 +143,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     a = arguments()
-    preflight.require(__file__, [] if a.builder or a.model == FULL_MODEL else ["builder"])
+    steps = [] if a.builder or a.model == FULL_MODEL else ["builder"]
+    preflight.require(__file__, [*steps, "llama.cpp"] if a.llama_cpp else steps)
     rounds = a.rounds or (4 if a.model == FULL_MODEL else 8)
     speeds: list[Speed] = []
     limits: list[Bar] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class HfFolder(Checkpoint):
     """Reads the folder of a known model in bf16, fp16 or fp32 as transformers' `from_pretrained` does; what that would leave
     out is refused, or is one of the notices."""
 
+    settings: Mapping[str, Any]
+
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder that cannot be read whole."""
         self.label = str(folder)
@@ -65,7 +68,7 @@ class HfFolder(Checkpoint):
     def check_settings(self) -> None:
         from pocketphi.graph.hf_agreement import check_agreement
 
-        check_agreement(self.settings or {}, self.config, self._where)
+        check_agreement(self.settings, self.config, self._where)
 
     def forget_behind(self) -> None:
         self._rows.forgets = True

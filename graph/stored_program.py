@@ -44,7 +44,7 @@ def pack(program: Program) -> tuple[dict[str, Any], list[memoryview]]:
     for name, recipe in program.weights.items():
         weights.append(_weight(name, recipe))
         if isinstance(recipe, Constant):
-            blobs.append(memoryview(recipe.value.contiguous().view(-1).view(torch.uint8).numpy().data))
+            blobs.append(recipe.value.contiguous().view(-1).view(torch.uint8).numpy().data)
     return {"nodes": nodes, "types": [json.loads(one) for one in types], "weights": weights}, blobs
 
 

@@ -45,7 +45,7 @@ class Size:
     __radd__ = __add__
 
     def __int__(self) -> int:
-        raise CompilerBug(f"the size {self} is known only when the model runs")
+        raise CompilerBug(f"{self} is known only when the model runs, where a number is expected")
 
     def at(self, lengths: Mapping[str, int]) -> int:
         """The number that it is where its names have these lengths."""

@@ -246,7 +246,10 @@ def lose_a_residual(program: Program) -> None:
     node.args = (node.args[1], *node.args[1:])
 
 
-def test_a_wrong_rewrite_is_refused_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rewrite_is_refused_before_a_byte_is_written(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCKETPHI_CACHE", str(tmp_path_factory.mktemp("wrong")))  # where the wrong graph may be kept
     right = FuseResidualNorm.rewrite
 
     def wrong(self: FuseResidualNorm, program: Program, report: PassReport) -> None:

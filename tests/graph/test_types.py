@@ -30,6 +30,13 @@ def test_sizes_read_as_sums() -> None:
     assert (PAST + 2 + SEQUENCE) == (SEQUENCE + PAST + 2)
 
 
+def test_a_size_is_no_number() -> None:
+    with pytest.raises(
+        CompilerBug, match=r"past \+ sequence is known only when the model runs, where a number is expected"
+    ):
+        int(PAST + SEQUENCE)
+
+
 @pytest.mark.parametrize(
     ("function", "args", "expected"),
     [
