@@ -1,4 +1,4 @@
-"""Stream weights to a file: each recipe is computed chunk by chunk and written where it was planned to lie."""
+"""Stream weights to a file: each weight is computed chunk by chunk and written where it was planned to lie."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from blake3 import blake3
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import PartSpec
+from pocketphi.graph.lazy_weights import LazyWeight, combine
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.processes import CAN_FORK, in_processes
-from pocketphi.graph.recipe import Recipe, combine
 from pocketphi.graph.threads import in_threads
 from pocketphi.graph.writing import read_at, write_at
 
@@ -36,14 +36,14 @@ Encode = Callable[[str, Rows], Rows]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each part of each weight lies. offsets: (recipe, part) → bytes from the start; size: of the whole file."""
+    """Where each part of each weight lies. offsets: (weight, part) → bytes from the start; size: of the whole file."""
 
     offsets: dict[tuple[str, str], int]
     size: int
 
 
 class HasParts(Protocol):
-    """A recipe, or what a target makes of one."""
+    """A weight, or what a target makes of one."""
 
     @property
     def parts(self) -> Mapping[str, PartSpec]: ...
@@ -52,8 +52,8 @@ class HasParts(Protocol):
 def plan_layout(weights: Mapping[str, HasParts]) -> Layout:
     """Parts in order, one after the other, aligned."""
     offsets, end = {}, 0
-    for name, recipe in weights.items():
-        for part, spec in recipe.parts.items():
+    for name, weight in weights.items():
+        for part, spec in weight.parts.items():
             align = _LARGE_ALIGN if spec.bytes >= _LARGE else _SMALL_ALIGN
             end = -(-end // align) * align
             offsets[name, part] = end
@@ -76,7 +76,7 @@ class Written:
 
 def write_weights(
     path: Path,
-    weights: Mapping[str, Recipe],
+    weights: Mapping[str, LazyWeight],
     layout: Layout,
     progress: Progress,
     encode: Encode = as_they_are,
@@ -105,12 +105,12 @@ def write_weights(
 
 
 def _write_weight(
-    descriptor: int, name: str, recipe: Recipe, layout: Layout, progress: Progress, encode: Encode
+    descriptor: int, name: str, weight: LazyWeight, layout: Layout, progress: Progress, encode: Encode
 ) -> str:
-    hashes = {part: blake3() for part in recipe.parts}
+    hashes = {part: blake3() for part in weight.parts}
     written: dict[str, int] = {}
-    for start, stop in recipe.chunks():
-        rows = recipe.read(start, stop)
+    for start, stop in weight.chunks():
+        rows = weight.read(start, stop)
         for part, tensor in rows.items():
             hashes[part].update(tensor_bytes(tensor))
         for part, tensor in encode(name, rows).items():

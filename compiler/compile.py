@@ -28,9 +28,9 @@ from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Recipe
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
 from pocketphi.passes.policy import Policy
@@ -113,7 +113,7 @@ def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[
 
 def calibrate(
     program: Program, source: HashedCheckpoint, policy: Policy, options: CompileOptions, ui: Ui
-) -> Mapping[str, Recipe]:
+) -> Mapping[str, LazyWeight]:
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     text = None
     if options.calibration is not None:

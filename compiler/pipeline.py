@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.writing import write_whole
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.canonicalize import Canonicalize
@@ -35,7 +35,7 @@ def fusions(context: int | None) -> list[Pass]:
     ]
 
 
-def quantization(policy: Policy, stored: Mapping[str, Recipe], all_logits: bool) -> list[Pass]:
+def quantization(policy: Policy, stored: Mapping[str, LazyWeight], all_logits: bool) -> list[Pass]:
     """float → few bits. stored: weights that are quantized already."""
     last: list[Pass] = [] if all_logits else [LastLogits()]
     return [

@@ -15,8 +15,8 @@ from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CheckFailed, CompilerBug
 from pocketphi.graph.formats import format_of
+from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, Dequantized, Recipe
 from pocketphi.graph.trace import trace
 
 
@@ -49,7 +49,7 @@ class Rebuilt:
 def rebuild(
     folder: Path,
     recipe: RecipeRecord,
-    saved: Mapping[str, Recipe],
+    saved: Mapping[str, LazyWeight],
     all_logits: bool = True,
     tracer: Callable[[Checkpoint], Program] = trace,
 ) -> Rebuilt:
@@ -85,7 +85,7 @@ def rebuild(
     return Rebuilt(traced, fused, program)
 
 
-def _with_saved(program: Program, saved: Mapping[str, Recipe]) -> dict[str, Recipe]:
+def _with_saved(program: Program, saved: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:
     """A program's weights: its own constants, and what was saved of the checkpoint."""
     own = program.weights.items()
-    return {name: recipe if isinstance(recipe, Constant) else saved[name] for name, recipe in own}
+    return {name: weight if isinstance(weight, Constant) else saved[name] for name, weight in own}

@@ -8,7 +8,7 @@ import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.formats import format_of
-from pocketphi.graph.recipe import Constant, Dequantized, Recipe
+from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.targets.base import Check
 
 _ROWS = 16
@@ -20,7 +20,7 @@ _HALF = 2e-3
 """By how much a float weight may differ: a target may keep it as float16."""
 
 
-def rounding_check(weights: Mapping[str, Recipe], source: Checkpoint) -> Check:
+def rounding_check(weights: Mapping[str, LazyWeight], source: Checkpoint) -> Check:
     """Three places of each weight of a program are those of the checkpoint, rounded.
 
     weights: by the names of the checkpoint's tensors; constants are left out
@@ -38,13 +38,13 @@ def rounding_check(weights: Mapping[str, Recipe], source: Checkpoint) -> Check:
     return Check("weights that are not the model's, rounded", len(wrong), 0, detail)
 
 
-def same_norms(weights: Mapping[str, Recipe], source: Checkpoint) -> bool:
+def same_norms(weights: Mapping[str, LazyWeight], source: Checkpoint) -> bool:
     """Whether the float weights are the checkpoint's: in one whose norms were folded into its matrices they are not."""
     floats = {n: w for n, w in weights.items() if not (isinstance(w, Constant) or format_of(w.parts))}
     return rounding_check(floats, source).ok
 
 
-def _samples(weight: Recipe, source: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _samples(weight: LazyWeight, source: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(what the weight holds, what the checkpoint holds): float32 [R, K] each."""
     plain = Dequantized(weight) if format_of(weight.parts) else weight
     came, expected = zip(*((plain.read(a, b)[""], source.read(name, a, b).float()) for a, b in _places(plain)))
@@ -52,7 +52,7 @@ def _samples(weight: Recipe, source: Checkpoint, name: str) -> tuple[torch.Tenso
     return torch.cat(came).view(-1, width), torch.cat(expected).view(-1, width)
 
 
-def _places(weight: Recipe) -> Iterator[tuple[int, int]]:
+def _places(weight: LazyWeight) -> Iterator[tuple[int, int]]:
     """The first rows, some in the middle, the last: row numbers of each."""
     count = weight.parts[""].shape[0]
     starts = {0, max(0, count // 2 - _ROWS), max(0, count - _ROWS)}

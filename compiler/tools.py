@@ -10,15 +10,15 @@ from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.rebuild import rebuild
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_folder
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.target import Tools
 
 
 def tools(ui: Ui) -> Tools:
     """ui: where a command tells what it does."""
 
-    def rebuilt(bundle: Bundle, weights: Mapping[str, Recipe]) -> Program:
+    def rebuilt(bundle: Bundle, weights: Mapping[str, LazyWeight]) -> Program:
         recipe = bundle.manifest.recipe
         return rebuild(bundle.path, recipe, weights, recipe.all_logits).quantized
 

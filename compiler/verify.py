@@ -32,8 +32,8 @@ from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_folder import read_tokenizer_files
+from pocketphi.graph.lazy_weights import Constant, LazyWeight, digest, materialize
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, Recipe, digest, materialize
 from pocketphi.graph.trace import trace
 from pocketphi.targets.base import Check, Host
 
@@ -165,7 +165,7 @@ def _one_set_of_weights(manifest: Manifest, program: Program) -> Iterable[Check]
     """All targets of a bundle hold the same int4 weights: by the digests that each was checked against."""
     digests = [target.weights for target in manifest.targets.values()]
     if len(digests) > 1:
-        quantized = [name for name, recipe in program.weights.items() if format_of(recipe.parts)]
+        quantized = [name for name, weight in program.weights.items() if format_of(weight.parts)]
         wrong = sorted(name for name in quantized if len({one.get(name) for one in digests}) > 1)
         detail = f"{len(quantized)} weights in {len(digests)} targets" if not wrong else f"first {wrong[0]}"
         yield Check("int4 weights that differ between targets", len(wrong), 0, detail)
@@ -203,15 +203,15 @@ def wants_verification(mode: str, artifact_bytes: int, ui: Ui) -> bool:
 
 
 def _weights_check(
-    host: Host, saved: Mapping[str, Recipe], expected: Mapping[str, str], program: Program, advance: Advance
+    host: Host, saved: Mapping[str, LazyWeight], expected: Mapping[str, str], program: Program, advance: Advance
 ) -> Check:
     """Every saved weight, decoded, equals the program's to the bit: by digest, taken before it was written."""
     wrong = []
     for name, weight in saved.items():
         came = digest(materialize(weight))
-        recipe = program.weights[name]
-        constant = isinstance(recipe, Constant)
-        own = digest(materialize(host.stored(name, recipe))) if constant else expected.get(name)
+        made = program.weights[name]
+        constant = isinstance(made, Constant)
+        own = digest(materialize(host.stored(name, made))) if constant else expected.get(name)
         if came != expected.get(name) or came != own:
             wrong.append(name)
         advance(1)
@@ -228,5 +228,5 @@ def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor
 
 
 def _keeps(program: Program) -> bool:
-    size = sum(spec.bytes for recipe in program.weights.values() for spec in recipe.parts.values())
+    size = sum(spec.bytes for weight in program.weights.values() for spec in weight.parts.values())
     return size < free_memory() // 4

@@ -13,7 +13,7 @@ from torch import fx
 from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operators
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.recipe import Recipe, materialize
+from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.types import Size, TensorType, infer
 
 Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
@@ -29,8 +29,8 @@ class Reader(Protocol):
 class Weights:
     """Gives the evaluator its weights: all kept, for a model that fits, or made anew at each use."""
 
-    def __init__(self, recipes: Mapping[str, Recipe], keep: bool) -> None:
-        self._recipes = recipes
+    def __init__(self, weights: Mapping[str, LazyWeight], keep: bool) -> None:
+        self._weights = weights
         self._keep = keep
         self._made: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -38,14 +38,14 @@ class Weights:
         name, part = split_target(target)
         made = self._made.get(name)
         if made is None:
-            made = materialize(self._recipes[name])
+            made = materialize(self._weights[name])
             # q, scale and zero of a weight are asked for one after the other: the last weight is always kept
             self._made = {**self._made, name: made} if self._keep else {name: made}
         return made[part]
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """A weight node's target → recipe name and part: `a.weight:scale` → (`a.weight`, `scale`)."""
+    """A weight node's target → its name and part: `a.weight:scale` → (`a.weight`, `scale`)."""
     name, _, part = target.partition(":")
     return name, part
 
@@ -59,12 +59,12 @@ class Program:
               weights; the output is a dictionary (`logits` float32 [B, S, V], `present.N.key|value` [B, KV, P + S, D]);
               `meta["val"]` of a node is the type of what it gives (`graph.types`)
     config:   the model's shape
-    weights:  name → recipe, for every weight that the graph reads
+    weights:  by name, every one that the graph reads
     """
 
     graph: fx.Graph
     config: ModelConfig
-    weights: dict[str, Recipe]
+    weights: dict[str, LazyWeight]
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -76,7 +76,7 @@ class Program:
         return dict(result)  # type: ignore[arg-type]
 
     def copy(self) -> Program:
-        """The same program with a graph of its own; recipes are shared."""
+        """The same program with a graph of its own; weights are shared."""
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
         return Program(graph, self.config, dict(self.weights))
@@ -112,18 +112,18 @@ class Program:
         node.meta["val"] = infer(target, given)
         return node
 
-    def weight(self, name: str, recipe: Recipe, before: fx.Node) -> dict[str, fx.Node]:
+    def weight(self, name: str, weight: LazyWeight, before: fx.Node) -> dict[str, fx.Node]:
         """Nodes that read each part of a weight, which is added to the program if it is new."""
-        self.weights[name] = recipe
+        self.weights[name] = weight
         nodes = {}
-        for part, spec in recipe.parts.items():
+        for part, spec in weight.parts.items():
             with self.graph.inserting_before(before):
                 node = self.graph.get_attr(f"{name}:{part}" if part else name)
             node.meta["val"] = TensorType(spec.shape, spec.dtype)
             nodes[part] = node
         return nodes
 
-    def weights_read(self) -> dict[str, Recipe]:
+    def weights_read(self) -> dict[str, LazyWeight]:
         """The weights in the order in which the graph first reads them."""
         targets = (split_target(str(node.target))[0] for node in self.graph.nodes if node.op == "get_attr")
         return {name: self.weights[name] for name in dict.fromkeys(targets)}
@@ -133,11 +133,11 @@ class Program:
         before = len(self.graph.nodes)
         self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         used = self.weights_read()
-        self.weights = {name: recipe for name, recipe in self.weights.items() if name in used}
+        self.weights = {name: weight for name, weight in self.weights.items() if name in used}
         return before - len(self.graph.nodes)
 
     def check(self) -> None:
-        """Raise CompilerBug unless the graph is well-formed and every weight it reads has a recipe."""
+        """Raise CompilerBug unless the graph is well-formed and every weight it reads is there."""
         self.graph.lint()
         for node in self.graph.nodes:
             if node.op == "get_attr":
@@ -156,7 +156,7 @@ class Program:
             else:
                 arguments = ", ".join([*map(_show, node.args), *(f"{k}={_show(v)}" for k, v in node.kwargs.items())])
                 lines.append(f"%{node.name}: {node.meta.get('val')} = {op_name(node)}({arguments})")
-        lines += ["", *(f"weight {name}: {recipe.describe()}" for name, recipe in self.weights.items())]
+        lines += ["", *(f"weight {name}: {weight.describe()}" for name, weight in self.weights.items())]
         return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,8 @@ from torch import fx
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.lazy_weights import Constant, FloatWeight, LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, FloatWeight, Recipe
 from pocketphi.graph.types import EXAMPLES, Size, TensorType
 
 _FUNCTIONS = {f"operator.{name}": getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv")}
@@ -197,7 +197,7 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _weight(name: str, recipe: Recipe) -> dict[str, Any]:
+def _weight(name: str, recipe: LazyWeight) -> dict[str, Any]:
     if isinstance(recipe, FloatWeight):
         return {"name": name, "tensor": recipe.tensor}
     if isinstance(recipe, Constant):
@@ -206,7 +206,7 @@ def _weight(name: str, recipe: Recipe) -> dict[str, Any]:
     raise CompilerBug(f"{name}: {recipe.describe()} cannot be kept in a stored graph")
 
 
-def _read_weights(stored: Any, data: memoryview, checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:
+def _read_weights(stored: Any, data: memoryview, checkpoint: Checkpoint) -> Iterator[tuple[str, LazyWeight]]:
     at = 0
     for one in stored:
         if "tensor" in one:

@@ -20,8 +20,8 @@ from torch.export.graph_signature import InputKind
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.lazy_weights import Constant, FloatWeight, LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, FloatWeight, Recipe
 from pocketphi.graph.transformers_inside import FlatCache, make_config, make_model, use_real_frequencies
 from pocketphi.graph.types import name_types
 from pocketphi.graph.unroll import repeat_layer
@@ -102,7 +102,7 @@ def _export(config: ModelConfig, layers: int) -> ExportedProgram:
 def _flatten(exported: ExportedProgram, checkpoint: Checkpoint) -> Program:
     """Parameters become `get_attr` nodes, buffers constants, the output a dictionary with public names."""
     graph = fx.Graph()
-    weights: dict[str, Recipe] = {}
+    weights: dict[str, LazyWeight] = {}
     copied: dict[fx.Node, fx.Node] = {}
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
@@ -154,6 +154,6 @@ def _functionalize_buffers(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _layer_weights(program: Program, checkpoint: Checkpoint) -> dict[str, Recipe]:
+def _layer_weights(program: Program, checkpoint: Checkpoint) -> dict[str, LazyWeight]:
     names = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"} - set(program.weights)
     return {name: FloatWeight(checkpoint, name) for name in sorted(names, key=list(checkpoint.tensors).index)}

@@ -22,9 +22,9 @@ from torch import fx
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import weight_of
+from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate
-from pocketphi.graph.recipe import FloatWeight, Recipe, materialize
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Statistics
@@ -80,7 +80,7 @@ def quantize_calibrated(
     policy: Policy,
     cache: WeightCache,
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, Recipe]:
+) -> dict[str, LazyWeight]:
     """Quantize, into the cache, every weight of linear layers and embeddings whose quantizer calibrates.
 
     program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight. Returns name → stored weight.
@@ -94,7 +94,7 @@ def quantize_calibrated(
         return dict(recalled)
     stored: dict[str, StoredWeight] = {}
 
-    def quantize(weight: fx.Node, x: torch.Tensor | None) -> Recipe | None:
+    def quantize(weight: fx.Node, x: torch.Tensor | None) -> LazyWeight | None:
         name = str(weight.target)
         if name in calibrated and name not in stored:
             stored[name] = cache.quantized(calibrated[name], None if x is None else _statistics(x))

@@ -22,8 +22,8 @@ from torch import fx
 
 from pocketphi.graph.config import EMBEDDING, ModelConfig, layer_of
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, Weights, stepwise
-from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.threads import one_thread
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ class Equality:
     left_out: list[str] = field(default_factory=list)
 
 
-def compare_graphs(before: Program, after: Program, weights: Mapping[str, Recipe], context: int) -> Equality:
+def compare_graphs(before: Program, after: Program, weights: Mapping[str, LazyWeight], context: int) -> Equality:
     """Run two float programs of one model and compare them bit for bit.
 
     weights: those that linear layers, embedding and norms read, as float32, by name; context: positions that the second
@@ -126,7 +126,7 @@ Run = Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[str, torch.Tensor]]
 class _Side:
     """One of the two programs. readers: its linear layers and embeddings, with the names of their weights."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Recipe]) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, LazyWeight]) -> None:
         self._program = program
         self.readers = {node: name for node in program.graph.nodes if (name := _weight_of(node)) is not None}
         matrices = set(self.readers.values())
@@ -258,7 +258,7 @@ def _difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
 
 
 def _compare_layer(
-    sides: tuple[_Side, _Side], layer: int, case: Case, weights: Mapping[str, Recipe], found: Equality
+    sides: tuple[_Side, _Side], layer: int, case: Case, weights: Mapping[str, LazyWeight], found: Equality
 ) -> None:
     """Compare the inputs of one layer's linear layers, given the outputs of all: its attention, its norms and its gate."""
     values = []
@@ -273,7 +273,7 @@ def _compare_layer(
     found.differs = problem and f"after {case.past} tokens, {problem}"
 
 
-def _sample(name: str, weight: Recipe, case: Case) -> torch.Tensor:
+def _sample(name: str, weight: LazyWeight, case: Case) -> torch.Tensor:
     """Stands for what a linear layer or the embedding gives: float32 [B, S, N], random, the same for the same name and case."""
     rows, columns = weight.parts[""].shape
     return _random_view((case.batch, case.length, columns if name == EMBEDDING else rows), _number(name) % _OFFSETS)
@@ -312,7 +312,7 @@ def _caches(program: Program, case: Case) -> dict[str, torch.Tensor]:
 class _Products:
     """What linear layers and embeddings give: computed where `all_` or the layer is chosen, else a stand-in."""
 
-    def __init__(self, weights: Mapping[str, Recipe], chosen: Sequence[int], all_: bool) -> None:
+    def __init__(self, weights: Mapping[str, LazyWeight], chosen: Sequence[int], all_: bool) -> None:
         self._weights, self._chosen, self._all = weights, chosen, all_
         self.computed: set[str] = set()
 
@@ -335,7 +335,7 @@ class _Products:
         return shaped if bias is None else [piece + bias for piece in shaped]
 
 
-def _multiply(x: torch.Tensor, weight: Recipe) -> torch.Tensor:
+def _multiply(x: torch.Tensor, weight: LazyWeight) -> torch.Tensor:
     """x · Wᵀ, a chunk of rows of W at a time: float32 [R, K] → [R, N]."""
     out = x.new_empty(len(x), weight.parts[""].shape[0])
     for start, stop in weight.chunks():
@@ -343,7 +343,7 @@ def _multiply(x: torch.Tensor, weight: Recipe) -> torch.Tensor:
     return out
 
 
-def _embed(ids: torch.Tensor, weight: Recipe) -> torch.Tensor:
+def _embed(ids: torch.Tensor, weight: LazyWeight) -> torch.Tensor:
     """Rows of a table: int64 [R] → float32 [R, K]. Only these are read."""
     return torch.cat([weight.read(i, i + 1)[""] for i in ids.tolist()])
 

@@ -18,8 +18,8 @@ import torch
 from torch import fx
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, shape_of
-from pocketphi.graph.recipe import Constant
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.pattern import Bound, OneOf, Pattern, Var, op, part
 

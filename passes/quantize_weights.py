@@ -1,7 +1,7 @@
 """Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`,
 or the operators of another format.
 
-Only the graph and the recipes change: nothing is read or computed here. A weight that both the embedding and the head
+Only the graph and the lazy weights change: nothing is read or computed here. A weight that both the embedding and the head
 read (tied) stays one weight.
 """
 
@@ -18,8 +18,8 @@ from torch import fx
 from pocketphi.graph.checkpoint import ROWS_TOGETHER
 from pocketphi.graph.edge_ops import operators_of
 from pocketphi.graph.formats import Format, PartSpec, format_of, known_format
+from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight
 from pocketphi.graph.program import Program, shape_of
-from pocketphi.graph.recipe import FloatWeight, Recipe
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantizers import Feedback, Quantizer
@@ -61,7 +61,7 @@ class QuantizeWeights(Pass):
 
     name = "quantize-weights"
 
-    def __init__(self, policy: Policy, stored: Mapping[str, Recipe] | None = None) -> None:
+    def __init__(self, policy: Policy, stored: Mapping[str, LazyWeight] | None = None) -> None:
         """stored: weights that are quantized already, by name."""
         self.policy = policy
         self.stored = stored or {}
@@ -78,27 +78,27 @@ class QuantizeWeights(Pass):
 
     def _replace(self, program: Program, node: fx.Node, x: Any, weight: Any, which: int, report: PassReport) -> None:
         """which: 0 for a product, 1 for an embedding."""
-        recipe = self._quantized(program, node, weight, report)
-        if recipe:
-            form = known_format(recipe.parts)
-            nodes = program.weight(str(weight.target), recipe, before=node)
+        lazy = self._quantized(program, node, weight, report)
+        if lazy:
+            form = known_format(lazy.parts)
+            nodes = program.weight(str(weight.target), lazy, before=node)
             operator = operators_of(form)[which]
             made = program.call(operator, (x, *map(nodes.get, form.part_names())), before=node)
             node.replace_all_uses_with(made)
             report.applied[operator._schema.name.removeprefix("edge::")] += 1
 
-    def _quantized(self, program: Program, node: fx.Node, weight: Any, report: PassReport) -> Recipe | None:
+    def _quantized(self, program: Program, node: fx.Node, weight: Any, report: PassReport) -> LazyWeight | None:
         """The quantized weight; None where it cannot be quantized."""
         name = str(weight.target)
-        recipe = program.weights[name] if weight.op == "get_attr" else None
-        if recipe is None or not (isinstance(recipe, FloatWeight) or format_of(recipe.parts)):
+        lazy = program.weights[name] if weight.op == "get_attr" else None
+        if lazy is None or not (isinstance(lazy, FloatWeight) or format_of(lazy.parts)):
             report.refuse(node.name, f"{name} is not a weight of the checkpoint")
             return None
         if not _only_projections(program, name):
             report.refuse(node.name, f"another operator reads {name} too")
             return None
-        if not isinstance(recipe, FloatWeight):  # a tied weight, which its other reader has met before
-            return recipe
+        if not isinstance(lazy, FloatWeight):  # a tied weight, which its other reader has met before
+            return lazy
         if name in self.stored:
             return self.stored[name]
         quantizer = self.policy.quantizer(name)
@@ -106,10 +106,10 @@ class QuantizeWeights(Pass):
             report.refuse(node.name, f"no rule of the policy matches {name}")
             return None
         quantizer.check(name, *map(int, shape_of(weight)))
-        remark = quantizer.remark(recipe)
+        remark = quantizer.remark(lazy)
         if remark:
             report.refuse(node.name, remark)
-        return QuantizedWeight(recipe, quantizer)
+        return QuantizedWeight(lazy, quantizer)
 
 
 def _only_projections(program: Program, name: str) -> bool:

@@ -24,9 +24,9 @@ import torch
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import digest, row_chunks
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.reading import parse_object
-from pocketphi.graph.recipe import digest, row_chunks
 from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over

@@ -15,8 +15,8 @@ from pocketphi.artifacts.manifest import CheckRecord
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import format_of
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Recipe
 from pocketphi.graph.resident import resident_peak
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ class Host(ABC):
         """The same for the files as they are saved, with the arithmetic that a device uses."""
 
     @abstractmethod
-    def weights(self) -> dict[str, Recipe]:
-        """The saved weights by name: recipes that read them back from disk in canonical form."""
+    def weights(self) -> dict[str, LazyWeight]:
+        """The saved weights by name: lazy ones that read them back from disk in canonical form."""
 
-    def stored(self, name: str, constant: Recipe) -> Recipe:
+    def stored(self, name: str, constant: LazyWeight) -> LazyWeight:
         """A constant of the program as the target keeps it: in another precision, or fewer rows of a table."""
         return constant
 
@@ -115,8 +115,8 @@ class Host(ABC):
 
 def check_formats(target: Target[Any], program: Program) -> None:
     """Raise InputError where a program has a weight in a format that a target's files cannot hold."""
-    for name, recipe in program.weights.items():
-        form = format_of(recipe.parts)
+    for name, weight in program.weights.items():
+        form = format_of(weight.parts)
         if form and form.name not in target.codecs:
             raise InputError(f"{target.name}: {name} is {form.words}, which the target cannot hold; {form.instead}")
 

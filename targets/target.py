@@ -19,8 +19,8 @@ from pocketphi.targets.memory import Runtime
 if TYPE_CHECKING:
     import argparse
 
+    from pocketphi.graph.lazy_weights import LazyWeight
     from pocketphi.graph.program import Program
-    from pocketphi.graph.recipe import Recipe
     from pocketphi.targets.base import Host, Prepared
 
 
@@ -79,7 +79,7 @@ class Tools:
     """
 
     ui: Ui
-    rebuild: Callable[[Bundle, Mapping[str, Recipe]], Program]
+    rebuild: Callable[[Bundle, Mapping[str, LazyWeight]], Program]
     verify: Callable[[Path, Manifest], VerificationRecord]
 
 

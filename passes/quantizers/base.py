@@ -18,7 +18,7 @@ from pocketphi.passes.choices import BLOCKS
 if TYPE_CHECKING:
     import torch
 
-    from pocketphi.graph.recipe import FloatWeight
+    from pocketphi.graph.lazy_weights import FloatWeight
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""

@@ -15,7 +15,7 @@ from pocketphi.passes.quantizers.rtn import RoundToNearest
 if TYPE_CHECKING:
     import torch
 
-    from pocketphi.graph.recipe import FloatWeight
+    from pocketphi.graph.lazy_weights import FloatWeight
 
 
 class Keep(Quantizer):

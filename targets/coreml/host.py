@@ -13,7 +13,7 @@ import torch
 from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, specs
-from pocketphi.graph.recipe import Recipe, row_chunks
+from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
@@ -42,16 +42,16 @@ class CoreMLHost(Host):
     def saved_bound(self) -> float:
         return 1e-4
 
-    def weights(self) -> dict[str, Recipe]:
+    def weights(self) -> dict[str, LazyWeight]:
         function = next(iter(self.package.functions))
-        found: dict[str, Recipe] = {}
+        found: dict[str, LazyWeight] = {}
         for name in self._names:
             saved = _saved(self.package, function, identifier(name))
             if saved:
                 found[name] = saved
         return found
 
-    def stored(self, name: str, constant: Recipe) -> Recipe:
+    def stored(self, name: str, constant: LazyWeight) -> LazyWeight:
         rows = self.package.parts(next(iter(self.package.functions)), identifier(name))[""].shape[0]
         return AsHalf(constant, name, rows)
 
@@ -185,7 +185,7 @@ class CoreMLRunner:
         return ("prefill", chunk) if left > 1 and past + chunk <= self._rows else ("decode", 1)
 
 
-def _saved(package: MLPackage, function: str, name: str) -> Recipe | None:
+def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
     """A weight of the package by its identifier; None where there is no such constant."""
     try:
         stored: dict[str, Any] = package.parts(function, name)

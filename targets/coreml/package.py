@@ -131,7 +131,7 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
     """What the linter wants to know, without lowering."""
     config = program.config
     operators = Counter(op_name(node) for node in program.graph.nodes if node.op == "call_function")
-    matrices = {name: recipe.parts for name, recipe in file.weights.items()}
+    matrices = {name: weight.parts for name, weight in file.weights.items()}
     compressed = [(one.shape_of(p), one.block_of(p)) for p in matrices.values() if (one := format_of(p))]
     scales = [(block, columns) for (_, columns), block in compressed if block]
     state = (config.layers, 1, config.kv_heads, form.positions, config.head_dim)

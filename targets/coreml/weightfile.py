@@ -14,8 +14,8 @@ import torch
 from pocketphi.artifacts.stream import Layout, Rows
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import PartSpec, format_of
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.graph.recipe import Recipe
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
 from pocketphi.targets.coreml.codecs import CODECS, Blobs
 from pocketphi.targets.coreml.form import Form
@@ -43,12 +43,12 @@ class Stored:
 class WeightFile:
     """The plan of `weight.bin`.
 
-    weights:   name → canonical recipe of what is stored: float values are those that float16 has
+    weights:   what is stored, by name, in canonical form: float values are those that float16 has
     blobs:     a weight's target (`name:part`) or a constant's name → where it lies, in file order
     constants: name → value
     """
 
-    weights: dict[str, Recipe]
+    weights: dict[str, LazyWeight]
     blobs: dict[str, Stored]
     constants: dict[str, np.ndarray]
     size: int
@@ -68,8 +68,8 @@ def plan_weights(program: Program, form: Form) -> WeightFile:
     """Lay out every weight that the graph reads, in that order, then the constants. Nothing is computed."""
     weights = stored_weights(program, form)
     wanted: dict[str, tuple[BlobType, tuple[int, ...]]] = {}
-    for name, recipe in weights.items():
-        for part, stored in _blobs(recipe.parts).items():
+    for name, weight in weights.items():
+        for part, stored in _blobs(weight.parts).items():
             wanted[f"{name}:{part}" if part else name] = stored
     constants = _constants(program, form)
     for name, value in constants.items():
@@ -120,17 +120,17 @@ def steps(length: int, fold: int) -> np.ndarray:
     return np.tile(np.arange(length, dtype=np.int32), fold)
 
 
-def stored_weights(program: Program, form: Form) -> dict[str, Recipe]:
+def stored_weights(program: Program, form: Form) -> dict[str, LazyWeight]:
     """Weights in the order in which the graph reads them, as the package can hold them."""
     tables = rotary_rows(program, form)
-    found: dict[str, Recipe] = {}
-    for name, recipe in program.weights_read().items():
-        if "" in recipe.parts:
-            rows = recipe.parts[""].shape[0]
-            found[name] = AsHalf(recipe, name, min(rows, tables.get(name, rows)))
+    found: dict[str, LazyWeight] = {}
+    for name, weight in program.weights_read().items():
+        if "" in weight.parts:
+            rows = weight.parts[""].shape[0]
+            found[name] = AsHalf(weight, name, min(rows, tables.get(name, rows)))
         else:
-            halves = any(kind.bits * math.prod(shape[1:]) % 8 for kind, shape in _blobs(recipe.parts).values())
-            found[name] = EvenChunks(recipe) if halves else recipe
+            halves = any(kind.bits * math.prod(shape[1:]) % 8 for kind, shape in _blobs(weight.parts).values())
+            found[name] = EvenChunks(weight) if halves else weight
     return found
 
 
@@ -156,22 +156,22 @@ def rotary_rows(program: Program, form: Form) -> dict[str, int]:
 class AsHalf:
     """The first rows of a float weight, as float32 of the values that float16 has."""
 
-    recipe: Recipe = field(repr=False)
+    weight: LazyWeight = field(repr=False)
     name: str
     rows: int
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
-        spec = self.recipe.parts[""]
+        spec = self.weight.parts[""]
         return {"": PartSpec((self.rows, *spec.shape[1:]), spec.dtype)}
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        for start, stop in self.recipe.chunks():
+        for start, stop in self.weight.chunks():
             if start < self.rows:
                 yield start, min(stop, self.rows)
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        rows = self.recipe.read(start, stop)[""]
+        rows = self.weight.read(start, stop)[""]
         half = rows.half()
         if not bool(torch.isfinite(half).all()):
             value = float(rows[~torch.isfinite(half)][0])
@@ -181,30 +181,30 @@ class AsHalf:
         return {"": half.to(rows.dtype)}
 
     def describe(self) -> str:
-        return f"{self.recipe.describe()} → float16, {self.rows} rows"
+        return f"{self.weight.describe()} → float16, {self.rows} rows"
 
 
 @dataclass(frozen=True)
 class EvenChunks:
     """A weight in chunks of an even number of rows, so that rows of half a byte more come out on whole bytes."""
 
-    recipe: Recipe
+    weight: LazyWeight
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
-        return self.recipe.parts
+        return self.weight.parts
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         total = next(iter(self.parts.values())).shape[0]
         start = 0
-        for _, stop in self.recipe.chunks():
+        for _, stop in self.weight.chunks():
             even = stop if stop == total else stop - stop % 2
             if even > start:
                 yield start, even
                 start = even
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return self.recipe.read(start, stop)
+        return self.weight.read(start, stop)
 
     def describe(self) -> str:
-        return self.recipe.describe()
+        return self.weight.describe()

@@ -15,8 +15,8 @@ import torch
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
+from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.graph.reading import file_inside, show
-from pocketphi.graph.recipe import Recipe, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
@@ -34,7 +34,7 @@ class OrtHost(Host):
     def saved_bound(self) -> float:
         return 1e-2 if INT8_ACTIVATIONS in self._levels() else self.exact_bound
 
-    def weights(self) -> dict[str, Recipe]:
+    def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder)
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> OrtRunner:
@@ -203,7 +203,7 @@ def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:
 
 @dataclass(frozen=True)
 class SavedWeight:
-    """A weight as it lies in the data file: a `Recipe` that reads its rows back from disk in canonical form."""
+    """A weight as it lies in the data file: a `LazyWeight` that reads its rows back from disk in canonical form."""
 
     path: Path
     parts: Mapping[str, PartSpec]
@@ -225,7 +225,7 @@ class SavedWeight:
         return f"as saved in {self.path.name}"
 
 
-def read_weights(folder: Path) -> dict[str, Recipe]:
+def read_weights(folder: Path) -> dict[str, LazyWeight]:
     """The saved weights by name, read lazily."""
     named = {part for codec in CODECS.values() for part in codec.format.part_names()}
     parts: dict[str, dict[str, PartSpec]] = {}
@@ -236,7 +236,7 @@ def read_weights(folder: Path) -> dict[str, Recipe]:
             continue
         name, part = (stem, suffix) if suffix in named else (tensor.name, "")
         parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)
-    found: dict[str, Recipe] = {}
+    found: dict[str, LazyWeight] = {}
     for name, saved in parts.items():
         form = format_of(saved)
         held = CODECS[form.name].restored(saved) if form else saved

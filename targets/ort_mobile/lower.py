@@ -34,7 +34,7 @@ _TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torc
 class Placed:
     """An initializer that is a part of a weight. Its ONNX shape may differ from the canonical one, its bytes do not.
 
-    target: recipe name and part, as `split_target` reads it; two initializers may share one (a tied embedding and head)
+    target: weight name and part, as `split_target` reads it; two initializers may share one (a tied embedding and head)
     """
 
     name: str
@@ -100,8 +100,8 @@ class Emitter:
     def weight(self, node: fx.Node, shape: Sequence[int] | None = None) -> str:
         """Place a weight at its first use, if asked under another shape of as many elements."""
         target = str(node.target)
-        recipe, part = split_target(target)
-        spec = self.program.weights[recipe].parts[part]
+        weight, part = split_target(target)
+        spec = self.program.weights[weight].parts[part]
         wanted = tuple(spec.shape if shape is None else shape)
         same = [placed for placed in self.lowered.weights if placed.target == target]
         for placed in same:

@@ -81,9 +81,9 @@ class OrtBundle(Prepared):
 
 def _check_fits(program: Program) -> None:
     """Raise InputError for a size that no operator of ONNX Runtime takes."""
-    for name, recipe in program.weights.items():
-        form = format_of(recipe.parts)
-        block = form.block_of(recipe.parts) if form else None
+    for name, weight in program.weights.items():
+        form = format_of(weight.parts)
+        block = form.block_of(weight.parts) if form else None
         if block and block not in FAST_BLOCKS:
             raise InputError(
                 f"ort-mobile: {name} has blocks of {block}, MatMulNBits takes {', '.join(map(str, FAST_BLOCKS))}; "

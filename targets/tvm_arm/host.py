@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.graph.errors import CannotRun
-from pocketphi.graph.recipe import Recipe
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import read_description
@@ -48,7 +48,7 @@ class TvmHost(Host):
         """What the library was compiled with: a name of KV_CACHES."""
         return kv_cache_of(self.described.cache.dtype["saved"])
 
-    def weights(self) -> dict[str, Recipe]:
+    def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder, self.described)
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> TvmRunner:

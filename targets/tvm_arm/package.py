@@ -115,10 +115,10 @@ def describe(
     config = program.config
     isa = platform.isa
     matrices = {}
-    for name, recipe in params.weights.items():
-        form = format_of(recipe.parts)
+    for name, weight in params.weights.items():
+        form = format_of(weight.parts)
         if form:
-            matrices[name] = CODECS[form.name].described(recipe.parts)
+            matrices[name] = CODECS[form.name].described(weight.parts)
     tokens = min(context or config.max_position, config.max_position)
     caches = {"saved": cache, "exact": EXACT_CACHE}
 

@@ -12,8 +12,8 @@ import torch
 
 from pocketphi.artifacts.stream import Layout, Progress, Rows, Written, plan_layout, write_weights
 from pocketphi.graph.formats import PartSpec, format_of
+from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.graph.program import Program, split_target
-from pocketphi.graph.recipe import Recipe, row_chunks
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
@@ -22,7 +22,7 @@ from pocketphi.targets.tvm_arm.isa import Isa
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight's parts as they lie in the file: what `plan_layout` asks of a recipe."""
+    """A weight's parts as they lie in the file: what `plan_layout` asks of a weight."""
 
     parts: Mapping[str, PartSpec]
 
@@ -31,7 +31,7 @@ class Stored:
 class ParamsFile:
     """The plan of model.params. weights: in the order in which the graph reads them; stored: their parts in the file."""
 
-    weights: dict[str, Recipe]
+    weights: dict[str, LazyWeight]
     stored: dict[str, Stored]
     layout: Layout
     isa: Isa
@@ -39,7 +39,7 @@ class ParamsFile:
     @staticmethod
     def plan(program: Program, isa: Isa) -> ParamsFile:
         weights = program.weights_read()
-        stored = {name: Stored(_stored_parts(recipe.parts, isa)) for name, recipe in weights.items()}
+        stored = {name: Stored(_stored_parts(weight.parts, isa)) for name, weight in weights.items()}
         return ParamsFile(weights, stored, plan_layout(stored), isa)
 
     def write(self, path: Path, progress: Progress) -> Written:
@@ -87,7 +87,7 @@ def _placed(parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved | None:
 
 @dataclass(frozen=True)
 class SavedWeight:
-    """A weight in model.params: a `Recipe` that reads its rows back from disk in canonical form."""
+    """A weight in model.params: a `LazyWeight` that reads its rows back from disk in canonical form."""
 
     path: Path
     parts: Mapping[str, PartSpec]
@@ -115,9 +115,9 @@ class SavedWeight:
         return f"as saved in {self.path.name}"
 
 
-def read_weights(folder: Path, described: Description) -> dict[str, Recipe]:
+def read_weights(folder: Path, described: Description) -> dict[str, LazyWeight]:
     """The saved weights by name, read lazily."""
-    found: dict[str, Recipe] = {}
+    found: dict[str, LazyWeight] = {}
     for name, held in described.parts().items():
         matrix, parts = None, {part: tensor.spec for part, tensor in held.items()}
         if name in described.matrices:

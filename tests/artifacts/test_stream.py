@@ -17,7 +17,7 @@ from tiny_phi3 import normal, quantized
 from pocketphi.artifacts import stream
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.stream import Layout, Written, plan_layout, write_weights
-from pocketphi.graph.recipe import Constant, digest, materialize
+from pocketphi.graph.lazy_weights import Constant, digest, materialize
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def test_bytes_lie_where_they_were_planned(tmp_path: Path, symmetric: bool) -> N
     written: list[int] = []
     made = write_weights(tmp_path / "data", weights, layout, written.append)
     data = (tmp_path / "data").read_bytes()
-    whole = {name: materialize(recipe) for name, recipe in weights.items()}
+    whole = {name: materialize(weight) for name, weight in weights.items()}
     wrong = [
         (name, part)
         for name, parts in whole.items()

@@ -35,8 +35,8 @@ from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, RecipeRe
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
 from pocketphi.graph.writing import write_whole
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import RoundToNearest

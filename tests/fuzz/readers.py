@@ -123,7 +123,7 @@ def _weights(target: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         from pocketphi.artifacts.bundle import Bundle
         from pocketphi.compiler.hosts import open_host
-        from pocketphi.graph.recipe import digest, materialize
+        from pocketphi.graph.lazy_weights import digest, materialize
 
         for weight in open_host(folder, Bundle.open(folder).manifest, target).weights().values():
             digest(materialize(weight))
@@ -249,7 +249,7 @@ def _cache(folder: Path) -> None:
     from pocketphi.compiler.precision import asked_policy
     from pocketphi.compiler.ui import Ui
     from pocketphi.graph.errors import InputError
-    from pocketphi.graph.recipe import digest, materialize
+    from pocketphi.graph.lazy_weights import digest, materialize
 
     class Said(Ui):
         def say(self, text: str) -> None:

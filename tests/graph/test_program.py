@@ -10,8 +10,8 @@ import torch
 from tiny_phi3 import TINY, before, fused, inputs, normal, quantized, small, traced
 
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, op_name, shape_of, split_target
-from pocketphi.graph.recipe import Constant
 from pocketphi.passes.fuse_attention import FuseAttention
 
 aten = torch.ops.aten
@@ -132,10 +132,10 @@ def test_remove_dead_keeps_the_interface() -> None:
 
 def test_check_wants_a_recipe() -> None:
     program = adds()
-    recipe = program.weights.pop("w")
+    weight = program.weights.pop("w")
     with pytest.raises(CompilerBug, match=r"w reads 'w', which has no recipe"):
         program.check()
-    program.weights["w"] = recipe
+    program.weights["w"] = weight
     next(n for n in program.graph.nodes if n.op == "get_attr").target = "w:scale"
     with pytest.raises(CompilerBug, match=r"w reads 'w:scale', which has no recipe"):
         program.check()

@@ -12,8 +12,8 @@ from tiny_phi3 import VARIANTS, checkpoint, differing, fused, quantized, runs, t
 from torch import fx
 
 from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.lazy_weights import Constant, FloatWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, FloatWeight
 from pocketphi.graph.stored_program import pack, same_program, unpack
 
 aten = torch.ops.aten

@@ -11,9 +11,9 @@ from tiny_phi3 import CASES, TINY, VARIANTS, checkpoint, differing, hf_model, hf
 from torch import fx
 
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
 from pocketphi.graph.trace import trace
 
 FOUR = replace(TINY, layers=4)
@@ -51,7 +51,7 @@ def test_interface() -> None:
     names = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in caches)]
     assert [str(node.target) for node in program.inputs] == names
     assert list(program.outputs) == ["logits", *(f"present.{name}" for name in caches)]
-    weights = {name for name, recipe in program.weights.items() if isinstance(recipe, FloatWeight)}
+    weights = {name for name, weight in program.weights.items() if isinstance(weight, FloatWeight)}
     assert weights == set(TINY.tensors())
     assert {type(program.weights[name]).__name__ for name in set(program.weights) - weights} <= {"Constant"}
 

@@ -13,10 +13,10 @@ from tiny_phi3 import quantized, quantized_by
 
 from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.formats import Int4, PartSpec
+from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.options import declared
 from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.quantizers import EightBits, KMeans
 from pocketphi.targets.base import Packaged
@@ -51,7 +51,7 @@ def package(program: Program, folder: Path, **options: Any) -> Packaged:
 
 @dataclass(frozen=True)
 class Whole:
-    """An int4 weight in memory as a recipe, in chunks of an odd number of rows."""
+    """An int4 weight in memory as a weight, in chunks of an odd number of rows."""
 
     weight: Int4
 
@@ -73,23 +73,23 @@ class Whole:
 def with_offsets(program: Program) -> Program:
     """Every int4 weight replaced by one with a float minimum in each block, as a GGUF file of type Q4_1 has it."""
     made = {}
-    for name, recipe in program.weights.items():
-        if "q" in recipe.parts:
+    for name, weight in program.weights.items():
+        if "q" in weight.parts:
             generator = torch.Generator().manual_seed(len(made))
-            q = torch.randint(0, 16, (recipe.parts["q"].shape[0], 2 * recipe.parts["q"].shape[1]), generator=generator)
-            blocks = recipe.parts["scale"].shape
+            q = torch.randint(0, 16, (weight.parts["q"].shape[0], 2 * weight.parts["q"].shape[1]), generator=generator)
+            blocks = weight.parts["scale"].shape
             scale = (torch.rand(blocks, generator=generator) * 0.02 + 0.01).half().float()
             lowest = (-(torch.rand(blocks, generator=generator) * 2 + 6.5) * scale).half().float()
             made[name] = Whole(Int4(pack_nibbles(q), scale, None, lowest + 8 * scale))
     return replaced(program, made)
 
 
-def replaced(program: Program, recipes: dict[str, Any]) -> Program:
+def replaced(program: Program, weights: dict[str, Any]) -> Program:
     """The program with other weights; nodes of parts that these add are put in."""
     for node in list(program.graph.nodes):
         if node.op == "call_function" and str(node.target).startswith("edge.") and "nbits" in str(node.target):
             name = str(node.args[1].target).partition(":")[0]
-            parts = program.weight(name, recipes.get(name, program.weights[name]), before=node)
+            parts = program.weight(name, weights.get(name, program.weights[name]), before=node)
             node.args = (node.args[0], *(parts.get(part) for part in ("q", "scale", "zero", "offset")))
     program.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return program

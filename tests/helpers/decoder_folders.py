@@ -12,9 +12,9 @@ from tiny_phi3 import hf_run, inputs, rounding
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
 from pocketphi.graph.trace import trace
 
 SIZES = {

@@ -14,9 +14,9 @@ from tiny_phi3 import VARIANTS, inputs
 
 from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
 from pocketphi.graph.trace import trace
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -12,9 +12,9 @@ from torch import fx
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import LongRope, ModelConfig
+from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
-from pocketphi.graph.recipe import Constant, Recipe
 from pocketphi.graph.trace import hf_config, trace
 from pocketphi.graph.types import TensorType
 from pocketphi.passes.base import Pass
@@ -177,7 +177,7 @@ Call = Callable[..., fx.Node]
 def small(
     body: Callable[..., dict[str, fx.Node]],
     feeds: Mapping[str, torch.Tensor],
-    weights: Mapping[str, torch.Tensor | Recipe] | None = None,
+    weights: Mapping[str, torch.Tensor | LazyWeight] | None = None,
     config: ModelConfig = TINY,
 ) -> Program:
     """A hand-made program: body(call, **nodes) → outputs, where call(target, *args, **kwargs) adds an operator."""

@@ -17,9 +17,9 @@ from pocketphi.compiler.rebuild import _ShapesOnly
 from pocketphi.graph.config import ModelConfig, read_config
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.formats import bytes_of, format_of
+from pocketphi.graph.lazy_weights import Dequantized, LazyWeight, PartSpec, digest, materialize, row_chunks
 from pocketphi.graph.options import option
 from pocketphi.graph.program import Program, split_target
-from pocketphi.graph.recipe import Dequantized, PartSpec, Recipe, digest, materialize, row_chunks
 from pocketphi.graph.trace import trace
 from pocketphi.targets.base import Host, Packaged, Prepared, Runner
 from pocketphi.targets.memory import Runtime
@@ -72,7 +72,7 @@ class ToyHost(Host):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def weights(self) -> dict[str, Recipe]:
+    def weights(self) -> dict[str, LazyWeight]:
         found: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in load_file(self.folder / "model.toy").items():
             name, part = split_target(key)

@@ -13,9 +13,9 @@ import torch
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import Recipe, materialize
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import default_text, held_out_text, quantize_calibrated
 from pocketphi.passes.policy import Policy, Rule
@@ -32,7 +32,7 @@ def float_program() -> tuple[Program, HashedCheckpoint]:
     return program, source
 
 
-def calibrated(folder: Path, tokens: torch.Tensor = TOKENS) -> tuple[Program, dict[str, Recipe], WeightCache]:
+def calibrated(folder: Path, tokens: torch.Tensor = TOKENS) -> tuple[Program, dict[str, LazyWeight], WeightCache]:
     program, source = float_program()
     cache = WeightCache(folder, source)
     return program, quantize_calibrated(program, tokens, Policy.of(ScaleSearch(32)), cache), cache

@@ -11,8 +11,8 @@ import torch
 from tiny_phi3 import SWITCH, TINY, VARIANTS, checkpoint, fused, traced
 from torch import fx
 
+from pocketphi.graph.lazy_weights import Constant, Dequantized, materialize
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import Constant, Dequantized, materialize
 from pocketphi.passes import equal
 from pocketphi.passes.equal import compare_graphs
 from pocketphi.passes.policy import Policy
@@ -190,9 +190,9 @@ def test_weights_are_read_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pocketphi.graph.checkpoint.CHUNK_BYTES", 2048)
     before = traced()
     weights = {}
-    for name, recipe in before.weights.items():
-        weights[name] = recipe
-        if hasattr(recipe, "checkpoint"):
-            monkeypatch.setattr(recipe.checkpoint, "read", read, raising=False)
+    for name, weight in before.weights.items():
+        weights[name] = weight
+        if hasattr(weight, "checkpoint"):
+            monkeypatch.setattr(weight.checkpoint, "read", read, raising=False)
     assert compare_graphs(before, fused(), weights, TINY.max_position).differs == ""
     assert 0 < largest <= 64  # of 256 rows and more; vectors of 64 are read whole

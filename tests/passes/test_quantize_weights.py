@@ -1,4 +1,4 @@
-"""QuantizeWeights: the graph, the recipes, and what is left in float."""
+"""QuantizeWeights: the graph, the weights, and what is left in float."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from tiny_phi3 import TINY, VARIANTS, checkpoint, differing, fused, normal, runs, small, twice
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lazy_weights import Constant, FloatWeight, materialize
 from pocketphi.graph.program import op_name
-from pocketphi.graph.recipe import Constant, FloatWeight, materialize
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight, QuantizeWeights
@@ -30,10 +30,10 @@ def test_on_a_model(variant: str, symmetric: bool) -> None:
     report = twice(QuantizeWeights(Policy.of(RoundToNearest(32, symmetric))), program)
     assert (dict(report.applied), report.refused) == ({"matmul_nbits": 13, "embedding_nbits": 1}, [])
     assert {"linear", "embedding"} & set(program.operators()) == set()
-    recipes = {name: recipe for name, recipe in program.weights.items() if isinstance(recipe, QuantizedWeight)}
-    assert len(recipes) == (13 if variant == "tied" else 14)
+    weights = {name: weight for name, weight in program.weights.items() if isinstance(weight, QuantizedWeight)}
+    assert len(weights) == (13 if variant == "tied" else 14)
     rounded = fused(variant)
-    values = {name: recipe.quantize(0, recipe.parts["q"].shape[0]).dequantize() for name, recipe in recipes.items()}
+    values = {name: weight.quantize(0, weight.parts["q"].shape[0]).dequantize() for name, weight in weights.items()}
     rounded.weights |= {name: Constant(value, "int4") for name, value in values.items()}
     assert differing(runs(program), runs(rounded)) == []
 
@@ -75,7 +75,7 @@ def test_weights_that_calibration_has_stored_are_taken() -> None:
     stored = QuantizedWeight(FloatWeight(SOURCE, HEAD), RoundToNearest(32))
     QuantizeWeights(Policy.of(RoundToNearest(32)), {HEAD: stored})(program)
     assert program.weights[HEAD] is stored
-    assert sum(isinstance(recipe, QuantizedWeight) for recipe in program.weights.values()) == 14
+    assert sum(isinstance(weight, QuantizedWeight) for weight in program.weights.values()) == 14
 
 
 X = {"x": normal(2, 3, 64), "ids": torch.tensor([[1, 2]])}

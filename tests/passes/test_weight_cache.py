@@ -18,9 +18,9 @@ from tiny_phi3 import TINY
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import FloatWeight, materialize
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight, materialize
 from pocketphi.graph.sealed import write_sealed
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Quantizer, RoundToNearest, ScaleSearch, Statistics
@@ -231,7 +231,7 @@ from pathlib import Path
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.sealed import write_sealed
 from pocketphi.passes.weight_cache import WeightCache
 from pocketphi.passes.quantize_weights import QuantizedWeight

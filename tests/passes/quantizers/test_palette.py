@@ -7,8 +7,8 @@ import torch
 from tiny_phi3 import TINY, normal
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
 from pocketphi.passes.policy import policy_of
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Feedback, KMeans, Statistics, WeightedKMeans

@@ -9,8 +9,8 @@ from tiny_phi3 import TINY, normal
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Int4
+from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight
 from pocketphi.passes.quantizers import Keep, RoundToNearest, ScaleSearch, make_quantizer, recipes
 
 BLOCKS = [16, 32, 64, 128, 256]

@@ -19,9 +19,9 @@ from tiny_phi3 import SWITCH, TINY, VARIANTS, fused, quantized
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Int4, Int8, Palette, format_of
+from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import digest, materialize
 
 ct = pytest.importorskip("coremltools")
 

@@ -11,8 +11,8 @@ from tiny_phi3 import SWITCH, fused, normal
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import Int4
+from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.packing import pack_nibbles
-from pocketphi.graph.recipe import materialize
 from pocketphi.graph.types import TensorType
 from pocketphi.targets.coreml.blob import ALIGN, BlobType
 from pocketphi.targets.coreml.form import Form

@@ -10,7 +10,7 @@ from tiny_phi3 import VARIANTS, fused, quantized
 
 onnx = pytest.importorskip("onnx")
 
-from pocketphi.graph.recipe import PartSpec  # noqa: E402 - only where onnx is installed
+from pocketphi.graph.lazy_weights import PartSpec  # noqa: E402 - only where onnx is installed
 from pocketphi.targets.ort_mobile.lint import lint  # noqa: E402
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower  # noqa: E402
 

@@ -32,9 +32,9 @@ from tiny_phi3 import (
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import Int8, format_of
+from pocketphi.graph.lazy_weights import FloatWeight, digest, materialize
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.recipe import FloatWeight, digest, materialize
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.last_logits import LastLogits
@@ -100,8 +100,8 @@ def test_an_int8_embedding_and_head(tmp_path: Path, variant: str) -> None:
     limit = bound(program.config, want, tokens=72)
     assert [a for w, g in zip(want, got) if (a := apart(w, g)) > limit] == []
     saved = read_weights(tmp_path)
-    assert {name: digest(materialize(recipe)) for name, recipe in saved.items()} == packaged.weights
-    assert [name for name, recipe in saved.items() if format_of(recipe.parts) is Int8] == sorted(
+    assert {name: digest(materialize(weight)) for name, weight in saved.items()} == packaged.weights
+    assert [name for name, weight in saved.items() if format_of(weight.parts) is Int8] == sorted(
         {EMBEDDING, EMBEDDING if variant == "tied" else HEAD}, reverse=True
     )
 
@@ -250,8 +250,8 @@ def test_saved_bytes_are_the_canonical_ones(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "model.onnx")
     saved = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     wrong = []
-    for name, recipe in program.weights.items():
-        for part, tensor in materialize(recipe).items():
+    for name, weight in program.weights.items():
+        for part, tensor in materialize(weight).items():
             array = saved[f"{name}.{part}" if part else name]
             if not np.array_equal(array.reshape(tensor.shape), tensor.numpy()) or array.dtype != tensor.numpy().dtype:
                 wrong.append((name, part))

@@ -13,8 +13,8 @@ from tiny_phi3 import TINY, VARIANTS, fused, inputs, quantized
 
 from pocketphi.artifacts.stream import plan_layout
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import digest, materialize
 from pocketphi.passes.last_logits import LastLogits
 
 onnx = pytest.importorskip("onnx")

@@ -12,7 +12,7 @@ pytest.importorskip("tvm")
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.recipe import materialize
+from pocketphi.graph.lazy_weights import materialize
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, PARAMS_FILE, read_description
 from pocketphi.targets.tvm_arm.params import read_weights
 from tests.fuzz import seeds

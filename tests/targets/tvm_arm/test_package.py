@@ -21,8 +21,8 @@ pytest.importorskip("tvm")
 from pocketphi.compiler.footprint import footprint
 from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
-from pocketphi.graph.recipe import digest, materialize
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa

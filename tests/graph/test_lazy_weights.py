@@ -10,27 +10,27 @@ from tiny_phi3 import checkpoint, normal
 
 from pocketphi.graph.formats import Int4, PartSpec
 from pocketphi.graph.formats import specs as specs_of
-from pocketphi.graph.recipe import Constant, FloatWeight, materialize
+from pocketphi.graph.lazy_weights import Constant, FloatWeight, materialize
 
 
 def test_float_weight() -> None:
     source = checkpoint("tiny")
-    recipe = FloatWeight(source, "lm_head.weight")
-    assert recipe.parts == {"": PartSpec((256, 64), torch.float32)}
-    assert torch.equal(materialize(recipe)[""], source.read("lm_head.weight", 0, 256).float())
-    assert torch.equal(recipe.read(3, 7)[""], source.read("lm_head.weight", 3, 7).float())
-    assert recipe.describe() == "lm_head.weight [bf16] → float32"
-    assert recipe.parts[""].bytes == 256 * 64 * 4
+    weight = FloatWeight(source, "lm_head.weight")
+    assert weight.parts == {"": PartSpec((256, 64), torch.float32)}
+    assert torch.equal(materialize(weight)[""], source.read("lm_head.weight", 0, 256).float())
+    assert torch.equal(weight.read(3, 7)[""], source.read("lm_head.weight", 3, 7).float())
+    assert weight.describe() == "lm_head.weight [bf16] → float32"
+    assert weight.parts[""].bytes == 256 * 64 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_constant(dtype: torch.dtype) -> None:
     value = (10 * normal(5, 3)).to(dtype)
-    recipe = Constant(value, "a test")
-    assert recipe.parts == {"": PartSpec((5, 3), dtype)}
-    assert torch.equal(materialize(recipe)[""], value)
-    assert torch.equal(recipe.read(1, 3)[""], value[1:3])
-    assert recipe.describe() == "constant from a test"
+    weight = Constant(value, "a test")
+    assert weight.parts == {"": PartSpec((5, 3), dtype)}
+    assert torch.equal(materialize(weight)[""], value)
+    assert torch.equal(weight.read(1, 3)[""], value[1:3])
+    assert weight.describe() == "constant from a test"
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

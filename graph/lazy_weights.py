@@ -1,4 +1,4 @@
-"""Weights as recipes: where the rows come from and what is done to them. Nothing is computed until rows are asked for."""
+"""Lazy weights: where the rows come from and what is done to them. Nothing is computed until rows are asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pocketphi.graph.formats import PartSpec, rows_together, shape_of_parts, wei
 from pocketphi.graph.packing import tensor_bytes
 
 
-class Recipe(Protocol):
+class LazyWeight(Protocol):
     """A weight that is made when it is asked for.
 
     parts: what it yields: `""` for a plain tensor; those of its format (`graph.formats`) for a quantized one, `q`, `scale`
@@ -74,7 +74,7 @@ class FloatWeight:
 class Dequantized:
     """A quantized weight [N, K] as the float32 values that it stands for."""
 
-    weight: Recipe = field(repr=False)
+    weight: LazyWeight = field(repr=False)
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
@@ -115,11 +115,11 @@ class Constant:
         return f"constant from {self.origin}"
 
 
-def materialize(recipe: Recipe) -> dict[str, torch.Tensor]:
+def materialize(weight: LazyWeight) -> dict[str, torch.Tensor]:
     """The whole weight, all parts: for running in torch; a target streams chunks instead."""
-    made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in recipe.parts.items()}
-    for start, stop in recipe.chunks():
-        for part, rows in recipe.read(start, stop).items():
+    made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in weight.parts.items()}
+    for start, stop in weight.chunks():
+        for part, rows in weight.read(start, stop).items():
             made[part][start:stop] = rows
     return made
 
