@@ -14,12 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pocketphi.artifacts.manifest import FileRecord, Manifest, parse_manifest
+from pocketphi.artifacts.manifest import MANIFEST, SIGNATURE, FileRecord, Manifest, parse_manifest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import file_inside, named, read_whole
 
-MANIFEST = "manifest.json"
-SIGNATURE = "manifest.sig"
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = 82
 

@@ -18,6 +18,8 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import named, parse_object, show, typed
 
 FORMAT = 2
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIBRARY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _MOST = 1 << 63

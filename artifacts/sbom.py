@@ -6,8 +6,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pocketphi.artifacts.bundle import MANIFEST, Bundle, file_digest
-from pocketphi.artifacts.manifest import Manifest
+from pocketphi.artifacts.bundle import Bundle, file_digest
+from pocketphi.artifacts.manifest import MANIFEST, Manifest
 from pocketphi.graph.errors import InputError
 
 

@@ -11,7 +11,7 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE
+from pocketphi.artifacts.manifest import MANIFEST, SIGNATURE
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import file_inside, read_whole
 from pocketphi.graph.writing import write_whole

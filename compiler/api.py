@@ -15,7 +15,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.plan import Plan
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
-from pocketphi.graph.checkpoint import open_checkpoint
+from pocketphi.graph.opening import open_checkpoint
 
 P = ParamSpec("P")
 T = TypeVar("T")

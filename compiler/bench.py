@@ -13,8 +13,8 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
-from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.resident import forget_peak
 from pocketphi.targets.base import Host, Runner

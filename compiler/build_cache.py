@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE, Bundle
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.folder import new_folder, workspace
-from pocketphi.artifacts.manifest import Manifest
+from pocketphi.artifacts.manifest import MANIFEST, SIGNATURE, Manifest
 from pocketphi.graph.errors import InputError
 
 

@@ -15,7 +15,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.hosts import open_host
-from pocketphi.graph.config import read_config
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.base import Runner

@@ -290,9 +290,10 @@ def _bench(a: argparse.Namespace) -> int:
 
 
 def _inspect(a: argparse.Namespace) -> int:
-    from pocketphi.artifacts.bundle import MANIFEST, Bundle
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.artifacts.manifest import MANIFEST
     from pocketphi.compiler import show
-    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.opening import open_checkpoint
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
@@ -308,8 +309,8 @@ def _inspect(a: argparse.Namespace) -> int:
 
 def _make_checkpoint(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.folder import new_folder
-    from pocketphi.graph.checkpoint import open_checkpoint
     from pocketphi.graph.fold_norms import FoldedNorms
+    from pocketphi.graph.opening import open_checkpoint
     from pocketphi.graph.write_checkpoint import DTYPES, write_checkpoint
 
     source = open_checkpoint(a.model)

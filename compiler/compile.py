@@ -25,10 +25,11 @@ from pocketphi.compiler.source_check import reading_checks, require, rewrites_ch
 from pocketphi.compiler.text import read_text, tokens_of, windows
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
-from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
+from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.passes.base import PassReport

@@ -11,8 +11,9 @@ from typing import Any
 from pocketphi.compiler.devices import Device
 from pocketphi.compiler.footprint import PROMPT, footprint, kept_offsets
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets import all_targets, find_target
@@ -67,7 +68,7 @@ def config_of(model: str) -> ModelConfig:
         return PUBLISHED[model.removeprefix("random:").partition("@")[0]]
     if path.is_file():
         return read_config(path.parent)
-    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.opening import open_checkpoint
 
     return open_checkpoint(model).config
 
@@ -76,7 +77,7 @@ def _offsets(options: CompileOptions) -> set[str]:
     """Only the file knows which of its blocks have an offset; where it is not kept, none have."""
     if options.recipe != "keep":
         return set()
-    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.opening import open_checkpoint
 
     return kept_offsets(open_checkpoint(options.model))
 

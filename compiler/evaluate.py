@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketphi.artifacts.bundle import MANIFEST, Bundle
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.checkpoint import open_checkpoint
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.hf_folder import read_tokenizer_files
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.ranges import check_number
 from pocketphi.graph.trace import trace

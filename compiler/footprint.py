@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.precision import asked_policy
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.formats import Int4, bytes_of
+from pocketphi.graph.hf_config import read_config
 from pocketphi.targets import find_target
 from pocketphi.targets.memory import Footprint, Matrix, footprint_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pocketphi.artifacts.manifest import Manifest
-from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.hf_config import read_config
 from pocketphi.targets import find_target, missing_extra
 from pocketphi.targets.base import Host
 from pocketphi.targets.target import TargetOptions

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pocketphi.artifacts.bundle import MANIFEST, Bundle, file_digest
+from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.kits.chat_format import read_chat_format
 from pocketphi.artifacts.kits.fill import fill
 from pocketphi.artifacts.kits.reference import ChatFormat, Messages
 from pocketphi.artifacts.kits.vectors import make_vectors
+from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.compiler import __version__
 from pocketphi.compiler.footprint import bundle_footprint
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import named
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets import all_targets, missing_extra

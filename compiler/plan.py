@@ -13,9 +13,10 @@ from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.precision import asked_policy
-from pocketphi.graph.checkpoint import CHUNK_BYTES, open_checkpoint
+from pocketphi.graph.checkpoint import CHUNK_BYTES
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS

@@ -12,9 +12,10 @@ from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.precision import recorded_policy
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, CompilerBug
 from pocketphi.graph.formats import format_of
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace

@@ -27,12 +27,14 @@ from pocketphi.compiler.source_check import reading_checks, require, rewrites_ch
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
-from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.lazy_weights import Constant, LazyWeight, digest, materialize
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
 from pocketphi.targets.base import Check, Host

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.reading import lost_link
 
 if TYPE_CHECKING:
     import torch
@@ -114,32 +113,3 @@ def check_shapes(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Te
             raise InputError(f"{where}: tensor {name!r} is missing (the config asks for {list(shape)})")
         if info.shape != shape:
             raise InputError(f"{where}: {name!r} has shape {list(info.shape)}, the config asks for {list(shape)}")
-
-
-def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open MODEL: a Hugging Face folder, a `.gguf` file, `sample`, or `random:NAME`.
-
-    Raises InputError when there is no such model or it is damaged.
-    """
-    from pocketphi.graph.gguf_file import GgufFile, sample_path
-    from pocketphi.graph.hf_folder import HfFolder
-    from pocketphi.graph.random_weights import RandomWeights
-
-    text = str(model)
-    if text.startswith("random:"):
-        return RandomWeights(text)
-    if text == "sample":
-        return GgufFile(sample_path(), label="sample")
-    path = Path(model)
-    if path.is_dir():
-        return HfFolder(path)
-    if path.is_file() and path.suffix == ".gguf":
-        return GgufFile(path)
-    if lost := lost_link(path):
-        raise lost
-    if path.exists():
-        raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file")
-    raise InputError(
-        f"{text}: no such model; expected a Hugging Face folder, a .gguf file, 'sample', "
-        "or 'random:phi-3-mini-4k' and other published shapes"
-    )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import read_json
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """The names of two tensors; where they are tied, there is only the first."""
@@ -103,25 +101,9 @@ class ModelConfig:
         """Every tensor that a checkpoint of this model holds: name → shape."""
         return self.form.tensors(self)
 
-    @staticmethod
-    def from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-        """Read a Hugging Face `config.json`.
-
-        Raises InputError for another architecture, a value of another type, or a setting that cannot be honoured.
-        """
-        from pocketphi.graph.hf_config import read_hf_config
-
-        return read_hf_config(data, where).model
-
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` of the class that the model is compiled as."""
         return self.form.settings(self)
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The config.json of a bundle."""
-    path = folder / "config.json"
-    return ModelConfig.from_hf(read_json(path), str(path))
 
 
 def layer_of(name: str) -> int | None:

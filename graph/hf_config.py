@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.config import ModelConfig
@@ -15,7 +16,7 @@ from pocketphi.graph.hf_keys import check_keys
 from pocketphi.graph.models import find_model
 from pocketphi.graph.models.base import Model
 from pocketphi.graph.models.settings import Token, rows_only
-from pocketphi.graph.reading import typed
+from pocketphi.graph.reading import read_json, typed
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,17 @@ def end_tokens(data: Mapping[str, Any], model: ModelConfig, where: str) -> tuple
     notices: list[str] = []
     more = rows_only(typed(_Generation, data, where).eos_token_id, model.vocab_size, where, notices)
     return tuple(dict.fromkeys([*model.eos, *more])), notices
+
+
+def config_of_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """Read a Hugging Face `config.json`.
+
+    Raises InputError for another architecture, a value of another type, or a setting that cannot be honoured.
+    """
+    return read_hf_config(data, where).model
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config.json of a bundle."""
+    path = folder / "config.json"
+    return config_of_hf(read_json(path), str(path))

@@ -18,9 +18,9 @@ from pocketphi.compiler import __version__
 if TYPE_CHECKING:
     from pocketphi.compiler.api import compile, open_bundle, open_checkpoint, plan, verify
     from pocketphi.graph.errors import CannotRun, CheckFailed, InputError, PocketphiError
-    from pocketphi.targets.coreml.target import CoreML
-    from pocketphi.targets.ort_mobile.target import OrtMobile
-    from pocketphi.targets.tvm_arm.target import TvmArm
+    from pocketphi.targets.coreml.options import CoreML
+    from pocketphi.targets.ort_mobile.options import OrtMobile
+    from pocketphi.targets.tvm_arm.options import TvmArm
 
 __all__ = [
     "CannotRun",
@@ -40,9 +40,9 @@ __all__ = [
 _FROM = {
     "compiler.api": ("compile", "open_bundle", "open_checkpoint", "plan", "verify"),
     "graph.errors": ("CannotRun", "CheckFailed", "InputError", "PocketphiError"),
-    "targets.coreml.target": ("CoreML",),
-    "targets.ort_mobile.target": ("OrtMobile",),
-    "targets.tvm_arm.target": ("TvmArm",),
+    "targets.coreml.options": ("CoreML",),
+    "targets.ort_mobile.options": ("OrtMobile",),
+    "targets.tvm_arm.options": ("TvmArm",),
 }
 
 

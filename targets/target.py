@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetOptions(Options):
+class TargetOptions(Options, ABC):
     """What can be asked of one target. target: its name."""
 
     target: ClassVar[str]
+
+    @abstractmethod
+    def kv_cache_bytes(self, config: ModelConfig) -> int:
+        """Bytes of a token's keys and values over all layers, in this target's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +148,6 @@ class Target(ABC, Generic[O]):
     platforms: ClassVar[frozenset[str] | None] = None
     measured: ClassVar[str] = "nowhere: an estimate"
     kits: ClassVar[tuple[Kit, ...]] = ()
-
-    @abstractmethod
-    def kv_cache_bytes(self, config: ModelConfig, options: O) -> int:
-        """Bytes of a token's keys and values over all layers, in this target's cache."""
 
     @abstractmethod
     def runtime(self, config: ModelConfig, options: O, longest: int, held: int) -> Runtime:

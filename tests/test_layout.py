@@ -6,6 +6,8 @@ import ast
 import configparser
 import subprocess
 import sys
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -129,3 +131,31 @@ def test_no_library_is_loaded_before_it_is_needed() -> None:
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 found |= {str(path.relative_to(ROOT)) for name in names if name.split(".")[0] in lazy}
     assert found == set()
+
+
+def needs(tree: ast.AST, names: Iterable[str]) -> set[str]:
+    """The modules of ours that code imports, also inside of functions; what only a type checker reads is left out."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found |= needs(node, names)
+    return found & set(names)
+
+
+def test_no_module_needs_itself_by_a_detour() -> None:
+    paths = [path for stage in MAY_IMPORT for path in (ROOT / stage).rglob("*.py")]
+    names = {".".join(("pocketphi", *path.relative_to(ROOT).with_suffix("").parts)): path for path in paths}
+    graph = {name: needs(ast.parse(path.read_text("utf-8")), names) - {name} for name, path in names.items()}
+    assert len(graph) > 200
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)  # a circle is a CycleError that names it
+
+
+def test_the_check_sees_a_detour() -> None:
+    code = {"a": "def f():\n    from b import x\n", "b": "import a\n"}
+    with pytest.raises(CycleError):
+        TopologicalSorter({name: needs(ast.parse(text), code) for name, text in code.items()}).prepare()

@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pocketphi.artifacts.bundle import MANIFEST, seal
+from pocketphi.artifacts.bundle import seal
+from pocketphi.artifacts.manifest import MANIFEST
 
 Files = dict[str, bytes]
 Step = list[Any]

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pocketphi.artifacts.bundle import MANIFEST, seal
+from pocketphi.artifacts.bundle import seal
 from pocketphi.artifacts.kits.chat_format import PROBES, Render
 from pocketphi.artifacts.kits.conversation_vectors import conversation_vectors
 from pocketphi.artifacts.kits.damage import Files, forgery, random_damage
 from pocketphi.artifacts.kits.reference import ChatFormat, Rules, Sampler, stream
-from pocketphi.artifacts.manifest import FORMAT
+from pocketphi.artifacts.manifest import FORMAT, MANIFEST
 
 DAMAGES = 1000
 _STREAM = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.coreml.target import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
+from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from pocketphi.graph.config import read_config
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, specs
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.coreml.codecs import CODECS, Codec

@@ -33,7 +33,7 @@ from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.lint import Facts, lint
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
-from pocketphi.targets.coreml.target import TARGET, CoreML
+from pocketphi.targets.coreml.options import CoreML
 from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights, stored_weights
 from pocketphi.targets.target import Asked
 
@@ -121,7 +121,7 @@ class CoreMLBundle(Prepared):
             "norm": form.norm,
             "flavor": form.flavor,
             "state_bytes": self._facts.state_bytes,
-            "kv_cache_bytes_per_token": TARGET.kv_cache_bytes(self._program.config, self._options),
+            "kv_cache_bytes_per_token": self._options.kv_cache_bytes(self._program.config),
             "weight_bytes": self._file.size,
             "compute_units": {unit.name: unit.recorded() for unit in self._units},
         }

@@ -11,46 +11,15 @@ from typing import TYPE_CHECKING, Any
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.options import option
 from pocketphi.graph.reading import typed
 from pocketphi.targets.coreml.codecs import CODECS
+from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
 from pocketphi.targets.memory import Runtime
-from pocketphi.targets.target import Asked, Command, Kit, Target, TargetOptions
+from pocketphi.targets.target import Asked, Command, Kit, Target
 
 if TYPE_CHECKING:
     from pocketphi.graph.program import Program
     from pocketphi.targets.base import Host, Prepared
-
-DEFAULT_CONTEXT = 2048
-"""A phone's memory: Phi-3-mini keeps 393,216 bytes a token, so that 2048 tokens take 0.8 GB."""
-DEFAULT_CHUNK = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoreML(TargetOptions):
-    """Options of `--target coreml`, for a whole package; see `targets.coreml.form.Form`."""
-
-    target = "coreml"
-
-    chunk: int | None = option(
-        None, f"tokens of a prefill call (default {DEFAULT_CHUNK})", flag="prefill-chunk", metavar="N"
-    )
-    attention: str = option(
-        "sdpa", "one fused operator (default), or products and a softmax", choices=("sdpa", "decomposed")
-    )
-    norm: str = option(
-        "max-scaled",
-        "norms in float16, safe from overflow (default), or in float32",
-        choices=("max-scaled", "fp32"),
-    )
-    flavor: str = option(
-        "functions",
-        "prefill and decode functions (default), or one function as swift-transformers calls it",
-        choices=("functions", "swift-transformers"),
-    )
-    model_id: str | None = option(
-        None, "repository that swift-transformers reads the tokenizer from", metavar="OWNER/NAME"
-    )
 
 
 @dataclass(frozen=True)
@@ -77,9 +46,6 @@ class CoreMLTarget(Target[CoreML]):
     platforms = frozenset({"ios"})
     kits = (Kit("ios", "coreml", ("ios", "ios-coreml"), "Tests/KITTests/vectors.json"),)
 
-    def kv_cache_bytes(self, config: ModelConfig, options: CoreML) -> int:
-        return config.kv_cache_bytes(1, 2)  # float16
-
     def runtime(self, config: ModelConfig, options: CoreML, longest: int, held: int) -> Runtime:
         chunk = min(options.chunk or DEFAULT_CHUNK, held)
         return Runtime(
@@ -88,7 +54,7 @@ class CoreMLTarget(Target[CoreML]):
             buffers=2.0,
             fixed=20_000_000,
             chunk=chunk,
-            kv_per_token=self.kv_cache_bytes(config, options),
+            kv_per_token=options.kv_cache_bytes(config),
             kv_multiple=chunk,
             tables_end=True,
         )

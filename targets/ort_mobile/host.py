@@ -12,16 +12,17 @@ import numpy as np
 import onnx
 import torch
 
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
+from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, require_onnxruntime
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
-from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS, require_onnxruntime
 
 
 class OrtHost(Host):

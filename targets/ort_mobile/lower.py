@@ -22,7 +22,7 @@ from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.codecs import rules_of
 from pocketphi.targets.ort_mobile.codecs import CODECS, MS
-from pocketphi.targets.ort_mobile.target import INT8_ACTIVATIONS
+from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 
 OPSET = 21
 IR_VERSION = 10

@@ -27,8 +27,8 @@ from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
+from pocketphi.targets.ort_mobile.options import OrtMobile, require_onnxruntime
 from pocketphi.targets.ort_mobile.prefill import chunk_of
-from pocketphi.targets.ort_mobile.target import OrtMobile, require_onnxruntime
 from pocketphi.targets.target import Asked
 
 GRAPH_FILE = "model.onnx"

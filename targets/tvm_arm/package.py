@@ -29,9 +29,9 @@ from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
 from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, long_after, lower
+from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.target import TARGET, TvmArm
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
 from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
@@ -81,7 +81,7 @@ class TvmBundle(Prepared):
             "platform": self._platform.described(),
             "context": described["context"],
             "kv_cache": self._options.kv_cache,
-            "kv_cache_bytes_per_token": TARGET.kv_cache_bytes(program.config, self._options),
+            "kv_cache_bytes_per_token": self._options.kv_cache_bytes(program.config),
             **files,
         }
         return Packaged(

@@ -13,13 +13,12 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Layout
-from pocketphi.graph.options import option
 from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
-from pocketphi.targets.target import Asked, Command, Kit, Target, TargetOptions
+from pocketphi.targets.target import Asked, Command, Kit, Target
 from pocketphi.targets.tvm_arm.codecs import CODECS
-from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
-from pocketphi.targets.tvm_arm.platform import SYSTEMS, Platform
+from pocketphi.targets.tvm_arm.options import TvmArm
+from pocketphi.targets.tvm_arm.platform import Platform
 
 if TYPE_CHECKING:
     from pocketphi.graph.program import Program
@@ -27,29 +26,6 @@ if TYPE_CHECKING:
 
 _SOURCES = "src/main/cpp/runtime"
 """Where a kit for Android has the runtime, for the app's own compiler."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TvmArm(TargetOptions):
-    """Options of `--target tvm-arm`."""
-
-    target = "tvm-arm"
-
-    os: str = option("linux", "linux (default), android, ios, or host: this machine", choices=SYSTEMS, metavar="NAME")
-    cpu: str | None = option(
-        None,
-        "a core such as cortex-a76 or apple-a15, or an instruction set: neon, dotprod (default), i8mm, avx2, avx512vnni",
-        metavar="NAME",
-    )
-    tuning: Path | None = option(
-        None, "schedules that 'pocketphi tune' found (before those that ship with us)", metavar="FILE"
-    )
-    kv_cache: str = option(
-        "fp16",
-        "of keys and values: fp16 (default), or int8 with a scale for each: half the memory of long texts",
-        choices=tuple(KV_CACHES),
-        metavar="TYPE",
-    )
 
 
 @dataclass(frozen=True)
@@ -90,9 +66,6 @@ class TvmArmTarget(Target[TvmArm]):
         ),
     )
 
-    def kv_cache_bytes(self, config: ModelConfig, options: TvmArm) -> int:
-        return KV_CACHES[options.kv_cache].bytes(config, 1)
-
     def runtime(self, config: ModelConfig, options: TvmArm, longest: int, held: int) -> Runtime:
         return Runtime(
             float_bytes=4,
@@ -100,7 +73,7 @@ class TvmArmTarget(Target[TvmArm]):
             buffers=0.7,
             fixed=9_300_000,
             chunk=256,
-            kv_per_token=self.kv_cache_bytes(config, options),
+            kv_per_token=options.kv_cache_bytes(config),
             kv_multiple=16,
         )
 

@@ -13,16 +13,8 @@ from typing import Any
 import pytest
 from manifests import TARGET, a_manifest
 
-from pocketphi.artifacts.bundle import (
-    MANIFEST,
-    Bundle,
-    check_replaceable,
-    file_digest,
-    is_sealed,
-    seal,
-    write_manifest,
-)
-from pocketphi.artifacts.manifest import FileRecord
+from pocketphi.artifacts.bundle import Bundle, check_replaceable, file_digest, is_sealed, seal, write_manifest
+from pocketphi.artifacts.manifest import MANIFEST, FileRecord
 from pocketphi.graph.errors import InputError
 
 

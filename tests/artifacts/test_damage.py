@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from manifests import a_manifest
 
-from pocketphi.artifacts.bundle import MANIFEST, SIGNATURE, Bundle, write_manifest
+from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.kits.damage import Files, apply, forgery, random_damage
+from pocketphi.artifacts.manifest import MANIFEST, SIGNATURE
 from pocketphi.artifacts.signature import check_signature, sign_bundle
 from pocketphi.graph.errors import InputError
 

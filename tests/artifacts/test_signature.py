@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from manifests import a_manifest
 
-from pocketphi.artifacts.bundle import SIGNATURE, Bundle, write_manifest
+from pocketphi.artifacts.bundle import Bundle, write_manifest
+from pocketphi.artifacts.manifest import SIGNATURE
 from pocketphi.artifacts.signature import check_signature, private_key, public_key, sign_bundle
 from pocketphi.graph.errors import InputError
 

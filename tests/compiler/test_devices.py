@@ -22,15 +22,15 @@ from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.plan import plan, prepare
 from pocketphi.compiler.precision import asked_policy
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.trace import trace
 from pocketphi.targets import TARGETS, find_target
-from pocketphi.targets.coreml.target import CoreML
-from pocketphi.targets.tvm_arm.target import TvmArm
+from pocketphi.targets.coreml.options import CoreML
+from pocketphi.targets.tvm_arm.options import TvmArm
 
 MINI = compile_options("random:phi-3-mini-4k", Path("x"), recipe="rtn", block=32)
 

@@ -23,9 +23,10 @@ from pocketphi.compiler.known import Known
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.text_check import ModelText, check_text
-from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
+from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.sealed import read_sealed_data, write_sealed_data
 from pocketphi.graph.trace import trace

@@ -15,9 +15,9 @@ from tiny_phi3 import inputs, rounding
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models import MODELS
+from pocketphi.graph.opening import open_checkpoint
 
 LLAMA3 = {
     "rope_type": "llama3",

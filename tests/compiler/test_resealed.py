@@ -14,8 +14,8 @@ import onnx
 import pytest
 from kit_bundles import make_bundle
 
-from pocketphi.artifacts.bundle import MANIFEST, Bundle, seal, write_manifest
-from pocketphi.artifacts.manifest import VerificationRecord
+from pocketphi.artifacts.bundle import Bundle, seal, write_manifest
+from pocketphi.artifacts.manifest import MANIFEST, VerificationRecord
 from pocketphi.artifacts.sbom import sbom
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.integrate import integrate

@@ -16,9 +16,10 @@ from gguf import GGMLQuantizationType as Type
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
 from pocketphi.compiler.source_check import reading_checks
 from pocketphi.graph import gguf_file, gguf_rope, gguf_tokenizer, gguf_vocabulary, hf_folder, hf_weights
-from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
+from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.gguf_file import GgufFile
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.safetensors_file import RowReader
 from pocketphi.passes.policy import Policy

@@ -178,7 +178,7 @@ def _signatures(folder: Path) -> None:
 
 def _checkpoint(folder: Path) -> None:
     """Open a model, read every tensor, and build its tokenizer."""
-    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.opening import open_checkpoint
     from pocketphi.graph.tokenizer import Tokenizer
 
     source = open_checkpoint(str(folder))
@@ -191,7 +191,7 @@ def _checked(folder: Path) -> None:
     """What a compile asks of a model before its work: the libraries of other people read the same files."""
     from pocketphi.compiler.source_check import reading_checks
     from pocketphi.compiler.text_check import check_text
-    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.opening import open_checkpoint
 
     source = open_checkpoint(str(folder))
     check_text(source, ["ort-mobile"])
@@ -276,8 +276,8 @@ def _traced() -> Any:
     from pocketphi.compiler.compile import build_program
     from pocketphi.compiler.options import compile_options
     from pocketphi.compiler.ui import Ui
-    from pocketphi.graph.checkpoint import open_checkpoint
     from pocketphi.graph.hashed import HashedCheckpoint
+    from pocketphi.graph.opening import open_checkpoint
 
     options = compile_options("random:tiny", Path("-"), recipe="search", calibration_tokens=64)
     source = HashedCheckpoint(open_checkpoint(options.model))
@@ -301,8 +301,8 @@ def _graph(folder: Path) -> None:
     from unittest.mock import patch
 
     from pocketphi.compiler import known_graphs
-    from pocketphi.graph.checkpoint import open_checkpoint
     from pocketphi.graph.errors import InputError
+    from pocketphi.graph.opening import open_checkpoint
 
     with patch.object(known_graphs, "trace_apart", side_effect=InputError("it would be traced again")):
         graphs = known_graphs.KnownGraphs(open_checkpoint("random:tiny"), folder)

@@ -303,7 +303,7 @@ def cache() -> Path:
 def graphs() -> Path:
     """The cache after the plan of a compile: the traced graph and the fused one."""
     from pocketphi.compiler.known_graphs import KnownGraphs
-    from pocketphi.graph.checkpoint import open_checkpoint
+    from pocketphi.graph.opening import open_checkpoint
 
     folder = place("graphs")
     KnownGraphs(open_checkpoint("random:tiny"), folder).fused(None)

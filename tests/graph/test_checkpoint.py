@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_phi3 import TINY
 
-from pocketphi.graph.checkpoint import CHUNK_BYTES, TensorInfo, check_tensors, open_checkpoint
+from pocketphi.graph.checkpoint import CHUNK_BYTES, TensorInfo, check_tensors
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.random_weights import RandomWeights
 
 

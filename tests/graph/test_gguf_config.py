@@ -15,6 +15,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_config import config_of
 from pocketphi.graph.gguf_file import GgufFile
 from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
+from pocketphi.graph.hf_config import config_of_hf
 from tests.graph.test_gguf_file import DIM, FIELDS, HEADS, VOCAB, random_tensors, write
 
 HALF = DIM // 2
@@ -83,7 +84,7 @@ def test_linear_scaling(arch: str, changes: dict[str, Any], factors: tuple[float
     """Positions divided by a factor are LongRoPE with that factor everywhere, whose attention factor is 1."""
     config, _ = read(arch, **changes)
     assert config.long_rope == (LongRope(factors, factors, config.max_position) if factors else None)
-    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert config_of_hf(config.to_hf()) == config
 
 
 def test_rope_type_none_turns_scaling_off() -> None:

@@ -16,10 +16,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from pocketphi.graph.checkpoint import open_checkpoint
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_file import GgufFile, sample_path
+from pocketphi.graph.hf_config import config_of_hf
+from pocketphi.graph.opening import open_checkpoint
 
 Array = npt.NDArray[np.float32]
 
@@ -377,7 +377,7 @@ def test_config_of_phi3(tmp_path: Path) -> None:
     assert config.long_rope.original_max_position == 32
     assert np.allclose(config.long_rope.long, FACTORS["rope_factors_long.weight"], rtol=1e-7)
     assert np.allclose(config.long_rope.short, FACTORS["rope_factors_short.weight"], rtol=1e-7)
-    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert config_of_hf(config.to_hf()) == config
 
 
 def test_config_without_the_optional_keys(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pocketphi.graph.checkpoint import open_checkpoint
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.trace import trace
 from tests.graph.test_gguf_file import (

@@ -12,11 +12,11 @@ import pytest
 
 from pocketphi.compiler.build_key import SourceDigests
 from pocketphi.graph import gguf_parts
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_file import GgufFile
 from pocketphi.graph.gguf_parse import shown
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.opening import open_checkpoint
 from tests.graph.test_gguf_file import FIELDS, Array, random_tensors, write
 
 

@@ -13,9 +13,9 @@ import torch
 from hf_folders import DTYPES, EMBEDDING, HEAD, NORM, Tensors, configure, our_logits, save, tensors, transformers_logits
 from tiny_phi3 import SWITCH, VARIANTS, inputs, rounding
 
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_agreement import check_agreement
+from pocketphi.graph.opening import open_checkpoint
 
 LONG = VARIANTS["longrope"].to_hf()["rope_scaling"]
 FACTORS = {"short_factor": LONG["short_factor"], "long_factor": LONG["long_factor"]}

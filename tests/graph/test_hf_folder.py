@@ -17,9 +17,9 @@ import torch
 from hf_folders import DTYPES, NORM, save, tensors
 from tiny_phi3 import VARIANTS
 
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import HfFolder
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.random_weights import RandomWeights
 
 

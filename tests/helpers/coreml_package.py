@@ -20,7 +20,7 @@ from pocketphi.graph.program import Program
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.quantizers import EightBits, KMeans
 from pocketphi.targets.base import Packaged
-from pocketphi.targets.coreml.target import CoreML
+from pocketphi.targets.coreml.options import CoreML
 
 CONTEXT, CHUNK = 100, 16  # 7 chunks, the last one incomplete
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from tiny_phi3 import VARIANTS, inputs
 
-from pocketphi.graph.checkpoint import Checkpoint, open_checkpoint
+from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.lazy_weights import FloatWeight
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.trace import trace

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.artifacts.stream import Progress
 from pocketphi.compiler.rebuild import _ShapesOnly
-from pocketphi.graph.config import ModelConfig, read_config
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.formats import bytes_of, format_of
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import Dequantized, LazyWeight, PartSpec, digest, materialize, row_chunks
 from pocketphi.graph.options import option
 from pocketphi.graph.program import Program, split_target
@@ -30,6 +31,9 @@ from pocketphi.targets.target import Asked, Target, TargetOptions
 class Toy(TargetOptions):
     target = "toy"
     greeting: str = option("hello", "what the file's header says", flag="toy-greeting")
+
+    def kv_cache_bytes(self, config: ModelConfig) -> int:
+        return config.kv_cache_bytes(1, 4)
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,8 @@ class ToyTarget(Target[Toy]):
     recorded = libraries = ("safetensors",)
     codecs = {"int4": SimpleNamespace(bytes_of=bytes_of)}  # noqa: RUF012
 
-    def kv_cache_bytes(self, config: ModelConfig, options: Toy) -> int:
-        return config.kv_cache_bytes(1, 4)
-
     def runtime(self, config: ModelConfig, options: Toy, longest: int, held: int) -> Runtime:
-        per_token = self.kv_cache_bytes(config, options)
+        per_token = options.kv_cache_bytes(config)
         return Runtime(4, 4, 2.0, 10**7, None, per_token)
 
     def prepare(self, program: Program, options: Toy, asked: Asked) -> Prepared:

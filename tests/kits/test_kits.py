@@ -14,8 +14,9 @@ import pytest
 from kit_bundles import KITS, STUBS, make_bundle
 from kit_talks import write_talks
 
-from pocketphi.artifacts.bundle import MANIFEST, file_digest
+from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.kits.fill import kotlin_literal, swift_literal
+from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.integrate import integrate
 from pocketphi.graph.errors import InputError

@@ -14,9 +14,9 @@ from pocketphi.artifacts.folder import new_folder
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.writing import write_whole
-from pocketphi.targets import missing_extra
+from pocketphi.targets import find_target, missing_extra
 from pocketphi.targets.target import Asked, Tools, Ui
-from pocketphi.targets.tvm_arm.target import TARGET, TvmArm
+from pocketphi.targets.tvm_arm.options import TvmArm
 
 if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.host import TvmHost
@@ -172,13 +172,13 @@ def _host(folder: Path) -> TvmHost:
     """The TVM part of a bundle. Raises InputError where it has none."""
     bundle = Bundle.open(folder, check=False)
     held = bundle.manifest.targets
-    name = TARGET.name
+    name = TvmArm.target
     if name not in held:
         raise InputError(f"{folder}: holds {', '.join(held)}; only a bundle of --target {name} has schedules to tune")
     try:
         from pocketphi.targets.tvm_arm.host import TvmHost
     except ModuleNotFoundError as error:
-        raise missing_extra(TARGET, error) from None
+        raise missing_extra(find_target(TvmArm.target), error) from None
     return TvmHost(folder)
 
 
@@ -192,7 +192,7 @@ def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
             assert options.key
             return RemoteMeasurer(platform, parse_address(options.rpc), options.key, options.threads, options.rounds)
     except ModuleNotFoundError as error:
-        raise missing_extra(TARGET, error) from None
+        raise missing_extra(find_target(TvmArm.target), error) from None
     from pocketphi.targets.tvm_arm.tune.cores import find_core
     from pocketphi.targets.tvm_arm.tune.cost_model import CostModel, find_mca
     from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer, runs_here

@@ -12,8 +12,8 @@ from decoder_folders import WINDOW, differing, ours, save_model, theirs
 from hf_folders import configure
 
 from pocketphi.compiler.source_check import reading_checks
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.opening import open_checkpoint
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import transformers
 
-from pocketphi.graph.checkpoint import open_checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_agreement import check_agreement
 from pocketphi.graph.hf_config import read_hf_config
 from pocketphi.graph.models import MODELS, models
 from pocketphi.graph.models.base import Piece, cut
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.published import PUBLISHED
 
 SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps

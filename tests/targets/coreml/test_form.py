@@ -9,7 +9,7 @@ from tiny_phi3 import TINY
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.form import Form, make_form
-from pocketphi.targets.coreml.target import CoreML
+from pocketphi.targets.coreml.options import CoreML
 
 
 @pytest.mark.parametrize(

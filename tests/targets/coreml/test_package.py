@@ -27,8 +27,8 @@ ct = pytest.importorskip("coremltools")
 
 from pocketphi.targets.coreml.form import make_form  # noqa: E402
 from pocketphi.targets.coreml.mil import identifier  # noqa: E402 - only where coremltools is installed
+from pocketphi.targets.coreml.options import CoreML  # noqa: E402
 from pocketphi.targets.coreml.package import PACKAGE, WEIGHT_FILE, facts_of  # noqa: E402
-from pocketphi.targets.coreml.target import CoreML  # noqa: E402
 from pocketphi.targets.coreml.weightfile import plan_weights  # noqa: E402
 
 FILES = {"Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"}

@@ -46,7 +46,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from pocketphi.targets.ort_mobile.host import read_weights  # noqa: E402
 from pocketphi.targets.ort_mobile.lower import lower  # noqa: E402 - only where onnx is installed
-from pocketphi.targets.ort_mobile.target import OrtMobile  # noqa: E402
+from pocketphi.targets.ort_mobile.options import OrtMobile  # noqa: E402
 
 Outputs = dict[str, torch.Tensor]
 # GroupQueryAttention takes several new tokens after a cache for one row only

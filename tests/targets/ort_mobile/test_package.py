@@ -22,8 +22,8 @@ ort = pytest.importorskip("onnxruntime")
 
 from pocketphi.targets.ort_mobile import package as module  # noqa: E402 - only where onnx is installed
 from pocketphi.targets.ort_mobile.lower import lower  # noqa: E402
+from pocketphi.targets.ort_mobile.options import OrtMobile  # noqa: E402
 from pocketphi.targets.ort_mobile.package import genai_config  # noqa: E402
-from pocketphi.targets.ort_mobile.target import OrtMobile  # noqa: E402
 
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "required_operators.config"}
 

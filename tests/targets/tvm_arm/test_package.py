@@ -27,8 +27,8 @@ from pocketphi.passes.last_logits import LastLogits
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
+from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.target import TvmArm
 
 needs_arm = pytest.mark.skipif(
     not (shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-g++")),

@@ -1,0 +1,37 @@
+"""Which reader a model has, by how a user names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.gguf_file import GgufFile, sample_path
+from pocketphi.graph.hf_folder import HfFolder
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.reading import lost_link
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open MODEL: a Hugging Face folder, a `.gguf` file, `sample`, or `random:NAME`.
+
+    Raises InputError when there is no such model or it is damaged.
+    """
+    text = str(model)
+    if text.startswith("random:"):
+        return RandomWeights(text)
+    if text == "sample":
+        return GgufFile(sample_path(), label="sample")
+    path = Path(model)
+    if path.is_dir():
+        return HfFolder(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return GgufFile(path)
+    if lost := lost_link(path):
+        raise lost
+    if path.exists():
+        raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file")
+    raise InputError(
+        f"{text}: no such model; expected a Hugging Face folder, a .gguf file, 'sample', "
+        "or 'random:phi-3-mini-4k' and other published shapes"
+    )

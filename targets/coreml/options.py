@@ -1,0 +1,43 @@
+"""What can be asked of Core ML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.options import option
+from pocketphi.targets.target import TargetOptions
+
+DEFAULT_CONTEXT = 2048
+"""A phone's memory: Phi-3-mini keeps 393,216 bytes a token, so that 2048 tokens take 0.8 GB."""
+DEFAULT_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreML(TargetOptions):
+    """Options of `--target coreml`, for a whole package; see `targets.coreml.form.Form`."""
+
+    target = "coreml"
+
+    chunk: int | None = option(
+        None, f"tokens of a prefill call (default {DEFAULT_CHUNK})", flag="prefill-chunk", metavar="N"
+    )
+    attention: str = option(
+        "sdpa", "one fused operator (default), or products and a softmax", choices=("sdpa", "decomposed")
+    )
+    norm: str = option(
+        "max-scaled",
+        "norms in float16, safe from overflow (default), or in float32",
+        choices=("max-scaled", "fp32"),
+    )
+    flavor: str = option(
+        "functions",
+        "prefill and decode functions (default), or one function as swift-transformers calls it",
+        choices=("functions", "swift-transformers"),
+    )
+    model_id: str | None = option(
+        None, "repository that swift-transformers reads the tokenizer from", metavar="OWNER/NAME"
+    )
+
+    def kv_cache_bytes(self, config: ModelConfig) -> int:
+        return config.kv_cache_bytes(1, 2)  # float16

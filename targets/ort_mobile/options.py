@@ -1,0 +1,35 @@
+"""What can be asked of ONNX Runtime Mobile."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import CannotRun
+from pocketphi.graph.options import option
+from pocketphi.targets.target import TargetOptions
+
+INT8_ACTIVATIONS = 4
+"""MatMulNBits accuracy level: 0 computes in float32, 4 with activations rounded to int8 in blocks (three times faster)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrtMobile(TargetOptions):
+    """Options of `--target ort-mobile`."""
+
+    target = "ort-mobile"
+
+    accuracy_level: int = option(
+        INT8_ACTIVATIONS, "4: int8 activations (default); 0: float32", choices=(0, 4), recorded=True
+    )
+    ort_file: bool = option(False, "also the single-file model.ort (under 2 GiB)")
+
+    def kv_cache_bytes(self, config: ModelConfig) -> int:
+        return config.kv_cache_bytes(1, 4)  # float32
+
+
+def require_onnxruntime() -> None:
+    """Raise CannotRun where ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise CannotRun("ort-mobile needs the package 'onnxruntime'; install it with: pip install 'pocketphi[ort]'")
