@@ -81,10 +81,10 @@ def _devices(a: argparse.Namespace) -> int:
     options = options_of(a, Path("-"), TARGETS, recipe="rtn")
     config = config_of(a.model)
     longest = config.max_position
-    check_number("--context", a.context or longest, 2, longest, f"{a.model} has no more positions")
+    check_number("--context", options.context or longest, 2, longest, f"{a.model} has no more positions")
     if a.prompt_tokens is not None:
-        why = "the context holds no more" if a.context else f"{a.model} has no more positions"
-        check_number("--prompt-tokens", a.prompt_tokens, 1, a.context or longest, why)
+        why = "the context holds no more" if options.context else f"{a.model} has no more positions"
+        check_number("--prompt-tokens", a.prompt_tokens, 1, options.context or longest, why)
     found = [
         fit(config, options, target, device, PROMPT if a.prompt_tokens is None else a.prompt_tokens)
         for device in chosen

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class TvmBundle(Prepared):
         self._platform = Platform.of(options.os, options.cpu)
         self._cache = KV_CACHES[options.kv_cache]
         self._tuning = Tuning(self._platform, options.tuning, options.content("tuning"))
-        self.bytes = ParamsFile.plan(program, self._platform.isa).layout.size + LIBRARY_BYTES
+        self._params = ParamsFile.plan(program, self._platform.isa)
+        self.bytes = self._params.layout.size + LIBRARY_BYTES
         self.notes = [self._platform.described(), *self._platform.notes()]
         toolchain = toolchain_of(self._platform)
         if not toolchain.links:
@@ -72,7 +74,7 @@ class TvmBundle(Prepared):
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program = self._program
-        params = ParamsFile.plan(program, self._platform.isa)
+        params = replace(self._params, weights=program.weights_read())
         written = params.write(folder / PARAMS_FILE, progress)
         described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
         module, files, more = self._library(folder, described)
@@ -92,7 +94,7 @@ class TvmBundle(Prepared):
         """Build the library of a packaged folder anew, with these options' schedules; its parameters stay. Returns notes."""
         read_description(folder)
         described = read_json(folder / DESCRIPTION)
-        if ParamsFile.plan(self._program, self._platform.isa).table() != described["params"]:
+        if self._params.table() != described["params"]:
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
         _, files, notes = self._library(folder, described)
         (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")

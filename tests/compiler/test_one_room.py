@@ -115,6 +115,26 @@ def test_the_page_of_options_is_up_to_date() -> None:
     assert (COMPILER.parent / "docs" / "options.md").read_text("utf-8") == page()
 
 
+def test_each_target_is_planned_and_lowered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("coremltools")
+    from pocketphi.compiler.compile import compile_model
+    from pocketphi.targets.coreml import package as coreml
+    from pocketphi.targets.ort_mobile import package as ort
+
+    asked: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (asked.append(f"{module.__name__} {name}"), real(*args))[1])
+
+    for module, name in ((ort, "lower"), (coreml, "lower"), (coreml, "plan_weights"), (coreml, "lint")):
+        counted(module, name)
+    compile_model(
+        compile_options("random:tiny", tmp_path / "b", ("ort-mobile", "coreml"), recipe="rtn", verify="never")
+    )
+    assert len(asked) == len(set(asked)) == 4
+
+
 def every_option() -> list[tuple[str, Any]]:
     found = [("compile", one) for one in declared(CompileOptions).values()]
     return found + [(target.name, one) for target in all_targets() for one in declared(target.options).values()]
