@@ -38,6 +38,7 @@ def known_text(source: Checkpoint, targets: Collection[str], cache: Path | None 
         "files": {name: blake3(content).hexdigest() for name, content in files.items()},
         "model": source.label,  # messages name it
         "config": source.config.to_hf(),
+        "settings": source.text_settings(),
         "targets": sorted(targets),
     }
     if (found := known.find(about)) is not None and (text := _text(*found)) is not None:
