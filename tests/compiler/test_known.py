@@ -262,7 +262,9 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return count
 
 
-def test_a_tokenizer_is_checked_once(with_text: Path, tmp_path: Path, texts: Counted) -> None:
+def test_a_tokenizer_is_checked_once(
+    with_text: Path, tmp_path: Path, texts: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
     source = open_checkpoint(with_text)
     expected = check_text(source, ["ort-mobile"])
@@ -273,6 +275,10 @@ def test_a_tokenizer_is_checked_once(with_text: Path, tmp_path: Path, texts: Cou
     assert texts() == 1
     (with_text / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert known_text.known_text(open_checkpoint(with_text), ["coreml"], cache).files.keys() >= {"chat_template.jinja"}
+    assert texts() == 1
+    other = {**source.text_settings(), "model_type": "llama"}  # by which transformers may choose another class
+    monkeypatch.setattr(source, "text_settings", lambda: other)
+    known_text.known_text(source, ["coreml"], cache)
     assert texts() == 1
 
 
