@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pocketphi.artifacts.manifest import CheckRecord, VerificationRecord
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.graph_words import graph_rows
+from pocketphi.compiler.show import verification
 
 COMPILED = {
     "edge.add_rms_norm": 60,
@@ -53,7 +55,7 @@ def test_every_operator_is_counted_once() -> None:
 
 
 def test_what_a_plan_and_a_bundle_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["compile", "random:tiny", "-o", str(tmp_path / "b"), "--recipe", "rtn"]
+    asked = ["compile", "random:tiny", "-o", str(tmp_path / "b"), "--recipe", "rtn", "--verify", "never"]
     for command in ([*asked, "--dry-run"], asked, ["inspect", str(tmp_path / "b")]):
         assert main(command) == 0
         printed = capsys.readouterr().out
@@ -67,6 +69,11 @@ def test_what_a_plan_and_a_bundle_print(tmp_path: Path, capsys: pytest.CaptureFi
             "256 tokens",
         ):
             assert said in printed
-    assert "KL: how far two predictions" in printed
     assert main(["inspect", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["operators"]["getitem"] == 20
+
+
+def test_a_verification_says_what_kl_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in (("ort-mobile: KL decode, exact", True), ("weights equal, bit for bit", False)):
+        verification(VerificationRecord(True, (CheckRecord(name, 0.0, 1e-6, True, "64 positions"),), None))
+        assert ("KL: how far two predictions" in capsys.readouterr().out) is said
