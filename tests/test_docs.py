@@ -1,4 +1,4 @@
-"""What README and docs say is so: commands and options exist, what is printed as runnable runs, links and messages are there."""
+"""What README and docs say is so: commands, options, links and messages exist, and what is printed as runnable runs."""
 
 from __future__ import annotations
 
@@ -186,18 +186,24 @@ def test_figures_are_those_of_their_numbers(tmp_path: Path) -> None:
     assert [name for name in drawn if (tmp_path / name).read_bytes() != (DOCS / "figures" / name).read_bytes()] == []
 
 
+def text_of(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
 def texts(path: Path) -> Iterator[str]:
     """Every text of a file, with … for what is put in when it runs."""
     inside = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.JoinedStr):
             inside |= {id(value) for value in node.values}
-            yield "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)  # type: ignore[misc]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield node.value
+        if id(node) not in inside:
+            yield from text_of(node)
 
 
-QUOTED = re.compile(r"^- `(.+)`$", re.MULTILINE)
+QUOTED = re.compile(r"^- `(.+)`\\?$", re.MULTILINE)
 
 
 def test_messages_of_troubleshooting_are_in_the_code() -> None:
@@ -215,14 +221,7 @@ def test_troubleshooting_has_every_message_of(file: str) -> None:
         text
         for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8")))
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
-        for text in texts_of(node.exc.args[0])
+        for text in text_of(node.exc.args[0])
     ]
     assert raised
     assert [text for text in raised if f"- `{text}`" not in page] == []
-
-
-def texts_of(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.JoinedStr):
-        yield "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)  # type: ignore[misc]
-    elif isinstance(node, ast.Constant):
-        yield node.value  # type: ignore[misc]

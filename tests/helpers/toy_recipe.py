@@ -1,4 +1,4 @@
-"""A recipe in one file, as docs/extending.md describes it: round to nearest, after each row's largest values were brought down."""
+"""A recipe in one file, as docs/extending.md describes it: round to nearest, after large values were brought down."""
 
 from __future__ import annotations
 
