@@ -142,20 +142,19 @@ def test_the_six_lines_of_python(tmp_path: Path) -> None:
 
 
 def test_the_steps_of_extending(tmp_path: Path) -> None:
-    """All of the page's lines, in order, in one process; a Helium model lies there for its command."""
+    """All code of the page in one process, which costs one start: the last section first, as the command line lists recipes
+    when it is imported. A Helium model lies there for its command."""
     steps = [
         "import torch; torch.set_num_threads(1)",
         "from pathlib import Path",
         "from decoder_folders import save_model",
         "save_model(Path('helium'), 'HeliumForCausalLM', head_dim=16)",
     ]
-    text = (DOCS / "extending.md").read_text("utf-8")
-    for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        steps += (
-            [code] if language == "python" else [f"assert main({shlex.split(c)[1:]}) == 0" for c in code.splitlines()]
-        )
-        if "TARGETS" in code:
-            steps.append("from pocketphi.compiler.cli import main")
+    for section in reversed((DOCS / "extending.md").read_text("utf-8").split("\n## ")):
+        for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+            runs = ["from pocketphi.compiler.cli import main"]
+            runs += [f"assert main({shlex.split(line)[1:]}) == 0" for line in code.splitlines()]
+            steps += [code] if language == "python" else runs
     said = run([sys.executable, "-c", "\n".join(steps)], tmp_path)
     assert "what the file's header says" in said
     assert "a mix of int2 and int4 by 2 rules" in said
