@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketphi.compiler.build_file import read_build_file
 from pocketphi.compiler.cli import parser
 from pocketphi.targets import TARGETS
 
@@ -103,6 +104,14 @@ def test_commands_and_options_in_the_text_exist(page: Path, commands: dict[str, 
         if own or words[0].startswith("--"):
             unknown += [span for word in words if re.fullmatch(r"--[a-z][a-z-]+", word) and word not in known]
     assert [span for span in unknown if page.name != "troubleshooting.md"] == []
+
+
+def test_the_build_file_on_the_page_of_ci_can_be_read(tmp_path: Path) -> None:
+    (file,) = blocks(DOCS / "ci.md", "toml")
+    (tmp_path / "pocketphi.toml").write_text(file)
+    cells = read_build_file(tmp_path / "pocketphi.toml").cells
+    assert [cell.name for cell in cells] == ["chat-ort-mobile-rtn", "chat-coreml-rtn"]
+    assert {(cell.gates.max_bytes, cell.gates.lowering) for cell in cells} == {(100_000_000, 0.01)}
 
 
 @pages
