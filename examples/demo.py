@@ -53,7 +53,7 @@ def _table(seconds: float, memory: int) -> None:
         rate = f"reads a prompt of 512 tokens at {s.prefill:.0f} tokens/s, answers at {s.decode:.0f} tokens/s"
         table.add_row(f"{s.threads} thread{'s' * (s.threads > 1)}", rate)
     table.add_row("compile and verify", f"{seconds:.0f} s, peak memory {memory / 1e9:.2f} GB")
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 
 from pocketphi.compiler.build_file import read_build_file
 from pocketphi.compiler.cli import parser
+from pocketphi.graph.published import PUBLISHED
 from pocketphi.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +113,11 @@ def test_the_build_file_on_the_page_of_ci_can_be_read(tmp_path: Path) -> None:
     cells = read_build_file(tmp_path / "pocketphi.toml").cells
     assert [cell.name for cell in cells] == ["chat-ort-mobile-rtn", "chat-coreml-rtn"]
     assert {(cell.gates.max_bytes, cell.gates.lowering) for cell in cells} == {(100_000_000, 0.01)}
+
+
+def test_the_page_of_models_names_every_shape() -> None:
+    named = set(spans(DOCS / "models.md"))
+    assert [name for name in PUBLISHED if name not in named] == []
 
 
 @pages
