@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
 from pocketphi.artifacts.bundle import Bundle
@@ -9,6 +11,7 @@ from pocketphi.artifacts.manifest import VerificationRecord
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
 from pocketphi.compiler.footprint import bundle_footprint
+from pocketphi.compiler.graph_words import graph_rows
 from pocketphi.compiler.plan import Plan
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.terminal import console, plain
@@ -21,7 +24,8 @@ def bundle(made: Bundle, checked: bool) -> None:
     model = manifest.model
     table = _table(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters")
     table.add_row("recipe", plain(manifest.recipe.described()))
-    table.add_row("size", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
+    _graph(table, manifest.operators)
+    table.add_row("on disk", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
     for name, target in manifest.targets.items():
         per_token = target.kv_cache_bytes_per_token or model.kv_cache_bytes_per_token
         cache = f"{manifest.context(name):,} tokens, {_size(per_token)} of K/V cache each"
@@ -29,8 +33,6 @@ def bundle(made: Bundle, checked: bool) -> None:
         several = len(manifest.targets) > 1
         table.add_row("context", f"{name}: {cache}" if several else cache)
         table.add_row("memory to run", f"{name}: {memory}" if several else memory)
-    counts = ", ".join(f"{n} {name}" for name, n in sorted(manifest.operators.items()))
-    table.add_row("operators", plain(counts))
     for entry in manifest.passes:
         for place, reason in entry.refused:
             table.add_row("left alone", plain(f"{entry.name}: {place}: {reason}"))
@@ -69,6 +71,8 @@ def verification(recorded: VerificationRecord, earlier: bool = False) -> None:
         table.add_row(mark, plain(check.name), f"{check.measured:.2g}", bound, plain(check.detail))
     if recorded.checks:
         console().print(table)
+    if any("KL" in check.name for check in recorded.checks):
+        console().print("KL: how far two predictions of the next token are apart, in nats a token; 0: the same")
     error = recorded.quantization_error
     if error:
         kl, top1, tokens = (error.get(key, float("nan")) for key in ("kl", "top1", "tokens"))
@@ -87,12 +91,11 @@ def verification(recorded: VerificationRecord, earlier: bool = False) -> None:
 def plan(made: Plan) -> None:
     """What a compile would do."""
     table = _table(f"plan for {made.model}: {made.parameters / 1e6:,.0f} M parameters, {made.layers} layers")
-    table.add_row("files", _size(made.artifact))
+    _graph(table, made.operators)
+    table.add_row("on disk", f"{_size(made.artifact)}, without the tokenizer")
     table.add_row("memory to compile", f"about {_size(made.compile_memory)}")
     for name, run in made.run.items():
         table.add_row("memory to run", f"{name}: {_memory(run)}" if len(made.run) > 1 else _memory(run))
-    for name, applied in made.applied.items():
-        table.add_row(name, ", ".join(f"{n} {rule}" for rule, n in applied.items()) or "nothing")
     for name, place, reason in made.refused:
         table.add_row("left alone", plain(f"{name}: {place}: {reason}"))
     for note in made.notes:
@@ -151,6 +154,12 @@ def checkpoint(source: Checkpoint) -> None:
     for notice in source.notices:
         table.add_row("notice", plain(notice))
     console().print(table)
+
+
+def _graph(table: Table, operators: Mapping[str, int]) -> None:
+    """What was quantized and fused, and what was not."""
+    for title, text in graph_rows(operators):
+        table.add_row(title, plain(text))
 
 
 def _table(title: str) -> Table:

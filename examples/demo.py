@@ -42,14 +42,18 @@ def _table(seconds: float, memory: int) -> None:
     kl = {check.name: check.measured for check in manifest.checks}
     table = Table(title="\nthe sample in numbers", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_row("parameters", f"{manifest.model.parameters / 1e6:.0f} M")
-    table.add_row("bundle", f"{manifest.bytes / 1e6:.1f} MB in {len(manifest.files)} files")
-    table.add_row("lowering error, exact", f"KL {kl['KL decode, exact']:.1e} nats/token (bound 1e-06)")
-    table.add_row("lowering error, int8 activations", f"KL {kl['KL decode, as saved']:.1e} nats/token (bound 1e-02)")
+    table.add_row("on disk", f"{manifest.bytes / 1e6:.1f} MB in {len(manifest.files)} files")
+    table.add_row(
+        "error of the files, in float32", f"KL {kl['KL decode, exact']:.1e} nats a token, at most 1e-06 allowed"
+    )
+    table.add_row(
+        "error of the files, as they run", f"KL {kl['KL decode, as saved']:.1e} nats a token, at most 1e-02 allowed"
+    )
     for s in speeds:
-        rate = f"{s.prefill:.0f} tokens/s prefill (512 tokens), {s.decode:.0f} tokens/s decode"
+        rate = f"reads a prompt of 512 tokens at {s.prefill:.0f} tokens/s, answers at {s.decode:.0f} tokens/s"
         table.add_row(f"{s.threads} thread{'s' * (s.threads > 1)}", rate)
     table.add_row("compile and verify", f"{seconds:.0f} s, peak memory {memory / 1e9:.2f} GB")
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
