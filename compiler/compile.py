@@ -18,7 +18,7 @@ from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
-from pocketphi.compiler.plan import check_plan, prepare
+from pocketphi.compiler.plan import check_plan, check_targets, prepare
 from pocketphi.compiler.precision import asked_policy, rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
@@ -54,6 +54,7 @@ def compile_model(
     """
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
+    check_targets(options)
     source = HashedCheckpoint(open_checkpoint(options.model))
     text = known_text(source, options.target_names, options.cache)
     for notice in (*source.notices, *text.notices):

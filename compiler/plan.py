@@ -23,7 +23,7 @@ from pocketphi.graph.threads import WORKERS
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.weight_cache import MAX_VALUES
-from pocketphi.targets import find_target, missing_extra
+from pocketphi.targets import check_installed, find_target, missing_extra
 from pocketphi.targets.base import Prepared, check_formats
 from pocketphi.targets.memory import Footprint
 
@@ -57,6 +57,7 @@ class Plan:
 
 def plan(options: CompileOptions) -> Plan:
     """Trace and rewrite the graph, read no weight."""
+    check_targets(options)
     source = open_checkpoint(options.model)
     text = known_text(source, options.target_names, options.cache)
     policy = asked_policy(options, source.config.tied_embeddings)
@@ -104,6 +105,12 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     measuring = statistics + tokens * (columns + 2 * hidden) + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
     return now + max(streaming, 4 * max(running, measuring, largest))
+
+
+def check_targets(options: CompileOptions) -> None:
+    """Raise CannotRun, before any work, where a target's packages are not installed."""
+    for name in options.target_names:
+        check_installed(find_target(name))
 
 
 def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:

@@ -128,7 +128,7 @@ class Target(ABC, Generic[O]):
 
     name, title: as the command line calls it, and as people do
     options:   the class of its options
-    extra:     of setup.cfg, with its packages
+    extra:     of setup.cfg, with its packages; modules: what these are imported as
     recorded:  the packages that a manifest names; libraries: all whose versions decide its bytes
     codecs:    by name, of the formats of weights that its files can hold
     weights_file: of a bundle; default_context: tokens that are planned for where nobody asked for a number
@@ -140,6 +140,7 @@ class Target(ABC, Generic[O]):
     title: ClassVar[str]
     options: ClassVar[type[TargetOptions]]
     extra: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]] = ()
     recorded: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]]
     codecs: ClassVar[Mapping[str, Any]]

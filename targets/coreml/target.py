@@ -38,6 +38,7 @@ class CoreMLTarget(Target[CoreML]):
     title = "Core ML"
     options = CoreML
     extra = "coreml"
+    modules = ("coremltools",)
     recorded = ("coremltools",)
     libraries = ("coremltools", "protobuf")
     codecs = CODECS

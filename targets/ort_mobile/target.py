@@ -28,6 +28,7 @@ class OrtMobileTarget(Target[OrtMobile]):
     title = "ONNX Runtime"
     options = OrtMobile
     extra = "ort"
+    modules = ("onnx",)
     recorded = ("onnx", "onnxruntime")
     libraries = ("onnx", "onnxruntime", "onnxruntime-genai", "protobuf")
     codecs = CODECS

@@ -50,6 +50,7 @@ class TvmArmTarget(Target[TvmArm]):
     title = "TVM"
     options = TvmArm
     extra = "tvm"
+    modules = ("tvm", "tvm_ffi")
     recorded = ("apache-tvm", "apache-tvm-ffi")
     libraries = ("apache-tvm", "apache-tvm-ffi")
     codecs = CODECS

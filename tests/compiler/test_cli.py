@@ -176,16 +176,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("random:tiny", ("--palette",), "ort-mobile: model.embed_tokens.weight is a palette, which the target cannot"),
         ("random:tiny", ("--block", "128"), "K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"),
         ("random:tiny", ("--context", "0"), "--context 0: expected 2 or more tokens"),
-        ("random:tiny", ("--target", "tvm-arm", "--kv-cache", "q4"), "--kv-cache q4: expected one of fp16, int8"),
+        ("random:tiny", ("--target", "tvm-arm", "--kv-cache", "q4"), "--kv-cache q4: expected fp16 or int8"),
         (
             "random:tiny",
             ("--kv-cache", "int8"),
-            "--kv-cache int8: ort-mobile has no such cache; leave it out, or compile for tvm-arm",
+            "--kv-cache int8: ort-mobile has no such option; leave it out, or compile for tvm-arm",
         ),
         (
             "random:tiny",
             ("--target", "coreml", "--target", "ort-mobile", "--kv-cache", "int8"),
-            "--kv-cache int8: neither coreml nor ort-mobile has such a cache; leave it out, or compile for tvm-arm",
+            "--kv-cache int8: neither coreml nor ort-mobile has such an option; leave it out, or compile for tvm-arm",
         ),
         ("random:tiny", ("--context", "257"), "--context 257: the model has 256 positions"),
         (
@@ -265,7 +265,7 @@ def test_bad_calibration_text(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 def test_a_missing_calibration_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     message = compile_fails(capsys, "random:tiny", tmp_path / "out", "--calibration", "nowhere.txt")
-    assert "nowhere.txt: the calibration text cannot be read: No such file" in message
+    assert "nowhere.txt: --calibration cannot be read: No such file" in message
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "search"])
