@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the models are tiny: waking a second thread costs more than it gives
+
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # in the background of a shell; what tests start would inherit it
+        signal.signal(number, default)
 
 
 @pytest.fixture(scope="session", autouse=True)
