@@ -23,7 +23,7 @@ from pocketphi.graph.threads import WORKERS
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.weight_cache import MAX_VALUES
-from pocketphi.targets import check_installed, find_target, missing_extra
+from pocketphi.targets import find_target, missing_extra
 from pocketphi.targets.base import Prepared, check_formats
 from pocketphi.targets.memory import Footprint
 
@@ -109,8 +109,8 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
 
 def check_targets(options: CompileOptions) -> None:
     """Raise CannotRun, before any work, where a target's packages are not installed."""
-    for name in options.target_names:
-        check_installed(find_target(name))
+    for one in options.of_targets:
+        find_target(one.target).check_installed(one)
 
 
 def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:

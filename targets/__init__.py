@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.errors import CannotRun, InputError
@@ -32,13 +31,6 @@ def find_target(name: str) -> Target[Any]:
 
 def all_targets() -> list[Target[Any]]:
     return [find_target(name) for name in TARGETS]
-
-
-def check_installed(target: Target[Any]) -> None:
-    """Raise CannotRun, naming what to install, where a target cannot be compiled for."""
-    for name in target.modules:
-        if importlib.util.find_spec(name) is None:
-            raise missing_extra(target, ModuleNotFoundError(name=name))
 
 
 def missing_extra(target: Target[Any], error: ModuleNotFoundError) -> CannotRun:

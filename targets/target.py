@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from pocketphi.artifacts.manifest import Manifest, TargetRecord, VerificationRec
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.formats import Layout
 from pocketphi.graph.options import Options
+from pocketphi.targets import missing_extra
 from pocketphi.targets.memory import Runtime
 
 if TYPE_CHECKING:
@@ -165,6 +167,12 @@ class Target(ABC, Generic[O]):
     @abstractmethod
     def open_host(self, folder: Path, record: TargetRecord) -> Host:
         """The target's files in a bundle, to be run here."""
+
+    def check_installed(self, options: O) -> None:
+        """Raise CannotRun, naming what to install, where this cannot be compiled for."""
+        for name in self.modules:
+            if importlib.util.find_spec(name) is None:
+                raise missing_extra(self, ModuleNotFoundError(name=name))
 
     def check_runs_here(self, options: O) -> None:
         """Raise CannotRun, before any work, where it is known that this machine cannot run what the target writes."""

@@ -27,7 +27,7 @@ from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
-from pocketphi.targets.ort_mobile.options import OrtMobile, require_onnxruntime
+from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked
 
@@ -49,8 +49,6 @@ class OrtBundle(Prepared):
 
     def __init__(self, program: Program, options: OrtMobile, asked: Asked) -> None:
         _check_fits(program)
-        if options.ort_file:  # it is ONNX Runtime that writes it
-            require_onnxruntime()
         self._program, self._options, self._asked = program, options, asked
         self._lowered = lower(program, options.accuracy_level)
         self._layout = plan_layout(program.weights_read())

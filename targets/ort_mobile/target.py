@@ -60,6 +60,11 @@ class OrtMobileTarget(Target[OrtMobile]):
 
         return OrtHost(folder)
 
+    def check_installed(self, options: OrtMobile) -> None:
+        super().check_installed(options)
+        if options.ort_file:  # it is ONNX Runtime that writes it
+            require_onnxruntime()
+
     def check_runs_here(self, options: OrtMobile) -> None:
         importlib.import_module("pocketphi.targets.ort_mobile.host")
         require_onnxruntime()

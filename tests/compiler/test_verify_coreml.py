@@ -31,7 +31,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One bundle with both targets, not verified."""
     folder = tmp_path_factory.mktemp("coreml") / "bundle"
     targets = ("coreml", "ort-mobile")
-    compile_model(compile_options("random:tiny", folder, targets, "rtn", chunk=16, verify="never"))
+    compile_model(compile_options("random:tiny", folder, targets, recipe="rtn", chunk=16, verify="never"))
     return folder
 
 
@@ -40,7 +40,7 @@ def palettes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of palettes with an int8 embedding, not verified."""
     folder = tmp_path_factory.mktemp("palettes") / "bundle"
     options = compile_options(
-        "random:tiny", folder, ("coreml",), "rtn", palette=16, embedding_bits=8, chunk=16, verify="never"
+        "random:tiny", folder, ("coreml",), recipe="rtn", palette=16, embedding_bits=8, chunk=16, verify="never"
     )
     compile_model(options)
     return folder
@@ -229,7 +229,7 @@ def test_a_wrong_lowering_is_caught(both: Path, tmp_path: Path, damage: Callable
 def test_the_script_for_a_mac(tmp_path: Path) -> None:
     """Its comparison, with the interpreter in the place of Core ML: good calls pass, another state or token does not."""
     folder = tmp_path / "bundle"
-    compile_model(compile_options("random:tiny", folder, ("coreml",), "rtn", chunk=16))
+    compile_model(compile_options("random:tiny", folder, ("coreml",), recipe="rtn", chunk=16))
     script: dict[str, Any] = {"__name__": "verify_on_mac"}
     exec((folder / "verify_on_mac.py").read_text("utf-8"), script)
     vectors = np.load(folder / "test_vectors.npz")

@@ -143,7 +143,7 @@ def _compiled(target: str, **options: Any) -> Path:
     from pocketphi.compiler.options import compile_options
 
     folder = Path(_root().name) / f"bundle-{target}"
-    compile_model(compile_options(str(checkpoint()), folder, (target,), "rtn", verify="never", **options))
+    compile_model(compile_options(str(checkpoint()), folder, (target,), recipe="rtn", verify="never", **options))
     return folder
 
 

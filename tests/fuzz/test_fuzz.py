@@ -42,15 +42,15 @@ def seed() -> Path:
 
 
 def word(rng: Random, base: harness.Files) -> harness.Files:
-    return {"word": rng.choice([b"refused", b"broken", b"long", b"large", b"dead", b"two lines", b"fine"])}
+    return {"word": rng.choice([b"refused", b"broken", b"long", b"large", b"dead", b"a page", b"fine"])}
 
 
 def read(folder: Path) -> None:
     said = (folder / "word").read_bytes()
     if said == b"refused":
         raise InputError("no")
-    if said == b"two lines":
-        raise InputError("a\nb")
+    if said == b"a page":
+        raise InputError("word " * 400)
     if said == b"broken":
         raise KeyError("x")
     if said == b"large":
@@ -66,7 +66,7 @@ def test_what_is_against_the_rules_is_found(monkeypatch: pytest.MonkeyPatch, tmp
     reader = harness.Reader("words", seed, word, read)
     result = harness.fuzz(reader, 40, keep=tmp_path)
     words = [harness.mutated(reader, {}, 0, number)["word"] for number in range(40)]
-    wanted = {b"broken": "exception", b"long": "slow", b"large": "memory", b"dead": "crash", b"two lines": "lines"}
+    wanted = {b"broken": "exception", b"long": "slow", b"large": "memory", b"dead": "crash", b"a page": "lines"}
     assert set(words) == {*wanted, b"refused", b"fine"}
     assert {found.number: found.kind for found in result.found} == {
         number: wanted[word] for number, word in enumerate(words) if word in wanted
