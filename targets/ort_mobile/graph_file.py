@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from google.protobuf.message import Message
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
@@ -47,12 +49,25 @@ def read_graph(folder: Path) -> onnx.ModelProto:
         model.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError has no import path of its own that all versions share
         raise InputError(f"{path}: damaged ({show(str(error))}); {_AGAIN}") from None
-    try:
-        for tensor in external(model):
-            spec_of(tensor, folder)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: damaged (a name that is not UTF-8); {_AGAIN}") from None
+    if not _is_text(model):
+        raise InputError(f"{path}: damaged (a name that is not UTF-8); {_AGAIN}")
+    for tensor in external(model):
+        spec_of(tensor, folder)
     return model
+
+
+def _is_text(message: Any) -> bool:
+    """Whether every text in a message is one. protobuf gives bytes for one that is not UTF-8, or raises when it is read."""
+    try:
+        for field, value in message.ListFields():
+            if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+                continue
+            for one in [value] if isinstance(value, str | bytes | Message) else value:
+                if isinstance(one, bytes) or (isinstance(one, Message) and not _is_text(one)):
+                    return False
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:

@@ -97,7 +97,7 @@ class OrtRunner:
             try:
                 for change in changes:
                     change(model)
-            except (StopIteration, LookupError, UnicodeDecodeError) as error:
+            except (StopIteration, LookupError) as error:
                 said = f"{type(error).__name__} {show(str(error))}"
                 raise InputError(f"{folder / file}: no graph of ours ({said}); copy or compile it again") from None
             source = model.SerializeToString()
@@ -106,7 +106,7 @@ class OrtRunner:
         self._file = folder / file
         with refused_by("ONNX Runtime", self._file):
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self._inputs = {value.name for value in self.session.get_inputs()}
+            self._inputs = {value.name: value.shape for value in self.session.get_inputs()}
         self._shapes = self._cache_shapes(config)
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
         self._chunk: int | None = chunk_size(folder)
@@ -118,7 +118,7 @@ class OrtRunner:
         """(heads, size of a head) of each cache. Raises InputError where they are not those of the config."""
         wanted = (config.kv_heads, config.head_dim)
         names = [f"past_key_values.{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
-        came = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_key_values.")}
+        came = {name: shape for name, shape in self._inputs.items() if name.startswith("past_key_values.")}
         for name in dict.fromkeys([*names, *came]):
             shape = came.get(name, [])
             if name not in names or len(shape) != 4 or (shape[1], shape[3]) != wanted:
