@@ -57,7 +57,7 @@ def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
         "pocketphi": __version__,
         "code": our_code(),
         "libraries": {
-            name: _version(name)
+            name: version_of(name)
             for name in (*_SHARED_LIBRARIES, *(lib for target in targets.values() for lib in target.libraries))
         },
     }
@@ -113,7 +113,8 @@ def _versions(model: str) -> list[tuple[Path, int, int]]:
         raise InputError(f"{model}: cannot be read ({error.strerror})") from None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

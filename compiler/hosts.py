@@ -7,7 +7,7 @@ from pathlib import Path
 from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
-from pocketphi.targets import find_target, missing_extra
+from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Host
 from pocketphi.targets.target import TargetOptions
 
@@ -22,16 +22,12 @@ def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Ho
     if not 0 < manifest.context(name) <= positions:
         raise InputError(f"{folder}: holds {manifest.context(name)} tokens, config.json says {positions} positions")
     found = find_target(name)
-    try:
+    with packages_of(found):
         return found.open_host(folder, held[name])
-    except ModuleNotFoundError as error:
-        raise missing_extra(found, error) from None
 
 
 def check_runs_here(options: TargetOptions) -> None:
     """Raises CannotRun, before any work, where it is known that this machine cannot run what a target writes."""
     target = find_target(options.target)
-    try:
+    with packages_of(target):
         target.check_runs_here(options)
-    except ModuleNotFoundError as error:
-        raise missing_extra(target, error) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import keyword
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import named
 from pocketphi.graph.tokenizer import Tokenizer
-from pocketphi.targets import all_targets, missing_extra
+from pocketphi.targets import all_targets, packages_of
 from pocketphi.targets.target import Kit, Target
 
 DEFAULT_CONTEXT = 2048
@@ -69,7 +68,8 @@ def integrate(
             (folder / file).write_text(content, "utf-8")
             written.append(file)
         if kit.export is not None:
-            written += _exported(target, kit.export, folder)
+            with packages_of(target):
+                written += kit.export(folder)
     return sorted(written)
 
 
@@ -91,13 +91,6 @@ def _choose(bundle: Bundle, platform: str, runtime: str | None) -> tuple[Target[
             return target, kit
     wanted = " or ".join(f"--target {target.name}" for target, _ in kits)
     raise InputError(f"{bundle.path}: holds {', '.join(held)}, nothing for {platform}; compile it with {wanted}")
-
-
-def _exported(target: Target[Any], export: Callable[[Path], list[str]], folder: Path) -> list[str]:
-    try:
-        return export(folder)
-    except ModuleNotFoundError as error:
-        raise missing_extra(target, error) from None
 
 
 def _values(

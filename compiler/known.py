@@ -7,7 +7,6 @@ name, counts as missing. What decides an entry is given by its user; versions of
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from pocketphi.compiler.build_key import our_code
+from pocketphi.compiler.build_key import our_code, version_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.sealed import read_sealed_data, write_sealed_data
@@ -27,7 +26,7 @@ class Known:
     def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None) -> None:
         """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept."""
         self._kind = kind
-        self._made_by = {"code": our_code(), **{name: _version(name) for name in libraries}}
+        self._made_by = {"code": our_code(), **{name: version_of(name) for name in libraries}}
         with contextlib.suppress(InputError):
             cache = cache or default_folder()
         self._folder = cache and cache / "known"
@@ -55,10 +54,3 @@ class Known:
     def _path(self, whole: Any) -> Path | None:
         name = blake3(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
         return self._folder and self._folder / f"{self._kind}-{name}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -23,7 +23,7 @@ from pocketphi.graph.threads import WORKERS
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.weight_cache import MAX_VALUES
-from pocketphi.targets import find_target, missing_extra
+from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Prepared, check_formats
 from pocketphi.targets.memory import Footprint
 
@@ -120,10 +120,8 @@ def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
     for one in options.of_targets:
         target = find_target(one.target)
         check_formats(target, program)
-        try:
+        with packages_of(target):
             prepared[target.name] = target.prepare(program, one, options.asked)
-        except ModuleNotFoundError as error:
-            raise missing_extra(target, error) from None
     return prepared
 
 

@@ -36,7 +36,8 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch runs on one thread: where another process has the second core, two threads wait for each other."""
+    """torch runs on one thread: many short steps lose more to its threads' waiting than they give, most of all where another
+    process has the second core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

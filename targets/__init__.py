@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.errors import CannotRun, InputError
@@ -31,6 +33,15 @@ def find_target(name: str) -> Target[Any]:
 
 def all_targets() -> list[Target[Any]]:
     return [find_target(name) for name in TARGETS]
+
+
+@contextlib.contextmanager
+def packages_of(target: Target[Any]) -> Iterator[None]:
+    """A package of a target that the body needs and that is not installed is a CannotRun, which says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_extra(target, error) from None
 
 
 def missing_extra(target: Target[Any], error: ModuleNotFoundError) -> CannotRun:

@@ -13,16 +13,16 @@ outside is an error. A run that raises leaves its states undefined.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.threads import one_thread
 from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
 from pocketphi.targets.coreml.kernels.arguments import affordable
@@ -387,14 +387,3 @@ def fits(value: Tensor, declared: ValueType) -> bool:
     return len(value.shape) == len(declared.shape) and all(
         d is None or s == d for s, d in zip(value.shape, declared.shape)
     )
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: a program of many short steps loses more to its threads' waiting than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

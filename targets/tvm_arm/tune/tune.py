@@ -14,7 +14,7 @@ from pocketphi.artifacts.folder import new_folder
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.writing import write_whole
-from pocketphi.targets import find_target, missing_extra
+from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.target import Asked, Tools, Ui
 from pocketphi.targets.tvm_arm.options import TvmArm
 
@@ -175,24 +175,20 @@ def _host(folder: Path) -> TvmHost:
     name = TvmArm.target
     if name not in held:
         raise InputError(f"{folder}: holds {', '.join(held)}; only a bundle of --target {name} has schedules to tune")
-    try:
+    with packages_of(find_target(TvmArm.target)):
         from pocketphi.targets.tvm_arm.host import TvmHost
-    except ModuleNotFoundError as error:
-        raise missing_extra(find_target(TvmArm.target), error) from None
     return TvmHost(folder)
 
 
 def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
     """A board where one is given; else this machine where it runs these kernels; else the model."""
     platform = host.platform
-    try:
-        if options.rpc:
+    if options.rpc:
+        with packages_of(find_target(TvmArm.target)):
             from pocketphi.targets.tvm_arm.tune.remote import RemoteMeasurer, parse_address
 
             assert options.key
             return RemoteMeasurer(platform, parse_address(options.rpc), options.key, options.threads, options.rounds)
-    except ModuleNotFoundError as error:
-        raise missing_extra(find_target(TvmArm.target), error) from None
     from pocketphi.targets.tvm_arm.tune.cores import find_core
     from pocketphi.targets.tvm_arm.tune.cost_model import CostModel, find_mca
     from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer, runs_here
