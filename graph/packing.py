@@ -32,6 +32,36 @@ def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
     return both.view(packed.shape[0], -1)[:, :count]
 
 
+def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Integers 0 … 2^bits - 1 [N, M] → uint8 [N, ceil(M · bits / 8)]: value i of a row in its bits i · bits and up, counted
+    from the lowest of its first byte. bits: 1 … 8."""
+    import torch
+
+    if bits == 4:
+        return pack_nibbles(values)
+    rows, count = values.shape
+    eights = torch.nn.functional.pad(values.to(torch.uint8), (0, -count % 8)).view(rows, -1, 8)
+    together = torch.zeros(eights.shape[:2], dtype=torch.int64)
+    for i in range(8):
+        together |= eights[..., i].long() << (bits * i)
+    packed = together[..., None].view(torch.uint8)[..., :bits]  # the lower bytes, on a little-endian machine
+    return packed.reshape(rows, -1)[:, : -(-count * bits // 8)].contiguous()
+
+
+def unpack_bits(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The inverse of `pack_bits`: uint8 [N, ceil(count · bits / 8)] → uint8 [N, count]."""
+    import torch
+
+    if bits == 4:
+        return unpack_nibbles(packed, count)
+    rows, size = packed.shape
+    groups = torch.nn.functional.pad(packed, (0, -size % bits)).view(rows, -1, bits)
+    together = torch.nn.functional.pad(groups, (0, 8 - bits)).view(torch.int64)
+    mask = (1 << bits) - 1
+    values = torch.cat([((together >> (bits * i)) & mask).to(torch.uint8) for i in range(8)], dim=-1)
+    return values.view(rows, -1)[:, :count]
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, without a copy where it is contiguous."""
     import torch

@@ -175,7 +175,7 @@ def test_the_steps_of_extending(tmp_path: Path) -> None:
             steps += [code] if language == "python" else runs
     said = run([sys.executable, "-c", "\n".join(steps)], tmp_path)
     assert "what the file's header says" in said
-    assert "a mix of int2 and int4 by 2 rules" in said
+    assert "a mix of toy2 and int4 by 2 rules" in said
     assert {"toy", "mixed", "clipped"} <= {path.name for path in tmp_path.iterdir()}
 
 

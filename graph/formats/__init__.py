@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pocketphi.graph.formats.base import Format, Layout, PartSpec, Values, bytes_of, specs
+from pocketphi.graph.formats.blocks import Blocks
 from pocketphi.graph.formats.int4 import Int4
-from pocketphi.graph.formats.int8 import Int8
-from pocketphi.graph.formats.palette import Palette
+from pocketphi.graph.formats.ints import Int2, Int3, Int5, Int6, Int8
+from pocketphi.graph.formats.palette import Palette, Palette2, Palette3, Palette6, Tables
 
 FORMATS: dict[str, type[Format]] = {
-    "int4": Int4,
-    "int8": Int8,
-    "palette": Palette,
+    form.name: form for form in (Int4, Int2, Int3, Int5, Int6, Int8, Palette, Palette2, Palette3, Palette6)
 }
 
 
@@ -47,12 +46,21 @@ def rows_together(parts: Mapping[str, Any]) -> int:
 
 __all__ = [
     "FORMATS",
+    "Blocks",
     "Format",
+    "Int2",
+    "Int3",
     "Int4",
+    "Int5",
+    "Int6",
     "Int8",
     "Layout",
     "Palette",
+    "Palette2",
+    "Palette3",
+    "Palette6",
     "PartSpec",
+    "Tables",
     "Values",
     "bytes_of",
     "format_of",

@@ -99,9 +99,9 @@ class Format(ABC):
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         return frozenset(field.name for field in fields if field.default is None)
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def shape_of(parts: Mapping[str, Any]) -> tuple[int, int]:
+    def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
         """[N, K] of the matrix that parts stand for; of specifications or tensors."""
 
     @classmethod

@@ -1,4 +1,4 @@
-"""palette: 4-bit indices into lookup tables, a table for every few rows of a matrix.
+"""palette: indices of few bits into lookup tables, a table for every few rows of a matrix.
 
 Example, one table for two rows of K = 2 values:
 
@@ -14,61 +14,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pocketphi.graph.formats.base import Format, Layout, Values
-from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
+from pocketphi.graph.packing import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     import torch
 
-ENTRIES = 16
 
+class Tables(Format):
+    """A matrix [G·R, K] in groups of R rows that share a table: w = lut[group, index]. A subclass is a width.
 
-@dataclass(frozen=True)
-class Palette(Format):
-    """A matrix [G·R, K] in groups of R rows that share a table: w = lut[group, index].
+    Its first part holds the indices, uint8 [G, R, ceil(K · bits / 8)] as `pack_bits` lays them out. The other:
 
-    index: uint8 [G, R, K/2], two a byte, the first in the low nibble
-    lut:   float32 [G, 16], every one a value that float16 has too
+    lut: float32 [G, 2^bits], every one a value that float16 has too
 
     A group is one row of both parts, so that whoever streams rows streams groups.
     """
 
-    name = "palette"
-    bits = 4
     words = "a palette"
     instead = "leave out --palette, or compile it for coreml alone"
-    suffix = "palette"
 
-    index: torch.Tensor
     lut: torch.Tensor
 
-    @staticmethod
-    def layout(shape: tuple[int, ...], group: int) -> Layout:
+    @classmethod
+    def entries(cls) -> int:
+        """Of a table."""
+        return int(1 << cls.bits)
+
+    @classmethod
+    def layout(cls, shape: tuple[int, ...], group: int) -> Layout:
         """group: rows of the matrix that share a table."""
         rows, columns = shape
         groups = rows // group
-        return {"index": Values((groups, group, columns), 4), "lut": Values((groups, ENTRIES), 32)}
+        indices = Values((groups, group, columns), cls.bits)
+        return {cls.part_names()[0]: indices, "lut": Values((groups, cls.entries()), 32)}
 
-    @staticmethod
-    def shape_of(parts: Mapping[str, Any]) -> tuple[int, int]:
-        groups, rows, half = parts["index"].shape
-        return groups * rows, 2 * half
+    @classmethod
+    def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
+        groups, rows, size = parts[cls.part_names()[0]].shape
+        return groups * rows, 8 * size // cls.bits
 
     @property
     def half_values(self) -> torch.Tensor:
         return self.lut
 
-    @staticmethod
-    def pack(values: torch.Tensor, lut: torch.Tensor) -> Palette:
-        """From unpacked indices 0 … 15: values [G, R, K], K even."""
-        return Palette(pack_nibbles(values.flatten(0, 1)).view(*values.shape[:2], -1), lut)
+    @property
+    def indices(self) -> torch.Tensor:
+        """As they are packed."""
+        packed: torch.Tensor = getattr(self, self.part_names()[0])
+        return packed
+
+    @classmethod
+    def pack(cls, values: torch.Tensor, lut: torch.Tensor) -> Self:
+        """From unpacked indices: values [G, R, K]; a row has to end with a byte."""
+        packed = pack_bits(values.flatten(0, 1), cls.bits).view(*values.shape[:2], -1)
+        return cls(**{cls.part_names()[0]: packed, "lut": lut})
 
     def values(self) -> torch.Tensor:
         """Unpacked indices: uint8 [G, R, K]."""
-        groups, rows, half = self.index.shape
-        return unpack_nibbles(self.index.reshape(-1, half), 2 * half).view(groups, rows, -1)
+        groups, rows, size = self.indices.shape
+        return unpack_bits(self.indices.reshape(-1, size), self.bits, 8 * size // self.bits).view(groups, rows, -1)
 
     def dequantize(self) -> torch.Tensor:
         values = self.values()
@@ -76,6 +83,50 @@ class Palette(Format):
         return self.lut.gather(1, flat).view(-1, values.shape[2])
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        group, row = rows // self.index.shape[1], rows % self.index.shape[1]
-        packed = self.index[group, row]
-        return self.lut[group].gather(1, unpack_nibbles(packed, 2 * packed.shape[1]).long())
+        group, row = rows // self.indices.shape[1], rows % self.indices.shape[1]
+        packed = self.indices[group, row]
+        return self.lut[group].gather(1, unpack_bits(packed, self.bits, 8 * packed.shape[1] // self.bits).long())
+
+
+@dataclass(frozen=True)
+class Palette(Tables):
+    """index: 0 … 15, two a byte."""
+
+    name = suffix = "palette"
+    bits = 4
+
+    index: torch.Tensor
+    lut: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Palette2(Tables):
+    """index2: 0 … 3, four a byte."""
+
+    name = suffix = "palette2"
+    bits = 2
+
+    index2: torch.Tensor
+    lut: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Palette3(Tables):
+    """index3: 0 … 7, eight in three bytes."""
+
+    name = suffix = "palette3"
+    bits = 3
+
+    index3: torch.Tensor
+    lut: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Palette6(Tables):
+    """index6: 0 … 63, four in three bytes."""
+
+    name = suffix = "palette6"
+    bits = 6
+
+    index6: torch.Tensor
+    lut: torch.Tensor

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Int2, Int3, Int5, Int6, Int8, Palette2, Palette3, Palette6
 from pocketphi.graph.reading import named
 from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer, Statistics, check_block
-from pocketphi.passes.quantizers.eight_bits import EightBits
 from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.palette import KMeans, WeightedKMeans
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 from pocketphi.passes.quantizers.search import ScaleSearch
+
+EightBits = RoundToNearest.to(Int8)
 
 QUANTIZERS: list[type[Quantizer]] = [
     ScaleSearch,
@@ -21,6 +23,9 @@ QUANTIZERS: list[type[Quantizer]] = [
     EightBits,
     WeightedKMeans,
     KMeans,
+    *(made.to(form) for made in (ScaleSearch, RoundToNearest) for form in (Int2, Int3, Int5, Int6)),
+    ScaleSearch.to(Int8),
+    *(made.to(form) for made in (WeightedKMeans, KMeans) for form in (Palette2, Palette3, Palette6)),
 ]
 
 

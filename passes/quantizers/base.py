@@ -9,10 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Format, Layout, PartSpec, specs
+from pocketphi.graph.formats import Blocks, Format, Layout, PartSpec, specs
 from pocketphi.passes.choices import BLOCKS
 
 if TYPE_CHECKING:
@@ -155,6 +155,31 @@ class Quantizer(ABC):
         """In a few words, with every parameter."""
         symmetric = "" if "symmetric" not in self.parameters else " symmetric" if self.symmetric else " asymmetric"
         return f"{self.format.name} {self.recipe} block {self.block or 'row'}{symmetric}"
+
+
+class BlockQuantizer(Quantizer):
+    """What makes blocks of whole numbers, of the width that its format says."""
+
+    format: ClassVar[type[Blocks]]
+
+    @classmethod
+    def to(cls, form: type[Blocks]) -> type[Self]:
+        """The same algorithm for another width. Where that has no zero points, there is no choice of them."""
+        parameters = {name: one for name, one in cls.parameters.items() if form.has_zeros() or name != "symmetric"}
+        return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form, "parameters": parameters})
+
+    @property
+    def middle(self) -> int:
+        """The level of zero where no zero point is stored."""
+        return self.format.middle()
+
+    @property
+    def most(self) -> int:
+        """The highest level."""
+        return 2 * self.middle - 1
+
+    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+        return self.format.layout(shape, self.block, self.symmetric)
 
 
 def check_block(name: str, columns: int, block: int) -> None:

@@ -46,7 +46,7 @@ class Keep(Quantizer):
         stored = source.checkpoint.tensors[source.tensor].dtype
         return f"{source.tensor} is stored as {stored}, not in 4-bit blocks: rounded to nearest"
 
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Format:
         return RoundToNearest(self.block, self.symmetric).quantize(w)
 
     def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Format:

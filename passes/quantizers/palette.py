@@ -14,11 +14,10 @@ with plain k-means, 2.1 so).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Layout, Palette
-from pocketphi.graph.formats.palette import ENTRIES
+from pocketphi.graph.formats import Layout, Palette, Tables
 from pocketphi.graph.packing import half_precision
 from pocketphi.passes.choices import GROUPS
 from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer
@@ -38,37 +37,42 @@ class KMeans(Quantizer):
     """See the module."""
 
     recipe = "rtn"
-    format = Palette
+    format: ClassVar[type[Tables]] = Palette
     does = "rounds to nearest"
     version = 2
     parameters: ClassVar[Mapping[str, Parameter]] = {
-        "group": Parameter("rows that share a table of 16 values", GROUPS, 16),
+        "group": Parameter("rows that share a table", GROUPS, 16),
     }
+
+    @classmethod
+    def to(cls, form: type[Tables]) -> type[Self]:
+        """The same algorithm for another width."""
+        return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form})
 
     def __init__(self, group: int) -> None:
         super().__init__(0)
         self.group = group
 
     def check(self, name: str, rows: int, columns: int) -> None:
-        if columns % 2:
-            raise InputError(f"{name}: K={columns} is odd; a palette stores two indices a byte")
+        if columns * self.format.bits % 8:
+            raise InputError(f"{name}: K={columns}: a row of {self.format.bits}-bit indices has to end with a byte")
         if rows % self.group:
             fitting = ", ".join(str(g) for g in GROUPS if rows % g == 0)
             raise InputError(f"{name}: N={rows} is not a multiple of --palette {self.group}; choose one of {fitting}")
 
     def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
-        return Palette.layout(shape, self.group)
+        return self.format.layout(shape, self.group)
 
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Palette:
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Tables:
         import torch
 
         columns = w.shape[1]
         groups = w.view(-1, self.group * columns)
         cost = None if feedback is None else (feedback.upper.diagonal() ** -2).repeat(self.group)
-        lut = tables(groups, cost)
+        lut = tables(groups, cost, self.format.entries())
         if feedback is None:
             index = nearest(groups, lut)
-            return Palette.pack(index.view(-1, self.group, columns), lut)
+            return self.format.pack(index.view(-1, self.group, columns), lut)
         each = lut.repeat_interleave(self.group, 0)
         w, made = w.clone(), []
         for start in range(0, columns, PANEL):
@@ -77,10 +81,10 @@ class KMeans(Quantizer):
             rounded, error = round_in_turn(w[:, start:stop], upper[:, start:stop], _to_entries(each))
             w[:, stop:] -= error @ upper[:, stop:]
             made.append(rounded)
-        return Palette.pack(torch.cat(made, dim=1).view(-1, self.group, columns), lut)
+        return self.format.pack(torch.cat(made, dim=1).view(-1, self.group, columns), lut)
 
     def describe(self) -> str:
-        return f"int4 palette {self.recipe}, a table for {self.group} rows"
+        return f"int{self.format.bits} palette {self.recipe}, a table for {self.group} rows"
 
 
 class WeightedKMeans(KMeans):
@@ -91,8 +95,8 @@ class WeightedKMeans(KMeans):
     calibrates = True
 
 
-def tables(w: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
-    """The 16 values for each row of w that leave the least Σ cost · (w - value)²: float32 [G, M] → [G, 16], ascending.
+def tables(w: torch.Tensor, cost: torch.Tensor | None = None, entries: int = 16) -> torch.Tensor:
+    """The values for each row of w that leave the least Σ cost · (w - value)²: float32 [G, M] → [G, entries], ascending.
 
     cost: float32 [M]; if None, see the module. A row that is not finite gives a table that is not.
     """
@@ -110,9 +114,9 @@ def tables(w: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
     moment = mass * values
     below = [torch.nn.functional.pad(total.cumsum(1), (1, 0)) for total in (mass, moment)]
     density = mass.pow(1 / 3).cumsum(1)
-    parts = torch.arange(1, ENTRIES) / ENTRIES
+    parts = torch.arange(1, entries) / entries
     edges = (torch.searchsorted(density, density[:, -1:] * parts) + 1).clamp_(max=_BINS)
-    centres = low + (high - low) * (torch.arange(ENTRIES) + 0.5) / ENTRIES
+    centres = low + (high - low) * (torch.arange(entries) + 0.5) / entries
     for _ in range(_STEPS):
         centres = _means(below, edges, centres)
         middles = (centres[:, 1:] + centres[:, :-1]) / 2
@@ -122,7 +126,7 @@ def tables(w: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def _means(below: list[torch.Tensor], edges: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """The mean of each cluster, and for an empty one what it was. edges: int64 [G, 15], bins between clusters."""
+    """The mean of each cluster, and for an empty one what it was. edges: int64 [G, entries - 1], bins between clusters."""
     import torch
 
     ends = torch.nn.functional.pad(edges, (1, 0)), torch.nn.functional.pad(edges, (0, 1), value=_BINS)
@@ -131,7 +135,7 @@ def _means(below: list[torch.Tensor], edges: torch.Tensor, before: torch.Tensor)
 
 
 def nearest(w: torch.Tensor, lut: torch.Tensor) -> torch.Tensor:
-    """Which entry of its row's table each value is nearest to: float32 [G, M], [G, 16] → uint8 [G, M]."""
+    """Which entry of its row's table each value is nearest to: float32 [G, M], [G, entries] → uint8 [G, M]."""
     import torch
 
     index = torch.zeros(w.shape, dtype=torch.uint8)
@@ -141,7 +145,7 @@ def nearest(w: torch.Tensor, lut: torch.Tensor) -> torch.Tensor:
 
 
 def _to_entries(lut: torch.Tensor) -> Nearest:
-    """Round each row of a column to an entry of its table, lut [N, 16]."""
+    """Round each row of a column to an entry of its table, lut [N, entries]."""
     middles = (lut[:, 1:] + lut[:, :-1]) / 2
 
     def to_entry(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,12 +14,11 @@ Without statistics (an embedding) only the first step is left, with h = 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pocketphi.graph.formats import Int4, Layout
-from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
+from pocketphi.graph.formats import Blocks, Int4
 from pocketphi.graph.packing import half_precision
-from pocketphi.passes.quantizers.base import Feedback, Quantizer
+from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback
 from pocketphi.passes.quantizers.in_turn import PANEL, round_in_turn
 from pocketphi.passes.quantizers.rtn import RoundToNearest, reciprocal
 
@@ -33,19 +32,16 @@ _SHRINK = [1.05 - 0.05 * i for i in range(12)]
 Twice as many lower the error by another 0.4 %."""
 
 
-class ScaleSearch(Quantizer):
+class ScaleSearch(BlockQuantizer):
     """See the module."""
 
     recipe = "search"
-    format = Int4
+    format: ClassVar[type[Blocks]] = Int4
     does = "searches scales for the inputs that calibration measures"
     calibrates = True
     version = 4
 
-    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
-        return Int4.layout(shape, self.block, self.symmetric)
-
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Int4:
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         import torch
 
         if feedback is None:
@@ -61,47 +57,51 @@ class ScaleSearch(Quantizer):
             if start % block == 0:
                 # what a unit error of column k costs once the columns after it have made up for it: 1 / upper[k, k]²
                 cost = feedback.upper.diagonal()[start : start + block] ** -2
-                scale, zero = _scale_and_zero(self._search(w[:, None, start : start + block], cost))
+                scale, zero = self._scale_and_zero(self._search(w[:, None, start : start + block], cost))
                 scales.append(scale)
                 zeros.append(zero)
-            rounded, error = round_in_turn(w[:, start:stop], upper[:, start:stop], _to_levels(scale, zero))
+            rounded, error = round_in_turn(w[:, start:stop], upper[:, start:stop], _to_levels(scale, zero, self.most))
             w[:, stop:] -= error @ upper[:, stop:]
             values.append(rounded)
-        return Int4.pack(
+        return self.format.pack(
             torch.cat(values, dim=1), torch.cat(scales, dim=1), None if self.symmetric else torch.cat(zeros, dim=1)
         )
 
-    def _search(self, blocks: torch.Tensor, h: torch.Tensor) -> Int4:
+    @property
+    def nearest(self) -> RoundToNearest:
+        """Where the search begins."""
+        made = RoundToNearest.to(self.format)
+        return made(self.block, self.symmetric) if self.format.has_zeros() else made(self.block)
+
+    def _scale_and_zero(self, found: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [N, 1] each, of rows that are one block."""
+        import torch
+
+        zeros = found.zeros()
+        return found.scale, torch.full_like(found.scale, self.middle) if zeros is None else zeros.float()
+
+    def _search(self, blocks: torch.Tensor, h: torch.Tensor) -> Blocks:
         """The best scale for each block alone: blocks float32 [N, B, block], h [block]."""
         import torch
 
         flat = blocks.reshape(blocks.shape[0], -1)
-        start = RoundToNearest(self.block, self.symmetric).quantize(flat)
+        start = self.nearest.quantize(flat)
         zeros = start.zeros()
-        zero = torch.full_like(start.scale, SYMMETRIC_ZERO) if zeros is None else zeros.float()
-        best = _Best(
-            blocks, h, zero[..., None], start.scale[..., None] * 0
-        )  # NaN where no scale is finite: refused later
+        zero = torch.full_like(start.scale, self.middle) if zeros is None else zeros.float()
+        nothing = start.scale[..., None] * 0  # NaN where no scale is finite: refused later
+        best = _Best(blocks, h, zero[..., None], nothing, self.most)
         for sign in (1.0, -1.0) if self.symmetric else (1.0,):
             for shrink in _SHRINK:
                 best.offer(start.scale[..., None] * (sign * shrink))
-        return Int4.pack(best.q.view(flat.shape), best.scale[..., 0], None if self.symmetric else zero)
+        return self.format.pack(best.q.view(flat.shape), best.scale[..., 0], None if self.symmetric else zero)
 
 
-def _scale_and_zero(found: Int4) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 [N, 1] each, of rows that are one block."""
-    import torch
-
-    zeros = found.zeros()
-    return found.scale, torch.full_like(found.scale, SYMMETRIC_ZERO) if zeros is None else zeros.float()
-
-
-def _to_levels(scale: torch.Tensor, zero: torch.Tensor) -> Nearest:
+def _to_levels(scale: torch.Tensor, zero: torch.Tensor, most: int) -> Nearest:
     """Round to the levels of one block: scale and zero float32 [N, 1]."""
     inverse = reciprocal(scale)
 
     def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        q = (column * inverse).round_().add_(zero).clamp_(0, 15)
+        q = (column * inverse).round_().add_(zero).clamp_(0, most)
         return q, (q - zero) * scale
 
     return nearest
@@ -110,8 +110,10 @@ def _to_levels(scale: torch.Tensor, zero: torch.Tensor) -> Nearest:
 class _Best:
     """The best scale found so far for every block at once. Shapes: blocks and q [N, B, block], h [block], scale [N, B, 1]."""
 
-    def __init__(self, blocks: torch.Tensor, h: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor) -> None:
-        self.blocks, self.h, self.zero, self.scale = blocks, h, zero, scale
+    def __init__(
+        self, blocks: torch.Tensor, h: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, most: int
+    ) -> None:
+        self.blocks, self.h, self.zero, self.scale, self.most = blocks, h, zero, scale, most
         self.q = zero.expand_as(blocks).clone()
         self.error = (h * blocks * blocks).sum(-1, keepdim=True)
 
@@ -119,7 +121,7 @@ class _Best:
         """Round with `scale`, refine it by least squares for that rounding, and keep it where it beats the best so far."""
         import torch
 
-        q = (self.blocks * reciprocal(scale)).round_().add_(self.zero).clamp_(0, 15)
+        q = (self.blocks * reciprocal(scale)).round_().add_(self.zero).clamp_(0, self.most)
         centred = q - self.zero
         weighted = self.h * centred
         norm = (weighted * centred).sum(-1, keepdim=True)

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, ClassVar
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import Format, Int4, Int8, Layout, Palette, PartSpec, Values, bytes_of
 from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
-from pocketphi.graph.formats.palette import ENTRIES
 from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 from pocketphi.targets.coreml.blob import BlobType
 
@@ -185,7 +184,7 @@ class PaletteCodec(Codec):
     parameters: ClassVar[Mapping[str, str]] = {"indices": "index", "lut": "lut"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
-        tables = (parts["lut"].shape[0], 1, ENTRIES, 1)
+        tables = (parts["lut"].shape[0], 1, Palette.entries(), 1)
         return {"index": (BlobType.UINT4, Palette.shape_of(parts)), "lut": (BlobType.FLOAT16, tables)}
 
     def encode(self, name: str, rows: Rows) -> Rows:

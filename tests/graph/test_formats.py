@@ -4,58 +4,103 @@ from __future__ import annotations
 
 import doctest
 
+import numpy as np
 import pytest
 import torch
 from tiny_phi3 import normal
 
-from pocketphi.graph.formats import FORMATS, Format, Int4, Int8, Palette, bytes_of, format_of, shape_of_parts, weight_of
-from pocketphi.graph.formats import int8 as int8_module
+from pocketphi.graph.edge_ops import operators_of
+from pocketphi.graph.formats import (
+    FORMATS,
+    Blocks,
+    Format,
+    Int3,
+    Int4,
+    Int8,
+    Layout,
+    Tables,
+    bytes_of,
+    format_of,
+    shape_of_parts,
+    weight_of,
+)
+from pocketphi.graph.formats import blocks as blocks_module
 from pocketphi.graph.formats import palette as palette_module
 from pocketphi.graph.formats import specs as specs_of
+from pocketphi.graph.packing import pack_bits, unpack_bits
 
-edge = torch.ops.edge
+BLOCKS = [form for form in FORMATS.values() if issubclass(form, Blocks)]
+TABLES = [form for form in FORMATS.values() if issubclass(form, Tables)]
 
 
-def random_int8(rows: int, columns: int, block: int) -> Int8:
+def random_blocks(form: type[Blocks], rows: int, columns: int, block: int, zeros: bool = False) -> Blocks:
     generator = torch.Generator().manual_seed(rows)
-    q8 = torch.randint(0, 256, (rows, columns), generator=generator, dtype=torch.uint8)
-    return Int8(q8, normal(rows, columns // block))
+    q = torch.randint(0, 1 << form.bits, (rows, columns), generator=generator)
+    zero = torch.randint(0, 1 << form.bits, (rows, columns // block), generator=generator) if zeros else None
+    return form.pack(q, normal(rows, columns // block), zero)
 
 
-def random_palette(groups: int, rows: int, columns: int) -> Palette:
+def random_tables(form: type[Tables], groups: int, rows: int, columns: int) -> Tables:
     generator = torch.Generator().manual_seed(rows)
-    return Palette.pack(torch.randint(0, 16, (groups, rows, columns), generator=generator), normal(groups, 16))
+    indices = torch.randint(0, form.entries(), (groups, rows, columns), generator=generator)
+    return form.pack(indices, normal(groups, form.entries()))
 
 
 WEIGHTS: dict[str, Format] = {
-    "int4": Int4.pack(torch.randint(0, 16, (12, 64)), normal(12, 2)),
-    "int8": random_int8(12, 64, 32),
-    "palette": random_palette(3, 4, 64),
+    **{form.name: random_blocks(form, 12, 64, 32) for form in BLOCKS},
+    **{form.name: random_tables(form, 3, 4, 64) for form in TABLES},
 }
 
 
-@pytest.mark.parametrize(("module", "examples"), [(int8_module, 1), (palette_module, 2)])
+def layout_of(form: str) -> Layout:
+    found = FORMATS[form]
+    return found.layout((12, 64), 32) if issubclass(found, Blocks) else found.layout((12, 64), 4)  # type: ignore[attr-defined]
+
+
+def unpacked(packed: torch.Tensor, bits: int, count: int) -> list[list[int]]:
+    """By numpy: value i of a row in bits i · bits and up, the lowest first."""
+    each = np.unpackbits(packed.numpy(), axis=-1, bitorder="little")[:, : count * bits]
+    return (each.reshape(len(packed), count, bits) @ (1 << np.arange(bits))).tolist()
+
+
+@pytest.mark.parametrize(("module", "examples"), [(blocks_module, 2), (palette_module, 2)])
 def test_the_worked_examples_run(module: object, examples: int) -> None:
-    results = doctest.testmod(module, extraglobs={"torch": torch})  # type: ignore[arg-type]
+    results = doctest.testmod(module, extraglobs={"torch": torch, "Int3": Int3})  # type: ignore[arg-type]
     assert (results.attempted, results.failed) == (examples, 0)
 
 
 @pytest.mark.parametrize("block", [16, 64])
-def test_int8_by_its_definition(block: int) -> None:
-    weight, made = random_int8(3, 64, block), random_int8(3, 64, block).dequantize()
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("form", BLOCKS, ids=lambda form: form.name)
+def test_blocks_by_their_definition(form: type[Blocks], zeros: bool, block: int) -> None:
+    if zeros and not form.has_zeros():
+        pytest.skip("without zero points")
+    weight = random_blocks(form, 3, 64, block, zeros)
+    made, values = weight.dequantize(), unpacked(getattr(weight, form.part_names()[0]), form.bits, 64)
+    zero = unpacked(weight.zero, form.bits, 64 // block) if zeros else [[2 ** (form.bits - 1)] * (64 // block)] * 3  # type: ignore[attr-defined]
     for n in range(3):
         for k in range(64):
-            assert made[n, k] == (float(weight.q8[n, k]) - 128) * weight.scale[n, k // block]
+            assert made[n, k] == (values[n][k] - zero[n][k // block]) * weight.scale[n, k // block]
 
 
-def test_a_palette_by_its_definition() -> None:
-    weight, made = random_palette(3, 4, 10), random_palette(3, 4, 10).dequantize()
-    values = weight.values()
+@pytest.mark.parametrize("form", TABLES, ids=lambda form: form.name)
+def test_a_palette_by_its_definition(form: type[Tables]) -> None:
+    weight = random_tables(form, 3, 4, 24)
+    made, values = weight.dequantize(), unpacked(weight.indices.flatten(0, 1), form.bits, 24)
     for n in range(12):
-        for k in range(10):
-            assert made[n, k] == weight.lut[n // 4, int(values[n // 4, n % 4, k])]
+        for k in range(24):
+            assert made[n, k] == weight.lut[n // 4, values[n][k]]
     numbers = torch.tensor([11, 0, 5, 5])
     assert torch.equal(weight.take(numbers), made[numbers])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [1, 5, 8, 24, 35])
+def test_packed_bits_come_back(bits: int, count: int) -> None:
+    values = torch.randint(0, 1 << bits, (3, count), generator=torch.Generator().manual_seed(count))
+    packed = pack_bits(values, bits)
+    assert packed.shape == (3, -(-count * bits // 8))
+    assert unpacked(packed, bits, count) == values.tolist() == unpack_bits(packed, bits, count).tolist()
 
 
 @pytest.mark.parametrize("form", WEIGHTS)
@@ -65,11 +110,7 @@ def test_forms_are_told_apart_by_their_parts(form: str) -> None:
     assert (format_of(parts), shape_of_parts(parts)) == (FORMATS[form], (12, 64))
     assert set(parts) <= set(FORMATS[form].part_names())
     assert torch.equal(weight_of(parts).dequantize(), weight.dequantize())
-    specs = {
-        "int4": specs_of(Int4.layout((12, 64), 32)),
-        "int8": specs_of(Int8.layout((12, 64), 32)),
-        "palette": specs_of(Palette.layout((12, 64), 4)),
-    }[form]
+    specs = specs_of(layout_of(form))
     assert {p: (tuple(t.shape), t.dtype) for p, t in parts.items()} == {p: (s.shape, s.dtype) for p, s in specs.items()}
     assert len({s.shape[0] for s in specs.values()}) == 1  # rows of all parts, that they can be streamed together
 
@@ -78,27 +119,21 @@ def test_a_float_weight_has_no_form() -> None:
     assert format_of({"": torch.zeros(1)}) is None
 
 
-def test_the_operators() -> None:
-    x, ids = normal(2, 5, 64), torch.tensor([[0, 11], [7, 7]])
-    for product, embedding, weight in (
-        (edge.matmul_int8, edge.embedding_int8, WEIGHTS["int8"]),
-        (edge.matmul_palette, edge.embedding_palette, WEIGHTS["palette"]),
-    ):
-        parts, dense = list(weight.tensors().values()), weight.dequantize()
-        assert torch.equal(product(x, *parts), torch.nn.functional.linear(x, dense))
-        assert torch.equal(embedding(ids, *parts), dense[ids])
-        torch.library.opcheck(product.default, (x, *parts), test_utils="test_faketensor")
-        torch.library.opcheck(embedding.default, (ids, *parts), test_utils="test_faketensor")
+@pytest.mark.parametrize("form", WEIGHTS)
+def test_the_operators(form: str) -> None:
+    x, ids, weight = normal(2, 5, 64), torch.tensor([[0, 11], [7, 7]]), WEIGHTS[form]
+    product, embedding = operators_of(type(weight))
+    parts, dense = list(vars(weight).values()), weight.dequantize()
+    assert torch.equal(product(x, *parts), torch.nn.functional.linear(x, dense))
+    assert torch.equal(embedding(ids, *parts), dense[ids])
+    torch.library.opcheck(product, (x, *parts), test_utils="test_faketensor")
+    torch.library.opcheck(embedding, (ids, *parts), test_utils="test_faketensor")
 
 
 @pytest.mark.parametrize("form", WEIGHTS)
 def test_what_a_weight_takes_can_be_asked_of_its_format(form: str) -> None:
     weight = WEIGHTS[form]
-    layout = {
-        "int4": Int4.layout((12, 64), 32),
-        "int8": Int8.layout((12, 64), 32),
-        "palette": Palette.layout((12, 64), 4),
-    }[form]
+    layout = layout_of(form)
     assert bytes_of(layout) == sum(tensor.nbytes for tensor in weight.tensors().values())
     halves = bytes_of(layout, {"scale": 16, "lut": 16})
     assert halves == bytes_of(layout) - weight.half_values.nbytes // 2

@@ -11,6 +11,7 @@ from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
 from pocketphi.compiler.precision import recorded_policy, rule_records
 from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import FORMATS
 from pocketphi.passes.policy import Policy, Rule, default_block, policy_of
 from pocketphi.passes.quantizers import QUANTIZERS, EightBits, KMeans, RoundToNearest, recipes
 
@@ -94,7 +95,7 @@ def test_a_manifest_holds_rules_only_where_its_fields_cannot_say_them() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (RuleRecord("*", "int3", "rtn", {}), "--int3: --recipe rtn rounds to nearest; choose another"),
+        (RuleRecord("*", "int7", "rtn", {}), "--int7: --recipe rtn rounds to nearest; choose another"),
         (RuleRecord("*", "int4", "x\ny", {}), "expected one of search, rtn, keep"),
         (RuleRecord("*", "int4", "rtn", {"block": True}), "block is True, expected one of 0, 16"),
         (RuleRecord("*", "palette", "rtn", {"symmetric": True}), "symmetric is True, expected group only"),
@@ -107,11 +108,9 @@ def test_rules_of_a_manifest_that_cannot_be(rule: RuleRecord, message: str) -> N
 
 def test_every_recipe_says_what_it_is() -> None:
     assert recipes() == ["search", "rtn", "keep"]
-    assert [recipes(form) for form in ("int4", "int8", "palette")] == [
-        ["search", "rtn", "keep"],
-        ["rtn"],
-        ["search", "rtn"],
-    ]
+    assert {form: sorted(recipes(form)) for form in FORMATS} == {
+        form: ["keep", "rtn", "search"] if form == "int4" else ["rtn", "search"] for form in FORMATS
+    }
     assert [default_block(recipe) for recipe in recipes()] == [64, 64, 32]
     for made in QUANTIZERS:
         quantizer = made(**{name: parameter.default for name, parameter in made.parameters.items()})

@@ -109,7 +109,7 @@ def test_values_that_are_not_finite_or_too_large_are_refused(value: float) -> No
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"^w: N=100 is not a multiple of --palette 16; choose one of 1, 2, 4$"):
         KMeans(16).check("w", 100, 64)
-    with pytest.raises(InputError, match=r"^w: K=65 is odd; a palette stores two indices a byte$"):
+    with pytest.raises(InputError, match=r"^w: K=65: a row of 4-bit indices has to end with a byte$"):
         KMeans(1).check("w", 100, 65)
 
 

@@ -1,0 +1,87 @@
+"""Whole numbers of few bits in blocks that share a scale, and perhaps a zero point: what the formats `int2` … `int8` have in
+common. A subclass is a width.
+
+Example, one row of K = 8 values of 3 bits in blocks of 4, with the zero point in the middle of 0 … 7:
+
+    >>> w = Int3.pack(torch.tensor([[0, 7, 4, 5, 4, 4, 4, 4]]), torch.tensor([[0.5, 1.0]]))
+    >>> w.dequantize()
+    tensor([[-2.0000,  1.5000,  0.0000,  0.5000,  0.0000,  0.0000,  0.0000,  0.0000]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from pocketphi.graph.formats.base import Format, Layout, Values
+from pocketphi.graph.packing import pack_bits, unpack_bits
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Blocks(Format):
+    """Rows of a matrix in blocks along K: w = (q - zero) · scale.
+
+    Its first part holds q, uint8 [N, ceil(K · bits / 8)] as `pack_bits` lays it out. The others:
+
+    scale: float32 [N, K/block], every one a value that float16 has too, so that each target can hold it exactly; of either
+           sign
+    zero:  uint8 [N, ceil(K/block · bits / 8)], packed the same way, or None for the middle of q's range
+    """
+
+    scale: torch.Tensor
+
+    @classmethod
+    def middle(cls) -> int:
+        """The zero point where none is stored: 8 of 0 … 15."""
+        return int(1 << (cls.bits - 1))
+
+    @classmethod
+    def has_zeros(cls) -> bool:
+        """Whether a weight in this format may have zero points."""
+        return "zero" in cls.part_names()
+
+    @classmethod
+    def layout(cls, shape: tuple[int, ...], block: int, symmetric: bool = True) -> Layout:
+        """block: 0 for whole rows."""
+        rows, columns = shape
+        blocks = (rows, columns // (block or columns))
+        found = {cls.part_names()[0]: Values((rows, columns), cls.bits), "scale": Values(blocks, 32)}
+        return found if symmetric else found | {"zero": Values(blocks, cls.bits)}
+
+    @classmethod
+    def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
+        rows, size = parts[cls.part_names()[0]].shape
+        return rows, 8 * size // cls.bits
+
+    @property
+    def half_values(self) -> torch.Tensor:
+        return self.scale
+
+    @property
+    def block(self) -> int:
+        return self.shape_of(vars(self))[1] // self.scale.shape[1]
+
+    @classmethod
+    def pack(cls, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> Self:
+        """From unpacked integers: values [N, K], zero [N, K/block] or None."""
+        more = {} if zero is None else {"zero": pack_bits(zero, cls.bits)}
+        return cls(**{cls.part_names()[0]: pack_bits(values, cls.bits), "scale": scale, **more})
+
+    def values(self) -> torch.Tensor:
+        """Unpacked integers: uint8 [N, K]."""
+        packed = getattr(self, self.part_names()[0])
+        return unpack_bits(packed, self.bits, 8 * packed.shape[1] // self.bits)
+
+    def zeros(self) -> torch.Tensor | None:
+        """Unpacked zero points: uint8 [N, K/block], or None."""
+        zero = getattr(self, "zero", None)
+        return None if zero is None else unpack_bits(zero, self.bits, self.scale.shape[1])
+
+    def dequantize(self) -> torch.Tensor:
+        n, blocks = self.scale.shape
+        zeros = self.zeros()
+        zero = float(self.middle()) if zeros is None else zeros.float()[..., None]
+        centred = self.values().view(n, blocks, -1).float() - zero
+        return (centred * self.scale[..., None]).view(n, -1)
