@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _refuse_empty(arguments: argparse.Namespace) -> None:
     """An empty name would be the current folder, or count as one that was not given; an empty message is a message."""
     for name, value in vars(arguments).items():
-        if value == "" and name not in ("prompt", "system"):
+        values = value if isinstance(value, list) else [value]
+        if "" in values and name not in ("prompt", "system"):
             raise InputError(f"{name.replace('_', '-')}: an empty text was given; is a variable of the shell not set?")
 
 
