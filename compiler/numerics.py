@@ -88,11 +88,8 @@ class Numerics:
         saved, exactly = self.host.saved_bound, self.host.exact_bound
         chosen, greedy_logits = generate(self._runner(total), self.prompt, self._steps)
         sequence = torch.cat([self.prompt, chosen], dim=1)
-        expected = ProgramRunner(self.program, self.keep).step(sequence)[0]
-        at_once = expected
-        if self._switch and start <= self._switch < total:  # up to there, what came before was short too
-            short = ProgramRunner(self.program, self.keep).step(sequence[:, : self._switch])[0]
-            expected = torch.cat([short, at_once[self._switch :]])
+        at_once = ProgramRunner(self.program, self.keep).step(sequence)[0]
+        expected = self._as_it_grew(sequence, at_once, start)
 
         exact = self._runner(total, exact=True, every_position=True)
         prefill = exact.step(self.prompt)[0]
@@ -110,6 +107,13 @@ class Numerics:
         detail = f"{same}/{self._steps} equal, ties within {tie:.2g}"
         yield Check("greedy tokens that differ", int((gaps > tie).sum()), 0, detail)
 
+    def _as_it_grew(self, tokens: torch.Tensor, at_once: torch.Tensor, start: int) -> torch.Tensor:
+        """Logits [S, V] of a text that grew from `start` tokens: up to LongRoPE's switch, what came before was short too."""
+        if not (self._switch and start <= self._switch < tokens.shape[1]):
+            return at_once
+        short = ProgramRunner(self.program, self.keep).step(tokens[:, : self._switch])[0]
+        return torch.cat([short, at_once[self._switch :]])
+
     def _past_the_window(self, window: int) -> Iterable[Check]:
         """Exact prefill of more than the window, and decode across its edge; the same in other runtimes."""
         total, start = window + _AFTER, window - _BEFORE
@@ -120,6 +124,7 @@ class Numerics:
         runner.reset()
         runner.step(tokens[:, :start])
         decode = torch.cat([runner.step(tokens[:, i : i + 1])[0] for i in range(start, total)])
+        expected = self._as_it_grew(tokens, expected, start)
         yield _kl(f"decode past the window of {window}", expected[start:], decode, self.host.exact_bound)
         yield from self._same_in_others([tokens], "past the window")
 

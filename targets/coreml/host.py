@@ -16,6 +16,7 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.coreml.codecs import CODECS, Codec
+from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage
 from pocketphi.targets.coreml.ranges import LARGEST, tight
@@ -63,7 +64,8 @@ class CoreMLHost(Host):
         return CoreMLRunner(interpreter, max_tokens, every_position, switch)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
-        return [self._typecheck(), self._headroom(prompt)]
+        norms = epsilon_check(self.package, self._config.rms_norm_eps)
+        return [norms, self._typecheck(), self._headroom(prompt)]
 
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
         return {}

@@ -26,6 +26,7 @@ from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
+from pocketphi.targets.tvm_arm.epsilons import require_epsilon
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
@@ -105,6 +106,7 @@ class TvmBundle(Prepared):
         schedules = Schedules(self._platform.isa, self._tuning.schedules)
         description = json.dumps({name: described[name] for name in BOUND}, separators=(",", ":"))
         module = lower(self._program, self._platform.isa, schedules, description, self._cache)
+        require_epsilon(module, self._program.config.rms_norm_eps)
         files = build_library(module, self._platform, folder)
         write(folder / BUNDLED, self._tuning.used(schedules.asked))
         return module, files, self._tuning.notes(schedules.asked)

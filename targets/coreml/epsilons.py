@@ -1,0 +1,57 @@
+"""The epsilon of each norm of a package, read back from its operations: it moves no logit where hidden values are large, as in
+a model of random weights. Both spellings of `norms.py` are understood, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from pocketphi.targets.base import Check
+from pocketphi.targets.coreml.mlpackage import MLPackage, Operation
+from pocketphi.targets.coreml.raw import Raw
+
+Made = Mapping[str, Operation]
+"""The operations of a function by the names of their values."""
+
+
+def epsilon_check(package: MLPackage, epsilon: float) -> Check:
+    """Every norm of every function adds the model's epsilon, as float32 has it or as the square of a float16."""
+    wanted = float(np.float32(epsilon)), float(np.float16(math.sqrt(epsilon))) ** 2
+    count, odd = 0, []
+    for function in package.functions.values():
+        made = {name: op for op in function.operations for name, _ in op.outputs}
+        for op in function.operations:
+            if op.kind == "rsqrt":
+                count += 1
+                found = _epsilon(op, made)
+                odd += [] if found in wanted else [f"{op.name} in {function.name}: {found:.3g}, not {epsilon:.3g}"]
+    detail = f"first {odd[0]}" if odd else f"{count} norms"
+    return Check("norms with another epsilon", len(odd), 0, detail)
+
+
+def _epsilon(rsqrt: Operation, made: Made) -> float:
+    """What is added to the mean of x², in units of x²; NaN where it is none of the two spellings."""
+    total = _source(rsqrt, "x", made)
+    if total.kind == "reduce_mean":
+        return _number(rsqrt, "epsilon", made)
+    try:  # mean(z²) + (root of epsilon / m)², z = x / m
+        z = _source(_source(_source(total, "x", made), "x", made), "x", made)
+        square = _source(total, "y", made)
+        root = _source(square, "y", made)
+        spelled = (total.kind, square.kind, root.kind, z.kind) == ("add", "mul", "real_div", "real_div")
+        same = square.inputs["x"] == square.inputs["y"] and root.inputs["y"] == z.inputs["y"]
+        return _number(root, "x", made) ** 2 if spelled and same else math.nan
+    except KeyError:
+        return math.nan
+
+
+def _source(op: Operation, parameter: str, made: Made) -> Operation:
+    return made[str(op.inputs[parameter][0])]
+
+
+def _number(op: Operation, parameter: str, made: Made) -> float:
+    value = op.inputs[parameter][0]
+    found = made[value].attributes["val"] if isinstance(value, str) else value
+    return float(found.tensor()) if isinstance(found, Raw) else math.nan
