@@ -33,17 +33,19 @@ def epsilon_check(package: MLPackage, epsilon: float) -> Check:
 
 def _epsilon(rsqrt: Operation, made: Made) -> float:
     """What is added to the mean of x², in units of x²; NaN where it is none of the two spellings."""
-    total = _source(rsqrt, "x", made)
-    if total.kind == "reduce_mean":
-        return _number(rsqrt, "epsilon", made)
-    try:  # mean(z²) + (root of epsilon / m)², z = x / m
+    try:
+        total = _source(rsqrt, "x", made)
+        if total.kind == "reduce_mean":
+            return _number(rsqrt, "epsilon", made)
+        # mean(z²) + (root of epsilon / m)², z = x / m, m at least a constant, for rows of zeros
         z = _source(_source(_source(total, "x", made), "x", made), "x", made)
         square = _source(total, "y", made)
-        root = _source(square, "y", made)
-        spelled = (total.kind, square.kind, root.kind, z.kind) == ("add", "mul", "real_div", "real_div")
+        root, peak = _source(square, "y", made), _source(z, "y", made)
+        kinds = [op.kind for op in (total, square, root, z, peak)]
+        spelled = kinds == ["add", "mul", "real_div", "real_div", "maximum"] and _number(peak, "y", made) > 0
         same = square.inputs["x"] == square.inputs["y"] and root.inputs["y"] == z.inputs["y"]
         return _number(root, "x", made) ** 2 if spelled and same else math.nan
-    except KeyError:
+    except (KeyError, IndexError):
         return math.nan
 
 
@@ -54,4 +56,4 @@ def _source(op: Operation, parameter: str, made: Made) -> Operation:
 def _number(op: Operation, parameter: str, made: Made) -> float:
     value = op.inputs[parameter][0]
     found = made[value].attributes["val"] if isinstance(value, str) else value
-    return float(found.tensor()) if isinstance(found, Raw) else math.nan
+    return float(found.tensor()) if isinstance(found, Raw) and found.count == 1 else math.nan
