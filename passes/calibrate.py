@@ -151,4 +151,4 @@ def _run_key(cache: WeightCache, tokens: torch.Tensor, weights: Mapping[str, Qua
 def _statistics(x: torch.Tensor) -> Statistics:
     """Of float32 [2B, S, K]: the inputs with float weights, then those with quantized ones."""
     exact, met = (half.flatten(0, -2) for half in x.chunk(2))
-    return Statistics(met.T @ met / len(met), (exact - met).T @ met / len(met))
+    return Statistics.of(met, exact)
