@@ -86,7 +86,7 @@ class WeightedKMeans(KMeans):
     recipe = "search"
     does = "searches tables for the inputs that calibration measures"
     calibrates = True
-    version = 2
+    version = 3
 
 
 def tables(w: torch.Tensor, cost: torch.Tensor | None = None, entries: int = 16) -> torch.Tensor:
