@@ -48,6 +48,11 @@ class Statistics:
     moment: torch.Tensor
     drift: torch.Tensor | Outer | None = None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that was measured, by name."""
+        drift = {"drift": self.drift} if not isinstance(self.drift, Outer) else vars(self.drift)
+        return {name: one for name, one in {"moment": self.moment, **drift}.items() if one is not None}
+
     @staticmethod
     def of(met: torch.Tensor, exact: torch.Tensor | None = None) -> Statistics:
         """met: x, float32 [T, K]; exact: x̂."""
