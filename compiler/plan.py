@@ -97,12 +97,14 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
     hidden, widest = config.hidden_size, max(2 * config.intermediate_size, config.qkv_size)
-    # the widest layer, both of its weights and what goes in and out
-    running = 2 * widest * hidden + tokens * (widest + 3 * hidden)
+    # the widest layer, both of its weights and what goes in and out, beside what a run that was stopped goes on from
+    running = 2 * widest * hidden + tokens * (widest + 5 * hidden)
     columns = max(hidden, config.intermediate_size, config.heads * config.head_dim)
-    # two moments, the shift, a Cholesky factor, the inverse and the factor of that, for the layer with most inputs; then rows
-    statistics = max(6 * columns**2, 4 * columns**2 + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
-    measuring = statistics + tokens * (columns + 2 * hidden) + hidden * columns
+    # a moment, its factor twice and the shift (with its system, where the tokens are fewer), for the layer with most inputs; then
+    # the factor, the shift and rows
+    shift = columns * min(columns, tokens)
+    statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
+    measuring = statistics + tokens * (columns + 4 * hidden) + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
     return now + max(streaming, 4 * max(running, measuring, largest))
 
