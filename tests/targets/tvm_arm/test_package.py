@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from target_files import package, prepared
-from tiny_phi3 import SWITCH, TINY, inputs, quantized, rounding
+from tiny_phi3 import SWITCH, TINY, fused, inputs, quantized, rounding
 from tvm_kernels import here
 
 pytest.importorskip("tvm")
@@ -24,6 +24,9 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.policy import Policy, Rule
+from pocketphi.passes.quantize_weights import QuantizeWeights
+from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
@@ -41,11 +44,30 @@ ON_ARM = [
     ("neon", "tied", "fp16"),
     ("neon", "asymmetric", "fp16"),
     ("neon", "partial", "int8"),
+    *((name, f"widths{more}", "fp16") for name in ("neon", "dotprod", "i8mm") for more in ("", ", asymmetric")),
 ]
+WIDTHS = {"*qkv*": 2, "*o_proj*": 3, "*gate_up*": 5, "*down*": 6, "*embed*": 8, "lm_head*": 8}
+ASYMMETRIC = {"*.0.*qkv*": 6, "*.0.mlp*": 5, "*qkv*": 2, "*o_proj*": 3, "*gate_up*": 5, "*down*": 2, "*": 3}
+"""Bits by the pattern of a weight's name."""
+
+
+def policy(variant: str) -> Policy:
+    zero = variant == "widths, asymmetric"
+    settings = {"block": 16, "symmetric": False} if zero else {"block": 32}
+    widths = ASYMMETRIC if zero else WIDTHS
+    return Policy(tuple(Rule(name, make_quantizer("rtn", f"int{bits}", settings)) for name, bits in widths.items()))
+
+
+def quantized_program(variant: str) -> Program:
+    if not variant.startswith("widths"):
+        return quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    program = fused()
+    QuantizeWeights(policy(variant))(program)
+    return program
 
 
 def program_of(variant: str) -> Program:
-    made = quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    made = quantized_program(variant)
     LastLogits()(made)
     return made
 
@@ -63,7 +85,7 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     saved = host.weights()
     assert {name: digest(materialize(weight)) for name, weight in saved.items()} == digests
     tokens = inputs(program.config, SWITCH + 8)["input_ids"]
-    whole = quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    whole = quantized_program(variant)
     expected = whole.run(whole.prefill_inputs(tokens))["logits"][0]
     pieces = [tokens[:, :9], tokens[:, 9:10], tokens[:, 10 : SWITCH - 4], *tokens[:, SWITCH - 4 :].split(1, dim=1)]
     ends = torch.tensor([piece.shape[1] for piece in pieces]).cumsum(0) - 1
@@ -83,7 +105,7 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
 
 
 @pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("variant", ["tiny", "asymmetric", "longrope"])
+@pytest.mark.parametrize("variant", ["tiny", "asymmetric", "longrope", "widths", "widths, asymmetric"])
 def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
     check(variant, isa, tmp_path)
 
