@@ -38,8 +38,8 @@ class BlocksCodec:
     def described(self, parts: Mapping[str, PartSpec]) -> dict[str, int | str | None]:
         """What model.json says of a weight (`Matrix`), the format where it is not int4."""
         rows, columns = self.format.shape_of(parts)
-        said = {"rows": rows, "columns": columns, "block": self.format.block_of(parts)}
-        return said if self.format is Int4 else {**said, "format": self.format.name}
+        more = {} if self.format is Int4 else {"format": self.format.name}
+        return {"rows": rows, "columns": columns, "block": self.format.block_of(parts), **more}
 
     def layout(self, matrix: Matrix, held: Collection[str]) -> Layout:
         """The parts of a weight, by what model.json says. held: names of its parts in the file."""

@@ -106,7 +106,7 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
 
 
 @pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("variant", ["tiny", "asymmetric", "longrope", "widths"])
+@pytest.mark.parametrize("variant", ["tiny", "asymmetric", "longrope"])
 def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
     check(variant, isa, tmp_path)
 

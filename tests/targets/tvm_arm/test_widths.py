@@ -79,25 +79,6 @@ def test_every_weight_takes_the_bytes_that_were_planned(bundle: Path) -> None:
         assert 0 <= taken[name] - planned < 2 * 64
 
 
-def test_embedding_and_head_in_8_bits(tmp_path: Path) -> None:
-    options = compile_options(
-        "random:tiny",
-        tmp_path / "b",
-        ("tvm-arm",),
-        recipe="search",
-        os="host",
-        embedding_bits=8,
-        head_bits=8,
-        verify="never",
-        cache=tmp_path / "cache",
-        calibration_tokens=64,
-    )
-    compile_model(options)
-    matrices = TvmHost(tmp_path / "b").described.matrices
-    assert {name for name, matrix in matrices.items() if matrix.format == "int8"} == {EMBEDDING, HEAD}
-    assert verify_folder(tmp_path / "b", Bundle.open(tmp_path / "b", check=False).manifest, Ui()).ok
-
-
 def other_format(name: str) -> Callable[[dict[str, Any]], None]:
     def change(data: dict[str, Any]) -> None:
         data["matrices"][GATE_UP]["format"] = name
