@@ -28,7 +28,7 @@ from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 
-WIDTHS = {EMBEDDING: 8, HEAD: 8, "*down_proj*": 5, "*gate_up*": 3, "*qkv*": 5, "*.1.*o_proj*": 3, "*": 4}
+WIDTHS = {EMBEDDING: 8, HEAD: 8, "*down_proj*": 5, "*gate_up*": 3, "*": 4}
 GATE_UP = "model.layers.0.mlp.gate_up_proj.weight"
 
 
