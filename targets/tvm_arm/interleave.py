@@ -137,7 +137,7 @@ class Interleaved:
         return pack_bits(values ^ self.middle if self.signed else values, self.bits)
 
     def _chunks(self, values: torch.Tensor) -> torch.Tensor:
-        """[rows, columns] → [groups, steps, chunks, 4 · lanes], not contiguous within."""
+        """[rows, columns] → [groups, steps, chunks, 4 · lanes]."""
         steps = self.columns // self.step
         if self.pairs:  # [group, pair of rows, row, step, 8-column group, column]
             split = values.view(-1, self.lanes // 2, 2, steps, self.step // 8, 8)

@@ -22,7 +22,8 @@ class Chunks:
         self._matrix, self._buffer, self._base = matrix, buffer, base
         self._width = 4 * matrix.lanes
         first = matrix.planes[0]
-        self.signed, self.largest = matrix.signed, largest(matrix)
+        self.signed = matrix.signed
+        self.largest = matrix.middle << matrix.shift if matrix.signed else (1 << matrix.bits) - 1
         self.order = sorted(range(matrix.step // 4), key=first.place)
 
     def multiplied(self, chunk: int) -> Expr:
@@ -34,11 +35,11 @@ class Chunks:
         return self._together(chunk, 0, self._matrix.signed)
 
     def _together(self, chunk: int, shift: int, turned: bool = False) -> Expr:
-        """turned: the sign, the highest bit of each value, is that of q - middle and shall be that of q."""
+        """turned: the file has q - middle, whose highest bit is not that of q."""
         found = None
         for plane in self._matrix.planes:
-            vector_, bit = plane.place(chunk)
-            stored = self._load(plane, vector_)
+            index, bit = plane.place(chunk)
+            stored = self._load(plane, index)
             if turned and plane.above == 0:
                 stored = stored ^ self._bytes(sum(1 << at for at in range(plane.bits - 1, 8, plane.bits)))
             part = self._moved(stored, bit, plane.bits, plane.low + shift)
@@ -65,8 +66,3 @@ class Chunks:
 
     def _bytes(self, value: int) -> Expr:
         return broadcast(tirx.IntImm("uint8", value), self._width)
-
-
-def largest(matrix: Interleaved) -> int:
-    """Magnitude of a byte to multiply."""
-    return matrix.middle << matrix.shift if matrix.signed else (1 << matrix.bits) - 1

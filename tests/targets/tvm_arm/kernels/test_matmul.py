@@ -10,7 +10,7 @@ from tvm_kernels import WIDTHS, here, placed, random_weight, run
 
 pytest.importorskip("tvm")
 
-from pocketphi.graph.formats import Blocks, Int4
+from pocketphi.graph.formats import Blocks, Int4, Int5
 from pocketphi.targets.tvm_arm.interleave import Interleaved, step_of
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of
@@ -60,7 +60,7 @@ def test_products_of_each_width(isa: Isa, form: type[Blocks], zero: bool, block:
 
 
 def check_products(isa: Isa, weight: Blocks, tokens: int) -> None:
-    x = torch.randn(tokens, 128, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(tokens, weight.values().shape[1], generator=torch.Generator().manual_seed(1))
     x[0, :32] = 0  # a step of zeros has no scale
     x[-1, 40] = 300.0  # an outlier takes the others' resolution
     expected = x.double() @ weight.dequantize().double().T
@@ -68,6 +68,12 @@ def check_products(isa: Isa, weight: Blocks, tokens: int) -> None:
     rounded = product(isa, weight, x, exact=False)
     assert torch.all((rounded - expected).abs() <= int8_bound(weight, x))
     assert (rounded - expected).abs().max() > float_bound(weight, x).min()  # it did round
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("form", [Int4, Int5])
+def test_whole_rows_that_32_does_not_divide(isa: Isa, form: type[Blocks]) -> None:
+    check_products(isa, random_weight(37, 48, 48, form=form), 5)
 
 
 @pytest.mark.parametrize("isa", here())
