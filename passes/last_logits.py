@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.formats import FORMATS
 from pocketphi.graph.program import Program, op_name
 from pocketphi.passes.base import Pass, PassReport
 
-_PROJECTIONS = ("linear", "edge.matmul_nbits", "edge.matmul_int8", "edge.matmul_palette")
+_PROJECTIONS = ("linear", *(f"edge.matmul_{form.suffix}" for form in FORMATS.values()))
 _BY_POSITION = (*_PROJECTIONS, "add", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu")
 """Operators whose result at a position comes from their inputs at that position."""
 
