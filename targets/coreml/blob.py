@@ -43,10 +43,6 @@ class BlobType(IntEnum):
     def bits(self) -> int:
         return _BITS[self]
 
-    @staticmethod
-    def unsigned(bits: int) -> BlobType:
-        return BlobType[f"UINT{bits}"]
-
 
 _BITS = {
     BlobType.FLOAT16: 16,

@@ -7,10 +7,12 @@
     scale                         float16 [N, K/block]       exact, or a bug of the quantizer
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
     q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
-    q2, q3, q6                    uint2, uint3, uint6 [N, K] packed, for a table that holds q - middle as int8 [1, 1, 2^bits, 1]
-    zero, of those                int8 [N, K/block]          zero - middle
     index, of a palette           uint2 … uint6 [N, K]       as it is
-    lut                           float16 [N/R, 1, 2^bits, 1] exact, or a bug of the quantizer
+    lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
+
+Blocks of other widths would need two of these operators, one behind the other: a table of int8 and then its scales. For iOS 18
+coremltools turns that order round (its pass `canonicalize_quantized_lut_pattern`: an issue, "fixed in iOS26"), and then every
+block has a table of its own, which is larger than int4.
 
 Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
 low nibble 8 = -8, high nibble 7.
@@ -20,7 +22,6 @@ Importing this loads neither torch nor coremltools.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,12 +29,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import (
-    Blocks,
     Format,
-    Int2,
-    Int3,
     Int4,
-    Int6,
     Int8,
     Layout,
     Palette,
@@ -46,18 +43,16 @@ from pocketphi.graph.formats import (
     bytes_of,
 )
 from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
-from pocketphi.graph.packing import pack_bits, pack_nibbles, unpack_bits, unpack_nibbles
+from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 from pocketphi.targets.coreml.blob import BlobType
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import fx
 
     from pocketphi.artifacts.stream import Rows
     from pocketphi.targets.coreml.coremltools_parts import Var
     from pocketphi.targets.coreml.emitter import Emitter
-    from pocketphi.targets.coreml.mil import FunctionBuilder
     from pocketphi.targets.coreml.raw import Raw
 
 Blobs = dict[str, tuple[BlobType, tuple[int, ...]]]
@@ -98,14 +93,6 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
         """Rows of the parts of a stored weight: the inverse of `encode`."""
-
-    def constants(self) -> dict[str, np.ndarray]:
-        """What all weights in this format share, by name."""
-        return {}
-
-    def decoded(self, builder: FunctionBuilder, name: str, held: Mapping[str, Var]) -> Var:
-        """The decompressed weight, called `name`. held: by parameter."""
-        return builder.op(self.operator, name, **held)
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
         e.values[node] = e.times(e.name(node), e.value(node.args[0]), e.decoded(node), e.width(node))
@@ -206,59 +193,6 @@ class Int8Codec(Codec):
         return {"q8": q8, "scale": raw["scale"].rows(start, stop).tensor().float()}
 
 
-class LevelsCodec(Codec):
-    """Blocks of whole numbers for which `constexpr_blockwise_shift_scale` has no type: indices into a table of int8, whose values
-    it scales. coremltools writes that too, where it palettizes a model that is quantized."""
-
-    def __init__(self, form: type[Blocks]) -> None:
-        self.format, self.middle, self.bits = form, form.middle(), form.bits
-        self.values = form.part_names()[0]
-        self.parameters = {"indices": self.values, "scale": "scale", "offset": "zero"}
-        self._levels = f"const.levels_{self.bits}"
-
-    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
-        indices = (BlobType.unsigned(self.bits), self.format.shape_of(parts))
-        kinds = {"scale": BlobType.FLOAT16, "zero": BlobType.INT8}
-        return {part: indices if part == self.values else (kinds[part], parts["scale"].shape) for part in parts}
-
-    def bytes_of(self, layout: Layout) -> int:
-        return super().bytes_of({p: dataclasses.replace(v, bits=8) if p == "zero" else v for p, v in layout.items()})
-
-    def encode(self, name: str, rows: Rows) -> Rows:
-        stored = {self.values: rows[self.values], "scale": _half(rows["scale"], f"{name}: a scale")}
-        if "zero" in rows:
-            stored["zero"] = unpack_bits(rows["zero"], self.bits, rows["scale"].shape[1]) - self.middle  # modulo 256
-        return stored
-
-    def holds(self, stored: Mapping[str, Raw]) -> bool:
-        if not {"indices", "lut", "scale"} <= stored.keys() or stored["indices"].dtype != f"uint{self.bits}":
-            return False
-        levels = list(range(-self.middle, self.middle))
-        return stored["lut"].dtype == "int8" and stored["lut"].tensor().flatten().tolist() == levels
-
-    def layout(self, raw: Mapping[str, Raw]) -> Layout:
-        shape = raw[self.values].shape
-        return self.format.layout(shape, shape[1] // raw["scale"].shape[1], "zero" not in raw)
-
-    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
-        packed = raw[self.values].rows(start, stop).data.view(stop - start, -1)
-        found = {self.values: packed, "scale": raw["scale"].rows(start, stop).tensor().float()}
-        if "zero" in raw:
-            found["zero"] = pack_bits(raw["zero"].rows(start, stop).tensor() + self.middle, self.bits)
-        return found
-
-    def constants(self) -> dict[str, np.ndarray]:
-        import numpy as np
-
-        return {self._levels: np.arange(-self.middle, self.middle, dtype=np.int8).reshape(1, 1, -1, 1)}
-
-    def decoded(self, builder: FunctionBuilder, name: str, held: Mapping[str, Var]) -> Var:
-        table = builder.constant(self._levels, self.constants()[self._levels])
-        data = builder.op("constexpr_lut_to_dense", f"{name}_levels", indices=held["indices"], lut=table)
-        rest = {parameter: value for parameter, value in held.items() if parameter != "indices"}
-        return builder.op(self.operator, name, data=data, **rest)
-
-
 class PaletteCodec(Codec):
     """Indices and their tables; a row of the parts is a group of rows that share one."""
 
@@ -271,14 +205,14 @@ class PaletteCodec(Codec):
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         tables = (parts["lut"].shape[0], 1, self.entries, 1)
-        indices = (BlobType.unsigned(self.bits), self.format.shape_of(parts))
+        indices = (BlobType[f"UINT{self.bits}"], self.format.shape_of(parts))
         return {self.indices: indices, "lut": (BlobType.FLOAT16, tables)}
 
     def encode(self, name: str, rows: Rows) -> Rows:
         return {self.indices: rows[self.indices], "lut": _half(rows["lut"], f"{name}: a value")}
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        known = {"indices", "lut"} <= stored.keys() and "scale" not in stored
+        known = {"indices", "lut"} <= stored.keys()
         return known and stored["indices"].dtype == f"uint{self.bits}"
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
@@ -295,7 +229,6 @@ class PaletteCodec(Codec):
 CODECS: dict[str, Codec] = {
     "int4": Int4Codec(),
     "int8": Int8Codec(),
-    **{form.name: LevelsCodec(form) for form in (Int2, Int3, Int6)},
     **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
 

@@ -92,7 +92,7 @@ class Emitter:
         def make() -> Var:
             codec = CODECS[known_format(parts).name]
             held = {parameter: stored(part) for parameter, part in codec.parameters.items() if part in parts}
-            return codec.decoded(self.builder, name, held)
+            return self.op(codec.operator, name, **held)
 
         return self.builder.shared(f"decoded {name}", make)
 

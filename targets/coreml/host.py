@@ -17,7 +17,7 @@ from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
-from pocketphi.targets.coreml.mlpackage import MLPackage, Operation
+from pocketphi.targets.coreml.mlpackage import MLPackage
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
@@ -193,9 +193,6 @@ def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
         return None
     if "" in stored:
         return SavedFloat(stored)
-    if isinstance(stored.get("data"), Operation):  # decoded by two operators, one after the other
-        stored |= package.parts(function, stored.pop("data").outputs[0][0])
-    stored = {parameter: value for parameter, value in stored.items() if isinstance(value, Raw)}
     codec = next((codec for codec in CODECS.values() if codec.holds(stored)), None)
     if codec is None:
         return None
@@ -203,7 +200,7 @@ def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
     for part in set(codec.format.part_names()) - set(codec.parameters.values()):
         with contextlib.suppress(InputError):
             raw[part] = package.parts(function, f"{name}_{part}")[""]
-    return Saved(raw, codec) if set(codec.format.part_names()) - codec.format.optional() <= raw.keys() else None
+    return Saved(raw, codec)
 
 
 @dataclass(frozen=True)

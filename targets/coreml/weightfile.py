@@ -73,7 +73,7 @@ def plan_weights(program: Program, form: Form) -> WeightFile:
             wanted[f"{name}:{part}" if part else name] = stored
     constants = _constants(program, form)
     for name, value in constants.items():
-        wanted[name] = (BlobType[value.dtype.name.upper()], value.shape)
+        wanted[name] = (BlobType.INT32 if value.dtype == np.int32 else BlobType.FLOAT16, value.shape)
     blobs, end = {}, ALIGN  # the header
     for key, (kind, shape) in wanted.items():
         blob = Blob(kind, int(np.prod(shape)), -(-end // ALIGN) * ALIGN + ALIGN)
@@ -100,7 +100,7 @@ def _blobs(parts: Mapping[str, PartSpec]) -> Blobs:
 
 
 def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
-    """Constants too large to lie in the model: positions, the zeros that `linear` wants as a bias, tables of a format."""
+    """Constants too large to lie in the model: positions, and the zeros that `linear` wants as a bias."""
     found: dict[str, np.ndarray] = {"const.positions": np.arange(form.positions, dtype=np.int32)}
     for node in program.graph.nodes:
         if node.op != "call_function":
@@ -112,9 +112,6 @@ def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
             heads, kv_heads = node.args[6:8]
             for fold in sorted({1, heads // kv_heads}) if not form.flexible else []:
                 found[f"const.steps_{fold}"] = steps(form.chunk, fold)
-    for weight in program.weights.values():
-        if made := format_of(weight.parts):
-            found |= CODECS[made.name].constants()
     return {name: value for name, value in found.items() if value.size >= INLINE}
 
 
