@@ -12,7 +12,7 @@
 
 Blocks of other widths would need two of these operators, one behind the other: a table of int8 and then its scales. For iOS 18
 coremltools turns that order round (its pass `canonicalize_quantized_lut_pattern`: an issue, "fixed in iOS26"), and then every
-block has a table of its own, which is larger than int4.
+block has a table of its own: 3 bits in blocks of 64 would take what int4 takes.
 
 Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
 low nibble 8 = -8, high nibble 7.

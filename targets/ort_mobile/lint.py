@@ -14,8 +14,8 @@ FAST_BLOCKS = (16, 32, 64, 128, 256)
 SLOW_BLOCKS = (16,)
 """Accepted, but without an int8 kernel: three to four times slower than block 32 (measured)."""
 KERNELS = {2: (32, 64, 128), 4: FAST_BLOCKS, 8: FAST_BLOCKS}
-"""By bits: the blocks that have a kernel. Others give the same values some 200 times slower (one row times 3072 × 8192 in 2 bits:
-blocks of 16 take 518 ms, of 32 1.8 ms; onnxruntime 1.32, one core of an x86 machine)."""
+"""By bits: the blocks that have a kernel. Others give the same values some 200 times slower (one row times 3072 × 8192 in 2
+bits: blocks of 16 take 518 ms, of 32 1.8 ms; onnxruntime 1.32, one core of an x86 machine)."""
 
 
 def lint(lowered: Lowered) -> list[str]:
