@@ -108,7 +108,7 @@ class Int4Codec(Codec):
     """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
 
     format = Int4
-    parameters: ClassVar[Mapping[str, str]] = {"data": "q", "scale": "scale", "offset": "zero"}
+    parameters: Mapping[str, str] = {"data": "q", "scale": "scale", "offset": "zero"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         if {"zero", "offset"} <= parts.keys():
@@ -174,7 +174,7 @@ class Int8Codec(Codec):
     """Blocks of bytes."""
 
     format = Int8
-    parameters: ClassVar[Mapping[str, str]] = {"data": "q8", "scale": "scale"}
+    parameters: Mapping[str, str] = {"data": "q8", "scale": "scale"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         return {"q8": (BlobType.INT8, parts["q8"].shape), "scale": (BlobType.FLOAT16, parts["scale"].shape)}
@@ -196,6 +196,7 @@ class Int8Codec(Codec):
 class PaletteCodec(Codec):
     """Indices and their tables; a row of the parts is a group of rows that share one."""
 
+    format: type[Tables]
     operator = "constexpr_lut_to_dense"
 
     def __init__(self, form: type[Tables]) -> None:
