@@ -16,6 +16,7 @@ from pocketphi.compiler.plan import Plan
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
 from pocketphi.graph.opening import open_checkpoint
+from pocketphi.graph.reading import path_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def plan(options: CompileOptions) -> Plan:
 
 def open_bundle(path: str | Path) -> Bundle:
     """A bundle whose files are all as its manifest says. Raises InputError naming the first one that is not."""
-    return Bundle.open(Path(path))
+    return Bundle.open(path_of(path))
 
 
 def verify(bundle: Bundle | str | Path, reference: str | None = None, target: str | None = None) -> Verification:

@@ -51,7 +51,7 @@ def build_matrix(file: BuildFile, ui: Ui, key: bytes | None = None, only: str | 
 
 
 def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, ui: Ui, key: bytes | None) -> None:
-    if file.device:
+    if file.device is not None:
         from pocketphi.compiler.device_plan import fit_options
         from pocketphi.compiler.devices import find_device
 

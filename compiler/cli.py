@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     try:
         arguments = parser().parse_args(argv)
+        _refuse_empty(arguments)
         level = logging.INFO if arguments.verbose else logging.ERROR
         logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
         _quiet_libraries(arguments.verbose)
@@ -81,6 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
 
 
+def _refuse_empty(arguments: argparse.Namespace) -> None:
+    """An empty name would be the current folder, or count as one that was not given; an empty message is a message."""
+    for name, value in vars(arguments).items():
+        values = value if isinstance(value, list) else [value]
+        if "" in values and name not in ("prompt", "system"):
+            raise InputError(f"{name.replace('_', '-')}: an empty text was given; is a variable of the shell not set?")
+
+
 def _stopped() -> int:
     if not stopping.was_heard():  # else the process ends with this line
         print(stopping.LINE, file=sys.stderr)  # noqa: T201
@@ -101,12 +110,20 @@ def _lack(error: Exception) -> str:
     return ""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Leaves an empty path as it is, for `_refuse_empty`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, lambda text: Path(text) if text else text)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
     common.add_argument("-v", "--verbose", action="store_true", help="log what each pass did")
-    top = argparse.ArgumentParser(prog="pocketphi", description="Compile Phi-3 models for phones, provably right.")
+    top = _Parser(prog="pocketphi", description="Compile Phi-3 models for phones, provably right.")
     top.add_argument("--version", action="version", version=f"pocketphi {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

@@ -60,7 +60,7 @@ def evaluate_model(
     check_number("--window", window, least=2)
     runner, files, config = open_runner(model, window, target)
     rows = windows(tokens_of(text, held_out_text() if text is None else "", files, config, tokens), window)
-    other, _, other_config = open_runner(reference, window) if reference else (None, None, config)
+    other, _, other_config = open_runner(reference, window) if reference is not None else (None, None, config)
     if other_config.vocab_size != config.vocab_size:
         raise InputError(f"--reference {reference}: {other_config.vocab_size} tokens, {model} has {config.vocab_size}")
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()

@@ -13,7 +13,7 @@ from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import Options, declared, option
-from pocketphi.graph.reading import named, show
+from pocketphi.graph.reading import named, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
 from pocketphi.passes.policy import default_block
 from pocketphi.passes.quantizers import recipes
@@ -138,7 +138,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         super().__post_init__()
         if self.block is None:
             object.__setattr__(self, "block", default_block(self.recipe))
-        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "out", path_of(self.out))
         chosen = [self.targets] if isinstance(self.targets, str | TargetOptions) else self.targets
         made = [find_target(one).options() if isinstance(one, str) else one for one in chosen]
         object.__setattr__(self, "targets", tuple({one.target: one for one in made}.values()))

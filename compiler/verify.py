@@ -109,9 +109,9 @@ def verify_folder(
     if programs:
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
-    if reference:
+    if reference is not None:
         result.checks += _against(reference, programs[0].quantized if programs else None, ui)
-    if reference and result.ok:
+    if reference is not None and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
 

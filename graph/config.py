@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from pocketphi.graph.errors import InputError
@@ -49,7 +49,10 @@ class Form:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the compiler needs to know of a model. Lengths are in tokens, sizes in elements."""
+    """What the compiler needs to know of a model. Lengths are in tokens, sizes in elements.
+
+    where: the file that says so, for the message where sizes do not fit each other: an InputError
+    """
 
     vocab_size: int
     hidden_size: int
@@ -69,16 +72,17 @@ class ModelConfig:
     eos: tuple[int, ...]
     pad: int | None
     form: Form = field(repr=False)
+    where: InitVar[str] = "config"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, where: str) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim"):
             if getattr(self, name) < 1:
-                raise InputError(f"config: {name} = {getattr(self, name)}, expected a positive number")
+                raise InputError(f"{where}: {name} = {getattr(self, name)}, expected a positive number")
         if self.heads % self.kv_heads:
-            raise InputError(f"config: {self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
+            raise InputError(f"{where}: {self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
             raise InputError(
-                f"config: rotary dimension {self.rotary_dim} must be even and at most {self.head_dim}, not 0"
+                f"{where}: rotary dimension {self.rotary_dim} must be even and at most {self.head_dim}, not 0"
             )
 
     @property

@@ -53,6 +53,7 @@ def config_of(header: GgufHeader, rope_factors: Mapping[str, tuple[float, ...]])
         eos=vocabulary.ends() if vocabulary else (),
         pad=vocabulary.ids.get("padding") if vocabulary else None,
         form=header.model.form,
+        where=metadata.where,
     )
     check_heads_of_long_rope(config, metadata.where)
     return config, [*metadata.notices, *(vocabulary.notices if vocabulary else ())]

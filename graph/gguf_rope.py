@@ -71,7 +71,12 @@ def _check_tensors(metadata: Metadata, factors: Mapping[str, tuple[float, ...]],
 
 def _scale(metadata: Metadata, kind: str) -> float:
     """By how much positions are divided. 0 stands for 1, and rope type none for no scaling, as in llama.cpp."""
-    scale = metadata.real(_scale_key(metadata).partition(".")[2], 1.0, zero=True) or 1.0
+    key, old = _scale_key(metadata), metadata.get("rope.scale_linear")
+    scale = metadata.real(key.partition(".")[2], 1.0, zero=True) or 1.0
+    if old is not None and old != metadata.get(key.partition(".")[2]):
+        metadata.notices.append(
+            f"{metadata.key('rope.scale_linear')} = {shown(old)} is not read: {key} is {scale}, which counts in llama.cpp"
+        )
     if kind == "none" and scale != 1:
         metadata.notices.append(
             f"{_scale_key(metadata)} = {scale} is not applied: the rope type is none, as in llama.cpp"

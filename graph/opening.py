@@ -9,7 +9,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_file import GgufFile, sample_path
 from pocketphi.graph.hf_folder import HfFolder
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.reading import lost_link
+from pocketphi.graph.reading import lost_link, path_of
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -22,7 +22,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         return RandomWeights(text)
     if text == "sample":
         return GgufFile(sample_path(), label="sample")
-    path = Path(model)
+    path = path_of(model)
     if path.is_dir():
         return HfFolder(path)
     if path.is_file() and path.suffix == ".gguf":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import named
+from pocketphi.graph.reading import named, path_of
 
 T = TypeVar("T")
 _KINDS: dict[type, str] = {
@@ -66,7 +66,7 @@ class Option:
         if value is None and (self.optional or self.default is None):
             return None
         if self.kind is Path and isinstance(value, str):
-            return Path(value)
+            return path_of(value)
         kinds = (int, float) if self.kind is float else self.kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
             raise InputError(f"--{self.flag} {named(value)}: expected {self.expected}")

@@ -43,6 +43,13 @@ def named(value: object) -> str:
     return text if text.isprintable() and len(text) <= _SHOWN else show(text)
 
 
+def path_of(text: str | Path) -> Path:
+    """The path of this name. Raises InputError for an empty one, which pathlib takes for the current folder."""
+    if text == "":
+        raise InputError("an empty name: expected a file or a folder")
+    return Path(text)
+
+
 def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     """The content of a regular file. what: what the user lacks where it is missing, for the message.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_errors_are_ours(tmp_path: Path) -> None:
         pocketphi.compile("random:tiny", tmp_path / "x", block=5)
     with pytest.raises(pocketphi.InputError, match="not a bundle"):
         pocketphi.open_bundle(tmp_path)
+    empty: list[Callable[[], object]] = [
+        lambda: pocketphi.open_bundle(""),
+        lambda: pocketphi.open_checkpoint(""),
+        lambda: pocketphi.compile("random:tiny", ""),  # type: ignore[arg-type]
+        lambda: pocketphi.compile("", tmp_path / "x"),
+    ]
+    for call in empty:
+        with pytest.raises(pocketphi.InputError, match="an empty name: expected a file or a folder"):
+            call()
     with pytest.raises(AttributeError, match="has no attribute 'compose'"):
         pocketphi.compose  # type: ignore[attr-defined]  # noqa: B018
 

@@ -93,6 +93,7 @@ def decoder_config(
         eos=rows_only(settings.eos_token_id, size, where, notices),
         pad=settings.pad_token_id,
         form=form,
+        where=where,
     )
     check_heads_of_long_rope(config, where)
     return config

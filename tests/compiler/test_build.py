@@ -184,6 +184,8 @@ def test_a_device_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = FILE.replace('cache = "cache"', 'device = "iphone-14"').replace("random:tiny", "random:phi-3-medium-4k")
     assert main(["build", str(write(tmp_path, text))]) == 1
     assert "failed: iPhone 14, A15: ort-mobile needs" in capsys.readouterr().err
+    assert main(["build", str(write(tmp_path, text.replace("iphone-14", "")))]) == 2
+    assert "--device : not in the table" in capsys.readouterr().err
 
 
 def test_the_bill_of_materials(tiny_bundle: Path) -> None:

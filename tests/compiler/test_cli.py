@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -9,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pocketphi.compiler.cli import main
+from pocketphi.compiler.cli import main, parser
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -155,6 +157,34 @@ def test_dump_graphs_writes_one_file_a_pass(capsys: pytest.CaptureFixture[str], 
     ]
     assert "edge.attention" in (dumps / "03-fuse-attention.txt").read_text()
     assert "int4 rtn block 64" in (dumps / "07-last-logits.txt").read_text()
+
+
+def texts_of(command: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
+    """Each argument that takes a name or a text, with a command line on which it alone is empty."""
+    needed = [a for a in command._actions if a.required]
+    given = {a.dest: [*a.option_strings[:1], str((a.choices or ["x"])[0])] for a in needed}
+    for a in command._actions:
+        if a.type in (None, str, Path) and not a.choices and a.nargs in (None, "?"):
+            line = {**given, a.dest: [f"{a.option_strings[-1]}="] if a.option_strings else [""]}
+            yield a.dest, [word for words in line.values() for word in words]
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_bundle)
+    before = sorted(tiny_bundle.parent.rglob("*"))
+    (commands,) = (a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    tried = [(name, *one) for name, command in commands.items() for one in texts_of(command)]
+    assert {"model", "bundle", "package", "file", "old", "reference", "key", "out"} < {name for _, name, _ in tried}
+    for command, name, line in tried:
+        if name in ("prompt", "system"):  # an empty message is a message
+            continue
+        code, out, err = run(capsys, command, *line)
+        assert (code, out) == (2, "")
+        said = f"pocketphi: {name.replace('_', '-')}: an empty text was given; is a variable of the shell not set?\n"
+        assert err == said
+    assert sorted(tiny_bundle.parent.rglob("*")) == before
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

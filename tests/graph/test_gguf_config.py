@@ -87,6 +87,16 @@ def test_linear_scaling(arch: str, changes: dict[str, Any], factors: tuple[float
     assert config_of_hf(config.to_hf()) == config
 
 
+def test_of_two_scales_the_one_that_llama_cpp_reads_counts_and_the_other_is_named() -> None:
+    """llama.cpp asks for `rope.scaling.factor`, and for the older key only where that is missing."""
+    notice = "llama.rope.scale_linear = {} is not read: llama.rope.scaling.factor is {}, which counts in llama.cpp"
+    for old, factor, factors in ((3.0, 2.0, TWOS), (2.0, 0.0, None)):
+        config, notices = read("llama", rope__scale_linear=old, rope__scaling__factor=factor)
+        assert config.long_rope == (LongRope(factors, factors, config.max_position) if factors else None)
+        assert notices == [notice.format(old, factor or 1.0)]
+    assert read("llama", rope__scale_linear=2.0, rope__scaling__factor=2.0)[1] == []
+
+
 def test_rope_type_none_turns_scaling_off() -> None:
     config, notices = read("llama", rope__scaling__type="none", rope__scaling__factor=2.0)
     assert config.long_rope is None
@@ -248,7 +258,7 @@ def test_keys_that_nobody_knows() -> None:
         ({"embedding_length": -64}, "llama.embedding_length is -64, expected a number from 1"),
         ({"attention__head_count": 0}, "llama.attention.head_count is 0, expected a number from 1"),
         ({"attention__head_count": 65}, "llama.attention.key_length is 0, expected a number from 1 to 65536"),
-        ({"attention__head_count_kv": 3}, "4 heads cannot share 3 key/value heads evenly"),
+        ({"attention__head_count_kv": 3}, "m.gguf: 4 heads cannot share 3 key/value heads evenly"),
         (
             {"attention__head_count_kv": np.array([2, 4])},
             r"head_count_kv is \[2, 4\], expected one number, or the same for all 2",

@@ -155,10 +155,10 @@ def test_refuses_long_rope(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_key_value_heads": 3}, r"config: 4 heads cannot share 3 key/value heads evenly"),
-        ({"partial_rotary_factor": 0.7}, r"config: rotary dimension 11 must be even and at most 16"),
-        ({"partial_rotary_factor": 0.01}, r"config: rotary dimension 0 must be even and at most 16, not 0"),
-        ({"hidden_size": 3}, r"config: head_dim = 0, expected a positive number"),
+        ({"num_key_value_heads": 3}, r"c.json: 4 heads cannot share 3 key/value heads evenly"),
+        ({"partial_rotary_factor": 0.7}, r"c.json: rotary dimension 11 must be even and at most 16"),
+        ({"partial_rotary_factor": 0.01}, r"c.json: rotary dimension 0 must be even and at most 16, not 0"),
+        ({"hidden_size": 3}, r"c.json: head_dim = 0, expected a positive number"),
     ],
 )
 def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
