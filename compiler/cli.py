@@ -210,7 +210,7 @@ def _compile(a: argparse.Namespace) -> int:
         from pocketphi.compiler.plan import plan
 
         check_replaceable(options.out, options.force)
-        made = plan(options)
+        made = plan(options, _ui(a))
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
     from pocketphi.compiler.compile import compile_model

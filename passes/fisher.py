@@ -12,6 +12,9 @@ Of the head the mean is known in closed form: F = E[p (1 - p) h²] with h its in
 
 The model runs forward once, with the residual stream between its layers kept, and then backward, layer by layer: each is run
 again, with gradients of its activations alone. A weight is read twice, and one layer is in memory at a time.
+
+Every second window of the text gives gradients. The others give what `search` would round with: what it gains is to be
+measured on text that it has not seen.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from pocketphi.passes.segments import Segments
 
 aten = torch.ops.aten
 
+_EXACT = 1 << 29
+"""Bytes up to which values between layers are kept in float32; more are kept in bfloat16."""
+
 
 @dataclass
 class Measured:
@@ -35,8 +41,8 @@ class Measured:
 
     fisher:  F, float32 [N, K], or [R, K] where only some rows were read
     rows:    int64 [R], those rows; None for all
-    moment:  E[x xᵀ] of its inputs, float32 [K, K]; None for an embedding
-    weighed: the same with each input counted by the squared gradient of its outputs, up to a factor
+    moment:  E[x xᵀ] of its inputs, float32 [K, K], up to a factor; None for an embedding
+    weighed: the same of other windows, with each input counted by the squared gradient of its outputs
     """
 
     name: str
@@ -56,6 +62,8 @@ class Fisher:
         self._program, self._tokens, self._samples = program, tokens, samples
         self._generator = torch.Generator().manual_seed(seed)
         self._segments = Segments.of(program, tokens[:1])
+        windows = range(len(tokens))
+        self._seen, self._learnt = set(windows[1::2] or windows), set(windows[::2])
 
     @property
     def steps(self) -> int:
@@ -65,37 +73,55 @@ class Fisher:
     def measure(self, progress: Callable[[], None] = lambda: None) -> Iterator[Measured]:
         """Every weight in every place that reads it, from the head back to the embedding."""
         cuts = self._segments.cuts
-        states: list[list[list[torch.Tensor]]] = []
-        for start, stop in zip([None, *cuts[:-2]], cuts[:-1]):
-            weights = Weights(self._program.weights, keep=True)
-            states.append([])
-            for window in range(len(self._tokens)):
-                given = self._given(start, states[-2][window] if start else [])
-                run = stepwise(stop, self._inputs(window), weights, given)
-                with torch.no_grad():
-                    states[-1].append([_kept(value) for value in _finish(run)])
-                progress()
-        gradients: list[list[list[torch.Tensor]]] | None = None
+        states = self._forward(progress)
+        gradients: dict[int, list[list[torch.Tensor]]] = {}
         for start, stop in reversed(list(zip(cuts[:-1], cuts[1:]))):
             piece = _Piece(self._program, self._samples)
-            below = []
+            below = {}
             for window, state in enumerate(states.pop()):
-                given = self._given(start, [value.float().requires_grad_() for value in state])
-                inputs = [given[node] for node in start]
+                given = self._given(start, [value.float().requires_grad_(window in self._seen) for value in state])
                 outputs = piece.run(stop, self._inputs(window), given)
-                above = gradients[window] if gradients else self._drawn(piece, outputs[0])
-                below.append(piece.backward(inputs, outputs, above))
+                if window in self._learnt:
+                    piece.learn()
+                if window in self._seen:
+                    above = gradients[window] if gradients else self._drawn(piece, outputs[0])
+                    below[window] = piece.backward([given[node] for node in start], outputs, above)
                 progress()
             gradients = below
-            yield from piece.measured(self._tokens.numel())
+            yield from piece.measured(self._count)
             del piece
-        yield from self._embedding(gradients or [])
+        yield from self._embedding(gradients)
+
+    def _forward(self, progress: Callable[[], None]) -> list[list[list[torch.Tensor]]]:
+        """The values at every cut but the last, of every window."""
+        cuts = self._segments.cuts
+        kept = (
+            torch.float32
+            if 4 * self._tokens.numel() * self._program.config.hidden_size * len(cuts) <= _EXACT
+            else torch.bfloat16
+        )
+        states: list[list[list[torch.Tensor]]] = []
+        now: list[list[torch.Tensor]] = [[] for _ in self._tokens]
+        for start, stop in zip([[], *cuts[:-2]], cuts[:-1]):
+            weights = Weights(self._program.weights, keep=True)
+            for window in range(len(self._tokens)):
+                with torch.no_grad():
+                    run = stepwise(stop, self._inputs(window), weights, self._given(start, now[window]))
+                    now[window] = _finish(run)
+                progress()
+            states.append([[value.to(kept) for value in one] for one in now])
+        return states
+
+    @property
+    def _count(self) -> int:
+        """Tokens that give gradients."""
+        return len(self._seen) * self._tokens.shape[1]
 
     def _inputs(self, window: int) -> dict[str, torch.Tensor]:
         return self._program.prefill_inputs(self._tokens[window : window + 1])
 
-    def _given(self, nodes: Sequence[fx.Node] | None, values: Sequence[torch.Tensor]) -> dict[fx.Node, Any]:
-        return {**self._segments.fixed, **dict(zip(nodes or [], values))}
+    def _given(self, nodes: Sequence[fx.Node], values: Sequence[torch.Tensor]) -> dict[fx.Node, Any]:
+        return {**self._segments.fixed, **dict(zip(nodes, values))}
 
     def _drawn(self, piece: _Piece, logits: torch.Tensor) -> list[list[torch.Tensor]]:
         """For each sample the gradient of Σ log p(y) with respect to the logits, y drawn from p."""
@@ -109,14 +135,14 @@ class Fisher:
             found.append([one])
         return found
 
-    def _embedding(self, gradients: Sequence[Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
-        node = next(n for n in self._program.graph.nodes if n.target is aten.embedding.default)
+    def _embedding(self, gradients: Mapping[int, Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
+        node: Any = next(n for n in self._program.graph.nodes if n.target is aten.embedding.default)
         rows, places = self._tokens.unique(return_inverse=True)
-        fisher = torch.zeros(len(rows), gradients[0][0][0].shape[-1])
-        for window, samples in enumerate(gradients):
+        fisher = torch.zeros(len(rows), self._program.config.hidden_size)
+        for window, samples in gradients.items():
             for (gradient,) in samples:
                 fisher += torch.zeros_like(fisher).index_add_(0, places[window], gradient[0]).square_()
-        yield Measured(str(node.args[0].target), fisher / (self._samples * self._tokens.numel()), rows)  # type: ignore[union-attr]
+        yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._count), rows)
 
 
 class _Piece:
@@ -131,6 +157,7 @@ class _Piece:
         self, wanted: Sequence[fx.Node], inputs: Mapping[str, torch.Tensor], given: Mapping[fx.Node, Any]
     ) -> list[torch.Tensor]:
         """The values wanted, with their gradients to come, and each linear layer's inputs and outputs noted."""
+        self._met.clear()
         run = stepwise(wanted, inputs, self._weights, given)
         with torch.enable_grad():
             return _finish(run, self._note)
@@ -148,8 +175,13 @@ class _Piece:
         ((name, (x, _)),) = self._met.items()
         found = self._sum(name, p.shape[1], x)
         found.fisher.addmm_((p - p * p).T, x.square())
-        _add_moments(found, x, (1 - p.square().sum(-1)))
+        _add(found.weighed, x, 1 - p.square().sum(-1))
         self._met.clear()
+
+    def learn(self) -> None:
+        """Count what the weights have met among what `search` would round with."""
+        for name, (x, y) in self._met.items():
+            _add(self._sum(name, y.shape[-1], x).moment, x)
 
     def backward(
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], above: Sequence[Sequence[torch.Tensor]]
@@ -166,7 +198,7 @@ class _Piece:
                 self._sum(name, g.shape[1], x).fisher.add_((g.T @ x).square_(), alpha=1 / self._samples)
                 counted[name] += g.square().sum(-1)
         for name, (x, _) in self._met.items():
-            _add_moments(self._sums[name], x, counted[name])
+            _add(self._sums[name].weighed, x, counted[name])
         self._met.clear()
         return below
 
@@ -174,8 +206,7 @@ class _Piece:
         """The means; each weight's sums go with it."""
         while self._sums:
             _, found = self._sums.popitem()
-            for sums in (found.fisher, found.moment):
-                sums.div_(tokens)  # type: ignore[union-attr]
+            found.fisher.div_(tokens)
             yield found
 
     def _sum(self, name: str, rows: int, x: torch.Tensor) -> Measured:
@@ -186,9 +217,9 @@ class _Piece:
         return self._sums[name]
 
 
-def _add_moments(found: Measured, x: torch.Tensor, counted: torch.Tensor) -> None:
-    found.moment.addmm_(x.T, x)  # type: ignore[union-attr]
-    found.weighed.addmm_((x * counted[:, None]).T, x)  # type: ignore[union-attr]
+def _add(moment: torch.Tensor | None, x: torch.Tensor, counted: torch.Tensor | None = None) -> None:
+    if moment is not None:
+        moment.addmm_((x if counted is None else x * counted[:, None]).T, x)
 
 
 def _finish(run: Any, note: Callable[[fx.Node, tuple[Any, ...]], Any] = lambda node, args: None) -> list[Any]:
@@ -201,8 +232,3 @@ def _finish(run: Any, note: Callable[[fx.Node, tuple[Any, ...]], Any] = lambda n
             step = run.send(value)
     except StopIteration as end:
         return list(end.value.values())
-
-
-def _kept(value: torch.Tensor) -> torch.Tensor:
-    """A value between two layers as it is kept: of float32 the upper half."""
-    return value.bfloat16()

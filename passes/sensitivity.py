@@ -2,24 +2,27 @@
 predictions, in nats a token.
 
 The error of rounding to nearest is taken of the whole weight. That of `search` makes up for itself along what inputs have in
-common, so that it is taken of some rows, rounded with the same statistics as a compile would, and compared with rounding to
-nearest of the same rows: E H Eᵀ with H the second moment of the inputs, rows by their part in the whole.
+common, so that ½ Σ F E² would not do: some rows are rounded as a compile would round them, and compared with rounding to
+nearest of the same rows by E H Eᵀ, with H the second moment of other inputs. What is left of the cost is taken to be the same
+for all block sizes of a width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from pocketphi.graph.formats import Format
-from pocketphi.graph.lazy_weights import materialize
-from pocketphi.graph.program import Program
+from pocketphi.graph.lazy_weights import LazyWeight, materialize
+from pocketphi.graph.threads import one_thread
+from pocketphi.passes.choices import GROUPS
 from pocketphi.passes.fisher import Fisher, Measured
 from pocketphi.passes.quantizers import Feedback, Quantizer, Statistics, make_quantizer
 
-_ROWS = 64
+_ROWS = 32
 """Of a weight that are rounded as a compile would round them."""
+_MOST_GROUP = max(GROUPS)
 _CHUNK = 1 << 22
 """Values that are rounded to nearest at once."""
 
@@ -28,64 +31,69 @@ Costs = dict[str, list[float]]
 
 
 def sensitivities(
-    program: Program,
-    tokens: torch.Tensor,
+    fisher: Fisher,
+    weights: Mapping[str, LazyWeight],
     candidates: Mapping[str, Sequence[Quantizer]],
-    samples: int = 2,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Costs:
-    """program: traced, in float; tokens: int64 [B, S]; candidates: of each weight by name. progress: steps done, of how many."""
-    fisher = Fisher(program, tokens, samples)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done, fisher.steps)
-
+    """weights: of the program that is measured, by name; candidates: of each weight; progress: called `fisher.steps` times."""
     costs = {name: [0.0] * len(quantizers) for name, quantizers in candidates.items()}
     feedback: dict[str, Feedback] = {}
-    for found in fisher.measure(step):
+    for found in fisher.measure(progress):
         if found.name not in candidates:
             continue
-        w = materialize(program.weights[found.name])[""]
+        w = materialize(weights[found.name])[""]
         if found.moment is not None:
             feedback[found.name] = Feedback.of(Statistics(found.moment))
+        gains: dict[tuple[Any, ...], float] = {}
         for i, quantizer in enumerate(candidates[found.name]):
-            costs[found.name][i] += _cost(w, found, quantizer, feedback.get(found.name))
+            alike = [one for one in candidates[found.name] if _kind(one) == _kind(quantizer)]
+            if _kind(quantizer) not in gains:
+                gains[_kind(quantizer)] = _gain(w, found, alike[len(alike) // 2], feedback.get(found.name))
+            costs[found.name][i] += gains[_kind(quantizer)] * _nearest_cost(w, found, _nearest(quantizer))
     return costs
 
 
-def _cost(w: torch.Tensor, found: Measured, quantizer: Quantizer, feedback: Feedback | None) -> float:
-    """½ Σ F E² of one weight in one form. feedback: of all places that read the weight, the head's."""
-    nearest = make_quantizer("rtn", quantizer.format.name, {n: getattr(quantizer, n) for n in quantizer.parameters})
-    if found.rows is not None and quantizer.group == 1:
-        w, picked = w[found.rows], None
-    else:
-        picked = found.rows
-    whole = _whole(w, found.fisher, nearest, picked)
-    if quantizer.recipe == "rtn":
-        return whole
-    rows = _some_rows(len(w), quantizer.group)
-    part = w[rows]
-    plain = nearest.quantize(part).dequantize() - part
-    better = quantizer.quantize(part, feedback).dequantize() - part
-    if found.weighed is None:
-        return whole * _ratio(better.square().sum(), plain.square().sum())
-    by_row = found.fisher[rows].sum(1)
-    return whole * _ratio(_weighed(better, found.weighed, by_row), _weighed(plain, found.weighed, by_row))
+def _kind(quantizer: Quantizer) -> tuple[Any, ...]:
+    """Quantizers that differ in nothing but the size of blocks or groups gain alike."""
+    return quantizer.format.name, quantizer.recipe, quantizer.symmetric
 
 
-def _whole(w: torch.Tensor, fisher: torch.Tensor, nearest: Quantizer, picked: torch.Tensor | None) -> float:
-    step = max(1, _CHUNK // w.shape[1] // 64) * 64
-    if picked is not None:
-        return 0.5 * float((fisher * (nearest.quantize(w).dequantize() - w)[picked].square()).sum())
+def _nearest(quantizer: Quantizer) -> Quantizer:
+    """The one that rounds to nearest in the same form."""
+    return make_quantizer("rtn", quantizer.format.name, {n: getattr(quantizer, n) for n in quantizer.parameters})
+
+
+def _nearest_cost(w: torch.Tensor, found: Measured, nearest: Quantizer) -> float:
+    """½ Σ F E² of a weight that is rounded to nearest."""
+    if found.rows is not None:
+        rows = found.rows
+        if nearest.group == 1:
+            w, rows = w[rows], torch.arange(len(rows))
+        return 0.5 * float((found.fisher * (nearest.quantize(w).dequantize() - w)[rows].square()).sum())
+    step = max(1, _CHUNK // w.shape[1] // _MOST_GROUP) * _MOST_GROUP
     total = 0.0
     for start in range(0, len(w), step):
-        rows = w[start : start + step]
-        made: Format = nearest.quantize(rows)
-        total += float((made.dequantize() - rows).square_().mul_(fisher[start : start + step]).sum())
+        part = w[start : start + step]
+        error = nearest.quantize(part).dequantize() - part
+        total += float(error.square_().mul_(found.fisher[start : start + step]).sum())
     return 0.5 * total
+
+
+def _gain(w: torch.Tensor, found: Measured, quantizer: Quantizer, feedback: Feedback | None) -> float:
+    """What is left of the cost of rounding to nearest. feedback: of all places that read the weight, the head's."""
+    if quantizer.recipe == "rtn":
+        return 1.0
+    part = w[_some_rows(len(w), quantizer.group)]
+    with one_thread():
+        plain, better = (
+            made.dequantize() - part
+            for made in (_nearest(quantizer).quantize(part), quantizer.quantize(part, feedback))
+        )
+    if found.weighed is None:
+        return _ratio(better.square().sum(), plain.square().sum())
+    by_row = found.fisher[_some_rows(len(w), quantizer.group)].sum(1)
+    return _ratio(_weighed(better, found.weighed, by_row), _weighed(plain, found.weighed, by_row))
 
 
 def _some_rows(count: int, group: int) -> torch.Tensor:
