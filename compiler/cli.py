@@ -155,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
+    inspect.add_argument("--policy", action="store_true", help="print a bundle's rules as a file for compile --policy")
 
     add_build_commands(command)
     for target in all_targets():
@@ -293,13 +294,19 @@ def _inspect(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.bundle import Bundle
     from pocketphi.artifacts.manifest import MANIFEST
     from pocketphi.compiler import show
+    from pocketphi.compiler.policy_file import policy_of_bundle
     from pocketphi.graph.opening import open_checkpoint
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
+        if a.policy:
+            _write(policy_of_bundle(bundle))
+            return 0
         held = {"files_checked": False, **bundle.manifest.as_json()}
         _print(a, held, lambda: show.bundle(bundle, checked=False))
         return 0
+    if a.policy:
+        raise InputError(f"--policy: {a.model} is a model, not a bundle: it has no rules")
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
     told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}

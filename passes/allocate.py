@@ -1,5 +1,5 @@
 """Spend a number of bytes on weights so that the sum of their costs is least: one choice for each (a knapsack problem with
-multiple choices, solved by dynamic programming over sizes; H. Kellerer, U. Pferschy, D. Pisinger, Knapsack Problems, 2004, 11.5).
+multiple choices, by dynamic programming over sizes; Kellerer, Pferschy, Pisinger, Knapsack Problems, 2004, section 11.5).
 
 Sizes are counted in steps so fine that rounding them up wastes less than a thousandth of the budget; what is left over in the
 end buys what helps most.

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Fisher:
         cuts = self._segments.cuts
         states = self._forward(progress)
         gradients: dict[int, list[list[torch.Tensor]]] = {}
-        for start, stop in reversed(list(zip(cuts[:-1], cuts[1:]))):
+        for start, stop in reversed(list(pairwise(cuts))):
             piece = _Piece(self._program, self._samples)
             below = {}
             for window, state in enumerate(states.pop()):
@@ -95,11 +96,8 @@ class Fisher:
     def _forward(self, progress: Callable[[], None]) -> list[list[list[torch.Tensor]]]:
         """The values at every cut but the last, of every window."""
         cuts = self._segments.cuts
-        kept = (
-            torch.float32
-            if 4 * self._tokens.numel() * self._program.config.hidden_size * len(cuts) <= _EXACT
-            else torch.bfloat16
-        )
+        exact = 4 * self._tokens.numel() * self._program.config.hidden_size * len(cuts)
+        kept = torch.float32 if exact <= _EXACT else torch.bfloat16
         states: list[list[list[torch.Tensor]]] = []
         now: list[list[torch.Tensor]] = [[] for _ in self._tokens]
         for start, stop in zip([[], *cuts[:-2]], cuts[:-1]):
