@@ -21,7 +21,7 @@ from typing import Any
 
 from pocketphi.compiler import __version__
 from pocketphi.compiler.cli_build import add_build_commands
-from pocketphi.compiler.cli_devices import device_arguments, for_device
+from pocketphi.compiler.cli_devices import device_arguments, for_device, read_limit
 from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
 from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, RecipeOptions
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
@@ -205,7 +205,7 @@ def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
     out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
-    options = for_device(a, options_of(a, out), _ui(a))
+    options = for_device(a, options_of(a, out, **read_limit(a)), _ui(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan

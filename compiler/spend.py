@@ -6,6 +6,7 @@ within the budget is computed (`passes.allocate`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,8 @@ from pocketphi.passes.sensitivity import Costs, sensitivities
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
 _ROUNDS = 8
-_WITHIN = 0.005
-"""The part of a budget of bytes that may be left when the sizes of files are found out by trying."""
+_NORM_BYTES = 4
+"""At most, of a weight of a norm, which is read for each token too."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _budget(config: ModelConfig, options: CompileOptions) -> Budget:
     if options.preset is not None:
         return Budget(f"--preset {options.preset}", int(PRESETS[options.preset] * values / 8))
     if options.max_read is not None:
-        return Budget(f"--max-read {options.max_read}", options.max_read)
+        norms = sum(math.prod(shape) for shape in config.tensors().values() if len(shape) == 1)
+        return Budget(f"--max-read {options.max_read}", options.max_read - _NORM_BYTES * norms)
     return Budget(f"--max-bytes {options.max_bytes}", options.max_bytes or 0)
 
 
