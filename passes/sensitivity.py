@@ -1,10 +1,10 @@
 """What each weight of a model costs in each form that it could be stored in: the expected KL divergence of the model's
 predictions, in nats a token.
 
-The error of rounding to nearest is taken of the whole weight. That of `search` makes up for itself along what inputs have in
-common, so that ½ Σ F E² would not do: some rows are rounded as a compile would round them, and compared with rounding to
-nearest of the same rows by E H Eᵀ, with H the second moment of other inputs. What is left of the cost is taken to be the same
-for all block sizes of a width.
+Some rows of a weight stand for all, picked by their part in the cost. For rounding to nearest it is ½ Σ F E². The errors of
+`search` make up for each other along what inputs have in common, so that this would not do: rows are rounded as a compile
+would round them, and compared with rounding to nearest of the same rows by E H Eᵀ, with H the second moment of other inputs.
+What is left of the cost is taken to be the same for all block sizes of a width.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ import torch
 
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.threads import one_thread
-from pocketphi.passes.choices import GROUPS
 from pocketphi.passes.fisher import Fisher, Measured
 from pocketphi.passes.quantizers import Feedback, Quantizer, Statistics, make_quantizer
 
-_ROWS = 32
-"""Of a weight that are rounded as a compile would round them."""
-_MOST_GROUP = max(GROUPS)
-_CHUNK = 1 << 22
-"""Values that are rounded to nearest at once."""
+_ROWS, _SEARCHED = 128, 32
+"""Of a weight that are rounded to nearest, and those of them that are rounded as a compile would round them."""
 
 Costs = dict[str, list[float]]
 """By weight: nats a token for each of its candidates, in their order."""
@@ -43,6 +39,7 @@ def sensitivities(
         if found.name not in candidates:
             continue
         w = materialize(weights[found.name])[""]
+        w = w if found.rows is None else w[found.rows]
         if found.moment is not None:
             feedback[found.name] = Feedback.of(Statistics(found.moment))
         gains: dict[tuple[Any, ...], float] = {}
@@ -65,47 +62,38 @@ def _nearest(quantizer: Quantizer) -> Quantizer:
 
 
 def _nearest_cost(w: torch.Tensor, found: Measured, nearest: Quantizer) -> float:
-    """½ Σ F E² of a weight that is rounded to nearest."""
-    if found.rows is not None:
-        rows = found.rows
-        if nearest.group == 1:
-            w, rows = w[rows], torch.arange(len(rows))
-        return 0.5 * float((found.fisher * (nearest.quantize(w).dequantize() - w)[rows].square()).sum())
-    step = max(1, _CHUNK // w.shape[1] // _MOST_GROUP) * _MOST_GROUP
-    total = 0.0
-    for start in range(0, len(w), step):
-        part = w[start : start + step]
-        error = nearest.quantize(part).dequantize() - part
-        total += float(error.square_().mul_(found.fisher[start : start + step]).sum())
-    return 0.5 * total
+    """½ Σ F E² of a weight that is rounded to nearest, from some rows of it."""
+    rows, mass = _picked(found.fisher, nearest.group, _ROWS)
+    part = w[rows]
+    error = nearest.quantize(part).dequantize().sub_(part).square_().mul_(found.fisher[rows])
+    each = error.view(len(mass), -1).sum(1) / mass
+    return 0.5 * float(each.mean() * found.fisher.sum())
 
 
 def _gain(w: torch.Tensor, found: Measured, quantizer: Quantizer, feedback: Feedback | None) -> float:
     """What is left of the cost of rounding to nearest. feedback: of all places that read the weight, the head's."""
     if quantizer.recipe == "rtn":
         return 1.0
-    part = w[_some_rows(len(w), quantizer.group)]
+    rows, _ = _picked(found.fisher, quantizer.group, _SEARCHED)
+    part = w[rows]
     with one_thread():
-        plain, better = (
-            made.dequantize() - part
-            for made in (_nearest(quantizer).quantize(part), quantizer.quantize(part, feedback))
-        )
+        plain = _nearest(quantizer).quantize(part).dequantize() - part
+        better = quantizer.quantize(part, feedback).dequantize() - part
     if found.weighed is None:
         return _ratio(better.square().sum(), plain.square().sum())
-    by_row = found.fisher[_some_rows(len(w), quantizer.group)].sum(1)
-    return _ratio(_weighed(better, found.weighed, by_row), _weighed(plain, found.weighed, by_row))
+    return _ratio((better @ found.weighed * better).sum(), (plain @ found.weighed * plain).sum())
 
 
-def _some_rows(count: int, group: int) -> torch.Tensor:
-    """Numbers of about `_ROWS` rows, all over the weight, in whole groups."""
-    groups = count // group
-    taken = min(groups, max(1, _ROWS // group))
-    first = torch.arange(taken) * groups // taken * group
-    return (first[:, None] + torch.arange(group)).flatten()
-
-
-def _weighed(error: torch.Tensor, moment: torch.Tensor, by_row: torch.Tensor) -> torch.Tensor:
-    return ((error @ moment * error).sum(1) * by_row).sum()
+def _picked(fisher: torch.Tensor, group: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of about `count` rows in whole groups, each group as often as its part of the sum of F says (systematic sampling
+    with probability proportional to size), and that part of each group."""
+    groups = len(fisher) // group
+    mass = fisher[: groups * group].sum(1).view(groups, group).sum(1).double()
+    if not mass.sum() > 0:
+        mass = torch.ones_like(mass)
+    ends, points = mass.cumsum(0), (torch.arange(max(1, count // group)) + 0.5) / max(1, count // group)
+    picked = torch.searchsorted(ends, points * ends[-1]).clamp_(max=groups - 1)
+    return (picked[:, None] * group + torch.arange(group)).flatten(), mass[picked].float()
 
 
 def _ratio(better: torch.Tensor, plain: torch.Tensor) -> float:
