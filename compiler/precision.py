@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.policy_file import read_policy
 from pocketphi.passes.policy import Policy, Rule, policy_of
 from pocketphi.passes.quantizers import make_quantizer
 
 
 def asked_policy(options: CompileOptions, tied: bool) -> Policy:
-    """What a user asks for; tied: whether the embedding is the head. Raises InputError for what there is not."""
+    """What a user asks for, and where formats are to be chosen (`compiler.spend`), what would be without.
+
+    tied: whether the embedding is the head. Raises InputError for what there is not.
+    """
+    if options.policy is not None:
+        return read_policy(options)
     return _plain(options.recipe, options, tied)
 
 
@@ -25,15 +31,16 @@ def recorded_policy(recipe: RecipeRecord, tied: bool) -> Policy:
 
 def rule_records(policy: Policy, recipe: RecipeRecord, tied: bool) -> tuple[RuleRecord, ...]:
     """The rules for a manifest; none where its other fields say the same."""
-    said = _records(recorded_policy(recipe, tied))
-    return () if _records(policy) == said else _records(policy)
+    said = records(recorded_policy(recipe, tied))
+    return () if records(policy) == said else records(policy)
 
 
 def _plain(recipe: str, o: CompileOptions | RecipeRecord, tied: bool) -> Policy:
     return policy_of(recipe, o.block, o.symmetric, o.palette, o.embedding_bits, o.head_bits, tied)
 
 
-def _records(policy: Policy) -> tuple[RuleRecord, ...]:
+def records(policy: Policy) -> tuple[RuleRecord, ...]:
+    """All rules, as manifests and policy files have them."""
     return tuple(
         RuleRecord(rule.pattern, rule.quantizer.format.name, rule.quantizer.recipe, rule.parameters)
         for rule in policy.rules

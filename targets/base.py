@@ -127,10 +127,12 @@ def check_formats(target: Target[Any], program: Program) -> None:
 class Prepared(ABC):
     """A program as a target will write it: planned once, before any weight is computed.
 
-    bytes: size of the files, within 1 %; notes: what a user should know before they are written
+    bytes: size of the files with the weights; around: of the others, about; notes: what a user should know before they are
+    written
     """
 
     bytes: int
+    around: int = 0
     notes: list[str]
 
     @abstractmethod
