@@ -120,7 +120,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
     common.add_argument("-v", "--verbose", action="store_true", help="log what each pass did")
     top = _Parser(prog="pocketphi", description="Compile Phi-3 models for phones, provably right.")
