@@ -3,7 +3,7 @@ arXiv:2307.13304, eq. 2: what GPTQ, arXiv:2210.17323, does, without an inverse o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,24 +33,29 @@ def round_in_turn(w: torch.Tensor, feedback: Feedback, block: int, levels: Level
     mixing = feedback.mixing
     nearest = levels(met[:block])
 
-    def few(start: int, stop: int) -> None:
-        nonlocal nearest
+    for start, middle, stop in _schedule(0, len(met), block):
+        if middle < stop:
+            met[middle:stop].addmm_(mixing[start:middle, middle:stop].T, missed[start:middle])
+            continue
         for k in range(start, stop):
             if k and k % block == 0:
                 nearest = levels(met[k : k + block])
             values[k], rounded = nearest(met[k])
             missed[k] -= rounded
             met[k + 1 : stop].addr_(mixing[k, k + 1 : stop], missed[k])
-
-    def turn(start: int, stop: int) -> None:
-        """Halves of halves: most errors reach most columns in large products. No block lies on both sides of a middle."""
-        unit = block if stop - start > block else 1
-        if stop - start <= _TOGETHER:
-            return few(start, stop)
-        middle = start + (stop - start) // unit // 2 * unit
-        turn(start, middle)
-        met[middle:stop].addmm_(mixing[start:middle, middle:stop].T, missed[start:middle])
-        turn(middle, stop)
-
-    turn(0, len(met))
     return values.T.contiguous()
+
+
+def _schedule(start: int, stop: int, block: int) -> Iterator[tuple[int, int, int]]:
+    """Halves of halves, so that most errors reach most columns in large products; no block lies on both sides of a middle.
+
+    (start, stop, stop): these columns are rounded; (start, middle, stop): what those before the middle lose reaches the others.
+    """
+    if stop - start <= _TOGETHER:
+        yield start, stop, stop
+        return
+    unit = block if stop - start > block else 1
+    middle = start + (stop - start) // unit // 2 * unit
+    yield from _schedule(start, middle, block)
+    yield start, middle, stop
+    yield from _schedule(middle, stop, block)
