@@ -142,13 +142,8 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
     # the widest layer, both of its weights and what goes in and out, beside what a run that was stopped goes on from
     running = 2 * widest * hidden + tokens * (widest + 5 * hidden)
     columns = max(hidden, config.intermediate_size, config.heads * config.head_dim)
-<<<<<<< HEAD
-    # a moment, its factor twice and the shift (with its system, where the tokens are fewer), for the layer with most inputs;
+    # a moment, its factor twice and the shift (two matrices, where the tokens are fewer), for the layer with most inputs;
     # then the factor, the shift and rows
-=======
-    # a moment, its factor twice and the shift (two matrices, where the tokens are fewer), for the layer with most inputs; then
-    # the factor, the shift and rows
->>>>>>> speed
     shift = columns * min(columns, tokens)
     statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
     measuring = statistics + tokens * (columns + 4 * hidden) + hidden * columns
