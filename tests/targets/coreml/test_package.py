@@ -107,8 +107,8 @@ def test_palettes_and_int8_are_read_back(tmp_path: Path, variant: str, form: typ
     assert (
         prepared(program, CoreML(chunk=16), context=CONTEXT).bytes == (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
     )
-    form = make_form(program.config, CoreML(chunk=16), CONTEXT)
-    facts = facts_of(program, form, plan_weights(program, form))
+    made = make_form(program.config, CoreML(chunk=16), CONTEXT)
+    facts = facts_of(program, made, plan_weights(program, made))
     assert (facts.blocks, facts.palettes) == ({}, forms.count(form))
 
 
