@@ -70,12 +70,12 @@ def main() -> None:
     shapes = matrices(source.config)
     choices = [make_quantizer(a.recipe, form, {"block": block}) for form, block in _FORMATS]
     fisher = Fisher(program, measured_on(windows(calibration, 512)))
-    costs = sensitivities(fisher, program.weights, {name: choices for name in shapes})
+    costs = sensitivities(fisher, program.weights, dict.fromkeys(shapes, choices))
 
     exact = {name: materialize(weight)[""] for name, weight in program.weights.items()}
     expected_logits = _logits(program, measured, _Made(exact, {}))
     expected, true = [], []
-    print(f"{'policy':<24} {'bits':>6} {'expected':>9} {'true':>9}   KL, nats a token", flush=True)  # noqa: T201
+    print(f"{'policy':<24} {'bits':>6} {'expected':>9} {'true':>9}   KL, nats a token", flush=True)
     for title, chosen in _policies(shapes, choices, costs):
         policy = Policy(tuple(Rule(name, choices[i]) for name, i in zip(shapes, chosen)))
         made = _quantized(program, policy, source, exact, windows(calibration, 512))
@@ -85,8 +85,8 @@ def main() -> None:
         true.append(distance.kl)
         bits = sum(_bits(choices[i]) * n * k for (n, k), i in zip(shapes.values(), chosen))
         bits /= sum(n * k for n, k in shapes.values())
-        print(f"{title:<24} {bits:>6.3f} {expected[-1]:>9.4f} {true[-1]:>9.4f}", flush=True)  # noqa: T201
-    print(f"rank correlation {_spearman(expected, true):.3f}")  # noqa: T201
+        print(f"{title:<24} {bits:>6.3f} {expected[-1]:>9.4f} {true[-1]:>9.4f}", flush=True)
+    print(f"rank correlation {_spearman(expected, true):.3f}")
 
 
 def _policies(
