@@ -33,7 +33,7 @@ from pocketphi.passes.sensitivity import Costs, sensitivities
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
 _ROUNDS = 8
-_WITHIN = 0.003
+_WITHIN = 0.005
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
 _NORM_BYTES = 4
 """At most, of a weight of a norm, which is read for each token too."""
