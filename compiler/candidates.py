@@ -15,7 +15,7 @@ from pocketphi.targets import find_target
 from pocketphi.targets.target import TargetOptions
 
 _GROUPS = (1, 4, 16, 64)
-_BLOCKS = {2: (16, 32, 64), 3: (16, 32, 64, 128), 5: (32, 64, 128), 6: (32, 64, 128), 8: (32, 64, 128)}
+_BLOCKS = {2: (16, 32, 64), 3: (16, 32, 64, 128), 5: (32, 64, 128), 6: (32, 64, 128)}
 """By width, where not all serve: small blocks cost as much as the next width, and large ones lose what that has gained."""
 
 Candidates = dict[str, list[Quantizer]]

@@ -311,7 +311,7 @@ def _inspect(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.bundle import Bundle
     from pocketphi.artifacts.manifest import MANIFEST
     from pocketphi.compiler import show
-    from pocketphi.compiler.policy_file import policy_of_bundle
+    from pocketphi.compiler.precision import policy_of_bundle
     from pocketphi.graph.opening import open_checkpoint
 
     if (Path(a.model) / MANIFEST).is_file():

@@ -27,6 +27,7 @@ from pocketphi.compiler.spend import Spent
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.opening import open_checkpoint
@@ -101,6 +102,7 @@ def compile_model(
             checks = (*(check.recorded() for check in read), *made.checks)
             manifest = replace(manifest, verification=replace(made, checks=checks))
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
+        _check_size(folder, options)
         before_it_is_there()
         check_replaceable(options.out, options.force)  # another may have made it meanwhile
     return Bundle.open(options.out, check=False)
@@ -127,6 +129,14 @@ def calibrate(
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored
+
+
+def _check_size(folder: Path, options: CompileOptions) -> None:
+    """Raise CheckFailed where the files of a bundle, whose sizes were planned, are together larger than was asked for."""
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if options.max_bytes is not None and held > options.max_bytes:
+        over = held - options.max_bytes
+        raise CheckFailed(f"the bundle takes {held:,} bytes, {over:,} over --max-bytes; choose a smaller --max-bytes")
 
 
 def write_model_files(folder: Path, source: Checkpoint) -> None:

@@ -14,13 +14,11 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import RuleRecord
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import FORMATS
-from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import named, parse_json, parse_toml, show
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantizers import make_quantizer
@@ -47,14 +45,6 @@ def write_policy(rules: Collection[RuleRecord]) -> str:
         said = {"pattern": rule.pattern, "format": rule.format, "recipe": rule.recipe, **rule.parameters}
         texts.append("\n".join(["[[rules]]", *(f"{key} = {json.dumps(value)}" for key, value in said.items())]))
     return "\n\n".join(texts) + "\n"
-
-
-def policy_of_bundle(bundle: Bundle) -> str:
-    """The rules of a bundle as such a file."""
-    from pocketphi.compiler.precision import recorded_policy, records
-
-    recipe = bundle.manifest.recipe
-    return write_policy(records(recorded_policy(recipe, read_config(bundle.path).tied_embeddings)))
 
 
 def check_policy(policy: Policy, config: ModelConfig, options: CompileOptions) -> None:

@@ -5,9 +5,11 @@ A manifest has fields for what the command line can ask; rules stand in it only 
 
 from __future__ import annotations
 
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.policy_file import read_policy
+from pocketphi.compiler.policy_file import read_policy, write_policy
+from pocketphi.graph.hf_config import read_config
 from pocketphi.passes.policy import Policy, Rule, policy_of
 from pocketphi.passes.quantizers import make_quantizer
 
@@ -27,6 +29,12 @@ def recorded_policy(recipe: RecipeRecord, tied: bool) -> Policy:
     if recipe.rules:
         return Policy(tuple(Rule(r.pattern, make_quantizer(r.recipe, r.format, r.parameters)) for r in recipe.rules))
     return _plain(recipe.name, recipe, tied)
+
+
+def policy_of_bundle(bundle: Bundle) -> str:
+    """The rules of a bundle as a policy file."""
+    recipe = bundle.manifest.recipe
+    return write_policy(records(recorded_policy(recipe, read_config(bundle.path).tied_embeddings)))
 
 
 def rule_records(policy: Policy, recipe: RecipeRecord, tied: bool) -> tuple[RuleRecord, ...]:

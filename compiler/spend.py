@@ -33,6 +33,8 @@ from pocketphi.passes.sensitivity import Costs, sensitivities
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
 _ROUNDS = 8
+_WITHIN = 0.005
+"""The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
 _NORM_BYTES = 4
 """At most, of a weight of a norm, which is read for each token too."""
 
@@ -101,7 +103,7 @@ def _fitted(
         cost = sum(table[i].cost for table, i in zip(tables, chosen))
         if whole <= limit and (best is None or cost < best[0]):
             best = cost, chosen
-        if whole - held == around:
+        if whole - held == around or (1 - _WITHIN) * limit <= whole <= limit:
             break
         around = whole - held
     if best is None:

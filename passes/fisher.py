@@ -69,7 +69,7 @@ class Fisher:
     @property
     def steps(self) -> int:
         """How often `progress` is called."""
-        return 2 * len(self._segments.cuts) * len(self._tokens)
+        return 2 * (len(self._segments.cuts) - 1) * len(self._tokens)
 
     def measure(self, progress: Callable[[], None] = lambda: None) -> Iterator[Measured]:
         """Every weight in every place that reads it, from the head back to the embedding."""
