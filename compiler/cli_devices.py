@@ -53,7 +53,7 @@ def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
         p.add_argument("--fit", action="store_true", help="take the recipe and context that fit --device")
 
 
-def read_limit(a: argparse.Namespace) -> dict[str, int]:
+def read_limit(a: argparse.Namespace) -> dict[str, Any]:
     """`--min-tokens-per-second` as the option that it stands for: the bytes that the device's memory gives in that time."""
     if a.min_tokens_per_second is None:
         return {}
