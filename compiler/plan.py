@@ -38,7 +38,7 @@ _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
 _ROUNDING_COPIES = 8
 """Float32 copies of its rows that a worker of `search` holds at once."""
-_MANIFEST_BYTES, _RULE_BYTES, _DIGEST_BYTES = 16_000, 200, 130
+_MANIFEST_BYTES, _RULE_BYTES, _DIGEST_BYTES = 12_000, 200, 130
 """Of a manifest, with the model's settings; of a rule in it; of the digest of a weight of a target."""
 
 

@@ -33,7 +33,7 @@ from pocketphi.passes.sensitivity import Costs, sensitivities
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
 _ROUNDS = 8
-_WITHIN = 0.005
+_WITHIN = 0.003
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
 _NORM_BYTES = 4
 """At most, of a weight of a norm, which is read for each token too."""
@@ -79,9 +79,8 @@ def spend(
         raise InputError(f"{budget.flag}: {_smallest_in_words(config, options, smallest(tables) + around)}")
     costs = known_costs(source, traced, candidates, options, ui)
     tables = [[Choice(*pair) for pair in zip(costs[name], sizes[name])] for name in candidates]
-    chosen = allocate(tables, budget.limit - around)
-    if by_files:
-        chosen = _fitted(tables, candidates, budget.limit, around, bundle_bytes)
+    fitted = by_files and _fitted(tables, candidates, budget.limit, around, bundle_bytes)
+    chosen = fitted or allocate(tables, budget.limit)
     policy = _policy(candidates, chosen)
     expected = sum(table[i].cost for table, i in zip(tables, chosen))
     return Spent(policy, ExpectedRecord(budget.flag, float(f"{expected:.3g}")))
@@ -94,21 +93,23 @@ def _fitted(
     around: int,
     bundle_bytes: Callable[[Policy], int],
 ) -> list[int]:
-    """The best choice whose bundle keeps to the limit: what lies around the weights depends on their formats."""
-    best: tuple[float, list[int]] | None = None
+    """The largest choice whose bundle keeps to the limit, found by trying: what lies around the weights, and between them,
+    depends on their formats. around: what it is for the smallest choice, which keeps to the limit."""
+    low, high, allowed = smallest(tables), limit + 1, limit - around
+    best = allocate(tables, low)
     for _ in range(_ROUNDS):
-        chosen = allocate(tables, max(limit - around, smallest(tables)))
-        held = sum(table[i].size for table, i in zip(tables, chosen))
+        chosen = allocate(tables, allowed)
         whole = bundle_bytes(_policy(candidates, chosen))
-        cost = sum(table[i].cost for table, i in zip(tables, chosen))
-        if whole <= limit and (best is None or cost < best[0]):
-            best = cost, chosen
-        if whole - held == around or (1 - _WITHIN) * limit <= whole <= limit:
+        if whole <= limit:
+            best, low = chosen, allowed
+        else:
+            high = allowed
+        if (1 - _WITHIN) * limit <= whole <= limit:
             break
-        around = whole - held
-    if best is None:
-        return [min(range(len(table)), key=lambda i: table[i].size) for table in tables]
-    return best[1]
+        allowed += limit - whole
+        if not low < allowed < high:
+            allowed = (low + high) // 2
+    return best
 
 
 def known_costs(
