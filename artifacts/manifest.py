@@ -55,10 +55,19 @@ class RuleRecord:
 
 
 @dataclass(frozen=True)
+class ExpectedRecord:
+    """What rules that were chosen for a budget are expected to cost. kl: nats a token to the float model."""
+
+    budget: str
+    kl: float
+
+
+@dataclass(frozen=True)
 class RecipeRecord:
     """The options that decide how weights are quantized; see `compiler.options.CompileOptions`.
 
     rules: which weight gets which format, the first that matches; none where the other fields say it
+    expected: where they were chosen for a budget
     calibration: `default`, the SHA-256 of a text, or None for a recipe that has no use for one
     """
 
@@ -74,6 +83,7 @@ class RecipeRecord:
     calibration: str | None
     calibration_tokens: int | None
     rules: tuple[RuleRecord, ...] = ()
+    expected: ExpectedRecord | None = None
 
     def described(self) -> str:
         """How weights are quantized, in a few words."""

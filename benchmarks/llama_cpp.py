@@ -43,6 +43,17 @@ def convert(
     return out, between, costs
 
 
+def quantized(tree: Path, source: Path, work: Path, kind: str) -> Path:
+    """A checkpoint in one of llama.cpp's types, made from float32 where it is missing. source: as its converter takes it."""
+    converter, quantizer = _tools(tree)
+    between, out = work / "f32.gguf", work / f"{kind}.gguf"
+    if not between.exists():
+        run([sys.executable, str(converter), str(source), "--outtype", "f32", "--outfile", str(between)])
+    if not out.exists():
+        run([str(quantizer), str(between), str(out), kind])
+    return out
+
+
 def _tools(tree: Path) -> tuple[Path, Path]:
     return tree / "convert_hf_to_gguf.py", tree / "build" / "bin" / "llama-quantize"
 

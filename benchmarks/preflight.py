@@ -56,6 +56,7 @@ NEEDS: dict[str, list[Need]] = {
     "run_ort.py": [ORT, GENAI],
     "run_tvm.py": [TVM, GENAI, COMPILER],
     "footprint.py": [ORT],
+    "quality.py": [ORT, TVM, COREML, COMPILER],
     "tvm_kernels.py": [TVM, ORT, COMPILER],
     "busy_cpu.py": [TVM, COMPILER],
     "coreml_zoo.py": [COREML],

@@ -61,7 +61,7 @@ def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
             for name in (*_SHARED_LIBRARIES, *(lib for target in targets.values() for lib in target.libraries))
         },
     }
-    if options.recipe == "search" and options.calibration is None:
+    if options.uses_text and options.calibration is None:
         decides["python"] = platform.python_version()  # its help texts are part of what is calibrated on
     return blake3(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

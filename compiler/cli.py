@@ -21,7 +21,7 @@ from typing import Any
 
 from pocketphi.compiler import __version__
 from pocketphi.compiler.cli_build import add_build_commands
-from pocketphi.compiler.cli_devices import device_arguments, for_device
+from pocketphi.compiler.cli_devices import device_arguments, for_device, read_limit
 from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
 from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, RecipeOptions
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
@@ -172,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
+    inspect.add_argument("--policy", action="store_true", help="print a bundle's rules as a file for compile --policy")
 
     add_build_commands(command)
     for target in all_targets():
@@ -221,13 +222,13 @@ def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
     out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
-    options = for_device(a, options_of(a, out), _ui(a))
+    options = for_device(a, options_of(a, out, **read_limit(a)), _ui(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
 
         check_replaceable(options.out, options.force)
-        made = plan(options)
+        made = plan(options, _ui(a))
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
     from pocketphi.compiler.compile import compile_model
@@ -310,13 +311,19 @@ def _inspect(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.bundle import Bundle
     from pocketphi.artifacts.manifest import MANIFEST
     from pocketphi.compiler import show
+    from pocketphi.compiler.precision import policy_of_bundle
     from pocketphi.graph.opening import open_checkpoint
 
     if (Path(a.model) / MANIFEST).is_file():
         bundle = Bundle.open(Path(a.model), check=False)
+        if a.policy:
+            _write(policy_of_bundle(bundle))
+            return 0
         held = {"files_checked": False, **bundle.manifest.as_json()}
         _print(a, held, lambda: show.bundle(bundle, checked=False))
         return 0
+    if a.policy:
+        raise InputError(f"--policy: {a.model} is a model, not a bundle: it has no rules")
     source = open_checkpoint(a.model)
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
     told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pocketphi.compiler.cli_options import add_options, add_target_options, opti
 from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import CompileOptions, ProgramOptions, StorageOptions
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.ranges import check_number
 from pocketphi.targets import TARGETS
 
@@ -43,7 +44,29 @@ def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
     )
     p.add_argument("--devices", type=Path, metavar="FILE", help="more devices, in TOML")
     if fit:
+        p.add_argument(
+            "--min-tokens-per-second",
+            type=float,
+            metavar="N",
+            help="choose each weight's format so that the memory of --device can be fast enough",
+        )
         p.add_argument("--fit", action="store_true", help="take the recipe and context that fit --device")
+
+
+def read_limit(a: argparse.Namespace) -> dict[str, Any]:
+    """`--min-tokens-per-second` as the option that it stands for: the bytes that the device's memory gives in that time."""
+    if a.min_tokens_per_second is None:
+        return {}
+    flag = f"--min-tokens-per-second {a.min_tokens_per_second:g}"
+    if not a.device:
+        raise InputError(f"{flag}: on what? name a --device; 'pocketphi devices' lists them")
+    if getattr(a, "max_read", None) is not None:
+        raise InputError(f"{flag} and --max-read: each decides the formats of weights; leave out one of them")
+    if not 0 < a.min_tokens_per_second < math.inf:
+        raise InputError(f"{flag}: expected a positive number")
+    from pocketphi.compiler.devices import find_device
+
+    return {"max_read": int(find_device(a.device, a.devices).bandwidth / a.min_tokens_per_second)}
 
 
 def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> CompileOptions:
@@ -56,12 +79,34 @@ def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> Compil
     from pocketphi.compiler.devices import find_device
 
     device = find_device(a.device, a.devices)
+    if options.spends:
+        if a.fit:
+            raise InputError("--fit: a budget decides the formats already; leave out one of them")
+        _check_chosen(options, device, ui)
+        return options
     fitting = fit_options(options, device, a.fit)
     if fitting != options:
         ui.say(f"{device.title}: taking {difference(options, fitting)}")
     for target in fitting.target_names:
         ui.say(f"{device.title}, {target}: {fit(config_of(fitting.model), fitting, target, device).described()}")
     return fitting
+
+
+def _check_chosen(options: CompileOptions, device: Device, ui: Ui) -> None:
+    """Raise CheckFailed where what the budget buys does not fit the device."""
+    from pocketphi.compiler.plan import plan
+
+    for target, run in plan(options, ui).run.items():
+        over = run.total() - device.app
+        if over > 0:
+            raise CheckFailed(
+                f"{device.title}: {target} needs {run.total():,} bytes with {run.context:,} tokens, {over:,} more than an app "
+                "may use; choose a smaller budget or --context"
+            )
+        ui.say(
+            f"{device.title}, {target}: fits: {run.total() / 1e9:,.2f} GB of {device.app / 1e9:,.2f} GB; "
+            f"at most {device.bandwidth / run.read_per_token:,.1f} tokens/s"
+        )
 
 
 def _devices(a: argparse.Namespace) -> int:

@@ -12,28 +12,29 @@ from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, PassRecord, SourceRecord, TargetRecord
 from pocketphi.compiler import __version__
+from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
-from pocketphi.compiler.plan import check_plan, check_targets, prepare
-from pocketphi.compiler.precision import asked_policy, rule_records
+from pocketphi.compiler.plan import check_plan, check_targets, decide, prepare
+from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
-from pocketphi.compiler.text import read_text, tokens_of, windows
+from pocketphi.compiler.spend import Spent
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.passes.base import PassReport
-from pocketphi.passes.calibrate import WINDOW, default_text, quantize_calibrated
+from pocketphi.passes.calibrate import quantize_calibrated
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import WeightCache
 from pocketphi.targets import find_target
@@ -63,9 +64,11 @@ def compile_model(
     if options.verify == "always":
         for target in options.of_targets:
             check_runs_here(target)
-    policy = policy or asked_policy(options, source.config.tied_embeddings)
     with source.ahead(free_memory() // 2):
-        program, reports = build_program(source, options, ui)
+        graphs = KnownGraphs(source, options.cache)
+        program, reports = build_program(source, graphs, options, ui)
+        chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
+        policy = chosen.policy
 
         quantized = program.copy()
         passes = quantization(policy, {}, options.all_logits)
@@ -92,21 +95,24 @@ def compile_model(
         write_model_files(folder, source)
         manifest = describe(source, options, reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
-        manifest = replace(manifest, text=text.recorded, recipe=replace(manifest.recipe, rules=rules))
+        recipe = replace(manifest.recipe, rules=rules, expected=chosen.expected)
+        manifest = replace(manifest, text=text.recorded, recipe=recipe)
         if verifies:
             made = verify_made(folder, manifest, options.verify, ui, options.cache)
             checks = (*(check.recorded() for check in read), *made.checks)
             manifest = replace(manifest, verification=replace(made, checks=checks))
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
+        _check_size(folder, options)
         before_it_is_there()
         check_replaceable(options.out, options.force)  # another may have made it meanwhile
     return Bundle.open(options.out, check=False)
 
 
-def build_program(source: Checkpoint, options: CompileOptions, ui: Ui) -> tuple[Program, list[PassReport]]:
+def build_program(
+    source: Checkpoint, graphs: KnownGraphs, options: CompileOptions, ui: Ui
+) -> tuple[Program, list[PassReport]]:
     """Trace and fuse: the float program, and what the rewrites did. Raises CheckFailed where they changed a bit."""
     ui.say(f"tracing {source.label}: {source.config.layers} layers, {source.config.parameters / 1e6:,.0f} M parameters")
-    graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     if options.verify != "never":
         require([rewrites_check(graphs.traced, program, options.context)])
@@ -117,21 +123,20 @@ def calibrate(
     program: Program, source: HashedCheckpoint, policy: Policy, options: CompileOptions, ui: Ui
 ) -> Mapping[str, LazyWeight]:
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
-    text = None
-    if options.calibration is not None:
-        text = read_text(options.calibration, "the calibration text", options.content("calibration"))
-    files = source.tokenizer_files()
-    if not files:
-        ui.say("the model has no tokenizer: calibrated on random tokens")
-    tokens = tokens_of(text, default_text(), files, source.config, options.calibration_tokens)
-    if not tokens:
-        raise InputError(f"{options.calibration}: the calibration text holds no tokens")
+    rows = calibration_tokens(source, options, ui)
     cache = WeightCache(options.cache or default_folder(), source)
     with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
-        rows = windows(tokens, min(WINDOW, options.context or source.config.max_position))
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored
+
+
+def _check_size(folder: Path, options: CompileOptions) -> None:
+    """Raise CheckFailed where the files of a bundle, whose sizes were planned, are together larger than was asked for."""
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if options.max_bytes is not None and held > options.max_bytes:
+        over = held - options.max_bytes
+        raise CheckFailed(f"the bundle takes {held:,} bytes, {over:,} over --max-bytes; choose a smaller --max-bytes")
 
 
 def write_model_files(folder: Path, source: Checkpoint) -> None:

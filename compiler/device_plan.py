@@ -149,7 +149,7 @@ def _alternatives(config: ModelConfig, options: CompileOptions, context: int) ->
 
 def _blocks(config: ModelConfig, options: CompileOptions) -> list[int]:
     """The options' block and coarser ones; alone where there is none coarser, or the recipe leaves no choice."""
-    if options.palette or options.block == 0 or options.recipe == "keep":
+    if options.palette or not options.block or options.recipe == "keep":
         return [options.block]
     return [block for block in BLOCKS if block >= options.block and _divides(config, block)]
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.precision import asked_policy
+from pocketphi.compiler.precision import asked_policy, recorded_policy
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.formats import Int4, bytes_of
 from pocketphi.graph.hf_config import read_config
+from pocketphi.passes.policy import Policy
 from pocketphi.targets import find_target
 from pocketphi.targets.memory import Footprint, Matrix, footprint_of
 
@@ -31,14 +32,17 @@ def footprint(
     prompt: int = PROMPT,
     context: int | None = None,
     offsets: Collection[str] = (),
+    policy: Policy | None = None,
 ) -> Footprint:
     """Of one target. prompt: the longest text that is read at once; context: tokens of the cache, the options' or the
-    runtime's default if None; offsets: weights whose blocks have one (`--recipe keep` of a file in Q4_1)."""
+    runtime's default if None; offsets: weights whose blocks have one (`--recipe keep` of a file in Q4_1); policy: what the
+    options say if None."""
     found = find_target(target)
     longest = min(options.context or config.max_position, config.max_position)
     held = context or (longest if options.context else min(longest, found.default_context))
     runtime = found.runtime(config, options.of(target), longest, held)
-    matrices = dict(_matrices(config, target, options, offsets))
+    policy = policy or asked_policy(options, config.tied_embeddings)
+    matrices = dict(_matrices(config, target, options, policy, offsets))
     return footprint_of(config, runtime, matrices, longest, held, prompt)
 
 
@@ -61,17 +65,19 @@ def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context:
         head_bits=recipe.head_bits,
         context=recipe.context if record.context is None else record.context,
     )
-    made = footprint(read_config(bundle.path), target, options, prompt, context)
+    config = read_config(bundle.path)
+    policy = recorded_policy(recipe, config.tied_embeddings)
+    made = footprint(config, target, options, prompt, context, policy=policy)
     bundle.file(found.weights_file)
     files = bundle.manifest.files[found.weights_file].bytes
     return dataclasses.replace(made, files=files, weights=made.weights + files - made.files)
 
 
 def _matrices(
-    config: ModelConfig, target: str, options: CompileOptions, offsets: Collection[str]
+    config: ModelConfig, target: str, options: CompileOptions, policy: Policy, offsets: Collection[str]
 ) -> Iterator[tuple[str, Matrix]]:
-    """How each weight of the checkpoint is stored, by the options."""
-    found, policy = find_target(target), asked_policy(options, config.tied_embeddings)
+    """How each weight of the checkpoint is stored."""
+    found = find_target(target)
     for name, shape in config.tensors().items():
         quantizer = policy.quantizer(name) if len(shape) == 2 else None
         if quantizer is None:

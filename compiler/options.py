@@ -22,6 +22,10 @@ from pocketphi.targets.target import Asked, TargetOptions
 
 DEFAULT_TARGET = next(iter(TARGETS))
 VERIFY = ("auto", "always", "never")
+PRESETS = {"small": 3.74, "balanced": 4.5}
+"""Bits a weight. `small` makes a Phi-3-mini of 1.8 GB; `best` is kept for weights that are learned."""
+BUDGETS = ("bits", "preset", "max_read", "policy")
+"""Options that decide, each by itself, which weight gets which format."""
 
 
 def parse_block(text: str) -> int:
@@ -31,6 +35,13 @@ def parse_block(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise InputError(f"--block {text}: expected one of {', '.join(map(str, BLOCKS))}, or row")
     return int(text)
+
+
+def parse_bits(text: str) -> float:
+    """Bits a weight. Raises InputError for what is no such number."""
+    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,9})?", text):
+        raise InputError(f"--bits {show(text)}: expected a number such as 4.25")
+    return float(text)
 
 
 def parse_size(text: str) -> int:
@@ -78,6 +89,29 @@ class RecipeOptions(StorageOptions):
         choices=recipes(),
         metavar="NAME",
     )
+    bits: float | None = option(
+        None,
+        "choose each weight's format: so many bits a weight, scales counted, in the largest target's file",
+        metavar="N",
+        parse=parse_bits,
+    )
+    preset: str | None = option(
+        None,
+        "the same by a name: " + ", ".join(f"{name} ({bits} bits)" for name, bits in PRESETS.items()),
+        choices=tuple(PRESETS),
+        metavar="NAME",
+    )
+    max_read: int | None = option(
+        None,
+        "the same by speed: bytes of weights that are read for each token (see --min-tokens-per-second)",
+        metavar="SIZE",
+        parse=parse_size,
+    )
+    policy: Path | None = option(
+        None,
+        "rules that say each weight's format, in TOML or JSON (inspect BUNDLE --policy writes them)",
+        metavar="FILE",
+    )
     calibration: Path | None = option(
         None,
         "UTF-8 text for --recipe search (default: pages of our own and Python's language reference)",
@@ -106,7 +140,12 @@ class Limits(Options):
         choices=VERIFY,
         decides=False,
     )
-    max_bytes: int | None = option(None, "fail if the bundle would be larger", metavar="SIZE", parse=parse_size)
+    max_bytes: int | None = option(
+        None,
+        "size of the whole bundle: chooses each weight's format, or fails where a larger one is asked for",
+        metavar="SIZE",
+        parse=parse_size,
+    )
     max_memory: int | None = option(
         None, "fail if compiling would take more memory", metavar="SIZE", parse=parse_size, decides=False
     )
@@ -136,7 +175,8 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block is None:
+        self._check_budgets()
+        if self.block is None and self.policy is None and not self.spends:
             object.__setattr__(self, "block", default_block(self.recipe))
         object.__setattr__(self, "out", path_of(self.out))
         chosen = [self.targets] if isinstance(self.targets, str | TargetOptions) else self.targets
@@ -148,8 +188,42 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
         if self.context is not None and self.context < 2:
             raise InputError(f"--context {self.context}: expected 2 or more tokens: one of a prompt, one of its answer")
-        if self.calibration is not None and self.recipe != "search":
+        if self.calibration is not None and self.recipe != "search" and not self.spends and self.policy is None:
             raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
+
+    def _check_budgets(self) -> None:
+        """Raise InputError where two options decide the formats."""
+        deciding = [name for name in BUDGETS if getattr(self, name) is not None]
+        flags = [f"--{declared(CompileOptions)[name].flag}" for name in (*deciding, *self._fixed)]
+        if deciding and len(flags) > 1:
+            raise InputError(f"{flags[0]} and {flags[1]}: each decides the formats of weights; leave out one of them")
+        if deciding and self.recipe == "keep" and self.policy is None:
+            raise InputError(f"{flags[0]}: --recipe keep takes the formats of the file; leave out one of them")
+        if self.bits is not None and not 1 <= self.bits <= 16:
+            raise InputError(f"--bits {self.bits}: expected 1 to 16 bits a weight")
+
+    @property
+    def _fixed(self) -> list[str]:
+        """The options that say a format, as far as they were given."""
+        said = ["block"] if self.block is not None else []
+        return said + [
+            name
+            for name in ("symmetric", "palette", "embedding_bits", "head_bits")
+            if getattr(self, name) != declared(StorageOptions)[name].default
+        ]
+
+    @property
+    def spends(self) -> bool:
+        """Whether formats are to be chosen for a budget."""
+        if self.bits is not None or self.preset is not None or self.max_read is not None:
+            return True
+        free = self.policy is None and self.recipe == default_recipe() and not self._fixed
+        return self.max_bytes is not None and free
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether the calibration text decides the bytes of a bundle, as far as options tell."""
+        return self.recipe == "search" or self.spends or self.policy is not None
 
     @property
     def of_targets(self) -> tuple[TargetOptions, ...]:
@@ -175,7 +249,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
 
     def recorded(self) -> RecipeRecord:
         """The options that decide a bundle's bytes, for its manifest."""
-        if self.recipe != "search":
+        if not self.uses_text:
             return self._recipe(None)
         text = self.content("calibration")
         return self._recipe("default" if text is None else hashlib.sha256(text).hexdigest())
@@ -189,7 +263,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         }
         return RecipeRecord(
             name=self.recipe,
-            block=self.block,
+            block=default_block(self.recipe) if self.block is None else self.block,
             symmetric=self.symmetric,
             palette=self.palette,
             embedding_bits=self.embedding_bits,
@@ -197,9 +271,14 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             context=self.context,
             all_logits=self.all_logits,
             calibration=calibration,
-            calibration_tokens=self.calibration_tokens if self.recipe == "search" else None,
+            calibration_tokens=self.calibration_tokens if self.uses_text else None,
             **of_targets,
         )
+
+
+def default_recipe() -> str:
+    """The recipe where the user names none."""
+    return str(declared(RecipeOptions)["recipe"].default)
 
 
 def compile_options(model: str, out: Path, targets: Iterable[str] = (DEFAULT_TARGET,), **given: Any) -> CompileOptions:

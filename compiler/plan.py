@@ -7,21 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pocketphi.artifacts.manifest import ExpectedRecord
 from pocketphi.compiler.footprint import footprint, kept_offsets
+from pocketphi.compiler.format_rows import FormatRow, format_rows
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import known_text
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
+from pocketphi.compiler.policy_file import check_policy
 from pocketphi.compiler.precision import asked_policy
+from pocketphi.compiler.spend import Spent, spend
+from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import CHUNK_BYTES
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
+from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import MAX_VALUES
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Prepared, check_formats
@@ -31,13 +38,16 @@ _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
 _ROUNDING_COPIES = 8
 """Float32 copies of its rows that a worker of `search` holds at once."""
+_MANIFEST_BYTES, _RULE_BYTES, _DIGEST_BYTES = 12_000, 200, 130
+"""Of a manifest, with the model's settings; of a rule in it; of the digest of a weight of a target."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes in bytes.
 
-    artifact: files of all targets; compile_memory: peak of the compile itself; run: of each target, when it runs
+    artifact: files of all targets; compile_memory: peak of the compile itself; run: of each target, when it runs; expected,
+    formats: where formats were chosen, or differ
     """
 
     model: str
@@ -50,18 +60,23 @@ class Plan:
     refused: list[list[str]] = field(default_factory=list)
     operators: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    expected: ExpectedRecord | None = None
+    formats: list[FormatRow] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "run": {name: run.as_json() for name, run in self.run.items()}}
 
 
-def plan(options: CompileOptions) -> Plan:
-    """Trace and rewrite the graph, read no weight."""
+def plan(options: CompileOptions, ui: Ui | None = None) -> Plan:
+    """Trace and rewrite the graph; weights are read only where sensitivities have to be measured."""
     check_targets(options)
-    source = open_checkpoint(options.model)
+    source = HashedCheckpoint(open_checkpoint(options.model))
     text = known_text(source, options.target_names, options.cache)
-    policy = asked_policy(options, source.config.tied_embeddings)
-    program, reports = KnownGraphs(source, options.cache).fused(options.context, options.dump_graphs)
+    source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]
+    graphs = KnownGraphs(source, options.cache)
+    program, reports = graphs.fused(options.context, options.dump_graphs)
+    chosen = decide(source, graphs, program, options, ui or Ui())
+    policy = chosen.policy
     reports += run_passes(
         program, quantization(policy, {}, options.all_logits), options.dump_graphs, first=len(reports) + 1
     )
@@ -74,7 +89,7 @@ def plan(options: CompileOptions) -> Plan:
         layers=source.config.layers,
         artifact=artifact,
         compile_memory=compile_memory(source.config, options),
-        run={name: footprint(source.config, name, options, offsets=offsets) for name in prepared},
+        run={name: footprint(source.config, name, options, offsets=offsets, policy=policy) for name in prepared},
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(program.operators()),
@@ -83,7 +98,34 @@ def plan(options: CompileOptions) -> Plan:
             *text.notices,
             *(f"{name}: {note}" for name, one in prepared.items() for note in one.notes),
         ],
+        expected=chosen.expected,
+        formats=format_rows(policy, source.config, options.of_targets),
     )
+
+
+def decide(source: HashedCheckpoint, graphs: KnownGraphs, program: Program, options: CompileOptions, ui: Ui) -> Spent:
+    """Which weight gets which format: what the options say, or what is chosen for their budget.
+
+    program: fused. Raises InputError for rules that do not fit the model or the targets, and a budget that nothing keeps to.
+    """
+    if options.spends:
+        return spend(
+            source, lambda: graphs.traced, options, lambda policy: _whole(program, policy, source, options), ui
+        )
+    policy = asked_policy(options, source.config.tied_embeddings)
+    if options.policy is not None:
+        check_policy(policy, source.config, options)
+    return Spent(policy)
+
+
+def _whole(program: Program, policy: Policy, source: HashedCheckpoint, options: CompileOptions) -> int:
+    """What a bundle takes with this policy, all files included."""
+    quantized = program.copy()
+    run_passes(quantized, quantization(policy, {}, options.all_logits))
+    files = source.tokenizer_files()
+    records = len(policy.rules) * (_RULE_BYTES + _DIGEST_BYTES * len(options.target_names)) + _MANIFEST_BYTES
+    prepared = prepare(quantized, options).values()
+    return sum(one.bytes + one.around for one in prepared) + sum(map(len, files.values())) + records
 
 
 def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
@@ -97,12 +139,14 @@ def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
     hidden, widest = config.hidden_size, max(2 * config.intermediate_size, config.qkv_size)
-    # the widest layer, both of its weights and what goes in and out
-    running = 2 * widest * hidden + tokens * (widest + 3 * hidden)
+    # the widest layer, both of its weights and what goes in and out, beside what a run that was stopped goes on from
+    running = 2 * widest * hidden + tokens * (widest + 5 * hidden)
     columns = max(hidden, config.intermediate_size, config.heads * config.head_dim)
-    # two moments, the shift, a Cholesky factor, the inverse and the factor of that, for the layer with most inputs; then rows
-    statistics = max(6 * columns**2, 4 * columns**2 + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
-    measuring = statistics + tokens * (columns + 2 * hidden) + hidden * columns
+    # a moment, its factor twice and the shift (two matrices, where the tokens are fewer), for the layer with most inputs;
+    # then the factor, the shift and rows
+    shift = columns * min(columns, tokens)
+    statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
+    measuring = statistics + tokens * (columns + 4 * hidden) + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
     return now + max(streaming, 4 * max(running, measuring, largest))
 

@@ -5,14 +5,22 @@ A manifest has fields for what the command line can ask; rules stand in it only 
 
 from __future__ import annotations
 
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.policy_file import read_policy, write_policy
+from pocketphi.graph.hf_config import read_config
 from pocketphi.passes.policy import Policy, Rule, policy_of
 from pocketphi.passes.quantizers import make_quantizer
 
 
 def asked_policy(options: CompileOptions, tied: bool) -> Policy:
-    """What a user asks for; tied: whether the embedding is the head. Raises InputError for what there is not."""
+    """What a user asks for, and where formats are to be chosen (`compiler.spend`), what would be without.
+
+    tied: whether the embedding is the head. Raises InputError for what there is not.
+    """
+    if options.policy is not None:
+        return read_policy(options)
     return _plain(options.recipe, options, tied)
 
 
@@ -23,17 +31,24 @@ def recorded_policy(recipe: RecipeRecord, tied: bool) -> Policy:
     return _plain(recipe.name, recipe, tied)
 
 
+def policy_of_bundle(bundle: Bundle) -> str:
+    """The rules of a bundle as a policy file."""
+    recipe = bundle.manifest.recipe
+    return write_policy(records(recorded_policy(recipe, read_config(bundle.path).tied_embeddings)))
+
+
 def rule_records(policy: Policy, recipe: RecipeRecord, tied: bool) -> tuple[RuleRecord, ...]:
     """The rules for a manifest; none where its other fields say the same."""
-    said = _records(recorded_policy(recipe, tied))
-    return () if _records(policy) == said else _records(policy)
+    said = records(recorded_policy(recipe, tied))
+    return () if records(policy) == said else records(policy)
 
 
 def _plain(recipe: str, o: CompileOptions | RecipeRecord, tied: bool) -> Policy:
     return policy_of(recipe, o.block, o.symmetric, o.palette, o.embedding_bits, o.head_bits, tied)
 
 
-def _records(policy: Policy) -> tuple[RuleRecord, ...]:
+def records(policy: Policy) -> tuple[RuleRecord, ...]:
+    """All rules, as manifests and policy files have them."""
     return tuple(
         RuleRecord(rule.pattern, rule.quantizer.format.name, rule.quantizer.recipe, rule.parameters)
         for rule in policy.rules

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.artifacts.manifest import VerificationRecord
+from pocketphi.artifacts.manifest import ExpectedRecord, VerificationRecord
 from pocketphi.compiler.bench import Speed
 from pocketphi.compiler.evaluate import Evaluation
 from pocketphi.compiler.footprint import bundle_footprint
+from pocketphi.compiler.format_rows import FormatRow, format_rows
 from pocketphi.compiler.graph_words import graph_rows
 from pocketphi.compiler.plan import Plan
+from pocketphi.compiler.precision import recorded_policy
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.terminal import console, plain
+from pocketphi.targets import find_target
 from pocketphi.targets.memory import Footprint
 
 
@@ -23,7 +27,8 @@ def bundle(made: Bundle, checked: bool) -> None:
     manifest = made.manifest
     model = manifest.model
     table = _table(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters")
-    table.add_row("recipe", plain(manifest.recipe.described()))
+    recipe = manifest.recipe
+    table.add_row("recipe", plain(recipe.described()))
     _graph(table, manifest.operators)
     table.add_row("on disk", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
     for name, target in manifest.targets.items():
@@ -40,6 +45,10 @@ def bundle(made: Bundle, checked: bool) -> None:
         for note in target.notes:
             table.add_row(plain(name), plain(note))
     console().print(table)
+    if recipe.rules:
+        config = read_config(made.path)
+        targets = [find_target(name).options_of(record) for name, record in manifest.targets.items()]
+        formats(format_rows(recorded_policy(recipe, config.tied_embeddings), config, targets), recipe.expected)
     if manifest.verification:
         verification(manifest.verification, earlier=not checked)
     else:
@@ -101,6 +110,22 @@ def plan(made: Plan) -> None:
     for note in made.notes:
         table.add_row("note", plain(note))
     console().print(table)
+    formats(made.formats, made.expected)
+
+
+def formats(rows: Sequence[FormatRow], expected: ExpectedRecord | None) -> None:
+    """Which weights have which formats, and what that is expected to cost; nothing where there is one format."""
+    if rows:
+        table = Table(title="formats", title_justify="left", box=None, pad_edge=False, header_style="dim")
+        for column in ("weights", "bits", "size", "formats"):
+            table.add_column(column, justify="right" if column in ("bits", "size") else "left")
+        for row in rows:
+            table.add_row(plain(row.kind), f"{row.bits:.2f}", _size(row.bytes), plain(row.formats))
+        console().print(table)
+    if expected:
+        console().print(
+            plain(f"chosen for {expected.budget}: expected KL {expected.kl:.3g} nats/token to the float model")
+        )
 
 
 def evaluation(result: Evaluation) -> None:

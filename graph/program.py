@@ -165,9 +165,10 @@ def evaluate(
     inputs: Mapping[str, torch.Tensor],
     weights: Reader,
     observe: Observer | None = None,
+    given: Mapping[fx.Node, Any] | None = None,
 ) -> dict[fx.Node, Any]:
-    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`."""
-    run = stepwise(wanted, inputs, weights)
+    """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`. given: see `stepwise`."""
+    run = stepwise(wanted, inputs, weights, given)
     with torch.no_grad():
         try:
             step = next(run)
@@ -195,7 +196,7 @@ def stepwise(
     """
     wanted = list(wanted)
     values: dict[fx.Node, Any] = dict(given or {})
-    order = _ancestors(wanted, values)
+    order = ancestors(wanted, values)
     uses = Counter(arg for node in order for arg in node.all_input_nodes)
     uses.update([*wanted, *values])
 
@@ -223,7 +224,7 @@ def stepwise(
 
 def free_inputs(node: fx.Node) -> set[str]:
     """The names of the program inputs that a value depends on."""
-    return {str(n.target) for n in _ancestors([node], ()) if n.op == "placeholder"}
+    return {str(n.target) for n in ancestors([node], ()) if n.op == "placeholder"}
 
 
 def op_name(node: fx.Node) -> str:
@@ -245,7 +246,7 @@ def shape_of(node: fx.Node) -> tuple[int | Size, ...]:
     return shape
 
 
-def _ancestors(wanted: list[fx.Node], known: Container[fx.Node]) -> list[fx.Node]:
+def ancestors(wanted: list[fx.Node], known: Container[fx.Node]) -> list[fx.Node]:
     """What has to run for `wanted`, in graph order; nothing behind a node that is known."""
     needed: set[fx.Node] = set()
     stack = list(wanted)

@@ -70,6 +70,13 @@ class Tokenizer:
         """Whether a prompt holds the date of the day."""
         return self._template is not None and self._template.tells_time
 
+    @property
+    def unknown(self) -> int | None:
+        """The id of the token that stands for what the tokenizer does not know; None where it knows everything."""
+        model = parse_json(self._tokenizer.to_str().encode(), "tokenizer.json")["model"]
+        token = model.get("unk_token")
+        return model.get("unk_id") if token is None else self._tokenizer.token_to_id(token)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text that starts a sequence: with the start token where the model wants one."""
         return [*self._prefix, *self.tokens(text)]

@@ -28,6 +28,7 @@ from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Statistics
+from pocketphi.passes.resume import Stream
 from pocketphi.passes.weight_cache import StoredWeight, WeightCache
 
 aten = torch.ops.aten
@@ -89,10 +90,17 @@ def quantize_calibrated(
     weights = _quantizable(program, policy)
     calibrated = {name: weight for name, weight in weights.items() if weight.quantizer.calibrates}
     key = _run_key(cache, tokens, weights)
+    path = cache.folder / f"{key}.stream"
     recalled = cache.recall(key, calibrated)
     if recalled is not None:
+        path.unlink(missing_ok=True)
         return dict(recalled)
-    stored: dict[str, StoredWeight] = {}
+    head: Any = program.outputs["logits"]
+    stream = Stream(path, key, program, head.args[0])
+    given, stored = _resumed(stream, cache, calibrated)
+    for _ in stored:
+        progress()
+    computed = cache.computed
 
     def quantize(weight: fx.Node, x: torch.Tensor | None) -> LazyWeight | None:
         name = str(weight.target)
@@ -102,6 +110,10 @@ def quantize_calibrated(
         return stored.get(name) or weights.get(name)
 
     def observe(node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
+        nonlocal computed
+        if node in stream.cuts and cache.computed > computed:
+            stream.save(node, args, {name: weight.path.name for name, weight in stored.items()})
+            computed = cache.computed
         if node.target is not aten.linear.default:
             return None
         made = quantize(node.args[1], args[0])  # type: ignore[arg-type]
@@ -113,15 +125,28 @@ def quantize_calibrated(
             torch.matmul(of, matrix.T, out=half)
         return out
 
-    head: Any = program.outputs["logits"]
     inputs = program.prefill_inputs(tokens.repeat(2, 1))
-    hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe)[head.args[0]]
+    hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe, given)[head.args[0]]
     quantize(head.args[1], hidden)
     for node in program.graph.nodes:
         if node.target is aten.embedding.default:  # a tied one is done: the head's inputs tell more
             quantize(node.args[0], None)
     cache.remember(key, stored)
+    path.unlink(missing_ok=True)
     return dict(stored)
+
+
+def _resumed(
+    stream: Stream, cache: WeightCache, calibrated: Mapping[str, QuantizedWeight]
+) -> tuple[dict[fx.Node, torch.Tensor], dict[str, StoredWeight]]:
+    """What an earlier run has left: the values to go on with, and the weights before them; nothing if one of these is gone."""
+    values, files = stream.load() or ({}, {})
+    found = {name: cache.known(file, calibrated[name]) for name, file in files.items()}
+    stored = {name: weight for name, weight in found.items() if weight is not None}
+    if len(stored) < len(files):
+        return {}, {}
+    cache.found += len(stored)
+    return values, stored
 
 
 def _quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
@@ -151,4 +176,4 @@ def _run_key(cache: WeightCache, tokens: torch.Tensor, weights: Mapping[str, Qua
 def _statistics(x: torch.Tensor) -> Statistics:
     """Of float32 [2B, S, K]: the inputs with float weights, then those with quantized ones."""
     exact, met = (half.flatten(0, -2) for half in x.chunk(2))
-    return Statistics(met.T @ met / len(met), (exact - met).T @ met / len(met))
+    return Statistics.of(met, exact)

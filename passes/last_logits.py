@@ -18,9 +18,8 @@ from torch import fx
 from pocketphi.graph.program import Program, op_name
 from pocketphi.passes.base import Pass, PassReport
 
-_PROJECTIONS = ("linear", "edge.matmul_nbits", "edge.matmul_int8", "edge.matmul_palette")
-_BY_POSITION = (*_PROJECTIONS, "add", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu")
-"""Operators whose result at a position comes from their inputs at that position."""
+_BY_POSITION = ("add", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu")
+"""Operators whose result at a position comes from their inputs at that position; so does that of projections."""
 
 
 class LastLogits(Pass):
@@ -30,7 +29,7 @@ class LastLogits(Pass):
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         head = program.outputs["logits"]
-        if op_name(head) not in _PROJECTIONS:
+        if not _is_projection(head):
             report.refuse(head.name, f"logits come from {op_name(head)}, not from a projection")
             return
         late = _late(program, head)
@@ -53,10 +52,19 @@ def _late(program: Program, head: fx.Node) -> list[fx.Node]:
     """The head and what nothing else needs, as far up as positions are apart; in the graph's order."""
     late = {head}
     for node in reversed(list(program.graph.nodes)):
-        if node.users and set(node.users) <= late and (op_name(node) in _BY_POSITION or _is_item(node)):
+        if node.users and set(node.users) <= late and (_is_by_position(node) or _is_item(node)):
             late.add(node)
     # one of two results may be needed at every position: then its operator is, and the other result is picked from it
     return [node for node in program.graph.nodes if node in late and (not _is_item(node) or node.args[0] in late)]
+
+
+def _is_projection(node: fx.Node) -> bool:
+    """A product with a weight, of whatever format."""
+    return op_name(node) == "linear" or op_name(node).startswith("edge.matmul_")
+
+
+def _is_by_position(node: fx.Node) -> bool:
+    return _is_projection(node) or op_name(node) in _BY_POSITION
 
 
 def _is_item(node: fx.Node) -> bool:

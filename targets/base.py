@@ -114,20 +114,25 @@ class Host(ABC):
 
 
 def check_formats(target: Target[Any], program: Program) -> None:
-    """Raise InputError where a program has a weight in a format that a target's files cannot hold."""
+    """Raise InputError, naming what it can hold, where a program has a weight in a format that a target's files cannot hold."""
     for name, weight in program.weights.items():
         form = format_of(weight.parts)
         if form and form.name not in target.codecs:
-            raise InputError(f"{target.name}: {name} is {form.words}, which the target cannot hold; {form.instead}")
+            raise InputError(
+                f"{target.name}: {name} is {form.words}, which the target cannot hold; {form.instead} "
+                f"(it holds {', '.join(sorted(target.codecs))})"
+            )
 
 
 class Prepared(ABC):
     """A program as a target will write it: planned once, before any weight is computed.
 
-    bytes: size of the files, within 1 %; notes: what a user should know before they are written
+    bytes: size of the files with the weights; around: of the others, about; notes: what a user should know before they are
+    written
     """
 
     bytes: int
+    around: int = 0
     notes: list[str]
 
     @abstractmethod

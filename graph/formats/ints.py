@@ -65,7 +65,6 @@ class Int8(Blocks):
 
     name = words = suffix = "int8"
     bits = 8
-    instead = "leave out --embedding-bits and --head-bits"
 
     q8: torch.Tensor
     scale: torch.Tensor

@@ -33,8 +33,7 @@ class Tables(Format):
     A group is one row of both parts, so that whoever streams rows streams groups.
     """
 
-    words = "a palette"
-    instead = "leave out --palette, or compile it for coreml alone"
+    instead = "choose another format, or compile it for coreml alone"
 
     lut: torch.Tensor
 
@@ -93,6 +92,8 @@ class Palette(Tables):
     """index: 0 … 15, two a byte."""
 
     name = suffix = "palette"
+    words = "a palette"
+    instead = "leave out --palette, or compile it for coreml alone"
     bits = 4
 
     index: torch.Tensor
@@ -104,6 +105,7 @@ class Palette2(Tables):
     """index2: 0 … 3, four a byte."""
 
     name = suffix = "palette2"
+    words = "a palette of 2 bits"
     bits = 2
 
     index2: torch.Tensor
@@ -115,6 +117,7 @@ class Palette3(Tables):
     """index3: 0 … 7, eight in three bytes."""
 
     name = suffix = "palette3"
+    words = "a palette of 3 bits"
     bits = 3
 
     index3: torch.Tensor
@@ -126,6 +129,7 @@ class Palette6(Tables):
     """index6: 0 … 63, four in three bytes."""
 
     name = suffix = "palette6"
+    words = "a palette of 6 bits"
     bits = 6
 
     index6: torch.Tensor

@@ -24,57 +24,119 @@ _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
 _SHIFT_DAMPING = 1.0
 """As much for the shift of a layer's target, which fits all of W to that text, not the last bit of it."""
+_STRIP = 1024
+"""Columns of a moment that are computed together, down to the end of their square on the diagonal."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """leftᵀ · right, not multiplied out: float32 [T, K] each. For T < K that is less of everything."""
+
+    left: torch.Tensor
+    right: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Statistics:
     """What calibration has measured of a layer's inputs x, behind layers that are quantized.
 
-    moment: H = E[x xᵀ], float32 [K, K]
-    drift:  E[(x̂ - x) xᵀ], with x̂ the inputs that the float model has in that place; None: it was not measured
+    moment: H = E[x xᵀ], float32 [K, K], of which the upper triangle is read
+    drift:  E[(x̂ - x) xᵀ], with x̂ the inputs that the float model has in that place, float32 [K, K]; or `Outer`, whose right
+            side is x; None: it was not measured
     """
 
     moment: torch.Tensor
-    drift: torch.Tensor | None = None
+    drift: torch.Tensor | Outer | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that was measured, by name."""
+        drift = {"drift": self.drift} if not isinstance(self.drift, Outer) else vars(self.drift)
+        return {name: one for name, one in {"moment": self.moment, **drift}.items() if one is not None}
+
+    @staticmethod
+    def of(met: torch.Tensor, exact: torch.Tensor | None = None) -> Statistics:
+        """met: x, float32 [T, K]; exact: x̂."""
+        moment = _moment(met)
+        if exact is None:
+            return Statistics(moment)
+        missed = (exact - met).div_(len(met))
+        return Statistics(moment, missed.T @ met if len(met) >= met.shape[1] else Outer(missed, met))
 
 
 @dataclass(frozen=True)
 class Feedback:
     """How a layer makes up for errors: a column's those of the columns before it, the layer those of the layers before it.
 
-    upper: float32 [K, K] with upperᵀ · upper = (H + damping)⁻¹
-    shift: float32 [K, K], or None. What W x misses of W x̂ is predicted best (ridge regression) by W · shift · x with
-           shift = E[(x̂ - x) xᵀ] · (H + damping)⁻¹, so that W + W · shift is the matrix to round.
+    mixing: float32 [K, K], upper triangular, and
+    cost:   float32 [K], with H + damping = mixing · diag(cost) · mixingᵀ and ones on mixing's diagonal. The errors e of a row
+            cost Σ over k of cost[k] · (e · mixing)[k]²: each column can make up for what those before it add to its own
+    shift:  float32 [K, K], or `Outer`, or None. What W x misses of W x̂ is predicted best (ridge regression) by
+            W · shift · x with shift = E[(x̂ - x) xᵀ] · (H + damping)⁻¹, so that W + W · shift is the matrix to round.
     """
 
-    upper: torch.Tensor
-    shift: torch.Tensor | None = None
+    mixing: torch.Tensor
+    cost: torch.Tensor
+    shift: torch.Tensor | Outer | None = None
 
     @staticmethod
     def of(statistics: Statistics) -> Feedback:
         import torch
 
-        shift = None
-        if statistics.drift is not None:
-            factor = _factor(statistics.moment, _SHIFT_DAMPING)
-            shift = torch.cholesky_solve(statistics.drift.T.to(factor.dtype), factor).T.float()
-            del factor
-        inverse = torch.cholesky_inverse(_factor(statistics.moment, _DAMPING))
-        return Feedback(torch.linalg.cholesky(inverse, upper=True).float(), shift)
+        shift = _shift(statistics)
+        # the lower factor of H with its columns in reverse is, in reverse, the upper one
+        factor = torch.linalg.cholesky(_damped(statistics.moment, _DAMPING).flip(0, 1))
+        mixing = factor.flip(0, 1)
+        del factor
+        diagonal = mixing.diagonal().clone()
+        return Feedback(mixing.div_(diagonal).float(), diagonal.square().float(), shift)
 
     def target(self, w: torch.Tensor) -> torch.Tensor:
         """The matrix to round in place of w: float32 [N, K]."""
-        return w if self.shift is None else w + w @ self.shift
+        import torch
+
+        if self.shift is None:
+            return w
+        if isinstance(self.shift, Outer):
+            return torch.addmm(w, w @ self.shift.left.T, self.shift.right)
+        return torch.addmm(w, w, self.shift)
 
 
-def _factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
-    """Lower Cholesky factor of H + damping · its mean diagonal: in float64, or in float32 where that takes too much memory."""
+def _moment(x: torch.Tensor) -> torch.Tensor:
+    """E[x xᵀ] of x [T, K], above its diagonal and for some way below it: half of the products."""
     import torch
 
+    columns = x.shape[1]
+    moment = torch.zeros(columns, columns)
+    for start in range(0, columns, _STRIP):
+        stop = min(start + _STRIP, columns)
+        torch.mm(x[:, :stop].T, x[:, start:stop], out=moment[:stop, start:stop])
+    return moment.div_(len(x))
+
+
+def _shift(statistics: Statistics) -> torch.Tensor | Outer | None:
+    import torch
+
+    drift = statistics.drift
+    if drift is None:
+        return None
+    if isinstance(drift, Outer):
+        # xᵀ (x xᵀ / T + d)⁻¹ = (xᵀ x / T + d)⁻¹ xᵀ: a system of T equations in place of K
+        across = (drift.right @ drift.right.T).div_(len(drift.right))
+        across.diagonal().add_(_added(statistics.moment, _SHIFT_DAMPING))
+        return Outer(drift.left, torch.cholesky_solve(drift.right, torch.linalg.cholesky(across)))
+    factor = torch.linalg.cholesky(_damped(statistics.moment, _SHIFT_DAMPING), upper=True)
+    return torch.cholesky_solve(drift.T.to(factor.dtype), factor, upper=True).T.float()
+
+
+def _damped(moment: torch.Tensor, damping: float) -> torch.Tensor:
+    """H + damping · its mean diagonal: in float64, or in float32 where that takes too much memory."""
     damped = moment.double() if moment.shape[0] <= 2048 else moment.clone()
-    diagonal = damped.diagonal()
-    diagonal += damping * diagonal.mean() + 1e-12
-    return torch.linalg.cholesky(damped)
+    damped.diagonal().add_(_added(damped, damping))
+    return damped
+
+
+def _added(moment: torch.Tensor, damping: float) -> torch.Tensor:
+    return damping * moment.diagonal().mean() + 1e-12
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pocketphi.graph.formats import Layout, Palette, Tables
 from pocketphi.graph.packing import half_precision
 from pocketphi.passes.choices import GROUPS
 from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer
-from pocketphi.passes.quantizers.in_turn import PANEL, round_in_turn
+from pocketphi.passes.quantizers.in_turn import round_in_turn
 
 if TYPE_CHECKING:
     import torch
@@ -64,24 +64,17 @@ class KMeans(Quantizer):
         return self.format.layout(shape, self.group)
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Tables:
-        import torch
 
         columns = w.shape[1]
         groups = w.view(-1, self.group * columns)
-        cost = None if feedback is None else (feedback.upper.diagonal() ** -2).repeat(self.group)
+        cost = None if feedback is None else feedback.cost.repeat(self.group)
         lut = tables(groups, cost, self.format.entries())
         if feedback is None:
             index = nearest(groups, lut)
             return self.format.pack(index.view(-1, self.group, columns), lut)
-        each = lut.repeat_interleave(self.group, 0)
-        w, made = w.clone(), []
-        for start in range(0, columns, PANEL):
-            stop = min(start + PANEL, columns)
-            upper = feedback.upper[start:stop]
-            rounded, error = round_in_turn(w[:, start:stop], upper[:, start:stop], _to_entries(each))
-            w[:, stop:] -= error @ upper[:, stop:]
-            made.append(rounded)
-        return self.format.pack(torch.cat(made, dim=1).view(-1, self.group, columns), lut)
+        to_entry = _to_entries(lut.repeat_interleave(self.group, 0))
+        index = round_in_turn(w, feedback, columns, lambda _: to_entry)
+        return self.format.pack(index.view(-1, self.group, columns), lut)
 
     def describe(self) -> str:
         return f"int{self.format.bits} palette {self.recipe}, a table for {self.group} rows"
@@ -93,6 +86,7 @@ class WeightedKMeans(KMeans):
     recipe = "search"
     does = "searches tables for the inputs that calibration measures"
     calibrates = True
+    version = 3
 
 
 def tables(w: torch.Tensor, cost: torch.Tensor | None = None, entries: int = 16) -> torch.Tensor:
@@ -149,7 +143,7 @@ def _to_entries(lut: torch.Tensor) -> Nearest:
     middles = (lut[:, 1:] + lut[:, :-1]) / 2
 
     def to_entry(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        index = (column > middles).sum(1, keepdim=True)
-        return index, lut.gather(1, index)
+        index = (column[:, None] > middles).sum(1)
+        return index, lut.gather(1, index[:, None])[:, 0]
 
     return to_entry

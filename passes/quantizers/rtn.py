@@ -26,20 +26,22 @@ class RoundToNearest(BlockQuantizer):
     version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-        import torch
 
         blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
-        low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # aminmax takes four times as long
+        scale, zero = self.levels(blocks.amin(-1), blocks.amax(-1))  # aminmax takes four times as long
+        middle = self.middle if zero is None else zero[..., None]
+        q = _round(blocks.mul(reciprocal(scale)[..., None]), middle, self.most)
+        return self.format.pack(q.view(w.shape), scale, zero)
+
+    def levels(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scale and zero point, where there is one, of blocks with values from low to high: float32, all of one shape."""
+        import torch
+
         if self.symmetric:
-            scale = half_precision(torch.where(high > -low, high, low) / -self.middle)
-            q = _round(blocks.mul(reciprocal(scale)), self.middle, self.most)
-            return self.format.pack(q.view(w.shape), scale[..., 0])
+            return half_precision(torch.where(high > -low, high, low) / -self.middle), None
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = half_precision((high - low) / self.most)
-        inverse = reciprocal(scale)
-        zero = (-low * inverse).round_().clamp_(0, self.most)
-        q = _round(blocks.mul(inverse), zero, self.most)
-        return self.format.pack(q.view(w.shape), scale[..., 0], zero[..., 0])
+        return scale, (-low * reciprocal(scale)).round_().clamp_(0, self.most)
 
 
 def _round(x: torch.Tensor, zero: torch.Tensor | int, most: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ H = E[x xᵀ] measured on a calibration text. W is first shifted towards what ma
 1. of many scales for a block, the one with the least Σ h_k (w_k - q_k·s)² is taken. For fixed q the best s has a closed form,
    Σ h w q / Σ h q², so that each candidate is refined once;
 2. the values of the block are rounded one after the other, and the error of each is made up for, as far as H says it can
-   be, by those still to come (GPTQ, arXiv:2210.17323, eq. 2 and 3, by the Cholesky factor of H⁻¹).
+   be, by those still to come (`in_turn`).
 
 Without statistics (an embedding) only the first step is left, with h = 1.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pocketphi.graph.formats import Blocks, Int4
 from pocketphi.graph.packing import half_precision
 from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback
-from pocketphi.passes.quantizers.in_turn import PANEL, round_in_turn
+from pocketphi.passes.quantizers.in_turn import round_in_turn
 from pocketphi.passes.quantizers.rtn import RoundToNearest, reciprocal
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _SHRINK = [1.05 - 0.05 * i for i in range(12)]
 """Candidate scales as fractions of the round-to-nearest one: smaller ones clip the extremes and serve the rest better.
 Twice as many lower the error by another 0.4 %."""
+_ROWS = 1024
+"""Rows whose scales are searched together: a block of them stays in a core's cache."""
 
 
 class ScaleSearch(BlockQuantizer):
@@ -39,65 +41,54 @@ class ScaleSearch(BlockQuantizer):
     format: ClassVar[type[Blocks]] = Int4
     does = "searches scales for the inputs that calibration measures"
     calibrates = True
-    version = 4
+    version = 5
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         import torch
 
+        rows, columns = w.shape
+        block = self.block or columns
+        scales, zeros = torch.empty(2, rows, columns // block)
+        number = iter(range(columns // block))
+
+        def levels(met: torch.Tensor) -> Nearest:
+            i = next(number)
+            cost = torch.ones(block) if feedback is None else feedback.cost[i * block : (i + 1) * block]
+            parts = [self._search(part, cost) for part in met.split(_ROWS, 1)]
+            scales[:, i], zeros[:, i] = (torch.cat(of) for of in zip(*parts, strict=True))
+            return _to_levels(scales[:, i].clone(), zeros[:, i].clone(), self.most)
+
         if feedback is None:
-            blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
-            return self._search(blocks, torch.ones(blocks.shape[2]))
-        w = w.clone()
-        values, scales, zeros = [], [], []
-        block = self.block or w.shape[1]
-        panel = self.block or PANEL
-        for start in range(0, w.shape[1], panel):
-            stop = min(start + panel, w.shape[1])
-            upper = feedback.upper[start:stop]
-            if start % block == 0:
-                # what a unit error of column k costs once the columns after it have made up for it: 1 / upper[k, k]²
-                cost = feedback.upper.diagonal()[start : start + block] ** -2
-                scale, zero = self._scale_and_zero(self._search(w[:, None, start : start + block], cost))
-                scales.append(scale)
-                zeros.append(zero)
-            rounded, error = round_in_turn(w[:, start:stop], upper[:, start:stop], _to_levels(scale, zero, self.most))
-            w[:, stop:] -= error @ upper[:, stop:]
-            values.append(rounded)
-        return self.format.pack(
-            torch.cat(values, dim=1), torch.cat(scales, dim=1), None if self.symmetric else torch.cat(zeros, dim=1)
-        )
+            met = w.T.contiguous()
+            values = torch.cat([levels(part)(part)[0].to(torch.uint8) for part in met.split(block)]).T
+        else:
+            values = round_in_turn(w, feedback, block, levels)
+        return self.format.pack(values, scales, None if self.symmetric else zeros)
 
-    @property
-    def nearest(self) -> RoundToNearest:
-        """Where the search begins."""
+    def _search(self, columns: torch.Tensor, cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best scale for each block alone, and its zero point: columns float32 [block, N], cost [block] → [N] each."""
+        import torch
+
         made = RoundToNearest.to(self.format)
-        return made(self.block, self.symmetric) if self.format.has_zeros() else made(self.block)
-
-    def _scale_and_zero(self, found: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [N, 1] each, of rows that are one block."""
-        import torch
-
-        zeros = found.zeros()
-        return found.scale, torch.full_like(found.scale, self.middle) if zeros is None else zeros.float()
-
-    def _search(self, blocks: torch.Tensor, h: torch.Tensor) -> Blocks:
-        """The best scale for each block alone: blocks float32 [N, B, block], h [block]."""
-        import torch
-
-        flat = blocks.reshape(blocks.shape[0], -1)
-        start = self.nearest.quantize(flat)
-        zeros = start.zeros()
-        zero = torch.full_like(start.scale, self.middle) if zeros is None else zeros.float()
-        nothing = start.scale[..., None] * 0  # NaN where no scale is finite: refused later
-        best = _Best(blocks, h, zero[..., None], nothing, self.most)
-        for sign in (1.0, -1.0) if self.symmetric else (1.0,):
-            for shrink in _SHRINK:
-                best.offer(start.scale[..., None] * (sign * shrink))
-        return self.format.pack(best.q.view(flat.shape), best.scale[..., 0], None if self.symmetric else zero)
+        nearest = made(self.block, self.symmetric) if self.format.has_zeros() else made(self.block)
+        start, zero = nearest.levels(columns.amin(0), columns.amax(0))
+        if zero is None:
+            zero = torch.full_like(start, self.middle)
+        lowest, highest = -zero, self.most - zero
+        best = _Best(columns, cost, start * 0)  # NaN where no scale is finite: refused later
+        for shrink in _SHRINK:
+            scale = start * shrink
+            inverse = reciprocal(scale)
+            steps = columns * inverse
+            nearest_steps = steps.round()
+            best.offer(scale, inverse, steps, nearest_steps.clamp(lowest, highest))
+            if self.symmetric:  # a scale of the other sign: the level without an opposite is on the other side
+                best.offer(scale, inverse, steps, nearest_steps.clamp_(-highest, -lowest), -1)
+        return best.scale, zero
 
 
 def _to_levels(scale: torch.Tensor, zero: torch.Tensor, most: int) -> Nearest:
-    """Round to the levels of one block: scale and zero float32 [N, 1]."""
+    """Round to the levels of one block: scale and zero float32 [N]."""
     inverse = reciprocal(scale)
 
     def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,27 +99,26 @@ def _to_levels(scale: torch.Tensor, zero: torch.Tensor, most: int) -> Nearest:
 
 
 class _Best:
-    """The best scale found so far for every block at once. Shapes: blocks and q [N, B, block], h [block], scale [N, B, 1]."""
+    """The best scale found so far for each of N blocks. Shapes: columns [block, N], cost [block], scale and error [N]."""
 
-    def __init__(
-        self, blocks: torch.Tensor, h: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, most: int
+    def __init__(self, columns: torch.Tensor, cost: torch.Tensor, scale: torch.Tensor) -> None:
+        self.cost, self.scale = cost, scale
+        self.error = cost @ columns.square()
+
+    def offer(
+        self, scale: torch.Tensor, inverse: torch.Tensor, steps: torch.Tensor, rounded: torch.Tensor, sign: int = 1
     ) -> None:
-        self.blocks, self.h, self.zero, self.scale, self.most = blocks, h, zero, scale, most
-        self.q = zero.expand_as(blocks).clone()
-        self.error = (h * blocks * blocks).sum(-1, keepdim=True)
+        """Refine `scale` by least squares for a rounding, and keep it where it beats the best so far.
 
-    def offer(self, scale: torch.Tensor) -> None:
-        """Round with `scale`, refine it by least squares for that rounding, and keep it where it beats the best so far."""
+        steps: the columns in units of scale; rounded: the same as whole numbers; sign: that of the scale to keep
+        """
         import torch
 
-        q = (self.blocks * reciprocal(scale)).round_().add_(self.zero).clamp_(0, self.most)
-        centred = q - self.zero
-        weighted = self.h * centred
-        norm = (weighted * centred).sum(-1, keepdim=True)
-        fitted = (weighted * self.blocks).sum(-1, keepdim=True) / norm.clamp(min=1e-30)
-        scale = half_precision(torch.where(norm > 0, fitted, scale))
-        error = (self.h * (self.blocks - centred * scale).square_()).sum(-1, keepdim=True)
+        lost = steps - rounded
+        norm, slope = self.cost @ rounded.square(), self.cost @ (lost * rounded)
+        fitted = half_precision(torch.where(norm > 0, scale + scale * slope / norm.clamp(min=1e-30), scale))
+        more = fitted * inverse - 1
+        error = scale.square() * (self.cost @ lost.square_() - 2 * more * slope + more.square() * norm)
         better = error < self.error
         self.error = torch.where(better, error, self.error)
-        self.scale = torch.where(better, scale, self.scale)
-        self.q = torch.where(better, q, self.q)
+        self.scale = torch.where(better, sign * fitted, self.scale)

@@ -7,8 +7,12 @@
     scale                         float16 [N, K/block]       exact, or a bug of the quantizer
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
     q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
-    index, of a palette           uint4 [N, K]               as it is
-    lut                           float16 [N/R, 1, 16, 1]    exact, or a bug of the quantizer
+    index, of a palette           uint2 … uint6 [N, K]       as it is
+    lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
+
+Blocks of other widths would need two of these operators, one behind the other: a table of int8 and then its scales. For iOS 18
+coremltools turns that order round (its pass `canonicalize_quantized_lut_pattern`: an issue, "fixed in iOS26"), and then every
+block has a table of its own: 3 bits in blocks of 64 would take what int4 takes.
 
 Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
 low nibble 8 = -8, high nibble 7.
@@ -24,7 +28,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
-from pocketphi.graph.formats import Format, Int4, Int8, Layout, Palette, PartSpec, Values, bytes_of
+from pocketphi.graph.formats import (
+    Format,
+    Int4,
+    Int8,
+    Layout,
+    Palette,
+    Palette2,
+    Palette3,
+    Palette6,
+    PartSpec,
+    Tables,
+    Values,
+    bytes_of,
+)
 from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 from pocketphi.targets.coreml.blob import BlobType
@@ -49,9 +66,9 @@ class Codec(ABC):
     has it. A part that is not among them is a constant of its own.
     """
 
-    format: ClassVar[type[Format]]
+    format: type[Format]
     operator: ClassVar[str] = "constexpr_blockwise_shift_scale"
-    parameters: ClassVar[Mapping[str, str]]
+    parameters: Mapping[str, str]
 
     @abstractmethod
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
@@ -91,7 +108,7 @@ class Int4Codec(Codec):
     """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
 
     format = Int4
-    parameters: ClassVar[Mapping[str, str]] = {"data": "q", "scale": "scale", "offset": "zero"}
+    parameters: Mapping[str, str] = {"data": "q", "scale": "scale", "offset": "zero"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         if {"zero", "offset"} <= parts.keys():
@@ -157,7 +174,7 @@ class Int8Codec(Codec):
     """Blocks of bytes."""
 
     format = Int8
-    parameters: ClassVar[Mapping[str, str]] = {"data": "q8", "scale": "scale"}
+    parameters: Mapping[str, str] = {"data": "q8", "scale": "scale"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         return {"q8": (BlobType.INT8, parts["q8"].shape), "scale": (BlobType.FLOAT16, parts["scale"].shape)}
@@ -179,34 +196,41 @@ class Int8Codec(Codec):
 class PaletteCodec(Codec):
     """Indices and their tables; a row of the parts is a group of rows that share one."""
 
-    format = Palette
+    format: type[Tables]
     operator = "constexpr_lut_to_dense"
-    parameters: ClassVar[Mapping[str, str]] = {"indices": "index", "lut": "lut"}
+
+    def __init__(self, form: type[Tables]) -> None:
+        self.format, self.entries, self.bits = form, form.entries(), form.bits
+        self.indices = form.part_names()[0]
+        self.parameters = {"indices": self.indices, "lut": "lut"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
-        tables = (parts["lut"].shape[0], 1, Palette.entries(), 1)
-        return {"index": (BlobType.UINT4, Palette.shape_of(parts)), "lut": (BlobType.FLOAT16, tables)}
+        tables = (parts["lut"].shape[0], 1, self.entries, 1)
+        indices = (BlobType[f"UINT{self.bits}"], self.format.shape_of(parts))
+        return {self.indices: indices, "lut": (BlobType.FLOAT16, tables)}
 
     def encode(self, name: str, rows: Rows) -> Rows:
-        return {"index": rows["index"], "lut": _half(rows["lut"], f"{name}: a value")}
+        return {self.indices: rows[self.indices], "lut": _half(rows["lut"], f"{name}: a value")}
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        return {"indices", "lut"} <= stored.keys()
+        known = {"indices", "lut"} <= stored.keys()
+        return known and stored["indices"].dtype == f"uint{self.bits}"
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
-        return Palette.layout(raw["index"].shape, raw["index"].shape[0] // raw["lut"].shape[0])
+        shape = raw[self.indices].shape
+        return self.format.layout(shape, shape[0] // raw["lut"].shape[0])
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
-        (rows, columns), groups = raw["index"].shape, raw["lut"].shape[0]
+        (rows, _), groups = raw[self.indices].shape, raw["lut"].shape[0]
         group = rows // groups
-        packed = raw["index"].rows(start * group, stop * group).data.view(stop - start, group, columns // 2)
-        return {"index": packed, "lut": raw["lut"].rows(start, stop).tensor().float().view(stop - start, -1)}
+        packed = raw[self.indices].rows(start * group, stop * group).data.view(stop - start, group, -1)
+        return {self.indices: packed, "lut": raw["lut"].rows(start, stop).tensor().float().view(stop - start, -1)}
 
 
 CODECS: dict[str, Codec] = {
     "int4": Int4Codec(),
     "int8": Int8Codec(),
-    "palette": PaletteCodec(),
+    **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
 
 

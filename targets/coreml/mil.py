@@ -37,7 +37,10 @@ _NUMPY = {
     BlobType.INT32: np.dtype(np.int32),
     BlobType.INT8: np.dtype(np.int8),
     BlobType.INT4: types.np_int4_dtype,
+    BlobType.UINT2: types.np_uint2_dtype,
+    BlobType.UINT3: types.np_uint3_dtype,
     BlobType.UINT4: types.np_uint4_dtype,
+    BlobType.UINT6: types.np_uint6_dtype,
 }
 
 

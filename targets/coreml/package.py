@@ -42,6 +42,8 @@ MODEL_FILE = _DATA / "model.mlmodel"
 WEIGHT_FILE = _DATA / "weights/weight.bin"
 MANIFEST_FILE = Path("Manifest.json")
 MAC_SCRIPT = "verify_on_mac.py"
+_NODE_BYTES, _SMALL_FILES = 3400, 17_000
+"""About: of one operator of the graph in model.mlmodel, over both functions; of the other files, and what each model has."""
 _AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
 _FEATURES = {
     "inputIds": "Tokens. The tail of an incomplete chunk may hold any.",
@@ -68,6 +70,7 @@ class CoreMLBundle(Prepared):
         if asked.strict and best.slow:
             raise InputError(f"coreml: {best.slow[0]}; without --strict this is only reported")
         self.bytes = self._file.size
+        self.around = _SMALL_FILES + _NODE_BYTES * program.operators().total()
         self.notes = [best.line(best=True), *(unit.line() for unit in others)]
         if self._form.flexible and options.model_id is None:
             self.notes.append("swift-transformers must be given a tokenizer: the package names no repository")

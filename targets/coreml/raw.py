@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
+
+from pocketphi.graph.packing import unpack_bits
 
 BITS = {
     **{"fp16": 16, "fp32": 32, "fp64": 64, "bool": 8},
@@ -110,17 +110,11 @@ def unpack(data: torch.Tensor, dtype: str, count: int) -> torch.Tensor:
     >>> unpack(torch.tensor([0xF2], dtype=torch.uint8), "int4", 2)
     tensor([ 2, -1], dtype=torch.int8)
     """
-    bits = BITS[dtype]
-    if bits in (3, 6):
-        return _unpack_across_bytes(data, bits, count)
-    per_byte = 8 // bits
     if dtype == "int4":
         signed = data.view(torch.int8)
         return torch.stack((signed << 4 >> 4, signed >> 4), dim=-1).view(-1)[:count]
-    fields = [(data >> (bits * i)) & (2**bits - 1) for i in range(per_byte)]
+    bits = BITS[dtype]
+    if bits in (3, 6):
+        return unpack_bits(data[None], bits, count)[0]
+    fields = [(data >> (bits * i)) & (2**bits - 1) for i in range(8 // bits)]
     return torch.stack(fields, dim=-1).view(-1)[:count]
-
-
-def _unpack_across_bytes(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    stream: Any = np.unpackbits(data.numpy(), bitorder="little")[: count * bits].reshape(count, bits)
-    return torch.from_numpy(stream @ (1 << np.arange(bits, dtype=np.uint8)).astype(np.uint8))

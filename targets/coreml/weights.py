@@ -133,16 +133,17 @@ class Lut(Weight):
         sizes = list(indices.shape)
         sizes[self.axis] *= self.vector
         self.shape = tuple(sizes)
-        by_bytes = isinstance(indices, Stored) and indices.raw.dtype == "uint4" and rank == 2 and not self.shape[1] % 2
-        self._by_bytes = by_bytes and lut.shape[1:] == (1, 16, 1)
+        self._by_rows = rank == 2 and lut.shape[1] == 1 and self.vector == 1
+        by_bytes = isinstance(indices, Stored) and indices.raw.dtype == "uint4" and not self.shape[-1] % 2
+        self._by_bytes = self._by_rows and by_bytes and lut.shape[2] == 16
 
     @property
     def key(self) -> Hashable:
         return self.indices.key, self.lut.key, self.axis
 
     def pick(self, rows: Rows) -> Tensor:
-        if self._by_bytes:
-            return self._decode_bytes(rows)
+        if self._by_rows:
+            return self._decode_rows(rows)
         if self.vector > 1 and self.axis == 0:
             return self.dense()[rows]
         return self._decode(rows)
@@ -150,14 +151,17 @@ class Lut(Weight):
     def dense(self) -> Tensor:
         return self._decode(slice(0, self.indices.shape[0]))
 
-    def _decode_bytes(self, rows: Rows) -> Tensor:
-        """A matrix of four-bit indices with a table for every few rows: two values at a time, as a byte."""
-        assert isinstance(self.indices, Stored)
-        raw, share = self.indices.raw, self.shape[0] // self.lut.shape[0]
+    def _decode_rows(self, rows: Rows) -> Tensor:
+        """A matrix with a table for every few rows. Two values at a time, as a byte, where they have four bits."""
         numbers = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        used, place = (numbers // (self.shape[0] // self.lut.shape[0])).unique(return_inverse=True)
+        tables = self.lut.take(used).view(len(used), -1)
+        if not self._by_bytes:
+            index = self.indices.pick(rows).int() + (tables.shape[1] * place.int())[:, None]
+            return tables.view(-1).index_select(0, index.view(-1)).view(index.shape)
+        assert isinstance(self.indices, Stored)
+        raw = self.indices.raw
         picked = raw.rows(rows.start, rows.stop) if isinstance(rows, slice) else raw.take(rows)
-        used, place = (numbers // share).unique(return_inverse=True)
-        tables = self.lut.take(used).view(-1, 16)
         pairs = torch.stack((tables.repeat(1, 16), tables.repeat_interleave(16, 1)), -1)  # byte 16 · high + low
         both = pairs.view({1: torch.int16, 2: torch.int32, 4: torch.int64}[pairs.itemsize]).view(-1)
         index = picked.data.view(len(numbers), -1).int() + (256 * place.int())[:, None]

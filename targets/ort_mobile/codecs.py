@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Format, Int4, Int8, Layout, PartSpec, bytes_of
+from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of
 
 if TYPE_CHECKING:
     from torch import fx
@@ -109,6 +109,7 @@ class Int4Blocks(Blocks):
 
 
 CODECS: dict[str, Blocks] = {
+    "int2": Blocks(Int2),
     "int4": Int4Blocks(Int4),
     "int8": Blocks(Int8),
 }

@@ -38,6 +38,9 @@ ORT_FILE = "model.ort"
 ORT_LIMIT = 2**31
 """A flatbuffer's size: ONNX Runtime writes no .ort beyond it, and leaves an empty file when asked to."""
 
+_NODE_BYTES, _CONFIG_BYTES = 256, 2048
+"""About: of an operator in model.onnx with its part of the weights' list, and of the small files."""
+
 _ROTARY_STEP = 16
 """GroupQueryAttention rotates a multiple of so many dimensions of a head."""
 _GENAI_REWINDS_AT = 4097
@@ -54,6 +57,7 @@ class OrtBundle(Prepared):
         self._layout = plan_layout(program.weights_read())
         single = self._layout.size + _tied_bytes(program)
         self.bytes = self._layout.size + (single if options.ort_file else 0)
+        self.around = _NODE_BYTES * len(self._lowered.nodes) + _CONFIG_BYTES
         slow = lint(self._lowered)
         if asked.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")

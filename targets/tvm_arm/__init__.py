@@ -1,1 +1,1 @@
-"""TVM for ARM: our own int4 kernels in a native library, a small C runtime around it."""
+"""TVM for ARM: our own kernels in a native library, a small C runtime around it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Int4, Layout, PartSpec, Values, bytes_of
+from pocketphi.graph.formats import Blocks, Int2, Int3, Int4, Int5, Int6, Int8, Layout, PartSpec, Values, bytes_of
 
 if TYPE_CHECKING:
     from torch import fx
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.lower import Function
 
 
-class Int4Codec:
-    """int4, in the order in which the kernels load it."""
+@dataclass(frozen=True)
+class BlocksCodec:
+    """Blocks of whole numbers, in the order in which the kernels load them."""
 
-    format = Int4
+    format: type[Blocks]
 
     def placed(self, parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved:
         """How a weight lies in the file; it stores rows, and restores them."""
@@ -33,14 +35,16 @@ class Int4Codec:
         filled = {p: Values((-(-v.shape[0] // lanes) * lanes, v.shape[1]), v.bits) for p, v in layout.items()}
         return bytes_of(filled, {"scale": 16, "zero": 8})
 
-    def described(self, parts: Mapping[str, PartSpec]) -> dict[str, int | None]:
-        """What model.json says of a weight (`Matrix`)."""
-        rows, columns = Int4.shape_of(parts)
-        return {"rows": rows, "columns": columns, "block": Int4.block_of(parts)}
+    def described(self, parts: Mapping[str, PartSpec]) -> dict[str, int | str | None]:
+        """What model.json says of a weight (`Matrix`), the format where it is not int4."""
+        rows, columns = self.format.shape_of(parts)
+        more = {} if self.format is Int4 else {"format": self.format.name}
+        return {"rows": rows, "columns": columns, "block": self.format.block_of(parts), **more}
 
     def layout(self, matrix: Matrix, held: Collection[str]) -> Layout:
         """The parts of a weight, by what model.json says. held: names of its parts in the file."""
-        return Int4.layout((matrix.rows, matrix.columns), matrix.block, "zero" not in held, "offset" in held)
+        more = {"offset": True} if "offset" in held else {}
+        return self.format.layout((matrix.rows, matrix.columns), matrix.block, "zero" not in held, **more)
 
     def lower_matmul(self, f: Function, node: fx.Node) -> None:
         form, held = self._form(f, node)
@@ -64,6 +68,4 @@ class Int4Codec:
         return form, [f.value(arg) for arg in node.args[1:] if arg is not None]
 
 
-CODECS: dict[str, Int4Codec] = {
-    "int4": Int4Codec(),
-}
+CODECS = {form.name: BlocksCodec(form) for form in (Int2, Int3, Int4, Int5, Int6, Int8)}

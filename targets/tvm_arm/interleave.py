@@ -1,16 +1,17 @@
-"""The order of int4 weights in model.params: what one load of a kernel takes lies together. Nothing is requantized.
+"""The order of weights in model.params: what one load of a kernel takes lies together. Nothing is requantized.
 
-A matrix [N, K] is cut into units of `lanes` rows and one step of columns (32; 16 for blocks of 16), row groups outside, steps
-inside. A unit is `step / 8` vectors of 4·lanes bytes. Without `pairs`, byte (row, j) of vector v holds column 4v + j in its
-low and column step/2 + 4v + j in its high nibble. With `pairs` (smmla), vector 2g + p holds rows 2p and 2p + 1, 8 columns
-each: 8g + j in the low and step/2 + 8g + j in the high nibbles.
+A matrix [N, K] is cut into units of `lanes` rows and one step of columns (32; 16 for blocks that 32 does not divide), row
+groups outside, steps inside. A unit is `step / 4` chunks of 4·lanes values, each of which is one vector of bytes when it is
+multiplied. They lie in planes (`planes.py`), one plane of the unit after the other. Without `pairs`, byte (row, j) of chunk c
+is column 4c + j. With `pairs` (smmla), chunk 2g + p has rows 2p and 2p + 1, 8 columns each: 8g + j.
 
-Where the instruction set is `signed`, nibbles are q - 8 in two's complement: q ^ 8.
+Where a matrix is `signed`, values are q - middle in two's complement: their highest bit is turned.
 
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Rows
 beyond N, up to the last group's end, are zeros, and so are their scales.
 
-Example: 4 lanes, step 16, row 0 = 0 1 2 … 15: the two vectors begin with the bytes 0x80 0x91 0xA2 0xB3 and 0xC4 0xD5 0xE6 0xF7.
+Example: 4 lanes, step 16, 4 bits, row 0 = 0 1 2 … 15: the two vectors begin with the bytes 0x80 0x91 0xA2 0xB3 and
+0xC4 0xD5 0xE6 0xF7. In 5 bits, row 0 = 0 2 4 … 30: the same two, and a half of one with the lowest bits, all 0.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from dataclasses import dataclass
 
 import torch
 
-from pocketphi.graph.formats import PartSpec
-from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
+from pocketphi.graph.formats import Blocks, Int4, PartSpec, known_format
+from pocketphi.graph.packing import pack_bits, unpack_bits
 from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.planes import Plane, planes_of
 
 STEP = 32
 
-_STORED = {"q": torch.uint8, "scale": torch.float16, "zero": torch.uint8, "offset": torch.float32}
+_STORED = {"scale": torch.float16, "offset": torch.float32}
+"""Types of parts; the others are uint8."""
 
 
 def step_of(block: int) -> int:
-    """Columns that share an activation's scale: a block of 16, or 32 of larger ones."""
-    return min(block, STEP)
+    """Columns that share an activation's scale: 32, or 16 where those do not divide a block."""
+    return STEP if block % STEP == 0 else 16
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,46 @@ class Interleaved:
     lanes: int
     pairs: bool
     signed: bool = False
+    format: type[Blocks] = Int4
 
     @staticmethod
     def of(parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved:
-        rows, half = parts["q"].shape
-        return Interleaved(rows, 2 * half, 2 * half // parts["scale"].shape[1], isa.lanes, isa.pairs, isa.signed)
+        form = known_format(parts)
+        assert issubclass(form, Blocks)
+        rows, columns = form.shape_of(parts)
+        block = columns // parts["scale"].shape[1]
+        return Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.is_signed(form.bits), form)
+
+    @property
+    def bits(self) -> int:
+        return self.format.bits
+
+    @property
+    def middle(self) -> int:
+        return self.format.middle()
+
+    @property
+    def shift(self) -> int:
+        """Bits by which a byte to multiply is shifted: signed values are at its upper end, so that the sign is the byte's."""
+        return 8 - self.bits if self.signed else 0
+
+    @property
+    def values(self) -> str:
+        """The name of the part that holds values."""
+        return self.format.part_names()[0]
 
     @property
     def step(self) -> int:
         return step_of(self.block)
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return planes_of(self.bits, self.step)
+
+    @property
+    def unit(self) -> int:
+        """Bytes of values in a step of a group of rows."""
+        return self.lanes * self.step * self.bits // 8
 
     @property
     def groups(self) -> int:
@@ -63,10 +97,14 @@ class Interleaved:
     def blocks(self) -> int:
         return self.columns // self.block
 
+    def spec(self, part: str) -> PartSpec:
+        """A stored part, flat within a group of rows: rows of the tensor are groups."""
+        size = self.columns // self.step * self.unit if part == self.values else self.blocks * self.lanes
+        return PartSpec((self.groups, size), _STORED.get(part, torch.uint8))
+
     def specs(self, parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
-        """The stored parts, flat within a group of rows: rows of these tensors are groups."""
-        values = self.lanes * self.columns // 2
-        return {p: PartSpec((self.groups, values if p == "q" else self.blocks * self.lanes), _STORED[p]) for p in parts}
+        """The stored parts."""
+        return {part: self.spec(part) for part in parts}
 
     def store(self, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Canonical parts of whole groups of rows (but for the last of all) → the parts as stored."""
@@ -74,45 +112,78 @@ class Interleaved:
         for part, tensor in rows.items():
             missing = -tensor.shape[0] % self.lanes
             padded = torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
-            made[part] = self._store_q(padded) if part == "q" else self._store_blocks(part, padded)
+            made[part] = self._store_values(padded) if part == self.values else self._store_blocks(part, padded)
         return made
 
     def restore(self, stored: Mapping[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
         """The inverse: the canonical parts of the first `rows` rows of these groups."""
         made = {}
         for part, tensor in stored.items():
-            back = self._restore_q(tensor) if part == "q" else self._restore_blocks(part, tensor)
+            back = self._restore_values(tensor) if part == self.values else self._restore_blocks(part, tensor)
             made[part] = back[:rows].contiguous()
         return made
 
-    def _store_q(self, q: torch.Tensor) -> torch.Tensor:
-        groups = q.shape[0] // self.lanes
-        values = unpack_nibbles(q, self.columns)
-        if self.pairs:  # [group, pair of rows, row, step, nibble, 8-column group, column]
-            split = values.view(groups, self.lanes // 2, 2, -1, 2, self.step // 16, 8)
-            ordered = split.permute(0, 3, 5, 1, 2, 6, 4)
-        else:  # [group, row, step, nibble, vector, column]
-            split = values.view(groups, self.lanes, -1, 2, self.step // 8, 4)
-            ordered = split.permute(0, 2, 4, 1, 5, 3)
-        packed = pack_nibbles(ordered.reshape(groups, -1))
-        return packed ^ 0x88 if self.signed else packed
+    def _store_values(self, packed: torch.Tensor) -> torch.Tensor:
+        values = unpack_bits(packed, self.bits, self.columns)
+        chunks = self._chunks(values ^ self.middle if self.signed else values)
+        return torch.cat([_join(plane, chunks) for plane in self.planes], -1).view(-1, self.spec(self.values).shape[1])
 
-    def _restore_q(self, stored: torch.Tensor) -> torch.Tensor:
-        groups = stored.shape[0]
-        values = unpack_nibbles(stored ^ 0x88 if self.signed else stored, 2 * stored.shape[1])
+    def _restore_values(self, stored: torch.Tensor) -> torch.Tensor:
+        units = stored.view(stored.shape[0], -1, self.unit)
+        chunks = torch.zeros((*units.shape[:2], self.step // 4, 4 * self.lanes), dtype=torch.uint8)
+        for plane in self.planes:
+            _split(plane, units[..., plane.start(self.lanes) :], chunks)
+        values = self._rows(chunks)
+        return pack_bits(values ^ self.middle if self.signed else values, self.bits)
+
+    def _chunks(self, values: torch.Tensor) -> torch.Tensor:
+        """[rows, columns] → [groups, steps, chunks, 4 · lanes]."""
+        steps = self.columns // self.step
+        if self.pairs:  # [group, pair of rows, row, step, 8-column group, column]
+            split = values.view(-1, self.lanes // 2, 2, steps, self.step // 8, 8)
+            return split.permute(0, 3, 4, 1, 2, 5).reshape(-1, steps, self.step // 4, 4 * self.lanes)
+        split = values.view(-1, self.lanes, steps, self.step // 4, 4)
+        return split.permute(0, 2, 3, 1, 4).reshape(-1, steps, self.step // 4, 4 * self.lanes)
+
+    def _rows(self, chunks: torch.Tensor) -> torch.Tensor:
+        """The inverse."""
+        steps = chunks.shape[1]
         if self.pairs:
-            split = values.view(groups, -1, self.step // 16, self.lanes // 2, 2, 8, 2)
-            ordered = split.permute(0, 3, 4, 1, 6, 2, 5)
-        else:
-            split = values.view(groups, -1, self.step // 8, self.lanes, 4, 2)
-            ordered = split.permute(0, 3, 1, 5, 2, 4)
-        return pack_nibbles(ordered.reshape(groups * self.lanes, self.columns))
+            split = chunks.view(-1, steps, self.step // 8, self.lanes // 2, 2, 8)
+            return split.permute(0, 3, 4, 1, 2, 5).reshape(-1, self.columns)
+        split = chunks.view(-1, steps, self.step // 4, self.lanes, 4)
+        return split.permute(0, 3, 1, 2, 4).reshape(-1, self.columns)
 
     def _store_blocks(self, part: str, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = unpack_nibbles(tensor, self.blocks) if part == "zero" else tensor
+        tensor = unpack_bits(tensor, self.bits, self.blocks) if part == "zero" else tensor
         turned = tensor.view(-1, self.lanes, self.blocks).transpose(1, 2)
-        return turned.reshape(-1, self.blocks * self.lanes).to(_STORED[part])
+        return turned.reshape(-1, self.blocks * self.lanes).to(self.spec(part).dtype)
 
     def _restore_blocks(self, part: str, stored: torch.Tensor) -> torch.Tensor:
         tensor = stored.view(-1, self.blocks, self.lanes).transpose(1, 2).reshape(-1, self.blocks)
-        return pack_nibbles(tensor) if part == "zero" else tensor.float()
+        return pack_bits(tensor, self.bits) if part == "zero" else tensor.float()
+
+
+def _join(plane: Plane, chunks: torch.Tensor) -> torch.Tensor:
+    """A plane of chunks [groups, steps, chunks, width] as it is stored: [groups, steps, bytes]."""
+    parts = [(chunks[..., c, :] >> plane.low) & ((1 << plane.bits) - 1) for c in range(plane.chunks)]
+    stored = [torch.zeros_like(parts[0]) for _ in range(plane.vectors)]
+    for c, part in enumerate(parts):
+        vector, bit = plane.place(c)
+        stored[vector] |= part << bit
+    if plane.halves == 2:
+        first, second = stored[0].chunk(2, -1)
+        return first | second << 4
+    return torch.cat(stored, -1)
+
+
+def _split(plane: Plane, stored: torch.Tensor, chunks: torch.Tensor) -> None:
+    """The inverse: put a plane, at the beginning of `stored`, into chunks that lack it."""
+    width = chunks.shape[-1]
+    for c in range(plane.chunks):
+        vector, bit = plane.place(c)
+        if plane.halves == 2:
+            held = torch.cat([stored[..., : width // 2], stored[..., : width // 2] >> 4], -1)
+        else:
+            held = stored[..., vector * width : (vector + 1) * width]
+        chunks[..., c, :] |= ((held >> bit) & ((1 << plane.bits) - 1)) << plane.low

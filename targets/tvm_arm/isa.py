@@ -16,7 +16,9 @@ class Isa:
     lanes:      rows of a matrix in a vector of int32 or float32
     features:   what a CPU must have, by LLVM's names; checked when a bundle is opened
     pairs:      its product takes 8 columns of two rows, of weights and of activations: both are stored in that order
-    signed:     weights are stored as q - 8 and multiplied as 16·(q - 8), which one operation unpacks from either nibble
+    signed:     weights are stored as q - middle and multiplied at the upper end of a byte (16·(q - 8) of int4), where one
+                operation unpacks them from either nibble
+    sum_bits:   of the sums that its product adds to: products of 8 bits go into 16 only where both factors are signed
     tile_rows:  activations that a prefill multiplies with a vector of weights while it is in registers
     together:   of a tile's rows, whose activations lie together so that one load serves them; each such group goes through
                 all of a step's weights, which are kept in registers
@@ -34,8 +36,13 @@ class Isa:
     registers: int = 32
     pairs: bool = False
     signed: bool = False
+    sum_bits: int = 32
     decode_units: int = 1
     decode_unroll: int = 1
+
+    def is_signed(self, bits: int) -> bool:
+        """Whether weights of so many bits are stored signed."""
+        return self.signed or (bits == 8 and self.sum_bits == 16)
 
     def target(self, system: str = "linux", cpu: str | None = None) -> dict[str, Any]:
         """The target as TVM takes it. cpu: LLVM's name, whose pipeline instructions are scheduled for."""
@@ -58,10 +65,10 @@ _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("neon", "aarch64", 4, ("neon",), tile_rows=2, decode_units=2),
+        Isa("neon", "aarch64", 4, ("neon",), tile_rows=2, sum_bits=16, decode_units=2),
         Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), 16, 4, signed=True, decode_units=2, decode_unroll=2),
         Isa("i8mm", "aarch64", 4, _I8MM, 16, 4, pairs=True, signed=True, decode_unroll=4),
-        Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16, decode_units=4),
+        Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16, sum_bits=16, decode_units=4),
         Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8, decode_units=4),
     )
 }

@@ -264,7 +264,7 @@ def _left_in_float(f: Function, node: fx.Node) -> None:
     weight = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
     shape = list(shape_of(weight))
     raise InputError(
-        f"tvm-arm: {weight.target} {shape} is left in float, and this target has {' and '.join(CODECS)} kernels only; "
+        f"tvm-arm: {weight.target} {shape} is left in float, and this target has kernels for {', '.join(CODECS)} only; "
         "choose a --block that divides its columns"
     )
 

@@ -139,6 +139,7 @@ STORED: dict[str, tuple[str, dict[str, Any]]] = {
     "tvm": ("tvm-arm", {}),
     "tvm asymmetric": ("tvm-arm", {"symmetric": False, "block": 16}),
     "tvm of 16 lanes": ("tvm-arm", {"cpu": "avx512vnni"}),
+    "tvm, embedding and head": ("tvm-arm", {"embedding_bits": 8, "head_bits": 8}),
 }
 TINY = PUBLISHED["tiny"]
 SHAPES = {

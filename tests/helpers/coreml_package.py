@@ -12,7 +12,7 @@ import torch
 from tiny_phi3 import quantized, quantized_by
 
 from pocketphi.graph.config import EMBEDDING
-from pocketphi.graph.formats import Int4, PartSpec
+from pocketphi.graph.formats import Int4, Palette, PartSpec, Tables
 from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.options import declared
 from pocketphi.graph.packing import pack_nibbles
@@ -32,9 +32,10 @@ def finished(variant: str = "tiny", block: int = 32, symmetric: bool = True) -> 
     return program
 
 
-def in_forms(variant: str = "tiny") -> Program:
+def in_forms(variant: str = "tiny", form: type[Tables] = Palette) -> Program:
     """Palettes of 16 rows and an int8 embedding, logits of the last token."""
-    program = quantized_by(KMeans(16), variant, {EMBEDDING: EightBits(0)})
+    kmeans = KMeans if form is Palette else KMeans.to(form)
+    program = quantized_by(kmeans(16), variant, {EMBEDDING: EightBits(0)})
     LastLogits()(program)
     return program
 
@@ -135,6 +136,9 @@ class Blobs:
             23: lambda: np.array(self._reader.read_int32_data(offset)),
             25: lambda: np.array(self._reader.read_int4_data(offset)),
             35: lambda: np.array(self._reader.read_uint4_data(offset)),
+            36: lambda: np.array(self._reader.read_uint2_data(offset)),
+            38: lambda: np.array(self._reader.read_uint6_data(offset)),
+            39: lambda: np.array(self._reader.read_uint3_data(offset)),
         }
         return read[kind.dataType]().reshape(shape)
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from pocketphi.graph.formats import Int4
+from pocketphi.graph.formats import FORMATS, Blocks, Int4, PartSpec
+from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
 from pocketphi.targets.tvm_arm.platform import cpu_flags
 from pocketphi.targets.tvm_arm.toolchain import host_arch
+
+WIDTHS = [
+    (form, zero)
+    for form in FORMATS.values()
+    if issubclass(form, Blocks) and form is not Int4
+    for zero in (False, True)[: 1 + form.has_zeros()]
+]
+"""Formats in blocks beside int4, without zero points and with them where they may have some."""
 
 
 def here() -> list[Any]:
@@ -35,17 +45,23 @@ def run(isa: Isa, function: Any, *arguments: torch.Tensor) -> list[torch.Tensor]
     return [torch.from_numpy(tensor.numpy()) for tensor in held]
 
 
-def random_int4(rows: int, columns: int, block: int, zero: bool = False, offset: bool = False, seed: int = 0) -> Int4:
+def random_weight(
+    rows: int, columns: int, block: int, zero: bool = False, offset: bool = False, form: type[Blocks] = Int4
+) -> Blocks:
     """A matrix of random values, with scales of both signs, a block of zeros and an outlier."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
+    most = 1 << form.bits
     blocks = columns // block
     scale = (torch.rand(rows, blocks, generator=generator) * 0.1 + 0.01) * torch.tensor([1.0, -1.0]).repeat(blocks)[
         :blocks
     ]
     scale[0, 0], scale[-1, -1] = 0, 40.0
-    zeros = torch.randint(0, 16, (rows, blocks), generator=generator, dtype=torch.uint8) if zero else None
-    made = Int4.pack(
-        torch.randint(0, 16, (rows, columns), generator=generator, dtype=torch.uint8), scale.half().float(), zeros
-    )
-    offsets = torch.randn(rows, blocks, generator=generator) if offset else None
-    return Int4(made.q, made.scale, made.zero, offsets)
+    zeros = torch.randint(0, most, (rows, blocks), generator=generator, dtype=torch.uint8) if zero else None
+    values = torch.randint(0, most, (rows, columns), generator=generator, dtype=torch.uint8)
+    made = form.pack(values, scale.half().float(), zeros)
+    return replace(made, offset=torch.randn(rows, blocks, generator=generator)) if offset else made
+
+
+def placed(weight: Blocks, isa: Isa) -> Interleaved:
+    """How a weight lies in a file."""
+    return Interleaved.of({name: PartSpec(tuple(t.shape), t.dtype) for name, t in weight.tensors().items()}, isa)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pocketphi.passes.quantizers import Feedback, RoundToNearest, ScaleSearch, Statistics
+from pocketphi.passes.quantizers.in_turn import round_in_turn
 
 
 def matrix(rows: int = 48, columns: int = 128, seed: int = 0) -> torch.Tensor:
@@ -68,13 +69,59 @@ def test_rows_are_independent() -> None:
 def test_feedback_factor_is_what_its_docstring_says() -> None:
     x = inputs(32)
     moment = x.T @ x / x.shape[0]
-    upper = Feedback.of(Statistics(moment)).upper.double()
-    assert torch.equal(upper, upper.triu())
+    feedback = Feedback.of(Statistics(moment.triu()))  # the rest is not read
+    mixing, cost = feedback.mixing.double(), feedback.cost.double()
+    assert torch.equal(mixing, mixing.triu())
+    assert torch.equal(mixing.diagonal(), torch.ones(32, dtype=torch.float64))
     damped = moment.double() + torch.eye(32) * 0.1 * moment.double().diagonal().mean()
-    identity = upper.T @ upper @ damped
-    # upper is rounded to float32: the product is as far from 1 as the condition of H times that rounding
-    bound = 100 * torch.linalg.cond(damped) * 2**-24
-    assert (identity - torch.eye(32)).abs().max() < bound
+    # computed in float64 and rounded to float32: entry i, j is a sum of up to 32 products with three rounded factors
+    size = mixing.abs() @ torch.diag(cost) @ mixing.abs().T
+    assert ((mixing @ torch.diag(cost) @ mixing.T - damped).abs() <= 4 * 2**-24 * size).all()
+
+
+def test_what_columns_lose_is_made_up_for_in_the_order_of_the_columns() -> None:
+    """Against GPTQ as its paper writes it, one column at a time in float64, by the Cholesky factor of the inverse."""
+    w, x = matrix(), inputs()
+    moment = x.T @ x / 1024
+    damped = moment.double() + torch.eye(128) * 0.1 * moment.double().diagonal().mean()
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    rest, want = w.double(), torch.empty(48, 128, dtype=torch.uint8)
+    for k in range(128):
+        q = (rest[:, k] / 0.25 + 8).round().clamp(0, 15)
+        error = (rest[:, k] - (q - 8) * 0.25) / upper[k, k]
+        rest[:, k:] -= error[:, None] * upper[k, k:]
+        want[:, k] = q.to(torch.uint8)
+
+    def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q = (column / 0.25 + 8).round().clamp(0, 15)
+        return q, (q - 8) * 0.25
+
+    made = round_in_turn(w, Feedback.of(Statistics(moment)), 32, lambda _: nearest)
+    # a value within float32's rounding of the middle between two levels may go the other way, and its row then goes its own
+    assert (made == want).all(1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("tokens", [40, 200])
+def test_statistics_of_inputs_are_the_plain_formulas(tokens: int) -> None:
+    """With fewer tokens than columns, and with more; over more than one strip of the moment."""
+    exact = inputs(96)[:tokens]
+    met = exact + torch.randn(exact.shape, generator=torch.Generator().manual_seed(3))
+    w = matrix(columns=96)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pocketphi.passes.quantizers.base._STRIP", 40)
+        feedback = Feedback.of(Statistics.of(met, exact))
+    x, missed = met.double(), (exact.double() - met.double()) / tokens
+    moment = x.T @ x / tokens
+    mean = moment.diagonal().mean() * torch.eye(96, dtype=torch.float64)
+    mixing = feedback.mixing.double()
+    size = (mixing.abs() * feedback.cost) @ mixing.abs().T
+    # sums of `tokens` products in float32, then factors that are rounded to it
+    assert (((mixing * feedback.cost) @ mixing.T - moment - 0.1 * mean).abs() <= (tokens + 4) * 2**-24 * size).all()
+    shift = missed.T @ x @ torch.linalg.inv(moment + mean)
+    want = w.double() + w.double() @ shift
+    # the condition of a damped moment is at most its trace over its least eigenvalue, 1 + K
+    bound = (tokens + 96) * 97 * 2**-24 * float((w.double() @ shift).norm())
+    assert float((feedback.target(w) - want).norm()) <= bound
 
 
 def test_a_layer_makes_up_for_what_was_lost_before_it() -> None:
@@ -110,7 +157,7 @@ def test_no_drift_no_shift() -> None:
     moment = x.T @ x / 1024
     still = Feedback.of(Statistics(moment, torch.zeros_like(moment)))
     assert torch.equal(still.target(w), w)
-    assert torch.equal(still.upper, Feedback.of(Statistics(moment)).upper)
+    assert torch.equal(still.mixing, Feedback.of(Statistics(moment)).mixing)
 
 
 def test_zeros_stay_zeros_and_dead_inputs_do_no_harm() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_phi3 import fused, quantized_by
 
-from pocketphi.graph.config import EMBEDDING
-from pocketphi.graph.formats import format_of
+from pocketphi.graph.config import EMBEDDING, HEAD
+from pocketphi.graph.formats import Int2, Palette2, Palette3, Palette6, format_of
 from pocketphi.graph.program import Program
 from pocketphi.passes.quantizers import EightBits, KMeans, Quantizer, RoundToNearest
 
@@ -16,6 +16,8 @@ QUANTIZERS = {
     "rows": (RoundToNearest(0, symmetric=False), {}),
     "int8": (RoundToNearest(32), {EMBEDDING: EightBits(32)}),
     "palette": (KMeans(8), {EMBEDDING: EightBits(0)}),
+    "palettes": (KMeans.to(Palette3)(8), {EMBEDDING: KMeans.to(Palette6)(16), HEAD: KMeans.to(Palette2)(16)}),
+    "int2": (RoundToNearest.to(Int2)(32), {EMBEDDING: RoundToNearest.to(Int2)(16, symmetric=False)}),
 }
 
 
@@ -29,7 +31,7 @@ def asked(program: Program, quantizer: Quantizer, special: dict[str, Quantizer])
     return found
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "int2"])
 def test_core_ml(name: str) -> None:
     pytest.importorskip("coremltools")
     from pocketphi.targets.coreml.codecs import CODECS
@@ -44,7 +46,7 @@ def test_core_ml(name: str) -> None:
         assert CODECS[form].bytes_of(layout) == planned > 0
 
 
-@pytest.mark.parametrize("name", ["blocks", "zero points", "rows", "int8"])
+@pytest.mark.parametrize("name", ["blocks", "zero points", "rows", "int8", "int2"])
 def test_onnx_runtime(name: str) -> None:
     from pocketphi.targets.ort_mobile.codecs import CODECS
 

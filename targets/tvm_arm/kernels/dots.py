@@ -1,7 +1,8 @@
-"""The product of int4 weights and int8 activations over one step, by instruction set.
+"""The product of weights and int8 activations over one step, by instruction set.
 
-Weights come as stored vectors (`interleave.py`), activations as loads from a row of int8 values in -127 … 127. What comes out
-is Σ q·a in int32, one lane for each row of the matrix; where the instruction set is `signed`, 16 · Σ (q - 8)·a.
+Weights come as chunks (`chunks.py`), activations as loads from a row of int8 values in -127 … 127. What comes out is Σ w·a in
+int32, one lane for each row of the matrix: w = q, or (q - middle) · 2^shift where the matrix is signed. A step's sum is
+at most 32 · 255 · 127 < 2²⁰, which float32 has exactly.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.chunks import Chunks
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, intrinsic, ints, shuffle, vector
-
-Words = Callable[[int], Expr]
-"""Vector v of a unit, as it is stored: uint8 x (4 · lanes)."""
 
 Activation = Callable[[int, int, int], Expr]
 """(row of the tile, first column in the step, count) → int8 x count, in the instruction set's order of activations."""
+
+_INT16 = (1 << 15) - 1
+_LARGEST_ACTIVATION = 127
 
 
 class Dots(ABC):
@@ -36,10 +38,10 @@ class Dots(ABC):
     paired = False
 
     def __init__(self, isa: Isa) -> None:
-        self.lanes, self.signed = isa.lanes, isa.signed
+        self.lanes = isa.lanes
 
     @abstractmethod
-    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+    def products(self, start: list[Expr], weights: Chunks, activation: Activation) -> list[Expr]:
         """start + the products' sum over a step, for each row of activations: int32 x lanes. Where sums are `paired`, for two
         rows of activations and each half of the matrix's."""
 
@@ -54,61 +56,49 @@ class Dots(ABC):
         return [shuffle(sums[2 * (row // 2) :][:2], [row % 2 + 2 * i for i in range(4)]) for row in range(len(sums))]
 
     @abstractmethod
-    def quad(self, step: int, words: Words, group: int) -> Expr:
+    def quad(self, weights: Chunks, group: int) -> Expr:
         """q of columns 4·group … 4·group + 3, a byte each: int32 x lanes."""
-
-    def nibbles(self, stored: Expr, high: int) -> Expr:
-        """The low or the high nibbles of a stored vector as they are multiplied: int32 x lanes, a value in each byte."""
-        width = 4 * self.lanes
-        if self.signed:
-            picked = stored & _bytes(0xF0, width) if high else stored << _bytes(4, width)
-        else:
-            picked = stored >> _bytes(4, width) if high else stored & _bytes(0x0F, width)
-        return T.reinterpret(vector("int32", self.lanes), picked)
-
-    def plain(self, stored: Expr, high: int) -> Expr:
-        """The nibbles as q in 0 … 15."""
-        width = 4 * self.lanes
-        stored = stored ^ _bytes(0x88, width) if self.signed else stored
-        picked = stored >> _bytes(4, width) if high else stored & _bytes(0x0F, width)
-        return T.reinterpret(vector("int32", self.lanes), picked)
 
 
 class FourColumns(Dots):
     """Each row's four columns in 32 bits, times the activations' four columns repeated for every row."""
 
-    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
-        sums = [self.start(value) for value in start]
-        half = step // 8
-        order = [(v, high) for v in range(half) for high in (0, 1)]
+    def products(self, start: list[Expr], weights: Chunks, activation: Activation) -> list[Expr]:
+        order = weights.order
         if self.patch[0] > 1:
             # all of the step's weights stay in registers: take activations in the order in which they lie
-            order.sort(key=lambda each: each[1])
-        for v, high in order:
-            weights = self.nibbles(words(v), high)
-            for row, s in enumerate(sums):
-                self.add(s, weights, activation, row, 4 * (v + high * half))
-        return [self.finish(s, value) for s, value in zip(sums, start)]
+            order = sorted(order)
+        values, count = start, self.at_once(weights.largest)
+        for first in range(0, len(order), count):
+            sums = [self.start(value) for value in values]
+            for chunk in order[first : first + count]:
+                for row, s in enumerate(sums):
+                    self.add(s, weights, chunk, activation, row)
+            values = [self.finish(s, value) for s, value in zip(sums, values)]
+        return values
 
-    def quad(self, step: int, words: Words, group: int) -> Expr:
-        half = step // 8
-        return self.plain(words(group % half), group // half)
+    def quad(self, weights: Chunks, group: int) -> Expr:
+        return weights.plain(group)
+
+    def at_once(self, largest: int) -> int:
+        """Chunks whose products the sums of `start` hold, where a weight's magnitude is `largest` at most."""
+        return (1 << 31) // (4 * largest * _LARGEST_ACTIVATION)
 
     @abstractmethod
     def start(self, value: Expr) -> list[Register]:
         """Sums of one row of activations; those in int32 may begin with the start value."""
 
     @abstractmethod
-    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
-        """Add the products of four columns."""
+    def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
+        """Add the products of a chunk, four columns."""
 
     @abstractmethod
     def finish(self, sums: list[Register], start: Expr) -> Expr:
         """The sums with the start value, as int32 x lanes."""
 
-    def repeated(self, activation: Activation, row: int, column: int) -> Expr:
-        """Four activations in every lane of 32 bits."""
-        four = T.reinterpret("int32", activation(row, column, 4))
+    def repeated(self, activation: Activation, row: int, chunk: int) -> Expr:
+        """A chunk's four activations in every lane of 32 bits."""
+        four = T.reinterpret("int32", activation(row, 4 * chunk, 4))
         return T.reinterpret(vector("int8", 4 * self.lanes), broadcast(four, self.lanes))
 
 
@@ -118,8 +108,8 @@ class Avx512Vnni(FourColumns):
     def start(self, value: Expr) -> list[Register]:
         return [Register("int32x16", value)]
 
-    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
-        a, w = self.repeated(activation, row, column), T.reinterpret("uint8x64", weights)
+    def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
+        a, w = self.repeated(activation, row, chunk), T.reinterpret("uint8x64", weights.multiplied(chunk))
         sums[0].set(intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums[0].value, w, a))
 
     def finish(self, sums: list[Register], start: Expr) -> Expr:
@@ -127,32 +117,41 @@ class Avx512Vnni(FourColumns):
 
 
 class Avx2(FourColumns):
-    """`vpmaddubsw`: 8 rows × 4 columns, pairs of products in int16. Eight of at most 2·15·127 stay below 2¹⁵; `vpmaddwd`
-    by ones joins the pairs."""
+    """`vpmaddubsw`: 8 rows × 4 columns, unsigned times signed, pairs of products in int16: eight of at most 2·15·127 stay below
+    2¹⁵, four of 2·31·127, two of 2·63·127 and one of 2·128·127. `vpmaddwd` by ones joins the pairs. Signed weights are
+    multiplied as their magnitude times the activation with their sign."""
+
+    def at_once(self, largest: int) -> int:
+        return _INT16 // (2 * largest * _LARGEST_ACTIVATION)
 
     def start(self, value: Expr) -> list[Register]:
         return [Register("int16x16", _int16s(0, 16))]
 
-    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
-        a, w = self.repeated(activation, row, column), T.reinterpret("uint8x32", weights)
-        sums[0].set(sums[0].value + intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", w, a))
+    def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
+        a, w = self.repeated(activation, row, chunk), T.reinterpret("int8x32", weights.multiplied(chunk))
+        if weights.signed:
+            a, w = (intrinsic("int8x32", "llvm.x86.avx2.psign.b", value, w) for value in (a, w))
+        sums[0].set(sums[0].value + intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", T.reinterpret("uint8x32", w), a))
 
     def finish(self, sums: list[Register], start: Expr) -> Expr:
         return start + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", sums[0].value, _int16s(1, 16))
 
 
 class Neon(FourColumns):
-    """`smlal`: int8 × int8 into int16, two rows a vector. Eight products of at most 15·127 stay below 2¹⁵; two pairwise
-    additions join a row's four."""
+    """`smlal`: int8 × int8 into int16, two rows a vector: eight products of at most 31·127 stay below 2¹⁵, four of 63·127 and
+    two of 128·127. Two pairwise additions join a row's four."""
+
+    def at_once(self, largest: int) -> int:
+        return _INT16 // (largest * _LARGEST_ACTIVATION)
 
     def start(self, value: Expr) -> list[Register]:
         return [Register("int16x8", _int16s(0, 8)) for _ in range(2)]
 
-    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
-        eight = T.reinterpret("int32x2", activation(row, column // 8 * 8, 8))
-        a = T.reinterpret("int8x8", shuffle([eight], [column // 4 % 2] * 2))
+    def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
+        eight = T.reinterpret("int32x2", activation(row, chunk // 2 * 8, 8))
+        a = T.reinterpret("int8x8", shuffle([eight], [chunk % 2] * 2))
         for part, s in enumerate(sums):
-            w = T.reinterpret("int8x8", shuffle([weights], [2 * part, 2 * part + 1]))
+            w = T.reinterpret("int8x8", shuffle([weights.multiplied(chunk)], [2 * part, 2 * part + 1]))
             s.set(s.value + intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", w, a))
 
     def finish(self, sums: list[Register], start: Expr) -> Expr:
@@ -166,18 +165,18 @@ class DotProd(FourColumns):
     def start(self, value: Expr) -> list[Register]:
         return [Register("int32x4", value)]
 
-    def add(self, sums: list[Register], weights: Expr, activation: Activation, row: int, column: int) -> None:
-        sixteen, lane = self.sixteen(activation, row, column)
+    def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
+        sixteen, lane = self.sixteen(activation, row, chunk)
         a = T.reinterpret("int8x16", shuffle([T.reinterpret("int32x4", sixteen)], [lane] * 4))
-        w = T.reinterpret("int8x16", weights)
+        w = T.reinterpret("int8x16", weights.multiplied(chunk))
         sums[0].set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums[0].value, w, a))
 
     def finish(self, sums: list[Register], start: Expr) -> Expr:
         return sums[0].value
 
-    def sixteen(self, activation: Activation, row: int, column: int) -> tuple[Expr, int]:
-        """The load that has four columns of a row, and which quarter of it they are: here 16 columns."""
-        return activation(row, column // 16 * 16, 16), column // 4 % 4
+    def sixteen(self, activation: Activation, row: int, chunk: int) -> tuple[Expr, int]:
+        """The load that has a chunk's columns of a row, and which quarter of it they are: here 16 columns."""
+        return activation(row, chunk // 4 * 16, 16), chunk % 4
 
 
 class DotProdTile(DotProd):
@@ -185,8 +184,8 @@ class DotProdTile(DotProd):
 
     patch = (4, 4)
 
-    def sixteen(self, activation: Activation, row: int, column: int) -> tuple[Expr, int]:
-        return activation(row // 4 * 4, column, 16), row % 4
+    def sixteen(self, activation: Activation, row: int, chunk: int) -> tuple[Expr, int]:
+        return activation(row // 4 * 4, 4 * chunk, 16), row % 4
 
 
 class Int8(Dots):
@@ -195,32 +194,27 @@ class Int8(Dots):
     patch = (1, 8)
     copies = 2
 
-    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+    def products(self, start: list[Expr], weights: Chunks, activation: Activation) -> list[Expr]:
         made = []
         for row, value in enumerate(start):
             sums = [Register("int32x4", ints(0, 4)) for _ in range(2)]
-            for group in range(step // 8):
-                self.add("sdot", sums, row, group, step, words, activation)
+            for group in range(len(weights.order) // 2):
+                self.add("sdot", sums, row, group, weights, activation)
             made.append(value + intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *(s.value for s in sums)))
         return made
 
-    def quad(self, step: int, words: Words, group: int) -> Expr:
-        both = [self.plain(v, high) for v, high in self._vectors(step, words, group // 2)]
+    def quad(self, weights: Chunks, group: int) -> Expr:
+        both = [weights.plain(group // 2 * 2 + pair) for pair in range(2)]
         return shuffle(both, [group % 2 + 2 * row for row in range(4)])
 
     def add(
-        self, name: str, sums: list[Register], row: int, group: int, step: int, words: Words, activation: Activation
+        self, name: str, sums: list[Register], row: int, group: int, weights: Chunks, activation: Activation
     ) -> None:
         """Add the products of 8 columns, by an instruction, to the sums of rows 0 and 1, and 2 and 3, of the matrix."""
         a = activation(row, 8 * group, 16)
-        for s, (stored, high) in zip(sums, self._vectors(step, words, group)):
-            w = T.reinterpret("int8x16", self.nibbles(stored, high))
+        for pair, s in enumerate(sums):
+            w = T.reinterpret("int8x16", weights.multiplied(2 * group + pair))
             s.set(intrinsic("int32x4", f"llvm.aarch64.neon.{name}.v4i32.v16i8", s.value, w, a))
-
-    def _vectors(self, step: int, words: Words, group: int) -> list[tuple[Expr, int]]:
-        """Where columns 8·group … of rows 0 and 1, and of rows 2 and 3, are stored: a vector and which of its nibbles."""
-        half = step // 16
-        return [(words(2 * (group % half) + pair), group // half) for pair in range(2)]
 
 
 class Int8MatMul(Int8):
@@ -230,16 +224,12 @@ class Int8MatMul(Int8):
     copies = 1
     paired = True
 
-    def products(self, start: list[Expr], step: int, words: Words, activation: Activation) -> list[Expr]:
+    def products(self, start: list[Expr], weights: Chunks, activation: Activation) -> list[Expr]:
         sums = [Register("int32x4", value) for value in start]
-        for group in range(step // 8):
+        for group in range(len(weights.order) // 2):
             for row in range(0, len(start), 2):
-                self.add("smmla", sums[row : row + 2], row, group, step, words, activation)
+                self.add("smmla", sums[row : row + 2], row, group, weights, activation)
         return [s.value for s in sums]
-
-
-def _bytes(value: int, lanes: int) -> Expr:
-    return broadcast(tirx.IntImm("uint8", value), lanes)
 
 
 def _int16s(value: int, lanes: int) -> Expr:

@@ -9,9 +9,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
+from pocketphi.targets.tvm_arm.kernels.chunks import Chunks
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, weight_argument
@@ -66,7 +66,7 @@ def gated_silu(name: str, isa: Isa, size: int, single: bool) -> tirx.PrimFunc:
 
 
 def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
-    """(ids int32 [M], q, scale, zero?, offset?, out float32 [M, K]): rows of an int4 table, as the matrix product stores it.
+    """(ids int32 [M], q, scale, zero?, offset?, out float32 [M, K]): rows of a table, as the matrix product stores it.
 
     A group of rows is unpacked for the one row that is wanted: 16 times too much work, for one row of thousands.
     """
@@ -80,18 +80,15 @@ def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
         spill = T.alloc_buffer((lanes,), "float32", layout=None)
         with T.serial(0, m) as row, T.serial(0, steps) as t:
             group = T.cast(ids[row], "int64") // lanes
-            base = (group * steps + t) * (lanes * step // 2)
+            weights = Chunks(matrix, held[matrix.values], (group * steps + t) * matrix.unit)
             block = (group * matrix.blocks + t * step // matrix.block) * lanes
             scale = Register(vector("float32", lanes), load_float(held["scale"], [block], lanes)).value
-            zero = ints(SYMMETRIC_ZERO, lanes)
+            zero = ints(matrix.middle, lanes)
             if form.zero:
                 zero = T.cast(load(held["zero"], [block], lanes), vector("int32", lanes))
 
-            def words(v: int, base: Expr = base) -> Expr:
-                return load(held["q"], [base + 4 * lanes * v], 4 * lanes)
-
             for column in range(step):
-                quad = dots.quad(step, words, column // 4)
+                quad = dots.quad(weights, column // 4)
                 q = (quad >> ints(8 * (column % 4), lanes)) & ints(0xFF, lanes)
                 value = T.cast(q - zero, vector("float32", lanes)) * scale
                 if form.offset:

@@ -1,4 +1,4 @@
-"""x · Wᵀ with int4 weights: activations rounded to int8 step by step, or kept in float32 for verification.
+"""x · Wᵀ with quantized weights: activations rounded to int8 step by step, or kept in float32 for verification.
 
 One function quantizes the rows of x once (int8, one scale for `step` values) and then goes through W, a unit of rows after
 the other, in parallel. While a unit's weights are in registers they meet `tile_rows` rows of activations, so that a long
@@ -12,6 +12,7 @@ Rounding x to s·a, s = max|x| / 127 over a step, changes it by at most s/2: the
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,19 +21,16 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.activations import Layout, PerStep, Values
-from pocketphi.targets.tvm_arm.kernels.dots import Words, dots_of
+from pocketphi.targets.tvm_arm.kernels.chunks import Chunks
+from pocketphi.targets.tvm_arm.kernels.dots import dots_of
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 
 KERNELS = 4
 """Of the templates, raised when a loop changes so much that schedules tuned for it are no longer the best. They stay right."""
-
-_SIGNED_FACTOR = 16
-"""By which signed weights are larger when they are multiplied; see `Isa.signed`."""
 
 _EXACT_ROWS = 8
 """Of a tile at most, where activations are float32."""
@@ -79,7 +77,7 @@ class Form:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return ("q", "scale", *(("zero",) if self.zero else ()), *(("offset",) if self.offset else ()))
+        return (self.matrix.values, "scale", *(("zero",) if self.zero else ()), *(("offset",) if self.offset else ()))
 
 
 def fitted(schedule: Schedule, form: Form) -> Schedule:
@@ -109,9 +107,8 @@ def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc
 
 def weight_argument(part: str, matrix: Interleaved) -> Any:
     """Declare a stored part of a matrix as an argument."""
-    values = matrix.lanes * matrix.columns // 2 if part == "q" else matrix.blocks * matrix.lanes
-    dtype = {"q": "uint8", "scale": "float16", "zero": "uint8", "offset": "float32"}[part]
-    return T.arg(part, T.buffer((matrix.groups * values,), dtype, layout=None))
+    spec = matrix.spec(part)
+    return T.arg(part, T.buffer((math.prod(spec.shape),), spec.type_name, layout=None))
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class _Step:
 
     t: Expr
     first_row: Expr
-    words: Words
+    weights: Chunks
     scale: list[Expr]
     zero: list[Expr] | None
     offset: list[Expr] | None
@@ -136,7 +133,8 @@ class _Body:
         self.m, self.x, self.held, self.y = m, x, held, y
         self.lanes, self.step = isa.lanes, form.matrix.step
         self.steps = form.matrix.columns // self.step
-        self.subtracts = form.zero or not isa.signed  # a multiple of Σ a is taken off each sum
+        self.factor = 1 << form.matrix.shift  # by which weights are larger when they are multiplied
+        self.subtracts = form.zero or not form.matrix.signed  # a multiple of Σ a is taken off each sum
 
     def emit(self) -> None:
         rows = self.schedule.rows
@@ -183,7 +181,7 @@ class _Body:
         for value in loads[1:]:
             largest = emit.maximum(largest, emit.absolute(value, self.lanes), self.lanes)
         peak = Register("float32", emit.largest(largest, self.lanes)).value
-        unit = 1 / 127 / (_SIGNED_FACTOR if self.isa.signed else 1)
+        unit = 1 / 127 / self.factor
         self.scales.store(row, t, peak * tirx.FloatImm("float32", unit))
         inverse = tirx.Select(
             peak > tirx.FloatImm("float32", 0), tirx.FloatImm("float32", 127) / peak, tirx.FloatImm("float32", 0)
@@ -197,7 +195,7 @@ class _Body:
             narrow = T.cast(whole, vector("int8", self.lanes))
             self.values.store(row, t, number * self.lanes, narrow, self.lanes)
         if self.subtracts:
-            times = _SIGNED_FACTOR if self.isa.signed else 1 if self.form.zero else SYMMETRIC_ZERO
+            times = self.factor if self.form.zero else self.matrix.middle
             self.minus.store(row, t, emit.total(total, self.lanes) * tirx.IntImm("int32", -times))
 
     # products
@@ -231,14 +229,11 @@ class _Body:
         Groups of rows that are not there are jumped over. The jump has a second use: LLVM does not mix what is on either
         side of it, for which there would be too few registers.
         """
-        lanes, size = self.lanes, self.lanes * self.step // 2
+        lanes, size = self.lanes, self.matrix.unit
         base = (group * self.steps + t) * size
         block = (group * self.matrix.blocks + t * self.step // self.matrix.block) * lanes
         if self.schedule.prefetch:
             self._prefetch(base + self.schedule.prefetch, size)
-
-        def words(v: int) -> Expr:
-            return load(self.held["q"], [base + 4 * lanes * v], 4 * lanes)
 
         def held(part: str) -> list[Expr]:
             return self._spread(load_float(self.held[part], [block], lanes), "float32")
@@ -247,7 +242,8 @@ class _Body:
         if self.form.zero:
             stored = load(self.held["zero"], [block], lanes)
             zero = self._spread(T.cast(stored, vector("int32", lanes)), "int32")
-        step = _Step(t, first_row, words, scale, zero, held("offset") if self.form.offset else None)
+        weights = Chunks(self.matrix, self.held[self.matrix.values], base)
+        step = _Step(t, first_row, weights, scale, zero, held("offset") if self.form.offset else None)
         several = self.dots.patch[0] if present is not None else len(sums)
         for first in range(0, len(sums), several):
             with _where(None if first == 0 else (present & tirx.IntImm("int32", 1 << first)) != 0):
@@ -277,9 +273,9 @@ class _Body:
                 sums[row].set(emit.fma(x, offset, sums[row].value, self.lanes))
 
     def _rounded(self, step: _Step, rows: range) -> Iterator[tuple[Expr, Expr]]:
-        """For each vector of these rows' sums (Σ (q - zero)·a in float32, or 16 times that, and the scales of its activations).
+        """For each vector of these rows' sums (Σ (q - zero)·a in float32, times `factor`, and the scales of its activations).
 
-        `minus` holds -Σ a, times the zero point where that is the same for all, and times 16 where weights are signed.
+        `minus` holds -Σ a, times the zero point where that is the same for all, and times `factor`.
         """
         lanes, at = self.lanes, step.first_row
 
@@ -288,19 +284,19 @@ class _Body:
 
         start = [self.minus.load(at, row, step.t) if self.subtracts else ints(0, lanes) for row in rows]
         if step.zero:
-            beyond = [zero - ints(SYMMETRIC_ZERO, lanes) for zero in step.zero] if self.isa.signed else step.zero
+            beyond = [zero - ints(self.matrix.middle, lanes) for zero in step.zero] if self.matrix.signed else step.zero
             start = [beyond[row % len(beyond)] * value for row, value in zip(rows, start)]
-        for row, product in zip(rows, self.dots.products(start, self.step, step.words, activation)):
+        for row, product in zip(rows, self.dots.products(start, step.weights, activation)):
             yield T.cast(product, vector("float32", lanes)), self.scales.load(at, row, step.t)
 
     def _exact(self, step: _Step, rows: range) -> Iterator[tuple[Expr, Expr | None]]:
         """For each row of the tile (Σ (q - zero)·x in float32, no further scale)."""
         lanes = self.lanes
-        zero = step.zero[0] if step.zero else ints(SYMMETRIC_ZERO, lanes)
+        zero = step.zero[0] if step.zero else ints(self.matrix.middle, lanes)
         inner = [Register(vector("float32", lanes), floats(0.0, lanes)) for _ in rows]
         sources = [self._row(tirx.Min(step.first_row + row, self.m - 1)) for row in rows]
         for group in range(self.step // 4):
-            quad = Register(vector("int32", lanes), self.dots.quad(self.step, step.words, group)).value
+            quad = Register(vector("int32", lanes), self.dots.quad(step.weights, group)).value
             for column in range(4):
                 q = (quad >> ints(8 * column, lanes)) & ints(0xFF, lanes)
                 weight = Register(vector("float32", lanes), T.cast(q - zero, vector("float32", lanes))).value
@@ -314,7 +310,7 @@ class _Body:
         """Ask for the lines of a step that comes later, which are read once; beyond the end of the buffer this does nothing."""
         read, keep, data = (tirx.IntImm("int32", value) for value in (0, 0, 1))
         for start in range(0, size, _LINE):
-            pointer = tirx.address_of(self.held["q"][at + start])
+            pointer = tirx.address_of(self.held[self.matrix.values][at + start])
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", pointer, read, keep, data))
 
     def _store(self, group: Expr, row: Expr, value: Expr) -> None:

@@ -120,10 +120,9 @@ def memory_time(core: Core, form: Form, schedule: Schedule) -> float:
     return weight_bytes(form.matrix) / core.memory / 1e3 + again / (core.cache * core.clock) / 1e3
 
 
-def weight_bytes(matrix: Interleaved) -> float:
-    """Bytes of q and scale."""
-    values = matrix.groups * matrix.lanes * matrix.columns
-    return values / 2 + 2 * values / matrix.block
+def weight_bytes(matrix: Interleaved) -> int:
+    """Bytes of values and scales."""
+    return sum(matrix.spec(part).bytes for part in (matrix.values, "scale"))
 
 
 def _together(core: Core, arithmetic: float, memory: float) -> float:

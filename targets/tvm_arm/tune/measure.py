@@ -7,6 +7,7 @@ model, because copies that do not fit into the caches take turns as well.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -30,8 +31,6 @@ COLD_BYTES = 128 << 20
 
 _COPIES = 512
 """At most: a matrix of less than 128 kB stays in the cache of its own accord."""
-
-_DTYPES = {"q": "uint8", "scale": "float16", "zero": "uint8", "offset": "float32"}
 
 
 def runs_here(platform: Platform) -> bool:
@@ -97,10 +96,11 @@ def arguments(form: Form, rows: int = PROMPT) -> list[npt.NDArray[Any]]:
 
 
 def _part(part: str, matrix: Interleaved, random: np.random.Generator) -> npt.NDArray[Any]:
-    size = matrix.groups * (matrix.lanes * matrix.columns // 2 if part == "q" else matrix.blocks * matrix.lanes)
-    if _DTYPES[part] == "uint8":
-        return random.integers(0, 256 if part == "q" else 16, size, np.uint8)
-    return (random.random(size, np.float32) / 100).astype(_DTYPES[part])
+    spec = matrix.spec(part)
+    size = math.prod(spec.shape)
+    if spec.type_name == "uint8":
+        return random.integers(0, 256 if part == matrix.values else 1 << matrix.bits, size, np.uint8)
+    return (random.random(size, np.float32) / 100).astype(spec.type_name)
 
 
 def _timed(kernel: Any, arguments: list[Any], clock: Callable[[], int]) -> float:

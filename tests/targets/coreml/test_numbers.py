@@ -17,6 +17,7 @@ from tiny_phi3 import SWITCH, TINY, VARIANTS, Call, fused, normal, quantized, sm
 from torch import fx
 
 from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.formats import Palette, Palette3, Tables
 from pocketphi.graph.program import Program, op_name
 
 pytest.importorskip("coremltools")
@@ -95,9 +96,9 @@ def divergence(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.exp() * (a - b)).sum(-1).max())
 
 
-@pytest.mark.parametrize("variant", ["tiny", "tied"])
-def test_palettes_and_an_int8_embedding(tmp_path: Path, variant: str) -> None:
-    program, tokens = in_forms(variant), tokens_of(40)
+@pytest.mark.parametrize(("variant", "form"), [("tiny", Palette), ("tied", Palette), ("tiny", Palette3)])
+def test_palettes_and_an_int8_embedding(tmp_path: Path, variant: str, form: type[Tables]) -> None:
+    program, tokens = in_forms(variant, form), tokens_of(40)
     package(program, tmp_path)
     want = reference(program, tokens, 37)
     assert divergence(want, Player(tmp_path).play(tokens, 37)) < EXACT_BOUND

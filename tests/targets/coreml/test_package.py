@@ -18,7 +18,7 @@ from target_files import prepared
 from tiny_phi3 import SWITCH, TINY, VARIANTS, fused, quantized
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Int4, Int8, Palette, format_of
+from pocketphi.graph.formats import Int4, Int8, Palette, Palette2, Palette3, Palette6, Tables, format_of, known_format
 from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.program import Program
@@ -49,7 +49,7 @@ def read_back(folder: Path, program: Program) -> dict[str, str]:
             index = torch.from_numpy(parts["indices"].astype(np.int16)).view(
                 lut.shape[0], -1, parts["indices"].shape[1]
             )
-            found[name] = digest(Palette.pack(index, lut).tensors())
+            found[name] = digest(known_format(recipe.parts).pack(index, lut).tensors())
             continue
         data = torch.from_numpy(parts["data"].astype(np.int16))
         scale = torch.from_numpy(parts["scale"].astype(np.float32))
@@ -90,23 +90,26 @@ def test_weights_with_offsets_are_read_back(tmp_path: Path) -> None:
     assert packaged.weights["lm_head.weight"] == digest(materialize(program.weights["lm_head.weight"]))
 
 
-@pytest.mark.parametrize("variant", ["tiny", "tied"])
-def test_palettes_and_int8_are_read_back(tmp_path: Path, variant: str) -> None:
-    program = in_forms(variant)
+@pytest.mark.parametrize(
+    ("variant", "form"),
+    [("tiny", Palette), ("tied", Palette), ("tiny", Palette2), ("tiny", Palette3), ("tiny", Palette6)],
+)
+def test_palettes_and_int8_are_read_back(tmp_path: Path, variant: str, form: type[Tables]) -> None:
+    program = in_forms(variant, form)
     forms = [format_of(recipe.parts) for recipe in program.weights.values()]
-    assert (forms.count(Palette), forms.count(Int8)) == (13 - (variant == "tied"), 1)
+    assert (forms.count(form), forms.count(Int8)) == (13 - (variant == "tied"), 1)
     packaged = package(program, tmp_path)
     assert read_back(tmp_path, program) == packaged.weights
     for name, recipe in program.weights.items():
         if format_of(recipe.parts):
             assert packaged.weights[name] == digest(materialize(recipe))
-    assert packaged.operators["decode.constexpr_lut_to_dense"] == forms.count(Palette)
+    assert packaged.operators["decode.constexpr_lut_to_dense"] == forms.count(form)
     assert (
         prepared(program, CoreML(chunk=16), context=CONTEXT).bytes == (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
     )
-    form = make_form(program.config, CoreML(chunk=16), CONTEXT)
-    facts = facts_of(program, form, plan_weights(program, form))
-    assert (facts.blocks, facts.palettes) == ({}, forms.count(Palette))
+    made = make_form(program.config, CoreML(chunk=16), CONTEXT)
+    facts = facts_of(program, made, plan_weights(program, made))
+    assert (facts.blocks, facts.palettes) == ({}, forms.count(form))
 
 
 def test_a_changed_nibble_is_found(tmp_path: Path) -> None:

@@ -43,8 +43,16 @@ SLOW: dict[str, tuple[Lowered, str]] = {
         "MatMulNBits with a group index dequantizes the matrix at each call",
     ),
     "bits": (
-        graph("MatMulNBits", ["x", "q", "s"], **{**FAST, "bits": 2}),
-        "MatMulNBits has no kernel for 2 bits in blocks of 32",
+        graph("MatMulNBits", ["x", "q", "s"], **{**FAST, "bits": 3}),
+        "MatMulNBits has no kernel for 3 bits in blocks of 32",
+    ),
+    "2 bits": (
+        graph("MatMulNBits", ["x", "q", "s"], **{**FAST, "bits": 2, "block_size": 16}),
+        "MatMulNBits has no kernel for 2 bits in blocks of 16",
+    ),
+    "2 bits, float32": (
+        graph("MatMulNBits", ["x", "q", "s"], **{**FAST, "bits": 2, "accuracy_level": 0}),
+        "MatMulNBits of 2 bits has kernels for level 4 alone; others dequantize at each call",
     ),
     "block": (
         graph("MatMulNBits", ["x", "q", "s"], **{**FAST, "block_size": 512}),
@@ -81,6 +89,7 @@ def test_reports(name: str) -> None:
     [
         graph("MatMulNBits", ["x", "q", "s"], **FAST),
         graph("MatMulNBits", ["x", "q", "s", "w.zero"], **FAST),
+        graph("MatMulNBits", ["x", "q", "s", "w.zero"], **{**FAST, "bits": 2}),
         graph("MatMulNBits", ["x", "q", "s", "", ""], **{**FAST, "bits": 8, "block_size": 256}),
         graph("Cast", ["x"], to=onnx.TensorProto.FLOAT),
         graph("Add", ["x", "w.float"]),

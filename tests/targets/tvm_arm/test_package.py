@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from target_files import package, prepared
-from tiny_phi3 import SWITCH, TINY, inputs, quantized, rounding
+from tiny_phi3 import SWITCH, TINY, fused, inputs, quantized, rounding
 from tvm_kernels import here
 
 pytest.importorskip("tvm")
@@ -24,6 +24,9 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.policy import Policy, Rule
+from pocketphi.passes.quantize_weights import QuantizeWeights
+from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
@@ -41,11 +44,31 @@ ON_ARM = [
     ("neon", "tied", "fp16"),
     ("neon", "asymmetric", "fp16"),
     ("neon", "partial", "int8"),
+    ("neon", "widths", "fp16"),
+    ("dotprod", "widths", "fp16"),
+    ("i8mm", "widths", "fp16"),
 ]
+SYMMETRIC = {"*.0.*qkv*": 2, "*.0.*o_proj*": 3, "*.0.*gate_up*": 5, "*.0.*down*": 6, "*embed*": 8, "*.1.mlp*": 8}
+ASYMMETRIC = {"*.1.*qkv*": 5, "*.1.*o_proj*": 6, "*qkv*": 3, "*o_proj*": 2, "*gate_up*": 6, "*down*": 5, "lm_head*": 3}
+"""Of the variant `widths`: bits by the pattern of a weight's name; the first that matches counts."""
+
+
+def quantized_program(variant: str) -> Program:
+    if variant != "widths":
+        return quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    settings = [(SYMMETRIC, {"block": 32}), (ASYMMETRIC, {"block": 16, "symmetric": False})]
+    rules = [
+        Rule(name, make_quantizer("rtn", f"int{bits}", chosen))
+        for widths, chosen in settings
+        for name, bits in widths.items()
+    ]
+    program = fused()
+    QuantizeWeights(Policy(tuple(rules)))(program)
+    return program
 
 
 def program_of(variant: str) -> Program:
-    made = quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    made = quantized_program(variant)
     LastLogits()(made)
     return made
 
@@ -63,7 +86,7 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     saved = host.weights()
     assert {name: digest(materialize(weight)) for name, weight in saved.items()} == digests
     tokens = inputs(program.config, SWITCH + 8)["input_ids"]
-    whole = quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
+    whole = quantized_program(variant)
     expected = whole.run(whole.prefill_inputs(tokens))["logits"][0]
     pieces = [tokens[:, :9], tokens[:, 9:10], tokens[:, 10 : SWITCH - 4], *tokens[:, SWITCH - 4 :].split(1, dim=1)]
     ends = torch.tensor([piece.shape[1] for piece in pieces]).cumsum(0) - 1

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from tvm_kernels import here, random_int4, run
+from tvm_kernels import WIDTHS, here, placed, random_weight, run
 
 pytest.importorskip("tvm")
 
 from pocketphi.graph import edge_ops
-from pocketphi.targets.tvm_arm.interleave import Interleaved
+from pocketphi.graph.formats import Blocks
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form
@@ -53,13 +53,23 @@ def test_gated_silu(isa: Isa, rows: int) -> None:
 @pytest.mark.parametrize("block", [16, 64])
 @pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (True, True)])
 def test_embedding(isa: Isa, block: int, zero: bool, offset: bool) -> None:
-    weight = random_int4(37, 64, block, zero, offset)
-    matrix = Interleaved(37, 64, block, isa.lanes, isa.pairs, isa.signed)
-    stored = matrix.store(weight.tensors())
+    check_embedding(isa, random_weight(37, 64, block, zero, offset))
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize(("form", "zero"), WIDTHS)
+def test_embedding_of_each_width(isa: Isa, block: int, form: type[Blocks], zero: bool) -> None:
+    check_embedding(isa, random_weight(37, 96, block, zero, form=form))
+
+
+def check_embedding(isa: Isa, weight: Blocks) -> None:
+    parts, matrix = weight.tensors(), placed(weight, isa)
+    stored = matrix.store(parts)
     ids = torch.tensor([36, 0, 17, 17], dtype=torch.int32)
-    form = Form(matrix, zero, offset)
+    form = Form(matrix, "zero" in parts, "offset" in parts)
     arguments = [stored[part].reshape(-1) for part in form.parts]
-    out = run(isa, embedding("f", isa, form), ids, *arguments, torch.zeros(4, 64))[-1]
+    out = run(isa, embedding("f", isa, form), ids, *arguments, torch.zeros(4, matrix.columns))[-1]
     assert torch.equal(out, weight.dequantize()[ids.long()])
 
 

@@ -6,28 +6,27 @@ from typing import Any
 
 import pytest
 import torch
-from tvm_kernels import here, random_int4, run
+from tvm_kernels import WIDTHS, here, placed, random_weight, run
 
 pytest.importorskip("tvm")
 
-from pocketphi.graph.formats import Int4
+from pocketphi.graph.formats import Blocks, Int4, Int5
 from pocketphi.targets.tvm_arm.interleave import Interleaved, step_of
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
+from pocketphi.targets.tvm_arm.kernels.dots import dots_of
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 
 
-def product(isa: Isa, weight: Int4, x: torch.Tensor, exact: bool, schedule: Schedule | None = None) -> torch.Tensor:
-    parts = weight.tensors()
-    rows, columns = weight.values().shape
-    matrix = Interleaved(rows, columns, weight.block, isa.lanes, isa.pairs, isa.signed)
+def product(isa: Isa, weight: Blocks, x: torch.Tensor, exact: bool, schedule: Schedule | None = None) -> torch.Tensor:
+    parts, matrix = weight.tensors(), placed(weight, isa)
     form = Form(matrix, "zero" in parts, "offset" in parts, exact, len(x) == 1)
     schedule = schedule or (decode_schedule(isa) if form.single else prefill_schedule(isa))
     stored = matrix.store(parts)
     arguments = [stored[part].reshape(-1) for part in form.parts]
-    return run(isa, matmul("f", isa, form, schedule), x, *arguments, torch.zeros(len(x), rows))[-1]
+    return run(isa, matmul("f", isa, form, schedule), x, *arguments, torch.zeros(len(x), matrix.rows))[-1]
 
 
-def int8_bound(weight: Int4, x: torch.Tensor) -> torch.Tensor:
+def int8_bound(weight: Blocks, x: torch.Tensor) -> torch.Tensor:
     """[M, N]: what rounding each activation by half a step at most can change, and float32's own rounding."""
     step = step_of(weight.block)
     half = x.view(len(x), -1, step).abs().amax(-1) / 127 / 2
@@ -35,11 +34,12 @@ def int8_bound(weight: Int4, x: torch.Tensor) -> torch.Tensor:
     return spread.double() @ weight.dequantize().double().abs().T + float_bound(weight, x)
 
 
-def float_bound(weight: Int4, x: torch.Tensor) -> torch.Tensor:
+def float_bound(weight: Blocks, x: torch.Tensor) -> torch.Tensor:
     """[M, N]: a rounding of each of K terms. Zero points and offsets are added apart: their terms count by themselves."""
-    magnitude = 8.0 * weight.scale.abs() if weight.zero is None else 15.0 * weight.scale.abs()
-    if weight.offset is not None:
-        magnitude = magnitude + weight.offset.abs()
+    most = float(weight.middle() if weight.zeros() is None else (1 << weight.bits) - 1)
+    magnitude = most * weight.scale.abs()
+    if "offset" in weight.tensors():
+        magnitude = magnitude + weight.tensors()["offset"].abs()
     columns = magnitude.repeat_interleave(weight.block, 1)
     return x.shape[1] * torch.finfo(torch.float32).eps * (x.double().abs() @ columns.double().T)
 
@@ -49,8 +49,18 @@ def float_bound(weight: Int4, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("zero", "offset"), [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_products(isa: Isa, block: int, zero: bool, offset: bool, tokens: int) -> None:
-    weight = random_int4(37, 128, block, zero, offset)  # the last group of rows is not full
-    x = torch.randn(tokens, 128, generator=torch.Generator().manual_seed(1))
+    check_products(isa, random_weight(37, 128, block, zero, offset), tokens)  # the last group of rows is not full
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize(("block", "tokens"), [(16, 5), (32, 1), (128, 5)])
+@pytest.mark.parametrize(("form", "zero"), WIDTHS)
+def test_products_of_each_width(isa: Isa, form: type[Blocks], zero: bool, block: int, tokens: int) -> None:
+    check_products(isa, random_weight(37, 128, block, zero, form=form), tokens)
+
+
+def check_products(isa: Isa, weight: Blocks, tokens: int) -> None:
+    x = torch.randn(tokens, weight.values().shape[1], generator=torch.Generator().manual_seed(1))
     x[0, :32] = 0  # a step of zeros has no scale
     x[-1, 40] = 300.0  # an outlier takes the others' resolution
     expected = x.double() @ weight.dequantize().double().T
@@ -61,16 +71,43 @@ def test_products(isa: Isa, block: int, zero: bool, offset: bool, tokens: int) -
 
 
 @pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("form", [Int4, Int5])
+def test_whole_rows_that_32_does_not_divide(isa: Isa, form: type[Blocks]) -> None:
+    check_products(isa, random_weight(37, 48, 48, form=form), 5)
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("form", [Int4, *dict(WIDTHS)])
+def test_the_largest_sums(isa: Isa, form: type[Blocks]) -> None:
+    """Every value at an end of its range, and every activation rounded to 127 or -127: no sum of few bits overflows."""
+    most = (1 << form.bits) - 1
+    q = torch.tensor([0, most]).repeat(8)[:, None].repeat(1, 64)
+    weight = form.pack(q, torch.full((16, 2), 0.5))
+    x = torch.tensor([[1.0], [-1.0]]).repeat(1, 64)
+    expected = x.double() @ weight.dequantize().double().T
+    assert torch.all((product(isa, weight, x, exact=False) - expected).abs() <= float_bound(weight, x))
+
+
+@pytest.mark.parametrize(("name", "products"), [("avx2", 2), ("neon", 1)])
+@pytest.mark.parametrize(("largest", "chunks"), [(15, 8), (31, 4), (63, 2), (128, 1)])
+def test_sums_of_16_bits_take_as_many_chunks_as_they_hold(name: str, products: int, largest: int, chunks: int) -> None:
+    """Each adds so many products of a weight and an activation of 127 to a sum."""
+    count = dots_of(ISAS[name]).at_once(largest)
+    assert count * products * largest * 127 < 1 << 15
+    assert count >= chunks * 2 // products
+
+
+@pytest.mark.parametrize("isa", here())
 @pytest.mark.parametrize("schedule", [Schedule(2, 4), Schedule(1, 12), Schedule(4, 2), Schedule(5, 1)])
 def test_no_schedule_changes_a_bit(isa: Isa, schedule: Schedule) -> None:
-    weight = random_int4(64, 96, 32)
+    weight = random_weight(64, 96, 32)
     x = torch.randn(7, 96, generator=torch.Generator().manual_seed(2))
     assert torch.equal(product(isa, weight, x, False, schedule), product(isa, weight, x, False))
 
 
 @pytest.mark.parametrize("isa", here())
 def test_a_row_of_a_prompt_is_the_same_alone(isa: Isa) -> None:
-    weight = random_int4(48, 64, 32)
+    weight = random_weight(48, 64, 32)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
     together = product(isa, weight, x, False)
     alone = torch.cat([product(isa, weight, x[i : i + 1], False) for i in range(3)])

@@ -18,7 +18,7 @@ WIDTH = 3072
 
 def loop_of(name: str, single: bool, schedule: Schedule | None = None, cpu: str | None = None) -> list[str]:
     isa = ISAS[name]
-    form = Form(Interleaved(WIDTH, WIDTH, 32, isa.lanes, isa.pairs), single=single)
+    form = Form(Interleaved(WIDTH, WIDTH, 32, isa.lanes, isa.pairs, isa.signed), single=single)
     schedule = schedule or default_schedule(isa, form)
     return hot_loop(assembly_of(Platform("linux", isa, cpu), form, schedule), isa)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Int3
 from pocketphi.targets.tvm_arm.description import Cache, Description, Made, Matrix, Tensor
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
@@ -16,6 +17,7 @@ from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform, host_isa
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
+from pocketphi.targets.tvm_arm.tune.cost_model import weight_bytes
 from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer, arguments
 from pocketphi.targets.tvm_arm.tune.search import forms_of, search
 from pocketphi.targets.tvm_arm.tune.space import space
@@ -56,6 +58,16 @@ def test_arguments_have_the_kernels_types() -> None:
     assert [str(a.dtype) for a in made] == ["float32", "uint8", "float16", "uint8", "float32", "float32"]
     assert [a.shape for a in arguments(form(False), rows=3)][0::3] == [(3, 128), (3, 128)]
     assert made[3].max() < 16
+
+
+def test_arguments_of_another_width() -> None:
+    isa = host_isa()
+    three = Form(Interleaved(128, 128, 32, isa.lanes, isa.pairs, format=Int3), zero=True)
+    _, values, scale, zero, _ = arguments(three, rows=3)
+    assert (values.nbytes, scale.size, zero.size) == (128 * 128 * 3 // 8, 128 * 4, 128 * 4)
+    assert zero.max() < 8
+    assert weight_bytes(three.matrix) == values.nbytes + scale.nbytes
+    assert three.key == "prefill 128x128 block 32 q3+scale+zero"
 
 
 def test_another_machines_kernels() -> None:

@@ -13,7 +13,7 @@ from pocketphi.targets.tvm_arm.tune.space import default_schedule, registers, sp
 
 def form(isa_name: str, rows: int = 256, columns: int = 256, single: bool = True, block: int = 32) -> Form:
     isa = ISAS[isa_name]
-    return Form(Interleaved(rows, columns, block, isa.lanes, isa.pairs), single=single)
+    return Form(Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.signed), single=single)
 
 
 @pytest.mark.parametrize("name", ISAS)

@@ -1,0 +1,191 @@
+"""Quality against bytes: bundles of each target by recipe and by budget, next to llama.cpp's types, all of one checkpoint and
+over the same tokens, each as its runtime computes it (llama.cpp's: as its file holds the weights). See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import preflight
+from common import POCKETPHI, Bar, StepError, print_table, run, size_of, with_llama_tokenizer
+from llama_cpp import quantized
+
+TYPES = ("Q3_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
+TARGETS = ("ort-mobile", "coreml", "tvm-arm")
+BUDGETS = ("66MB", "80.5MB", "91.2MB", "101.6MB", "107.2MB")
+HOST = {"tvm-arm": ("--os", "host")}
+"""Options with which a target's bundle runs here at full speed."""
+RECIPES = (("--recipe", "rtn", "--block", "32"), ("--block", "64"), ("--block", "32"))
+BARS = {
+    "66MB": {"coreml": 0.40, "tvm-arm": 0.40},
+    "80.5MB": dict.fromkeys(TARGETS, 0.11),
+    "91.2MB": dict.fromkeys(TARGETS, 0.075),
+    "101.6MB": {"coreml": 0.037, "tvm-arm": 0.037, "ort-mobile": 0.055},
+    "107.2MB": {"coreml": 0.028, "tvm-arm": 0.028, "ort-mobile": 0.045},
+}
+"""KL in nats a token on the first text, by budget and target."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """tool and how; bytes: of the whole bundle or file; kl: nats a token by text; note: why there is none."""
+
+    tool: str
+    how: str
+    bytes: int = 0
+    kl: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def cells(self, texts: list[str]) -> list[str]:
+        found = [f"{self.kl[text]:.3f}" if text in self.kl else "–" for text in texts]
+        return [self.tool, self.how, f"{self.bytes / 1e6:.1f}" if self.bytes else "–", *found, self.note]
+
+
+class Benchmark:
+    """One checkpoint in a work folder, and the texts."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.work, self.texts, self.tokens = a.work.resolve(), a.text, a.tokens
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.work / "checkpoint"
+        if not self.checkpoint.exists():
+            folded = ["--fold-norms", "--dtype", "fp32", "-o", str(self.checkpoint)]
+            run([*POCKETPHI, "make-checkpoint", a.model, *folded])
+
+    def bundles(self, targets: list[str], budgets: list[str], recipes: bool) -> Iterator[Row]:
+        for target in targets:
+            ways = [*RECIPES] if recipes else []
+            for options in (*ways, *(("--max-bytes", budget) for budget in budgets)):
+                yield self._bundle(target, options)
+
+    def llama_cpp(self, tree: Path, types: list[str]) -> Iterator[Row]:
+        source = with_llama_tokenizer(self.checkpoint, self.work / "llama-input")
+        for kind in types:
+            path = quantized(tree, source, self.work, kind)
+            stored = self.work / f"{kind}-weights"
+            dequantize(path, self.checkpoint, stored)
+            yield Row("llama.cpp", kind, size_of(path), self._kl(stored))
+
+    def _bundle(self, target: str, options: tuple[str, ...]) -> Row:
+        out = self.work / "-".join([target, *(option.strip("-") for option in options)])
+        try:
+            if not out.exists():
+                here = ["--target", target, *HOST.get(target, ())]
+                run([*POCKETPHI, "compile", str(self.checkpoint), "-o", str(out), *here, *options])
+        except StepError as error:
+            return Row(target, " ".join(options), note=str(error))
+        return Row(target, " ".join(options), size_of(out), self._kl(out))
+
+    def _kl(self, model: Path) -> dict[str, float]:
+        """Of each text, kept beside the model for the next run."""
+        kept = model.with_suffix(".kl.json")
+        found: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        for name, path in self.texts.items():
+            key = f"{name} {self.tokens}"
+            if key not in found:
+                asked = ["--reference", str(self.checkpoint), "--tokens", str(self.tokens), "--json"]
+                text = ["--text", str(path)] if path else []
+                said = subprocess.run([*POCKETPHI, "eval", str(model), *asked, *text], capture_output=True, text=True)
+                if said.returncode:
+                    raise StepError(said.stderr.strip().splitlines()[-1])
+                found[key] = json.loads(said.stdout)["kl"]
+        kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        return {name: found[f"{name} {self.tokens}"] for name in self.texts}
+
+
+def dequantize(gguf_file: Path, checkpoint: Path, out: Path) -> None:
+    """The weights that a GGUF file stands for, by the gguf library, as a Hugging Face folder with the checkpoint's names."""
+    if out.exists():
+        return
+    import gguf
+    import torch
+    from safetensors.torch import save_file
+
+    names = {"attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj"}
+    names |= {"ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    ends = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+    ends["output.weight"] = "lm_head.weight"
+    made = {}
+    for tensor in gguf.GGUFReader(gguf_file).tensors:
+        values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy()).float()
+        name = ends.get(tensor.name)
+        if name is None and tensor.name.startswith("blk."):
+            _, layer, part, _ = tensor.name.split(".")
+            name = f"model.layers.{layer}.{names[part]}.weight"
+        if name is not None:
+            made[name] = values.reshape([int(size) for size in reversed(tensor.shape)])
+    out.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            (out / path.name).write_bytes(path.read_bytes())
+    save_file(made, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def bars(rows: list[Row], text: str) -> list[Bar]:
+    found = {(row.tool, row.how): row for row in rows if row.kl}
+    return [
+        Bar(f"{target}, {budget}: KL", found[key].kl[text], limit, "nats")
+        for budget, limits in BARS.items()
+        for target, limit in limits.items()
+        if (key := (target, f"--max-bytes {budget}")) in found
+    ]
+
+
+def parse_text(given: str) -> tuple[str, Path | None]:
+    name, _, path = given.partition("=")
+    return (name, Path(path)) if path else (Path(given).stem, Path(given))
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--model", default="sample", help="a Hugging Face folder or a model's name (default %(default)s)")
+    p.add_argument(
+        "--work", type=Path, default=Path("build/quality"), help="folder for all files (default %(default)s)"
+    )
+    p.add_argument(
+        "--text",
+        action="append",
+        type=parse_text,
+        metavar="[NAME=]FILE",
+        help="text to measure on; may be repeated (default: documentation of Python's library)",
+    )
+    p.add_argument("--tokens", type=int, default=8192, help="of each text (default %(default)s)")
+    p.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS))
+    p.add_argument("--budgets", nargs="*", default=list(BUDGETS), metavar="SIZE", help="default: %(default)s")
+    p.add_argument("--no-recipes", action="store_true", help="budgets only")
+    p.add_argument("--llama-cpp", type=Path, metavar="DIR", help="a built llama.cpp source tree")
+    p.add_argument("--llama-types", nargs="*", default=list(TYPES), metavar="TYPE", help="default: %(default)s")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    a = p.parse_args()
+    a.text = dict(a.text or [("python", None)])
+    preflight.require(__file__, ["llama.cpp"] if a.llama_cpp else [])
+    rows: list[Row] = []
+    try:
+        benchmark = Benchmark(a)
+        peers = benchmark.llama_cpp(a.llama_cpp, a.llama_types) if a.llama_cpp else iter(())
+        for made in (peers, benchmark.bundles(a.targets, a.budgets, not a.no_recipes)):
+            for row in made:
+                rows.append(row)
+                print(" ".join(row.cells(list(a.text))), file=sys.stderr)
+    except StepError as error:
+        sys.exit(str(error))
+    rows.sort(key=lambda row: row.bytes)
+    print_table(
+        "KL in nats a token, by text", ["tool", "how", "MB", *a.text, ""], [r.cells(list(a.text)) for r in rows]
+    )
+    limits = bars(rows, next(iter(a.text)))
+    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
+    if a.json:
+        data = {"rows": [asdict(row) for row in rows], "limits": [bar.as_json() for bar in limits]}
+        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    return int(any(bar.missed for bar in limits))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

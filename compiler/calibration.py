@@ -1,0 +1,32 @@
+"""The tokens that a compile measures a model on."""
+
+from __future__ import annotations
+
+import torch
+
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.text import read_text, tokens_of, windows
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.passes.calibrate import WINDOW, default_text
+
+
+def calibration_tokens(source: Checkpoint, options: CompileOptions, ui: Ui) -> torch.Tensor:
+    """int64 [B, S]. Raises InputError for a text that says nothing to the model's tokenizer."""
+    text = None
+    if options.calibration is not None:
+        text = read_text(options.calibration, "the calibration text", options.content("calibration"))
+    files = source.tokenizer_files()
+    if not files:
+        ui.say("the model has no tokenizer: calibrated on random tokens")
+    tokens = tokens_of(text, default_text(), files, source.config, options.calibration_tokens)
+    if not tokens:
+        raise InputError(f"{options.calibration}: the calibration text holds no tokens")
+    if files and (unknown := Tokenizer.from_files(files).unknown) is not None and set(tokens[1:]) == {unknown}:
+        raise InputError(
+            f"{options.calibration}: the model's tokenizer knows nothing of the calibration text: all of its tokens are "
+            "the unknown one; give a text in a language of the model"
+        )
+    return windows(tokens, min(WINDOW, options.context or source.config.max_position))

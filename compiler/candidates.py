@@ -1,0 +1,71 @@
+"""Which formats, in which sizes of blocks, each weight may get where a budget is to be spent, and what each takes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import FORMATS, Blocks, Format, bytes_of
+from pocketphi.passes.choices import BLOCKS
+from pocketphi.passes.quantizers import Quantizer, make_quantizer, recipes
+from pocketphi.targets import find_target
+from pocketphi.targets.target import TargetOptions
+
+_GROUPS = (1, 4, 16, 64)
+_BLOCKS = {2: (16, 32, 64), 3: (16, 32, 64, 128), 5: (32, 64, 128), 6: (32, 64, 128)}
+"""By width, where not all serve: small blocks cost as much as the next width, and large ones lose what that has gained."""
+
+Candidates = dict[str, list[Quantizer]]
+
+
+def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
+    """By weight, those that all targets carry."""
+    made = list(_quantizers(_formats(options), options.recipe))
+    found: Candidates = {}
+    for name, (rows, columns) in matrices(config).items():
+        found[name] = [one for one in made if _fits(one, name, rows, columns)]
+        if not found[name]:
+            raise InputError(
+                f"{name}: [{rows}, {columns}] fits into no format that {' and '.join(options.target_names)} hold"
+            )
+    return found
+
+
+def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """The weights that get formats: name → [N, K]."""
+    return {name: (shape[0], shape[1]) for name, shape in config.tensors().items() if len(shape) == 2}
+
+
+def bytes_by_target(quantizer: Quantizer, shape: tuple[int, int], targets: Sequence[TargetOptions]) -> list[int]:
+    """What a weight [N, K] takes in the file of each target; canonical bytes where it cannot hold the format."""
+    layout, form = quantizer.layout(shape), quantizer.format.name
+    held = [(find_target(one.target), one) for one in targets]
+    return [found.weight_bytes(form, layout, one) if form in found.codecs else bytes_of(layout) for found, one in held]
+
+
+def _formats(options: CompileOptions) -> list[type[Format]]:
+    held = [find_target(name).codecs for name in options.target_names]
+    return [form for name, form in FORMATS.items() if all(name in codecs for codecs in held)]
+
+
+def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantizer]:
+    for form in forms:
+        if recipe not in recipes(form.name):
+            continue
+        if not issubclass(form, Blocks):
+            yield from (make_quantizer(recipe, form.name, {"group": group}) for group in _GROUPS)
+            continue
+        for block in _BLOCKS.get(form.bits, BLOCKS):
+            yield make_quantizer(recipe, form.name, {"block": block})
+            if form.has_zeros() and form.bits <= 4:
+                yield make_quantizer(recipe, form.name, {"block": block, "symmetric": False})
+
+
+def _fits(quantizer: Quantizer, name: str, rows: int, columns: int) -> bool:
+    with contextlib.suppress(InputError):
+        quantizer.check(name, rows, columns)
+        return True
+    return False

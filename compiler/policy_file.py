@@ -1,0 +1,82 @@
+"""A policy as a file that a user can edit: TOML, or JSON of the same form.
+
+[[rules]]
+pattern = "model.layers.*.mlp.down_proj.weight"
+format = "int8"
+recipe = "search"
+block = 64
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pocketphi.artifacts.manifest import RuleRecord
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import FORMATS
+from pocketphi.graph.reading import named, parse_json, parse_toml, show
+from pocketphi.passes.policy import Policy, Rule
+from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.targets import find_target
+
+_NEEDED = ("pattern", "format", "recipe")
+
+
+def read_policy(options: CompileOptions) -> Policy:
+    """The rules of `--policy`. Raises InputError naming the rule that is not as it should be."""
+    content, where = options.content("policy") or b"", str(options.policy)
+    json_file = options.policy is not None and options.policy.suffix == ".json"
+    data: Any = (parse_json if json_file else parse_toml)(content, where)
+    rules = data.get("rules") if isinstance(data, dict) else None
+    if not isinstance(rules, list) or not rules or set(data) != {"rules"}:
+        raise InputError(f"{where}: expected a list of rules, [[rules]], and nothing else")
+    return Policy(tuple(_rule(f"{where}: rule {number}", rule) for number, rule in enumerate(rules, 1)))
+
+
+def write_policy(rules: Collection[RuleRecord]) -> str:
+    """Rules as such a file, in TOML; a text in JSON is one in TOML too."""
+    texts = []
+    for rule in rules:
+        said = {"pattern": rule.pattern, "format": rule.format, "recipe": rule.recipe, **rule.parameters}
+        texts.append("\n".join(["[[rules]]", *(f"{key} = {json.dumps(value)}" for key, value in said.items())]))
+    return "\n\n".join(texts) + "\n"
+
+
+def check_policy(policy: Policy, config: ModelConfig, options: CompileOptions) -> None:
+    """Raise InputError, before any work, for a rule that no weight follows, a weight that follows none, and a format that a
+    target's files cannot hold."""
+    names = [name for name, shape in config.tensors().items() if len(shape) == 2]
+    for rule in policy.rules:
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
+            raise InputError(f"{options.policy}: {named(rule.pattern)} matches no weight; there is {names[0]}")
+    for name in names:
+        quantizer = policy.quantizer(name)
+        if quantizer is None:
+            raise InputError(f'{options.policy}: no rule matches {name}; a last one with pattern = "*" takes the rest')
+        form = quantizer.format
+        for target in (find_target(one) for one in options.target_names):
+            if form.name not in target.codecs:
+                raise InputError(
+                    f"{options.policy}: {name} is to be {form.name}, which {target.name} cannot hold; it holds "
+                    f"{', '.join(target.codecs)}"
+                )
+
+
+def _rule(where: str, rule: Any) -> Rule:
+    if not isinstance(rule, Mapping):
+        raise InputError(f"{where} is {show(rule)}, expected pattern, format and recipe")
+    for key in _NEEDED:
+        if not isinstance(rule.get(key), str):
+            raise InputError(f"{where}: {key} is {show(rule.get(key))}, expected a text")
+    if rule["format"] not in FORMATS:
+        raise InputError(f"{where}: format {named(rule['format'])}: expected one of {', '.join(FORMATS)}")
+    parameters = {key: value for key, value in rule.items() if key not in _NEEDED}
+    try:
+        return Rule(rule["pattern"], make_quantizer(rule["recipe"], rule["format"], parameters))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

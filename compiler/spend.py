@@ -1,0 +1,182 @@
+"""Spend a budget: which weight gets which format, so that the whole model's predictions move least.
+
+What every choice costs is measured (`passes.sensitivity`), what it takes is said by each target's codecs, and the best choice
+within the budget is computed (`passes.allocate`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pocketphi.artifacts.manifest import ExpectedRecord
+from pocketphi.compiler.calibration import calibration_tokens
+from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of, matrices
+from pocketphi.compiler.known import Known
+from pocketphi.compiler.options import PRESETS, CompileOptions
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.config import EMBEDDING, ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.packing import tensor_bytes
+from pocketphi.graph.program import Program
+from pocketphi.graph.reading import typed
+from pocketphi.passes.allocate import Choice, allocate, smallest
+from pocketphi.passes.fisher import Fisher
+from pocketphi.passes.policy import Policy, Rule
+from pocketphi.passes.sensitivity import Costs, sensitivities
+
+_TOKENS, _WINDOW = 2048, 256
+"""Of the calibration text, that sensitivities are measured on."""
+_ROUNDS = 8
+_WITHIN = 0.003
+"""The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
+_NORM_BYTES = 4
+"""At most, of a weight of a norm, which is read for each token too."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """flag: as the user said it; limit: bytes of the weights as `sizes` counts them."""
+
+    flag: str
+    limit: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """expected: what the policy will cost, where it was chosen for a budget."""
+
+    policy: Policy
+    expected: ExpectedRecord | None = None
+
+
+def spend(
+    source: HashedCheckpoint,
+    traced: Callable[[], Program],
+    options: CompileOptions,
+    bundle_bytes: Callable[[Policy], int],
+    ui: Ui,
+) -> Spent:
+    """The policy for what the options allow.
+
+    traced: the graph to measure on; bundle_bytes: what a bundle of a policy takes, with all of its files. Raises InputError
+    where even the smallest choice is larger.
+    """
+    config = source.config
+    candidates = candidates_of(config, options)
+    sizes = _sizes(config, candidates, options)
+    tables = [[Choice(0.0, size) for size in sizes[name]] for name in candidates]
+    least = _policy(candidates, [min(range(len(table)), key=lambda i: table[i].size) for table in tables])
+    by_files = options.bits is None and options.preset is None and options.max_read is None
+    around = bundle_bytes(least) - smallest(tables) if by_files else 0
+    budget = _budget(config, options)
+    if budget.limit < smallest(tables) + around:
+        raise InputError(f"{budget.flag}: {_smallest_in_words(config, options, smallest(tables) + around)}")
+    costs = known_costs(source, traced, candidates, options, ui)
+    tables = [[Choice(*pair) for pair in zip(costs[name], sizes[name])] for name in candidates]
+    fitted = by_files and _fitted(tables, candidates, budget.limit, around, bundle_bytes)
+    chosen = fitted or allocate(tables, budget.limit)
+    policy = _policy(candidates, chosen)
+    expected = sum(table[i].cost for table, i in zip(tables, chosen))
+    return Spent(policy, ExpectedRecord(budget.flag, float(f"{expected:.3g}")))
+
+
+def _fitted(
+    tables: Sequence[Sequence[Choice]],
+    candidates: Candidates,
+    limit: int,
+    around: int,
+    bundle_bytes: Callable[[Policy], int],
+) -> list[int]:
+    """The largest choice whose bundle keeps to the limit, found by trying: what lies around the weights, and between them,
+    depends on their formats. around: what it is for the smallest choice, which keeps to the limit."""
+    low, high, allowed = smallest(tables), limit + 1, limit - around
+    best = allocate(tables, low)
+    for _ in range(_ROUNDS):
+        chosen = allocate(tables, allowed)
+        whole = bundle_bytes(_policy(candidates, chosen))
+        if whole <= limit:
+            best, low = chosen, allowed
+        else:
+            high = allowed
+        if (1 - _WITHIN) * limit <= whole <= limit:
+            break
+        allowed += limit - whole
+        if not low < allowed < high:
+            allowed = (low + high) // 2
+    return best
+
+
+def known_costs(
+    source: HashedCheckpoint, traced: Callable[[], Program], candidates: Candidates, options: CompileOptions, ui: Ui
+) -> Costs:
+    """Measured now, or by an earlier command on the same model and text."""
+    tokens = measured_on(calibration_tokens(source, options, ui))
+    known = Known("sensitivity", ("torch",), options.cache)
+    about: dict[str, Any] = {
+        "source": source.digest_all(),
+        "config": source.config.to_hf(),
+        "tokens": [list(tokens.shape), tensor_bytes(tokens).tobytes().hex()],
+        "candidates": {name: [one.describe() for one in made] for name, made in candidates.items()},
+    }
+    if (found := known.find(about)) is not None:
+        try:
+            return typed(Costs, found[0], "stored sensitivities")
+        except InputError:
+            pass
+    program = traced()
+    fisher = Fisher(program, tokens)
+    with ui.task("measure sensitivities", fisher.steps, "steps") as advance:
+        costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1))
+    known.keep(about, costs)
+    return costs
+
+
+def measured_on(tokens: torch.Tensor) -> torch.Tensor:
+    """Of calibration tokens int64 [B, S] those that sensitivities are measured on, in shorter windows."""
+    flat = tokens.flatten()[:_TOKENS]
+    length = min(_WINDOW, len(flat), tokens.shape[1])
+    return flat[: len(flat) // length * length].view(-1, length)
+
+
+def _budget(config: ModelConfig, options: CompileOptions) -> Budget:
+    """The one that the options say."""
+    values = sum(rows * columns for rows, columns in matrices(config).values())
+    if options.bits is not None:
+        return Budget(f"--bits {options.bits:g}", int(options.bits * values / 8))
+    if options.preset is not None:
+        return Budget(f"--preset {options.preset}", int(PRESETS[options.preset] * values / 8))
+    if options.max_read is not None:
+        norms = sum(math.prod(shape) for shape in config.tensors().values() if len(shape) == 1)
+        return Budget(f"--max-read {options.max_read}", options.max_read - _NORM_BYTES * norms)
+    return Budget(f"--max-bytes {options.max_bytes}", options.max_bytes or 0)
+
+
+def _sizes(config: ModelConfig, candidates: Candidates, options: CompileOptions) -> dict[str, list[int]]:
+    """What each choice counts: bytes in the files of all targets where their sum is the budget, else in the largest."""
+    together = sum if options.bits is None and options.preset is None and options.max_read is None else max
+    looked_up = {EMBEDDING} if options.max_read is not None and not config.tied_embeddings else set()
+    shapes = matrices(config)
+    return {
+        name: [
+            0 if name in looked_up else together(bytes_by_target(one, shapes[name], options.of_targets)) for one in made
+        ]
+        for name, made in candidates.items()
+    }
+
+
+def _policy(candidates: Mapping[str, Sequence[Any]], chosen: Sequence[int]) -> Policy:
+    return Policy(tuple(Rule(name, made[i]) for (name, made), i in zip(candidates.items(), chosen)))
+
+
+def _smallest_in_words(config: ModelConfig, options: CompileOptions, least: int) -> str:
+    targets = " and ".join(options.target_names)
+    if options.bits is None and options.preset is None:
+        return f"the smallest possible for {targets} is {least:,} bytes; choose that or more"
+    values = sum(rows * columns for rows, columns in matrices(config).values())
+    return f"the smallest possible for {targets} is {least * 8 / values:.3f} bits a weight; choose that or more"

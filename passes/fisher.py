@@ -1,0 +1,232 @@
+"""How much the prediction of a model depends on each value of each weight, measured on a text.
+
+Let E be an error of a weight W. To second order the KL divergence between the predictions with and without it is, summed over
+the tokens of a text, ½ · E[⟨G, E⟩²] with G the gradient of Σ log p(y) with respect to W, where every token y is drawn from the
+model's own prediction at its position (Fisher information; S. Amari, Neural Computation 10(2), 1998). Tokens are drawn
+independently, so that products of different positions' gradients vanish. Where the errors of different values are
+uncorrelated, as those of rounding are, ⟨G, E⟩² is Σ G²E² in the mean, and
+
+    KL ≈ ½ · Σ F · E²  nats a token,  with F = E[G²] / tokens  [N, K].
+
+Of the head the mean is known in closed form: F = E[p (1 - p) h²] with h its inputs.
+
+The model runs forward once, with the residual stream between its layers kept, and then backward, layer by layer: each is run
+again, with gradients of its activations alone. A weight is read twice, and one layer is in memory at a time.
+
+Every second window of the text gives gradients. The others give what `search` would round with: what it gains is to be
+measured on text that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import fx
+
+from pocketphi.graph.program import Program, Weights, stepwise
+from pocketphi.passes.segments import Segments
+
+aten = torch.ops.aten
+
+_EXACT = 1 << 29
+"""Bytes up to which values between layers are kept in float32; more are kept in bfloat16."""
+
+
+@dataclass
+class Measured:
+    """What was measured of a weight [N, K] in one of its places.
+
+    fisher:  F, float32 [N, K], or [R, K] where only some rows were read
+    rows:    int64 [R], those rows; None for all
+    moment:  E[x xᵀ] of its inputs, float32 [K, K], up to a factor; None for an embedding
+    weighed: the same of other windows, with each input counted by the squared gradient of its outputs
+    """
+
+    name: str
+    fisher: torch.Tensor
+    rows: torch.Tensor | None = None
+    moment: torch.Tensor | None = None
+    weighed: torch.Tensor | None = None
+
+
+class Fisher:
+    """The measurement of one model on one text.
+
+    program: traced, of aten operators, in float; tokens: int64 [B, S]; samples: tokens drawn at each position
+    """
+
+    def __init__(self, program: Program, tokens: torch.Tensor, samples: int = 2, seed: int = 0) -> None:
+        self._program, self._tokens, self._samples = program, tokens, samples
+        self._generator = torch.Generator().manual_seed(seed)
+        self._segments = Segments.of(program, tokens[:1])
+        windows = range(len(tokens))
+        self._seen, self._learnt = set(windows[1::2] or windows), set(windows[::2])
+
+    @property
+    def steps(self) -> int:
+        """How often `progress` is called."""
+        return 2 * (len(self._segments.cuts) - 1) * len(self._tokens)
+
+    def measure(self, progress: Callable[[], None] = lambda: None) -> Iterator[Measured]:
+        """Every weight in every place that reads it, from the head back to the embedding."""
+        cuts = self._segments.cuts
+        states = self._forward(progress)
+        gradients: dict[int, list[list[torch.Tensor]]] = {}
+        for start, stop in reversed(list(pairwise(cuts))):
+            piece = _Piece(self._program, self._samples)
+            below = {}
+            for window, state in enumerate(states.pop()):
+                given = self._given(start, [value.float().requires_grad_(window in self._seen) for value in state])
+                outputs = piece.run(stop, self._inputs(window), given)
+                if window in self._learnt:
+                    piece.learn()
+                if window in self._seen:
+                    above = gradients[window] if gradients else self._drawn(piece, outputs[0])
+                    below[window] = piece.backward([given[node] for node in start], outputs, above)
+                progress()
+            gradients = below
+            yield from piece.measured(self._count)
+            del piece
+        yield from self._embedding(gradients)
+
+    def _forward(self, progress: Callable[[], None]) -> list[list[list[torch.Tensor]]]:
+        """The values at every cut but the last, of every window."""
+        cuts = self._segments.cuts
+        exact = 4 * self._tokens.numel() * self._program.config.hidden_size * len(cuts)
+        kept = torch.float32 if exact <= _EXACT else torch.bfloat16
+        states: list[list[list[torch.Tensor]]] = []
+        now: list[list[torch.Tensor]] = [[] for _ in self._tokens]
+        for start, stop in zip([[], *cuts[:-2]], cuts[:-1]):
+            weights = Weights(self._program.weights, keep=True)
+            for window in range(len(self._tokens)):
+                with torch.no_grad():
+                    run = stepwise(stop, self._inputs(window), weights, self._given(start, now[window]))
+                    now[window] = _finish(run)
+                progress()
+            states.append([[value.to(kept) for value in one] for one in now])
+        return states
+
+    @property
+    def _count(self) -> int:
+        """Tokens that give gradients."""
+        return len(self._seen) * self._tokens.shape[1]
+
+    def _inputs(self, window: int) -> dict[str, torch.Tensor]:
+        return self._program.prefill_inputs(self._tokens[window : window + 1])
+
+    def _given(self, nodes: Sequence[fx.Node], values: Sequence[torch.Tensor]) -> dict[fx.Node, Any]:
+        return {**self._segments.fixed, **dict(zip(nodes, values))}
+
+    def _drawn(self, piece: _Piece, logits: torch.Tensor) -> list[list[torch.Tensor]]:
+        """For each sample the gradient of Σ log p(y) with respect to the logits, y drawn from p."""
+        p = logits.detach().softmax(-1)
+        piece.closed_form(p[0])
+        drawn = torch.multinomial(p[0], self._samples, replacement=True, generator=self._generator)
+        found = []
+        for sample in range(self._samples):
+            one = -p
+            one[0].scatter_add_(1, drawn[:, sample : sample + 1], torch.ones(len(drawn), 1))
+            found.append([one])
+        return found
+
+    def _embedding(self, gradients: Mapping[int, Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
+        node: Any = next(n for n in self._program.graph.nodes if n.target is aten.embedding.default)
+        rows, places = self._tokens.unique(return_inverse=True)
+        fisher = torch.zeros(len(rows), self._program.config.hidden_size)
+        for window, samples in gradients.items():
+            for (gradient,) in samples:
+                fisher += torch.zeros_like(fisher).index_add_(0, places[window], gradient[0]).square_()
+        yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._count), rows)
+
+
+class _Piece:
+    """A part of the model on its way back: sums over windows and samples for each of its weights."""
+
+    def __init__(self, program: Program, samples: int) -> None:
+        self._weights, self._samples = Weights(program.weights, keep=True), samples
+        self._sums: dict[str, Measured] = {}
+        self._met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def run(
+        self, wanted: Sequence[fx.Node], inputs: Mapping[str, torch.Tensor], given: Mapping[fx.Node, Any]
+    ) -> list[torch.Tensor]:
+        """The values wanted, with their gradients to come, and each linear layer's inputs and outputs noted."""
+        self._met.clear()
+        run = stepwise(wanted, inputs, self._weights, given)
+        with torch.enable_grad():
+            return _finish(run, self._note)
+
+    def _note(self, node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
+        if node.target is not aten.linear.default or len(args) > 2:
+            return None
+        x, w = args
+        y = aten.linear.default(x, w)
+        self._met[str(node.args[1].target)] = x.detach().flatten(0, -2), y  # type: ignore[union-attr]
+        return y
+
+    def closed_form(self, p: torch.Tensor) -> None:
+        """Of the head, by its prediction: float32 [S, V]."""
+        ((name, (x, _)),) = self._met.items()
+        found = self._sum(name, p.shape[1], x)
+        found.fisher.addmm_((p - p * p).T, x.square())
+        _add(found.weighed, x, 1 - p.square().sum(-1))
+        self._met.clear()
+
+    def learn(self) -> None:
+        """Count what the weights have met among what `search` would round with."""
+        for name, (x, y) in self._met.items():
+            _add(self._sum(name, y.shape[-1], x).moment, x)
+
+    def backward(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], above: Sequence[Sequence[torch.Tensor]]
+    ) -> list[list[torch.Tensor]]:
+        """Gradients of the inputs for each sample, by those of the outputs."""
+        below = []
+        counted = {name: torch.zeros(len(x)) for name, (x, _) in self._met.items()}
+        for sample, given in enumerate(above):
+            wanted = [*inputs, *(y for _, y in self._met.values())]
+            found = torch.autograd.grad(outputs, wanted, given, retain_graph=sample + 1 < len(above))
+            below.append(list(found[: len(inputs)]))
+            for (name, (x, _)), gradient in zip(self._met.items(), found[len(inputs) :]):
+                g = gradient.flatten(0, -2)
+                self._sum(name, g.shape[1], x).fisher.add_((g.T @ x).square_(), alpha=1 / self._samples)
+                counted[name] += g.square().sum(-1)
+        for name, (x, _) in self._met.items():
+            _add(self._sums[name].weighed, x, counted[name])
+        self._met.clear()
+        return below
+
+    def measured(self, tokens: int) -> Iterator[Measured]:
+        """The means; each weight's sums go with it."""
+        while self._sums:
+            _, found = self._sums.popitem()
+            found.fisher.div_(tokens)
+            yield found
+
+    def _sum(self, name: str, rows: int, x: torch.Tensor) -> Measured:
+        if name not in self._sums:
+            columns = x.shape[1]
+            moments = (torch.zeros(columns, columns) for _ in range(2))
+            self._sums[name] = Measured(name, torch.zeros(rows, columns), None, *moments)
+        return self._sums[name]
+
+
+def _add(moment: torch.Tensor | None, x: torch.Tensor, counted: torch.Tensor | None = None) -> None:
+    if moment is not None:
+        moment.addmm_((x if counted is None else x * counted[:, None]).T, x)
+
+
+def _finish(run: Any, note: Callable[[fx.Node, tuple[Any, ...]], Any] = lambda node, args: None) -> list[Any]:
+    """The values that a generator of `stepwise` ends with, in order."""
+    try:
+        step = next(run)
+        while True:
+            value = note(*step)
+            del step
+            step = run.send(value)
+    except StopIteration as end:
+        return list(end.value.values())

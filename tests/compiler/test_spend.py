@@ -1,0 +1,146 @@
+"""A budget is met, as well as it can be, and what cannot be met is refused before the work."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import CompileOptions, compile_options
+from pocketphi.compiler.plan import plan
+from pocketphi.compiler.policy_file import check_policy, read_policy
+from pocketphi.compiler.precision import policy_of_bundle, recorded_policy, records
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
+from pocketphi.graph.write_checkpoint import write_checkpoint
+
+SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=2)
+BOTH = ("ort-mobile", "coreml")
+
+
+class Heard(Ui):
+    """What was said to be worked on."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def task(self, title: str, total: int, unit: str = ""):  # type: ignore[no-untyped-def]
+        self.tasks.append(title)
+        return super().task(title, total, unit)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(RandomWeights("random:small", SHAPE), folder, "fp32", lambda done: None)
+    return str(folder)
+
+
+def options(model: str, targets: tuple[str, ...] = BOTH, **given: object) -> CompileOptions:
+    return compile_options(model, Path("-"), targets, **{"calibration_tokens": 256, "context": 64, **given})
+
+
+@pytest.mark.parametrize("target", BOTH)
+def test_ten_budgets(model: str, target: str) -> None:
+    lower = 4.6 if target == "ort-mobile" else 4.1
+    for number in range(10):
+        bits = lower + (6.5 - lower) * number / 10
+        rows = plan(options(model, (target,), bits=bits, recipe="rtn")).formats
+        assert 0.99 * bits <= rows[-1].bits <= bits + 0.0005  # shown with three digits
+
+
+def test_sensitivities_are_measured_once_and_give_the_same(model: str) -> None:
+    heard = Heard()
+    first, second = (plan(options(model, bits=5.2, recipe="rtn"), heard) for _ in range(2))
+    assert heard.tasks.count("measure sensitivities") <= 1
+    assert first.as_json()["formats"] == second.as_json()["formats"]
+    assert first.expected == second.expected
+    assert first.expected is not None
+    more = plan(options(model, bits=6.2, recipe="rtn")).expected
+    assert more is not None
+    assert 0 < more.kl < first.expected.kl
+
+
+def test_a_bundle_keeps_to_its_bytes_and_its_rules_can_be_used_again(model: str, tmp_path: Path) -> None:
+    limit = 3_500_000
+    made = compile_model(
+        dataclasses.replace(options(model, max_bytes=limit), out=tmp_path / "a", verify="never"),
+    )
+    held = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert 0.99 * limit <= held <= limit
+    recipe = made.manifest.recipe
+    assert recipe.expected is not None
+    assert recipe.expected.budget == f"--max-bytes {limit}"
+    file = tmp_path / "policy.toml"
+    file.write_text(policy_of_bundle(Bundle.open(tmp_path / "a")))
+    again = read_policy(options(model, policy=file))
+    assert records(again) == recipe.rules == records(recorded_policy(recipe, SHAPE.tied_embeddings))
+    check_policy(again, SHAPE, options(model, policy=file))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bits": 5.0, "block": 32}, "--bits and --block: each decides the formats of weights; leave out one"),
+        ({"bits": 5.0, "preset": "small"}, "--bits and --preset: each decides"),
+        ({"policy": Path("x"), "head_bits": 8}, "--policy and --head-bits: each decides"),
+        ({"bits": 5.0, "recipe": "keep"}, "--bits: --recipe keep takes the formats of the file"),
+        ({"bits": 0.5}, "--bits 0.5: expected 1 to 16 bits a weight"),
+        ({"preset": "best"}, "--preset best: expected small or balanced"),
+    ],
+)
+def test_options_that_contradict_each_other(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        options("random:tiny", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bits": 2.0}, r"--bits 2: the smallest possible for ort-mobile and coreml is 4\.\d+ bits a weight"),
+        ({"max_bytes": 1000}, r"--max-bytes 1000: the smallest possible for ort-mobile and coreml is [\d,]+ bytes"),
+        ({"max_read": 1000}, r"--max-read 1000: the smallest possible for ort-mobile and coreml is [\d,]+ bytes"),
+    ],
+)
+def test_a_budget_below_the_smallest(model: str, given: dict[str, object], message: str) -> None:
+    heard = Heard()
+    with pytest.raises(InputError, match=message):
+        plan(options(model, **given), heard)
+    assert "measure sensitivities" not in heard.tasks
+
+
+RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RULE.replace("int4", "int9"), "rule 1: format int9: expected one of int4, int2"),
+        (RULE.replace("search", "serch"), "rule 1: --recipe serch: expected one of search, rtn, keep"),
+        (RULE + "blok = 32\n", "rule 1: search of int4: blok is 32, expected block, symmetric only"),
+        (RULE + "block = 31\n", "rule 1: search of int4: block is 31, expected one of 0, 16"),
+        (RULE.replace("int4", "int3"), "is to be int3, which .* cannot hold; it holds int4"),
+        (RULE.replace('"*"', '"head*"'), r"head\* matches no weight; there is model.embed_tokens.weight"),
+        (RULE.replace('"*"', '"lm_head*"'), "no rule matches model.embed_tokens.weight"),
+        ("rules = 3\n", "expected a list of rules"),
+        ("rules = [3]\n", "rule 1 is 3, expected pattern, format and recipe"),
+        (RULE.replace('pattern = "*"', "pattern = 3"), "rule 1: pattern is 3, expected a text"),
+    ],
+)
+def test_a_policy_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    asked = options("random:tiny", ("ort-mobile",), policy=file)
+    with pytest.raises(InputError, match=message):
+        check_policy(read_policy(asked), SHAPE, asked)
+
+
+def test_a_policy_in_json(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text('{"rules": [{"pattern": "*", "format": "int8", "recipe": "rtn", "block": 32}]}')
+    (rule,) = read_policy(options("random:tiny", policy=file)).rules
+    assert rule.quantizer.describe() == "int8 rtn block 32"

@@ -1,0 +1,171 @@
+"""A calibration that is stopped goes on where it was, and gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketphi.compiler.pipeline import fusions, run_passes
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.program import Program
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.trace import trace
+from pocketphi.passes import calibrate
+from pocketphi.passes.calibrate import quantize_calibrated
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantizers import ScaleSearch
+from pocketphi.passes.resume import cuts
+from pocketphi.passes.weight_cache import WeightCache
+
+TOKENS = torch.arange(128).view(2, 64) % 251
+WEIGHTS = 4 * 3 + 2
+
+
+class Stopped(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+@pytest.fixture(scope="module")
+def fused() -> Program:
+    program = trace(HashedCheckpoint(RandomWeights("random:tiny")))
+    run_passes(program, fusions(None))
+    return program
+
+
+def run(program: Program, folder: Path, stop: int | None = None, tokens: torch.Tensor = TOKENS) -> tuple[int, int]:
+    """Quantize into a folder, up to the weight of that number. Returns (found, computed)."""
+    cache, done = WeightCache(folder, HashedCheckpoint(RandomWeights("random:tiny"))), iter(range(1, WEIGHTS + 1))
+
+    def progress() -> None:
+        if next(done) == stop:
+            raise Stopped
+
+    quantize_calibrated(program, tokens, Policy.of(ScaleSearch(32)), cache, progress)
+    return cache.found, cache.computed
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def stream_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.stream")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(fused: Program, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(fused, folder) == (0, WEIGHTS)
+    found = digests(folder)
+    assert len(found) == WEIGHTS + 1  # and the run's own file: nothing is left of the stream
+    return found
+
+
+@pytest.mark.parametrize("stop", range(1, WEIGHTS + 1))
+def test_stopped_after_any_weight(
+    fused: Program,
+    whole: dict[str, str],
+    tmp_path: Path,
+    stop: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(Stopped):
+        run(fused, tmp_path, stop)
+    given: list[int] = []
+    evaluate = calibrate.evaluate
+    monkeypatch.setattr(calibrate, "evaluate", lambda *args: given.append(len(args[-1])) or evaluate(*args))
+    assert run(fused, tmp_path) == (stop, WEIGHTS - stop)
+    assert digests(tmp_path) == whole
+    assert given == [
+        2 if stop > 2 else 0
+    ]  # the stream, and what the layer before it adds: from the first output projection on
+
+
+def test_a_layer_has_two_places_to_go_on_from(fused: Program) -> None:
+    head = fused.outputs["logits"].args[0]
+    assert isinstance(head, torch.fx.Node)
+    assert len(cuts(head)) == 2 * fused.config.layers
+    assert all(len(args) == 2 for args in cuts(head).values())
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def forget_a_weight(path: Path) -> None:
+    """The first one: all weights behind the place where the run would go on were made with it."""
+    min(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns).unlink()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit": flip,
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "a weight is gone": forget_a_weight,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_not_gone_on_from(
+    fused: Program, whole: dict[str, str], tmp_path: Path, damage: str
+) -> None:
+    with pytest.raises(Stopped):
+        run(fused, tmp_path, 7)
+    DAMAGES[damage](stream_of(tmp_path))
+    gone = damage == "a weight is gone"
+    assert run(fused, tmp_path) == (7 - gone, WEIGHTS - 7 + gone)
+    assert digests(tmp_path) == whole
+
+
+def test_the_stream_of_another_run_is_not_gone_on_from(fused: Program, tmp_path: Path) -> None:
+    """Of another text, under this one's name."""
+    for name, tokens in (("a", TOKENS), ("b", TOKENS.flip(1))):
+        with pytest.raises(Stopped):
+            run(fused, tmp_path / name, 7, tokens)
+    wanted = tmp_path / "c"
+    run(fused, wanted)
+    stream_of(tmp_path / "b").replace(stream_of(tmp_path / "a"))
+    run(fused, tmp_path / "a")
+    assert digests(tmp_path / "a") == digests(wanted)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_resume as t
+program = t.trace(t.HashedCheckpoint(t.RandomWeights("random:tiny")))
+t.run_passes(program, t.fusions(None))
+write = os.replace
+def replace(*args):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*args)
+left = [int(sys.argv[2])]
+os.replace = replace
+t.run(program, Path(sys.argv[1]))
+"""
+
+
+def test_killed_while_it_writes(fused: Program, whole: dict[str, str], tmp_path: Path) -> None:
+    """Before its ninth file, weights and streams together, has its name."""
+    code = KILLED.format(tests=str(Path(__file__).parent))
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), "9"], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    found, computed = run(fused, tmp_path)
+    assert found + computed == WEIGHTS
+    assert found >= 5
+    assert digests(tmp_path) == whole
