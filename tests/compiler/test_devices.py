@@ -177,10 +177,6 @@ def planned_weights(options: CompileOptions) -> tuple[int, int]:
     config = program.config
     specs = [spec for recipe in program.weights_read().values() for spec in recipe.parts.values()]
     slack = sum(16384 if spec.bytes >= 65536 else 64 for spec in specs)
-    if target.target == "tvm-arm":
-        from pocketphi.targets.tvm_arm.package import LIBRARY_BYTES
-
-        return prepared.bytes - LIBRARY_BYTES, slack
     if isinstance(target, CoreML):
         positions = config.max_position + (target.chunk or 64)
         widths = {config.vocab_size, config.qkv_size, config.hidden_size, 2 * config.intermediate_size}
