@@ -37,13 +37,20 @@ def _epsilon(rsqrt: Operation, made: Made) -> float:
         total = _source(rsqrt, "x", made)
         if total.kind == "reduce_mean":
             return _number(rsqrt, "epsilon", made)
-        # mean(z²) + (root of epsilon / m)², z = x / m, m at least a constant, for rows of zeros
+        # mean(z²) + (root of epsilon / m)², z = x / m, m = max|x|, but at least a constant, for rows of zeros
         z = _source(_source(_source(total, "x", made), "x", made), "x", made)
         square = _source(total, "y", made)
         root, peak = _source(square, "y", made), _source(z, "y", made)
-        kinds = [op.kind for op in (total, square, root, z, peak)]
-        spelled = kinds == ["add", "mul", "real_div", "real_div", "maximum"] and _number(peak, "y", made) > 0
-        same = square.inputs["x"] == square.inputs["y"] and root.inputs["y"] == z.inputs["y"]
+        largest = _source(peak, "x", made)
+        size = _source(largest, "x", made)
+        kinds = [op.kind for op in (total, square, root, z, peak, largest, size)]
+        wanted = ["add", "mul", "real_div", "real_div", "maximum", "reduce_max", "abs"]
+        spelled = kinds == wanted and _number(peak, "y", made) > 0
+        same = (
+            square.inputs["x"] == square.inputs["y"]
+            and root.inputs["y"] == z.inputs["y"]
+            and size.inputs == {"x": z.inputs["x"]}
+        )
         return _number(root, "x", made) ** 2 if spelled and same else math.nan
     except (KeyError, IndexError):
         return math.nan

@@ -109,6 +109,8 @@ def first_layer(e: Emitter, kind: str, a: dict[str, Any]) -> tuple[str, dict[str
 RULES: dict[str, tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None]]] = {
     "epsilon": ({}, emitted("_root", given(x=np.float16(1e-3)))),
     "epsilon not in units of x": ({}, emitted("_root", given(y=np.float16(1)))),
+    "largest of a row without its sign": ({}, emitted("_default_abs", kind("identity"))),
+    "sum of a row in place of its largest": ({}, emitted("_default_max", kind("reduce_sum"))),
     "rows of zeros": ({}, emitted("_peak", given(y=np.float16(0)))),
     "no epsilon": ({"norm": "fp32"}, emitted("_rsqrt", given(epsilon=np.float32(1e-12)))),
     "residual": ({}, emitted("_sum", given(y=lambda a: a["x"]))),
