@@ -4,11 +4,13 @@ predictions, in nats a token.
 Some rows of a weight stand for all, picked by their part in the cost. For rounding to nearest it is ½ Σ F E². The errors of
 `search` make up for each other along what inputs have in common, so that this would not do: rows are rounded as a compile
 would round them, and compared with rounding to nearest of the same rows by E H Eᵀ, with H the second moment of other inputs.
-What is left of the cost is taken to be the same for all block sizes of a width.
+What is left of the cost is taken to be the same for all block sizes of a width, and is measured on a few layers.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,9 @@ from pocketphi.passes.quantizers import Feedback, Quantizer, Statistics, make_qu
 _ROWS, _SEARCHED = 128, 32
 """Of a weight that are rounded to nearest, and those of them that are rounded as a compile would round them."""
 
+_LAYERS = 4
+"""Whose weights are searched; the others are taken to gain as much."""
+
 Costs = dict[str, list[float]]
 """By weight: nats a token for each of its candidates, in their order."""
 
@@ -33,22 +38,52 @@ def sensitivities(
     progress: Callable[[], None] = lambda: None,
 ) -> Costs:
     """weights: of the program that is measured, by name; candidates: of each weight; progress: called `fisher.steps` times."""
-    costs = {name: [0.0] * len(quantizers) for name, quantizers in candidates.items()}
+    plain = {name: [0.0] * len(quantizers) for name, quantizers in candidates.items()}
+    searched = _searched(candidates)
+    gains: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     feedback: dict[str, Feedback] = {}
     for found in fisher.measure(progress):
         if found.name not in candidates:
             continue
         w = materialize(weights[found.name])[""]
         w = w if found.rows is None else w[found.rows]
-        if found.moment is not None:
-            feedback[found.name] = Feedback.of(Statistics(found.moment))
-        gains: dict[tuple[Any, ...], float] = {}
         for i, quantizer in enumerate(candidates[found.name]):
-            alike = [one for one in candidates[found.name] if _kind(one) == _kind(quantizer)]
-            if _kind(quantizer) not in gains:
-                gains[_kind(quantizer)] = _gain(w, found, alike[len(alike) // 2], feedback.get(found.name))
-            costs[found.name][i] += gains[_kind(quantizer)] * _nearest_cost(w, found, _nearest(quantizer))
-    return costs
+            plain[found.name][i] += _nearest_cost(w, found, _nearest(quantizer))
+        if found.name in searched:
+            if found.moment is not None:
+                feedback[found.name] = Feedback.of(Statistics(found.moment))
+            for kind, alike in _by_kind(candidates[found.name]).items():
+                gained = _gain(w, found, alike[len(alike) // 2], feedback.get(found.name))
+                gains[_alike(found.name), kind].append(gained)
+    mean = {key: sum(each) / len(each) for key, each in gains.items()}
+    return {
+        name: [mean[_alike(name), _kind(one)] * cost for one, cost in zip(candidates[name], plain[name], strict=True)]
+        for name in candidates
+    }
+
+
+def _alike(name: str) -> str:
+    """The name without its layer's number: weights of one place in the layers."""
+    return re.sub(r"\.[0-9]+\.", ".*.", name)
+
+
+def _searched(candidates: Mapping[str, Any]) -> set[str]:
+    """The weights on which the gain of `search` is measured: of each place some, from the first layer to the last."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for name in candidates:
+        places[_alike(name)].append(name)
+    return {
+        names[i * (len(names) - 1) // max(1, _LAYERS - 1)]
+        for names in places.values()
+        for i in range(_LAYERS if len(names) > 1 else 1)
+    }
+
+
+def _by_kind(quantizers: Sequence[Quantizer]) -> dict[tuple[Any, ...], list[Quantizer]]:
+    found: dict[tuple[Any, ...], list[Quantizer]] = defaultdict(list)
+    for one in quantizers:
+        found[_kind(one)].append(one)
+    return found
 
 
 def _kind(quantizer: Quantizer) -> tuple[Any, ...]:
