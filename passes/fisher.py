@@ -12,9 +12,6 @@ Of the head the mean is known in closed form: F = E[p (1 - p) h²] with h its in
 
 The model runs forward once, with the residual stream between its layers kept, and then backward, layer by layer: each is run
 again, with gradients of its activations alone. A weight is read twice, and one layer is in memory at a time.
-
-Every second window of the text gives gradients. The others give what `search` would round with: what it gains is to be
-measured on text that it has not seen.
 """
 
 from __future__ import annotations
@@ -42,15 +39,11 @@ class Measured:
 
     fisher:  F, float32 [N, K], or [R, K] where only some rows were read
     rows:    int64 [R], those rows; None for all
-    moment:  E[x xᵀ] of its inputs, float32 [K, K], up to a factor; None for an embedding
-    weighed: the same of other windows, with each input counted by the squared gradient of its outputs
     """
 
     name: str
     fisher: torch.Tensor
     rows: torch.Tensor | None = None
-    moment: torch.Tensor | None = None
-    weighed: torch.Tensor | None = None
 
 
 class Fisher:
@@ -63,8 +56,6 @@ class Fisher:
         self._program, self._tokens, self._samples = program, tokens, samples
         self._generator = torch.Generator().manual_seed(seed)
         self._segments = Segments.of(program, tokens[:1])
-        windows = range(len(tokens))
-        self._seen, self._learnt = set(windows[1::2] or windows), set(windows[::2])
 
     @property
     def steps(self) -> int:
@@ -80,16 +71,13 @@ class Fisher:
             piece = _Piece(self._program, self._samples)
             below = {}
             for window, state in enumerate(states.pop()):
-                given = self._given(start, [value.float().requires_grad_(window in self._seen) for value in state])
+                given = self._given(start, [value.float().requires_grad_() for value in state])
                 outputs = piece.run(stop, self._inputs(window), given)
-                if window in self._learnt:
-                    piece.learn()
-                if window in self._seen:
-                    above = gradients[window] if gradients else self._drawn(piece, outputs[0])
-                    below[window] = piece.backward([given[node] for node in start], outputs, above)
+                above = gradients[window] if gradients else self._drawn(piece, outputs[0])
+                below[window] = piece.backward([given[node] for node in start], outputs, above)
                 progress()
             gradients = below
-            yield from piece.measured(self._count)
+            yield from piece.measured(self._tokens.numel())
             del piece
         yield from self._embedding(gradients)
 
@@ -109,11 +97,6 @@ class Fisher:
                 progress()
             states.append([[value.to(kept) for value in one] for one in now])
         return states
-
-    @property
-    def _count(self) -> int:
-        """Tokens that give gradients."""
-        return len(self._seen) * self._tokens.shape[1]
 
     def _inputs(self, window: int) -> dict[str, torch.Tensor]:
         return self._program.prefill_inputs(self._tokens[window : window + 1])
@@ -140,7 +123,7 @@ class Fisher:
         for window, samples in gradients.items():
             for (gradient,) in samples:
                 fisher += torch.zeros_like(fisher).index_add_(0, places[window], gradient[0]).square_()
-        yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._count), rows)
+        yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._tokens.numel()), rows)
 
 
 class _Piece:
@@ -171,22 +154,14 @@ class _Piece:
     def closed_form(self, p: torch.Tensor) -> None:
         """Of the head, by its prediction: float32 [S, V]."""
         ((name, (x, _)),) = self._met.items()
-        found = self._sum(name, p.shape[1], x)
-        found.fisher.addmm_((p - p * p).T, x.square())
-        _add(found.weighed, x, 1 - p.square().sum(-1))
+        self._sum(name, p.shape[1], x).fisher.addmm_((p - p * p).T, x.square())
         self._met.clear()
-
-    def learn(self) -> None:
-        """Count what the weights have met among what `search` would round with."""
-        for name, (x, y) in self._met.items():
-            _add(self._sum(name, y.shape[-1], x).moment, x)
 
     def backward(
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], above: Sequence[Sequence[torch.Tensor]]
     ) -> list[list[torch.Tensor]]:
         """Gradients of the inputs for each sample, by those of the outputs."""
         below = []
-        counted = {name: torch.zeros(len(x)) for name, (x, _) in self._met.items()}
         for sample, given in enumerate(above):
             wanted = [*inputs, *(y for _, y in self._met.values())]
             found = torch.autograd.grad(outputs, wanted, given, retain_graph=sample + 1 < len(above))
@@ -194,9 +169,6 @@ class _Piece:
             for (name, (x, _)), gradient in zip(self._met.items(), found[len(inputs) :]):
                 g = gradient.flatten(0, -2)
                 self._sum(name, g.shape[1], x).fisher.add_((g.T @ x).square_(), alpha=1 / self._samples)
-                counted[name] += g.square().sum(-1)
-        for name, (x, _) in self._met.items():
-            _add(self._sums[name].weighed, x, counted[name])
         self._met.clear()
         return below
 
@@ -209,15 +181,8 @@ class _Piece:
 
     def _sum(self, name: str, rows: int, x: torch.Tensor) -> Measured:
         if name not in self._sums:
-            columns = x.shape[1]
-            moments = (torch.zeros(columns, columns) for _ in range(2))
-            self._sums[name] = Measured(name, torch.zeros(rows, columns), None, *moments)
+            self._sums[name] = Measured(name, torch.zeros(rows, x.shape[1]))
         return self._sums[name]
-
-
-def _add(moment: torch.Tensor | None, x: torch.Tensor, counted: torch.Tensor | None = None) -> None:
-    if moment is not None:
-        moment.addmm_((x if counted is None else x * counted[:, None]).T, x)
 
 
 def _finish(run: Any, note: Callable[[fx.Node, tuple[Any, ...]], Any] = lambda node, args: None) -> list[Any]:
