@@ -23,7 +23,7 @@ from pocketphi.targets.target import Asked, TargetOptions
 DEFAULT_TARGET = next(iter(TARGETS))
 VERIFY = ("auto", "always", "never")
 PRESETS = {"small": 3.74, "balanced": 4.5}
-"""Bits a weight. `small` makes a Phi-3-mini of 1.8 GB; `best` is kept for weights that are learned."""
+"""Bits a weight. `small` makes 1.8 GB of 3.8 billion parameters; `best` is kept for weights that are learned."""
 BUDGETS = ("bits", "preset", "max_read", "policy")
 """Options that decide, each by itself, which weight gets which format."""
 

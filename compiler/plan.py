@@ -181,7 +181,7 @@ def check_plan(
     if options.strict and refused:
         name, place, reason = refused[0]
         raise InputError(f"--strict: {name} left {len(refused)} places alone, first {place}: {reason}")
-    needed = sum(one.bytes + one.around for one in prepared.values())
+    needed = sum(one.bytes for one in prepared.values())
     if options.max_bytes is not None and needed > options.max_bytes:
         over = needed - options.max_bytes
         raise CheckFailed(f"the bundle would take {needed:,} bytes, {over:,} over --max-bytes; choose a larger --block")

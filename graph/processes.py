@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -59,7 +60,8 @@ def in_processes(
             process = context.Process(
                 target=_work, args=(items, job, taken, theirs, [*workers, ours], os.getpid()), daemon=True
             )
-            process.start()
+            with _garbage_stays():
+                process.start()
             theirs.close()
             workers[ours] = process
         while workers:
@@ -82,6 +84,17 @@ def in_processes(
         for process in workers.values():
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def _garbage_stays() -> Iterator[None]:
+    """A process that is forked meanwhile leaves alone what the parent has dropped and not yet collected: an onnxruntime session
+    among it would wait, for ever, for threads that the child does not have."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def apart(job: Callable[[], T]) -> T:

@@ -274,6 +274,7 @@ _GOOD: dict[str, dict[str, str]] = {}
 def _traced() -> Any:
     """What comes before the cache: it does not depend on it, and takes most of the time."""
     from pocketphi.compiler.compile import build_program
+    from pocketphi.compiler.known_graphs import KnownGraphs
     from pocketphi.compiler.options import compile_options
     from pocketphi.compiler.ui import Ui
     from pocketphi.graph.hashed import HashedCheckpoint
@@ -281,7 +282,7 @@ def _traced() -> Any:
 
     options = compile_options("random:tiny", Path("-"), recipe="search", calibration_tokens=64)
     source = HashedCheckpoint(open_checkpoint(options.model))
-    return build_program(source, options, Ui())[0], source, options
+    return build_program(source, KnownGraphs(source, None), options, Ui())[0], source, options
 
 
 def _graphs(rng: Random, base: Files) -> Files:

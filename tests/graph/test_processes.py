@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.processes import CAN_FORK, beside, in_processes
+from pocketphi.graph.processes import CAN_FORK, apart, beside, in_processes
 from pocketphi.graph.threads import in_threads
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="forked workers are for Linux")
@@ -160,6 +161,31 @@ in_processes(["a", "b"], job, lambda amount: None)
     parent.wait()
     while any(map(is_running, children)):  # for ever, if they did not end
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="nothing is forked")
+def test_a_worker_does_not_collect_what_its_parent_has_dropped(tmp_path: Path) -> None:
+    """What lies in a circle is freed by the next collection, wherever that is: an onnxruntime session never ends in a child."""
+
+    class Dropped:
+        def __del__(self) -> None:
+            (tmp_path / str(os.getpid())).touch()
+
+    def job() -> int:
+        return gc.collect()
+
+    gc.collect()
+    gc.disable()
+    try:
+        one = Dropped()
+        one.itself = one  # type: ignore[attr-defined]
+        del one
+        apart(job)
+        assert list(tmp_path.iterdir()) == []
+        gc.collect()
+        assert [path.name for path in tmp_path.iterdir()] == [str(os.getpid())]
+    finally:
+        gc.enable()
 
 
 def is_running(pid: int) -> bool:
