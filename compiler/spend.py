@@ -33,6 +33,8 @@ from pocketphi.passes.sensitivity import Costs, sensitivities
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
 _ROUNDS = 8
+_RESERVE = 0.002
+"""The part of a budget of bytes that is kept back: what the small files take is known about only before they are written."""
 _WITHIN = 0.003
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
 _NORM_BYTES = 4
@@ -79,7 +81,8 @@ def spend(
         raise InputError(f"{budget.flag}: {_smallest_in_words(config, options, smallest(tables) + around)}")
     costs = known_costs(source, traced, candidates, options, ui)
     tables = [[Choice(*pair) for pair in zip(costs[name], sizes[name])] for name in candidates]
-    fitted = by_files and _fitted(tables, candidates, budget.limit, around, bundle_bytes)
+    kept_to = max(smallest(tables) + around, int((1 - _RESERVE) * budget.limit))
+    fitted = by_files and _fitted(tables, candidates, kept_to, around, bundle_bytes)
     chosen = fitted or allocate(tables, budget.limit)
     policy = _policy(candidates, chosen)
     expected = sum(table[i].cost for table, i in zip(tables, chosen))
