@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import FORMATS, Blocks, Format, bytes_of
+from pocketphi.graph.formats import FORMATS, Blocks, Format
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.passes.quantizers import Quantizer, make_quantizer, recipes
 from pocketphi.targets import find_target
@@ -25,7 +25,7 @@ def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     """By weight, those that all targets carry."""
     made = list(_quantizers(_formats(options), options.recipe))
     found: Candidates = {}
-    for name, (rows, columns) in matrices(config).items():
+    for name, (rows, columns) in config.matrices().items():
         found[name] = [one for one in made if _fits(one, name, rows, columns)]
         if not found[name]:
             raise InputError(
@@ -34,16 +34,10 @@ def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     return found
 
 
-def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The weights that get formats: name → [N, K]."""
-    return {name: (shape[0], shape[1]) for name, shape in config.tensors().items() if len(shape) == 2}
-
-
 def bytes_by_target(quantizer: Quantizer, shape: tuple[int, int], targets: Sequence[TargetOptions]) -> list[int]:
-    """What a weight [N, K] takes in the file of each target; canonical bytes where it cannot hold the format."""
+    """What a weight [N, K] takes in the file of each target."""
     layout, form = quantizer.layout(shape), quantizer.format.name
-    held = [(find_target(one.target), one) for one in targets]
-    return [found.weight_bytes(form, layout, one) if form in found.codecs else bytes_of(layout) for found, one in held]
+    return [find_target(one.target).weight_bytes(form, layout, one) for one in targets]
 
 
 def _formats(options: CompileOptions) -> list[type[Format]]:

@@ -155,7 +155,7 @@ def _blocks(config: ModelConfig, options: CompileOptions) -> list[int]:
 
 
 def _divides(config: ModelConfig, block: int) -> bool:
-    return all(shape[1] % block == 0 for shape in config.tensors().values() if len(shape) == 2)
+    return all(columns % block == 0 for _, columns in config.matrices().values())
 
 
 def _refusal(found: Fit, device: Device) -> str:

@@ -12,7 +12,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.precision import asked_policy, recorded_policy
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.formats import Int4, bytes_of
+from pocketphi.graph.formats import Int4
 from pocketphi.graph.hf_config import read_config
 from pocketphi.passes.policy import Policy
 from pocketphi.targets import find_target
@@ -78,13 +78,11 @@ def _matrices(
 ) -> Iterator[tuple[str, Matrix]]:
     """How each weight of the checkpoint is stored."""
     found = find_target(target)
-    for name, shape in config.tensors().items():
-        quantizer = policy.quantizer(name) if len(shape) == 2 else None
+    for name, shape in config.matrices().items():
+        quantizer = policy.quantizer(name)
         if quantizer is None:
             continue
         layout = quantizer.layout(shape)
         if name in offsets:
             layout = Int4.layout(shape, options.block, offset=True)
-        form = quantizer.format.name
-        held = found.weight_bytes(form, layout, options.of(target)) if form in found.codecs else bytes_of(layout)
-        yield name, Matrix.of(layout, held)
+        yield name, Matrix.of(layout, found.weight_bytes(quantizer.format.name, layout, options.of(target)))

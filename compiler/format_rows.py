@@ -7,10 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pocketphi.compiler.candidates import bytes_by_target, matrices
+from pocketphi.compiler.candidates import bytes_by_target
 from pocketphi.graph.config import ModelConfig
 from pocketphi.passes.policy import Policy
 from pocketphi.targets.target import TargetOptions
+
+_ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ def format_rows(policy: Policy, config: ModelConfig, targets: Sequence[TargetOpt
     values: Counter[str] = Counter()
     held: Counter[str] = Counter()
     formats: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name, shape in matrices(config).items():
+    for name, shape in config.matrices().items():
         quantizer = policy.quantizer(name)
         if quantizer is None:
             return []
@@ -47,8 +49,5 @@ def format_rows(policy: Policy, config: ModelConfig, targets: Sequence[TargetOpt
             held[kind],
             ", ".join(f"{form} ×{n}" for form, n in sorted(formats[kind].items())),
         )
-        for kind in sorted(values, key=lambda kind: (kind == _ALL, list(values).index(kind)))
+        for kind in [*(kind for kind in values if kind != _ALL), _ALL]
     ]
-
-
-_ALL = "all"

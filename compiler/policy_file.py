@@ -50,7 +50,7 @@ def write_policy(rules: Collection[RuleRecord]) -> str:
 def check_policy(policy: Policy, config: ModelConfig, options: CompileOptions) -> None:
     """Raise InputError, before any work, for a rule that no weight follows, a weight that follows none, and a format that a
     target's files cannot hold."""
-    names = [name for name, shape in config.tensors().items() if len(shape) == 2]
+    names = list(config.matrices())
     for rule in policy.rules:
         if not any(fnmatchcase(name, rule.pattern) for name in names):
             raise InputError(f"{options.policy}: {named(rule.pattern)} matches no weight; there is {names[0]}")

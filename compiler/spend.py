@@ -9,26 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pocketphi.artifacts.manifest import ExpectedRecord
 from pocketphi.compiler.calibration import calibration_tokens
-from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of, matrices
+from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.options import PRESETS, CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import typed
 from pocketphi.passes.allocate import Choice, allocate, smallest
 from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.sensitivity import Costs, sensitivities
+from pocketphi.targets.target import TargetOptions
 
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
@@ -43,10 +43,12 @@ _NORM_BYTES = 4
 
 @dataclass(frozen=True)
 class Budget:
-    """flag: as the user said it; limit: bytes of the weights as `sizes` counts them."""
+    """flag: as the user said it; limit: bytes as `sizes` counts them; of: what they are of, all `files` of a bundle, or the
+    `weights` of its largest target, which users give in bits, or what is `read` of them for a token."""
 
     flag: str
     limit: int
+    of: Literal["files", "weights", "read"]
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,21 @@ def spend(
     """
     config = source.config
     candidates = candidates_of(config, options)
-    sizes = _sizes(config, candidates, options)
-    tables = [[Choice(0.0, size) for size in sizes[name]] for name in candidates]
-    least = _policy(candidates, [min(range(len(table)), key=lambda i: table[i].size) for table in tables])
-    by_files = options.bits is None and options.preset is None and options.max_read is None
-    around = bundle_bytes(least) - smallest(tables) if by_files else 0
     budget = _budget(config, options)
-    if budget.limit < smallest(tables) + around:
-        raise InputError(f"{budget.flag}: {_smallest_in_words(config, options, smallest(tables) + around)}")
+    sizes = _sizes(config, candidates, budget, options.of_targets)
+    free = [[Choice(0.0, size) for size in sizes[name]] for name in candidates]
+    least, around = smallest(free), 0
+    if budget.of == "files":
+        around = bundle_bytes(_policy(candidates, allocate(free, least))) - least
+    if budget.limit < least + around:
+        raise InputError(f"{budget.flag}: {_smallest_in_words(config, budget, least + around, options.target_names)}")
     costs = known_costs(source, traced, candidates, options, ui)
     tables = [[Choice(*pair) for pair in zip(costs[name], sizes[name])] for name in candidates]
-    kept_to = max(smallest(tables) + around, int((1 - _RESERVE) * budget.limit))
-    fitted = by_files and _fitted(tables, candidates, kept_to, around, bundle_bytes)
-    chosen = fitted or allocate(tables, budget.limit)
+    if budget.of == "files":
+        kept_to = max(least + around, int((1 - _RESERVE) * budget.limit))
+        chosen = _fitted(tables, candidates, kept_to, around, bundle_bytes)
+    else:
+        chosen = allocate(tables, budget.limit)
     policy = _policy(candidates, chosen)
     expected = sum(table[i].cost for table, i in zip(tables, chosen))
     return Spent(policy, ExpectedRecord(budget.flag, float(f"{expected:.3g}")))
@@ -124,7 +128,7 @@ def known_costs(
     about: dict[str, Any] = {
         "source": source.digest_all(),
         "config": source.config.to_hf(),
-        "tokens": [list(tokens.shape), tensor_bytes(tokens).tobytes().hex()],
+        "tokens": tokens.tolist(),
         "candidates": {name: [one.describe() for one in made] for name, made in candidates.items()},
     }
     if (found := known.find(about)) is not None:
@@ -149,26 +153,31 @@ def measured_on(tokens: torch.Tensor) -> torch.Tensor:
 
 def _budget(config: ModelConfig, options: CompileOptions) -> Budget:
     """The one that the options say."""
-    values = sum(rows * columns for rows, columns in matrices(config).values())
+    values = _values(config)
     if options.bits is not None:
-        return Budget(f"--bits {options.bits:g}", int(options.bits * values / 8))
+        return Budget(f"--bits {options.bits:g}", int(options.bits * values / 8), "weights")
     if options.preset is not None:
-        return Budget(f"--preset {options.preset}", int(PRESETS[options.preset] * values / 8))
+        return Budget(f"--preset {options.preset}", int(PRESETS[options.preset] * values / 8), "weights")
     if options.max_read is not None:
         norms = sum(math.prod(shape) for shape in config.tensors().values() if len(shape) == 1)
-        return Budget(f"--max-read {options.max_read}", options.max_read - _NORM_BYTES * norms)
-    return Budget(f"--max-bytes {options.max_bytes}", options.max_bytes or 0)
+        return Budget(f"--max-read {options.max_read}", options.max_read - _NORM_BYTES * norms, "read")
+    return Budget(f"--max-bytes {options.max_bytes}", options.max_bytes or 0, "files")
 
 
-def _sizes(config: ModelConfig, candidates: Candidates, options: CompileOptions) -> dict[str, list[int]]:
+def _values(config: ModelConfig) -> int:
+    """Of all weights that get formats."""
+    return sum(rows * columns for rows, columns in config.matrices().values())
+
+
+def _sizes(
+    config: ModelConfig, candidates: Candidates, budget: Budget, targets: Sequence[TargetOptions]
+) -> dict[str, list[int]]:
     """What each choice counts: bytes in the files of all targets where their sum is the budget, else in the largest."""
-    together = sum if options.bits is None and options.preset is None and options.max_read is None else max
-    looked_up = {EMBEDDING} if options.max_read is not None and not config.tied_embeddings else set()
-    shapes = matrices(config)
+    together = sum if budget.of == "files" else max
+    looked_up = {EMBEDDING} if budget.of == "read" and not config.tied_embeddings else set()
+    shapes = config.matrices()
     return {
-        name: [
-            0 if name in looked_up else together(bytes_by_target(one, shapes[name], options.of_targets)) for one in made
-        ]
+        name: [0 if name in looked_up else together(bytes_by_target(one, shapes[name], targets)) for one in made]
         for name, made in candidates.items()
     }
 
@@ -177,9 +186,6 @@ def _policy(candidates: Mapping[str, Sequence[Any]], chosen: Sequence[int]) -> P
     return Policy(tuple(Rule(name, made[i]) for (name, made), i in zip(candidates.items(), chosen)))
 
 
-def _smallest_in_words(config: ModelConfig, options: CompileOptions, least: int) -> str:
-    targets = " and ".join(options.target_names)
-    if options.bits is None and options.preset is None:
-        return f"the smallest possible for {targets} is {least:,} bytes; choose that or more"
-    values = sum(rows * columns for rows, columns in matrices(config).values())
-    return f"the smallest possible for {targets} is {least * 8 / values:.3f} bits a weight; choose that or more"
+def _smallest_in_words(config: ModelConfig, budget: Budget, least: int, targets: Sequence[str]) -> str:
+    said = f"{least * 8 / _values(config):.3f} bits a weight" if budget.of == "weights" else f"{least:,} bytes"
+    return f"the smallest possible for {' and '.join(targets)} is {said}; choose that or more"

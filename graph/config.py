@@ -105,6 +105,10 @@ class ModelConfig:
         """Every tensor that a checkpoint of this model holds: name → shape."""
         return self.form.tensors(self)
 
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Those that can be quantized: name → [N, K]."""
+        return {name: (shape[0], shape[1]) for name, shape in self.tensors().items() if len(shape) == 2}
+
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` of the class that the model is compiled as."""
         return self.form.settings(self)

@@ -37,8 +37,8 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     from the lowest of its first byte. bits: 1 … 8."""
     import torch
 
-    if bits == 4:
-        return pack_nibbles(values)
+    if bits in (4, 8):
+        return pack_nibbles(values) if bits == 4 else values.to(torch.uint8)
     rows, count = values.shape
     eights = torch.nn.functional.pad(values.to(torch.uint8), (0, -count % 8)).view(rows, -1, 8)
     together = torch.zeros(eights.shape[:2], dtype=torch.int64)
@@ -52,8 +52,8 @@ def unpack_bits(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The inverse of `pack_bits`: uint8 [N, ceil(count · bits / 8)] → uint8 [N, count]."""
     import torch
 
-    if bits == 4:
-        return unpack_nibbles(packed, count)
+    if bits in (4, 8):
+        return unpack_nibbles(packed, count) if bits == 4 else packed[:, :count]
     rows, size = packed.shape
     groups = torch.nn.functional.pad(packed, (0, -size % bits)).view(rows, -1, bits)
     together = torch.nn.functional.pad(groups, (0, 8 - bits)).view(torch.int64)

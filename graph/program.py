@@ -20,6 +20,10 @@ Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
 """Called before a node runs, with its evaluated arguments; returns its value, or None to let the node's operator give it."""
 
 
+Run = Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[fx.Node, Any]]
+"""Of a graph, node by node: see `stepwise`."""
+
+
 class Reader(Protocol):
     """Gives the evaluator its weights, by the target of the node that reads one."""
 
@@ -168,16 +172,20 @@ def evaluate(
     given: Mapping[fx.Node, Any] | None = None,
 ) -> dict[fx.Node, Any]:
     """Run the part of a graph that `wanted` needs, in graph order. Returns the values of `wanted`. given: see `stepwise`."""
-    run = stepwise(wanted, inputs, weights, given)
     with torch.no_grad():
-        try:
-            step = next(run)
-            while True:
-                value = observe(*step) if observe else None
-                del step  # its arguments go with their last use
-                step = run.send(value)
-        except StopIteration as end:
-            return end.value
+        return observed(stepwise(wanted, inputs, weights, given), observe)
+
+
+def observed(run: Run, observe: Observer | None = None) -> dict[fx.Node, Any]:
+    """Go through a run to its end. Returns its values."""
+    try:
+        step = next(run)
+        while True:
+            value = observe(*step) if observe else None
+            del step  # its arguments go with their last use
+            step = run.send(value)
+    except StopIteration as end:
+        return end.value
 
 
 def stepwise(
@@ -185,7 +193,7 @@ def stepwise(
     inputs: Mapping[str, torch.Tensor],
     weights: Reader,
     given: Mapping[fx.Node, Any] | None = None,
-) -> Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[fx.Node, Any]]:
+) -> Run:
     """The same as a generator, so that several graphs can be run side by side.
 
     Before a node runs it is yielded with its evaluated arguments. What is sent is its value, or None to let it be computed.

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pocketphi.graph.program import Program, Weights, stepwise
+from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
 from pocketphi.passes.segments import Segments
 
 aten = torch.ops.aten
@@ -91,9 +91,8 @@ class Fisher:
         for start, stop in zip([[], *cuts[:-2]], cuts[:-1]):
             weights = Weights(self._program.weights, keep=True)
             for window in range(len(self._tokens)):
-                with torch.no_grad():
-                    run = stepwise(stop, self._inputs(window), weights, self._given(start, now[window]))
-                    now[window] = _finish(run)
+                given = self._given(start, now[window])
+                now[window] = list(evaluate(stop, self._inputs(window), weights, given=given).values())
                 progress()
             states.append([[value.to(kept) for value in one] for one in now])
         return states
@@ -141,7 +140,7 @@ class _Piece:
         self._met.clear()
         run = stepwise(wanted, inputs, self._weights, given)
         with torch.enable_grad():
-            return _finish(run, self._note)
+            return list(observed(run, self._note).values())
 
     def _note(self, node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
         if node.target is not aten.linear.default or len(args) > 2:
@@ -183,15 +182,3 @@ class _Piece:
         if name not in self._sums:
             self._sums[name] = Measured(name, torch.zeros(rows, x.shape[1]))
         return self._sums[name]
-
-
-def _finish(run: Any, note: Callable[[fx.Node, tuple[Any, ...]], Any] = lambda node, args: None) -> list[Any]:
-    """The values that a generator of `stepwise` ends with, in order."""
-    try:
-        step = next(run)
-        while True:
-            value = note(*step)
-            del step
-            step = run.send(value)
-    except StopIteration as end:
-        return list(end.value.values())

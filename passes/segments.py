@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.config import layer_of
-from pocketphi.graph.program import Program, Weights, evaluate, split_target
+from pocketphi.graph.program import Program, Weights, ancestors, evaluate, split_target
 
 aten = torch.ops.aten
 
@@ -31,8 +31,7 @@ class Segments:
         """tokens: int64 [1, S], of the length that will be run."""
         logits = program.outputs["logits"]
         moving = _moving(program)
-        needed = _needed(logits)
-        order = [node for node in program.graph.nodes if node in moving and node in needed]
+        order = [node for node in ancestors([logits], ()) if node in moving]
         read = {node for one in order for node in one.all_input_nodes if node not in moving and node.op != "get_attr"}
         fixed = evaluate(read, program.prefill_inputs(tokens), Weights(program.weights, keep=False))
         place = {node: i for i, node in enumerate(order)}
@@ -47,16 +46,6 @@ def _moving(program: Program) -> set[fx.Node]:
     for node in program.graph.nodes:
         if node.target is aten.embedding.default or any(arg in found for arg in node.all_input_nodes):
             found.add(node)
-    return found
-
-
-def _needed(wanted: fx.Node) -> set[fx.Node]:
-    found, stack = {wanted}, [wanted]
-    while stack:
-        for node in stack.pop().all_input_nodes:
-            if node not in found:
-                found.add(node)
-                stack.append(node)
     return found
 
 

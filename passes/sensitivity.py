@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
-from pocketphi.passes.fisher import Fisher, Measured
+from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
 
 _ROWS = 128
@@ -39,8 +39,12 @@ def sensitivities(
             continue
         w = materialize(weights[found.name])[""]
         w = w if found.rows is None else w[found.rows]
+        total = float(found.fisher.sum())
+        picked = {group: _picked(found.fisher, group, _ROWS) for group in {one.group for one in candidates[found.name]}}
         for i, quantizer in enumerate(candidates[found.name]):
-            costs[found.name][i] += _LEFT[quantizer.recipe] * _nearest_cost(w, found, _nearest(quantizer))
+            rows, mass = picked[quantizer.group]
+            cost = _nearest_cost(w[rows], found.fisher[rows], mass, _nearest(quantizer))
+            costs[found.name][i] += _LEFT[quantizer.recipe] * total * cost
     return costs
 
 
@@ -49,13 +53,13 @@ def _nearest(quantizer: Quantizer) -> Quantizer:
     return make_quantizer("rtn", quantizer.format.name, {n: getattr(quantizer, n) for n in quantizer.parameters})
 
 
-def _nearest_cost(w: torch.Tensor, found: Measured, nearest: Quantizer) -> float:
-    """½ Σ F E² of a weight that is rounded to nearest, from some rows of it."""
-    rows, mass = _picked(found.fisher, nearest.group, _ROWS)
-    part = w[rows]
-    error = nearest.quantize(part).dequantize().sub_(part).square_().mul_(found.fisher[rows])
-    each = error.view(len(mass), -1).sum(1) / mass
-    return 0.5 * float(each.mean() * found.fisher.sum())
+def _nearest_cost(rows: torch.Tensor, fisher: torch.Tensor, mass: torch.Tensor, nearest: Quantizer) -> float:
+    """½ Σ F E² of a weight that is rounded to nearest, as a part of Σ F.
+
+    rows, fisher: some rows of it and their F; mass: the sum of F over each group of these rows
+    """
+    error = nearest.quantize(rows).dequantize().sub_(rows).square_().mul_(fisher)
+    return 0.5 * float((error.view(len(mass), -1).sum(1) / mass).mean())
 
 
 def _picked(fisher: torch.Tensor, group: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:

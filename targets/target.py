@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, TargetRecord, VerificationRecord
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.formats import Layout
+from pocketphi.graph.formats import Layout, bytes_of
 from pocketphi.graph.options import Options
 from pocketphi.targets import missing_extra
 from pocketphi.targets.memory import Runtime
@@ -157,8 +157,12 @@ class Target(ABC, Generic[O]):
         """How the runtime uses memory. longest, held: tokens that the files are for, and that the cache holds."""
 
     def weight_bytes(self, form: str, layout: Layout, options: O) -> int:
-        """What a weight takes in its file. form: of `codecs`; layout: the weight's parts."""
-        return int(self.codecs[form].bytes_of(layout))
+        """What a weight takes in its file; in canonical form where no codec holds the format. layout: the weight's parts."""
+        return self.bytes_held(self.codecs[form], layout, options) if form in self.codecs else bytes_of(layout)
+
+    def bytes_held(self, codec: Any, layout: Layout, options: O) -> int:
+        """What one of the target's codecs makes of a weight."""
+        return int(codec.bytes_of(layout))
 
     @abstractmethod
     def prepare(self, program: Program, options: O, asked: Asked) -> Prepared:

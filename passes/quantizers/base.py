@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Blocks, Format, Layout, PartSpec, specs
+from pocketphi.graph.packing import half_precision
 from pocketphi.passes.choices import BLOCKS
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
 _SHIFT_DAMPING = 1.0
 """As much for the shift of a layer's target, which fits all of W to that text, not the last bit of it."""
+_TINY = 1e-30
+"""Below this a block counts as zero: the reciprocal of its scale would overflow."""
 _STRIP = 1024
 """Columns of a moment that are computed together, down to the end of their square on the diagonal."""
 
@@ -178,6 +181,13 @@ class Quantizer(ABC):
         self.block = block
         self.symmetric = symmetric
 
+    @classmethod
+    def to(cls, form: type[Format]) -> type[Self]:
+        """The same algorithm for another width. Where that has no zero points, there is no choice of them."""
+        zeros = "zero" in form.part_names()
+        parameters = {name: one for name, one in cls.parameters.items() if zeros or name != "symmetric"}
+        return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form, "parameters": parameters})
+
     @abstractmethod
     def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
         """The parts that it makes of a weight [N, K]. stored: how the file holds that, as `Checkpoint.int4_kind` says it."""
@@ -224,12 +234,6 @@ class BlockQuantizer(Quantizer):
 
     format: ClassVar[type[Blocks]]
 
-    @classmethod
-    def to(cls, form: type[Blocks]) -> type[Self]:
-        """The same algorithm for another width. Where that has no zero points, there is no choice of them."""
-        parameters = {name: one for name, one in cls.parameters.items() if form.has_zeros() or name != "symmetric"}
-        return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form, "parameters": parameters})
-
     @property
     def middle(self) -> int:
         """The level of zero where no zero point is stored."""
@@ -242,6 +246,24 @@ class BlockQuantizer(Quantizer):
 
     def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
         return self.format.layout(shape, self.block, self.symmetric)
+
+    def levels(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scale and zero point, where there is one, that round to nearest blocks with values from low to high: float32, all of
+        one shape."""
+        import torch
+
+        if self.symmetric:
+            return half_precision(torch.where(high > -low, high, low) / -self.middle), None
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = half_precision((high - low) / self.most)
+        return scale, (-low * reciprocal(scale)).round_().clamp_(0, self.most)
+
+
+def reciprocal(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale, and 0 for a block of zeros."""
+    import torch
+
+    return torch.where(scale.abs() > _TINY, scale.reciprocal(), 0.0)
 
 
 def check_block(name: str, columns: int, block: int) -> None:

@@ -14,7 +14,7 @@ with plain k-means, 2.1 so).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Layout, Palette, Tables
@@ -44,11 +44,6 @@ class KMeans(Quantizer):
         "group": Parameter("rows that share a table", GROUPS, 16),
     }
 
-    @classmethod
-    def to(cls, form: type[Tables]) -> type[Self]:
-        """The same algorithm for another width."""
-        return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form})
-
     def __init__(self, group: int) -> None:
         super().__init__(0)
         self.group = group
@@ -64,7 +59,6 @@ class KMeans(Quantizer):
         return self.format.layout(shape, self.group)
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Tables:
-
         columns = w.shape[1]
         groups = w.view(-1, self.group * columns)
         cost = None if feedback is None else feedback.cost.repeat(self.group)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.formats import Blocks, Int4
-from pocketphi.graph.packing import half_precision
-from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback
+from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal
 
 if TYPE_CHECKING:
     import torch
 
 _MAGIC = 1.5 * 2**23  # float32 has no fractions here: adding it rounds, and the integer is in the lowest bits
-_TINY = 1e-30  # below this a block counts as zero: its reciprocal would overflow
 
 
 class RoundToNearest(BlockQuantizer):
@@ -33,16 +31,6 @@ class RoundToNearest(BlockQuantizer):
         q = _round(blocks.mul(reciprocal(scale)[..., None]), middle, self.most)
         return self.format.pack(q.view(w.shape), scale, zero)
 
-    def levels(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scale and zero point, where there is one, of blocks with values from low to high: float32, all of one shape."""
-        import torch
-
-        if self.symmetric:
-            return half_precision(torch.where(high > -low, high, low) / -self.middle), None
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = half_precision((high - low) / self.most)
-        return scale, (-low * reciprocal(scale)).round_().clamp_(0, self.most)
-
 
 def _round(x: torch.Tensor, zero: torch.Tensor | int, most: int) -> torch.Tensor:
     """x + zero, rounded to nearest and clamped to 0 … most: float32 (overwritten), |x| < 2²² → int32, of which the lowest
@@ -50,10 +38,3 @@ def _round(x: torch.Tensor, zero: torch.Tensor | int, most: int) -> torch.Tensor
     import torch
 
     return x.add_(zero + _MAGIC).clamp_(_MAGIC, _MAGIC + most).view(torch.int32)
-
-
-def reciprocal(scale: torch.Tensor) -> torch.Tensor:
-    """1 / scale, and 0 for a block of zeros."""
-    import torch
-
-    return torch.where(scale.abs() > _TINY, scale.reciprocal(), 0.0)

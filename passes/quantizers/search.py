@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.formats import Blocks, Int4
 from pocketphi.graph.packing import half_precision
-from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback
+from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal
 from pocketphi.passes.quantizers.in_turn import round_in_turn
-from pocketphi.passes.quantizers.rtn import RoundToNearest, reciprocal
 
 if TYPE_CHECKING:
     import torch
@@ -69,9 +68,7 @@ class ScaleSearch(BlockQuantizer):
         """The best scale for each block alone, and its zero point: columns float32 [block, N], cost [block] → [N] each."""
         import torch
 
-        made = RoundToNearest.to(self.format)
-        nearest = made(self.block, self.symmetric) if self.format.has_zeros() else made(self.block)
-        start, zero = nearest.levels(columns.amin(0), columns.amax(0))
+        start, zero = self.levels(columns.amin(0), columns.amax(0))
         if zero is None:
             zero = torch.full_like(start, self.middle)
         lowest, highest = -zero, self.most - zero

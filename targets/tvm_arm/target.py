@@ -16,7 +16,7 @@ from pocketphi.graph.formats import Layout
 from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target
-from pocketphi.targets.tvm_arm.codecs import CODECS
+from pocketphi.targets.tvm_arm.codecs import CODECS, BlocksCodec
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.platform import Platform
 
@@ -78,8 +78,8 @@ class TvmArmTarget(Target[TvmArm]):
             kv_multiple=16,
         )
 
-    def weight_bytes(self, form: str, layout: Layout, options: TvmArm) -> int:
-        return CODECS[form].bytes_of(layout, Platform.of(options.os, options.cpu).isa.lanes)
+    def bytes_held(self, codec: BlocksCodec, layout: Layout, options: TvmArm) -> int:
+        return codec.bytes_of(layout, Platform.of(options.os, options.cpu).isa.lanes)
 
     def prepare(self, program: Program, options: TvmArm, asked: Asked) -> Prepared:
         from pocketphi.targets.tvm_arm.package import TvmBundle

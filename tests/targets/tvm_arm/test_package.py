@@ -163,6 +163,8 @@ def test_planned_bytes(bundle: tuple[Program, Path]) -> None:
     assert planned.bytes == (folder / "model.params").stat().st_size
     others = sum((folder / name).stat().st_size for name in ("model.so", "libpocketphi.so", "model.json"))
     assert 0.8 * others < planned.around < 1.25 * others
+    assert 0 < planned.around <= 4_000_000
+    assert (folder / "model.so").stat().st_size < 3_000_000
 
 
 def test_operators_of_a_prompt(tmp_path: Path) -> None:
