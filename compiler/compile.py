@@ -15,7 +15,7 @@ from pocketphi.compiler import __version__
 from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
-from pocketphi.compiler.known_text import known_text
+from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
@@ -30,7 +30,6 @@ from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
-from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.passes.base import PassReport
@@ -56,11 +55,9 @@ def compile_model(
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     check_targets(options)
-    source = HashedCheckpoint(open_checkpoint(options.model))
-    text = known_text(source, options.target_names, options.cache)
+    source, text = opened(options)
     for notice in (*source.notices, *text.notices):
         ui.say(notice)
-    source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]  # from here on, as transformers reads them
     if options.verify == "always":
         for target in options.of_targets:
             check_runs_here(target)

@@ -11,9 +11,12 @@ from blake3 import blake3
 
 from pocketphi.artifacts.manifest import TextRecord
 from pocketphi.compiler.known import Known
+from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.text_check import ModelText, check_text
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.reading import typed
 
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "sentencepiece", "protobuf", "onnxruntime-genai")
@@ -26,6 +29,14 @@ class _Stored:
     files: dict[str, int]
     notices: list[str]
     recorded: TextRecord | None
+
+
+def opened(options: CompileOptions) -> tuple[HashedCheckpoint, ModelText]:
+    """The model of a compile, with tokenizer files as transformers reads them, and what is to be said of them."""
+    source = HashedCheckpoint(open_checkpoint(options.model))
+    text = known_text(source, options.target_names, options.cache)
+    source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]
+    return source, text
 
 
 def known_text(source: Checkpoint, targets: Collection[str], cache: Path | None = None) -> ModelText:

@@ -11,7 +11,7 @@ from pocketphi.artifacts.manifest import ExpectedRecord
 from pocketphi.compiler.footprint import footprint, kept_offsets
 from pocketphi.compiler.format_rows import FormatRow, format_rows
 from pocketphi.compiler.known_graphs import KnownGraphs
-from pocketphi.compiler.known_text import known_text
+from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.policy_file import check_policy
@@ -22,7 +22,6 @@ from pocketphi.graph.checkpoint import CHUNK_BYTES
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
@@ -70,9 +69,7 @@ class Plan:
 def plan(options: CompileOptions, ui: Ui | None = None) -> Plan:
     """Trace and rewrite the graph; weights are read only where sensitivities have to be measured."""
     check_targets(options)
-    source = HashedCheckpoint(open_checkpoint(options.model))
-    text = known_text(source, options.target_names, options.cache)
-    source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]
+    source, text = opened(options)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     chosen = decide(source, graphs, program, options, ui or Ui())
