@@ -271,7 +271,7 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: Parameter = None, bat
 # values made from sizes
 
 
-def shape_of(x: Tensor) -> Tensor:
+def shape(x: Tensor) -> Tensor:
     return torch.tensor(x.shape, dtype=torch.int64)
 
 
@@ -281,8 +281,7 @@ def fill(shape: Tensor, value: Parameter = None) -> Tensor:
 
 
 def fill_like(ref_tensor: Tensor, value: Parameter = None) -> Tensor:
-    sizes = ref_tensor.shape
-    return torch.full(sizes, 0.0) if value is None else value.reshape(()).expand(sizes).clone()
+    return fill(shape(ref_tensor), value)
 
 
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
