@@ -272,13 +272,14 @@ def _function(name: str, spec: Any, reader: Reader) -> Function:
             raise ValueError(f"a {kind} holds nothing")
     types = dict(declared)
     operations = _operations(block, reader, types)
+    described = next((f for f in spec.description.functions if f.name == name), spec.description)
     return Function(
         name,
         {n: kind for n, kind in declared.items() if not kind.state},
         {n: kind for n, kind in declared.items() if kind.state},
         {out: types[out] for out in block.outputs},
         operations,
-        _allowed_shapes(name, spec.description),
+        {feature.name: allowed(feature.type) for feature in described.input},
     )
 
 
@@ -323,11 +324,6 @@ def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Ope
             raise ValueError(f"two values have the name {out!r}")
         types[out] = kind
     return Operation(operator, name, inputs, attributes, outputs, blocks)
-
-
-def _allowed_shapes(function: str, description: Any) -> dict[str, Allowed]:
-    described = next((f for f in description.functions if f.name == function), description)
-    return {feature.name: allowed(feature.type) for feature in described.input}
 
 
 def _check_states(path: Path, functions: Mapping[str, Function]) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from pocketphi.targets.coreml.raw import for_kernel
 from pocketphi.targets.coreml.weights import Blockwise, Known, Stored, Weight, pick_blocks
 
 _PIECE = 1 << 18
@@ -42,12 +43,11 @@ class Streamer:
         kept = self._kept.get(weight.key)
         if kept is not None:
             return kept
-        value = weight.dense()
-        if value.is_floating_point():
-            value = value.float()
-        elif value.dtype != torch.bool:
-            value = value.long()
-        self._keep(weight, value)
+        value = for_kernel(weight.dense())
+        size = value.numel() * value.itemsize
+        if size <= self._left:
+            self._left -= size
+            self._kept[weight.key] = value
         return value
 
     def product(self, weight: Weight, x: Tensor) -> Tensor:
@@ -156,12 +156,6 @@ class Streamer:
     def _fits(self, weight: Weight) -> bool:
         return self._keep_products and weight.count * 4 <= self._left
 
-    def _keep(self, weight: Weight, value: Tensor) -> None:
-        size = value.numel() * value.itemsize
-        if size <= self._left:
-            self._left -= size
-            self._kept[weight.key] = value
-
 
 class Held:
     """A weight as kernels see it: with its shape, and products that a `Streamer` runs."""
@@ -175,8 +169,7 @@ class Held:
 
     def take(self, index: Tensor) -> Tensor:
         """Rows by number, decoded: float32, or int64."""
-        picked = self.weight.take(index)
-        return picked.float() if picked.is_floating_point() else picked.long()
+        return for_kernel(self.weight.pick(index))
 
     def product(self, x: Tensor) -> Tensor:
         return self._streamer.product(self.weight, x)

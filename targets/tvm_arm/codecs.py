@@ -55,7 +55,7 @@ class BlocksCodec:
         from pocketphi.targets.tvm_arm.kernels.elementwise import embedding
 
         form, held = self._form(f, node)
-        kernel = f.kernels.get(("embedding", form), "embedding", lambda name: embedding(name, f.isa, form))
+        kernel = f.kernels.get("embedding", embedding, form)
         f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns, f.rows(node))
 
     def _form(self, f: Function, node: fx.Node) -> tuple[Form, list[Any]]:

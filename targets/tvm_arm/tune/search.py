@@ -27,9 +27,10 @@ class Measurer(Protocol):
 
 
 def search(
-    measurer: Measurer, forms: list[Form], known: list[Record], tell: Callable[[], None]
+    measurer: Measurer, forms: list[Form], known: list[Record], tell: Callable[[int], None]
 ) -> Iterator[list[Record]]:
-    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same measurer."""
+    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same measurer. tell: is
+    called with 1 after each."""
     platform, how = measurer.platform, measurer.how
     done = {
         (r.form, r.schedule)
@@ -41,7 +42,7 @@ def search(
         if any(not schedule.prefetch for schedule in missing):
             times = measurer.times(form, missing)
             yield [Record.of(platform, form.key, schedule, us, how) for schedule, us in times.items()]
-        tell()
+        tell(1)
 
 
 def forms_of(described: Description) -> list[Form]:
