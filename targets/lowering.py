@@ -29,7 +29,7 @@ def once(function: Callable[Concatenate[E, P], T]) -> Callable[Concatenate[E, P]
     """A function of an emitter, or a method, whose value many operators use: made at the first call with these arguments."""
 
     @functools.wraps(function)
-    def shared(emitter: E, *args: P.args, **kwargs: P.kwargs) -> T:
+    def shared(emitter: E, /, *args: P.args, **kwargs: P.kwargs) -> T:
         key = (function.__qualname__, args, *kwargs.items())
         if key not in emitter.made:
             emitter.made[key] = function(emitter, *args, **kwargs)

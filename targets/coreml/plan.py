@@ -105,7 +105,7 @@ class _Scope:
     ) -> None:
         own = {out: op.giving(out) for op in operations if op.constant for out, _ in op.outputs}
         self.function, self.half, self.inside = function, half, around is not None
-        self.operations = {**around.operations, **own} if around else own
+        self.operations: dict[str, Operation] = {**around.operations, **own} if around else own
         self.outside = {n: v for n, v in around.constants.items() if n not in inputs} if around else {}
         self.constants: dict[str, Any] = {
             **self.outside,

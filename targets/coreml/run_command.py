@@ -17,7 +17,6 @@ TEXT = "run any Core ML package (.mlpackage) on this machine"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """Of the command, for its parser."""
     p.add_argument("package", type=Path, metavar="PATH")
     p.add_argument("--function", metavar="NAME", help="which function (default: the package's default)")
     p.add_argument(
@@ -42,7 +41,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace, tools: Tools) -> tuple[Any, Callable[[], None]]:
-    """Run the package."""
     from pocketphi.targets.coreml.run_package import run_mlpackage
 
     ran = run_mlpackage(a.package, a.function, a.input, a.mode, a.compare, a.output, a.seed, a.threads)

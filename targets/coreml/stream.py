@@ -7,6 +7,7 @@ of the many short steps.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Hashable
@@ -158,24 +159,17 @@ class Streamer:
 
 
 class Held:
-    """A weight as kernels see it: with its shape, and products that a `Streamer` runs."""
+    """A weight as kernels see it: with its shape, and decoded or multiplied by a `Streamer`."""
 
     def __init__(self, weight: Weight, streamer: Streamer) -> None:
         self.weight, self.shape = weight, weight.shape
-        self._streamer = streamer
-
-    def dense(self) -> Tensor:
-        return self._streamer.dense(self.weight)
+        self.dense = functools.partial(streamer.dense, weight)
+        self.product = functools.partial(streamer.product, weight)
+        self.product_of_rows = functools.partial(streamer.product_of_rows, weight)
 
     def take(self, index: Tensor) -> Tensor:
         """Rows by number, decoded: float32, or int64."""
         return for_kernel(self.weight.pick(index))
-
-    def product(self, x: Tensor) -> Tensor:
-        return self._streamer.product(self.weight, x)
-
-    def product_of_rows(self, x: Tensor) -> Tensor:
-        return self._streamer.product_of_rows(self.weight, x)
 
 
 def is_nibbles(weight: Weight) -> bool:

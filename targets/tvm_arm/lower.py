@@ -211,10 +211,11 @@ def long_after(program: Program) -> int:
 
 def _attention(f: Function, node: fx.Node) -> None:
     args: Any = node.args
-    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, *settings = args
+    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = args
     table_rows, half = map(int, shape_of(cos))
     dim, rows = f.program.config.head_dim, f.rows(qkv)
-    form = AttentionForm(heads, kv_heads, dim, 2 * half, table_rows, *settings, f.cache, isinstance(rows, int))
+    sizes = heads, kv_heads, dim, 2 * half, table_rows
+    form = AttentionForm(*sizes, scale, window, long_after, f.cache, isinstance(rows, int))
     kernel = f.kernels.get("attention", attention, form)
     taken = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
     out = relax.TensorType((rows, form.heads * dim), "float32")

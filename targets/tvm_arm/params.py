@@ -14,7 +14,6 @@ from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.saved_weight import SavedWeight
-from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
@@ -41,16 +40,14 @@ class ParamsFile:
         weights = program.weights_read()
         stored = {}
         for name, parts in ((name, weight.parts) for name, weight in weights.items()):
-            form = format_of(parts)
-            stored[name] = Stored(CODECS[form.name].placed(parts, isa).specs(parts) if form else parts)
+            stored[name] = Stored(Interleaved.of(parts, isa).specs(parts) if format_of(parts) else parts)
         return ParamsFile(weights, stored, plan_layout(stored), isa)
 
     def write(self, path: Path, progress: Progress) -> Written:
         """Stream the weights."""
 
         def encode(name: str, rows: Rows) -> Rows:
-            form = format_of(rows)
-            return CODECS[form.name].placed(self.weights[name].parts, self.isa).store(rows) if form else rows
+            return Interleaved.of(self.weights[name].parts, self.isa).store(rows) if format_of(rows) else rows
 
         return write_weights(path, self.weights, self.layout, progress, encode)
 
@@ -97,9 +94,8 @@ def read_weights(folder: Path, described: Description) -> dict[str, LazyWeight]:
     for name, held in described.parts().items():
         path, offsets = folder / PARAMS_FILE, {part: tensor.offset for part, tensor in held.items()}
         if name in described.matrices:
-            matrix = described.matrices[name]
-            parts = matrix.parts(held)
-            found[name] = SavedMatrix(path, parts, offsets, CODECS[matrix.format].placed(parts, described.isa))
+            parts = described.matrices[name].parts(held)
+            found[name] = SavedMatrix(path, parts, offsets, Interleaved.of(parts, described.isa))
         else:
             found[name] = SavedWeight(path, {part: tensor.spec for part, tensor in held.items()}, offsets)
     return found
