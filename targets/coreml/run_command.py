@@ -66,13 +66,9 @@ def _show(ran: Ran) -> None:
         table.add_column(column)
     for title, values in (("input", ran.inputs), ("output", ran.outputs)):
         for name, value in values.items():
-            span = (
-                ""
-                if not value.not_finite and value.low is None
-                else "none finite"
-                if value.low is None
-                else f"{value.low:.4g} … {value.high:.4g}"
-            )
+            span = "none finite" if value.not_finite else ""
+            if value.low is not None:
+                span = f"{value.low:.4g} … {value.high:.4g}"
             span += f", {value.not_finite} not finite" if value.not_finite else ""
             first = " ".join(v if isinstance(v, str) else f"{v:.4g}" for v in value.first)
             shown = f"{first}  ({value.source})" if value.source else first
