@@ -123,13 +123,7 @@ def slice_update(
 
 
 def _slice(
-    x: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    stride: Parameter,
-    begin_mask: Parameter,
-    end_mask: Parameter,
-    squeeze_mask: Parameter,
+    x: Tensor, begin: Tensor, end: Tensor, stride: Parameter, *masks: Parameter
 ) -> tuple[Tensor, list[int], list[int]]:
     """A view with positive strides, the axes to flip (their stride is negative), the axes to squeeze, in rising order."""
     rank = x.dim()
@@ -137,10 +131,7 @@ def _slice(
     if not len(starts) == len(ends) == rank:
         raise ValueError(f"a slice with {len(starts)} begins and {len(ends)} ends of a tensor with {rank} axes")
     steps = [1] * rank if stride is None else integers(stride)
-    open_start, open_end, single = (
-        [False] * rank if mask is None else [bool(v) for v in mask.tolist()]
-        for mask in (begin_mask, end_mask, squeeze_mask)
-    )
+    open_start, open_end, single = ([False] * rank if mask is None else mask.bool().tolist() for mask in masks)
     flipped = []
     for axis, size in enumerate(x.shape):
         start = None if open_start[axis] else starts[axis]
