@@ -86,10 +86,8 @@ class CoreMLBundle(Prepared):
         content = model.SerializeToString(deterministic=True)
         (root / MODEL_FILE).write_bytes(content)
         (root / MANIFEST_FILE).write_text(manifest(content), "utf-8")
-        for path in (
-            root,
-            *root.rglob("*"),
-        ):  # the same whatever the umask, so that archives of two builds are equal too
+        # the same permissions whatever the umask, so that archives of two builds are equal too
+        for path in (root, *root.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         (folder / MAC_SCRIPT).write_bytes((Path(__file__).parent / MAC_SCRIPT).read_bytes())
         known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
