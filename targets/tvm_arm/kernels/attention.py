@@ -20,7 +20,7 @@ from tvm.tirx.script import builder as T
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS, open_cache
-from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, argument, broadcast, floats, load, vector
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, vector
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, KvCache
 
 _HIDDEN = -1e30
@@ -75,13 +75,13 @@ class _Body:
         self.rows = form.group if form.single else _PREFILL_ROWS
         self.s: Expr = 1 if form.single else T.int64()
         self.c: Expr = T.int64()
-        self.qkv = argument("qkv", (self.s, (form.heads + 2 * form.kv_heads) * form.dim))
+        self.qkv = emit.argument("qkv", (self.s, (form.heads + 2 * form.kv_heads) * form.dim))
         cache = (form.kv_heads, self.c, form.cache.row(form.dim))
-        keys, values = (argument(name, cache, form.cache.dtype) for name in ("keys", "values"))
+        keys, values = (emit.argument(name, cache, form.cache.dtype) for name in ("keys", "values"))
         self.cache = open_cache(keys, values, form.dim, isa.lanes)
-        self.cos, self.sin = (argument(name, (form.table_rows, form.rotary // 2)) for name in ("cos", "sin"))
-        self.position = argument("position", (position_size(form.long_after),), "int32")
-        self.out = argument("out", (self.s, form.heads * form.dim))
+        self.cos, self.sin = (emit.argument(name, (form.table_rows, form.rotary // 2)) for name in ("cos", "sin"))
+        self.position = emit.argument("position", (position_size(form.long_after),), "int32")
+        self.out = emit.argument("out", (self.s, form.heads * form.dim))
 
     def emit(self) -> None:
         form = self.form
@@ -186,12 +186,8 @@ class _Body:
     def _masked(self, score: Expr, first_key: Expr, position: Expr) -> Expr:
         """Scores of keys in the future, or before the window, are hidden."""
         lanes = self.lanes
-        i32 = vector("int32", lanes)
-        distance = Register(
-            i32,
-            broadcast(T.cast(position - first_key, "int32"), lanes)
-            - tirx.Ramp(emit.ints(0, 1), emit.ints(1, 1), lanes),
-        ).value
+        ahead = broadcast(T.cast(position - first_key, "int32"), lanes)
+        distance = Register(vector("int32", lanes), ahead - tirx.Ramp(0, 1, lanes)).value
         visible = distance >= emit.ints(0, lanes)
         kept = tirx.Select(visible, score, floats(_HIDDEN, lanes))
         if self.form.window:
@@ -235,9 +231,8 @@ class _Body:
                             m = mixed[row, part]
                             m.set(emit.fma(weights[row], value, m.value, lanes))
                 for (row, part), m in mixed.items():
-                    self._write(
-                        head, first, row, part * lanes, m.value * broadcast(floats(1.0, 1) / sums[row].value, lanes)
-                    )
+                    share = broadcast(floats(1.0, 1) / sums[row].value, lanes)
+                    self._write(head, first, row, part * lanes, m.value * share)
 
     def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr) -> None:
         column = self._head(head, row) * self.form.dim + d

@@ -12,17 +12,7 @@ from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.chunks import Chunks
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of
-from pocketphi.targets.tvm_arm.kernels.emit import (
-    Expr,
-    Register,
-    argument,
-    broadcast,
-    floats,
-    ints,
-    load,
-    load_float,
-    vector,
-)
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, weight_argument
 
 
@@ -32,11 +22,11 @@ def rms_norm(name: str, isa: Isa, size: int, eps: float, add: bool, single: bool
     f32 = vector("float32", lanes)
     with emit.function(name) as builder:
         m = 1 if single else T.int64()
-        x = argument("x", (m, size))
-        y = argument("y", (m, size)) if add else None
-        weight = argument("weight", (size,))
-        out = argument("out", (m, size))
-        total = argument("total", (m, size)) if add else None
+        x = emit.argument("x", (m, size))
+        y = emit.argument("y", (m, size)) if add else None
+        weight = emit.argument("weight", (size,))
+        out = emit.argument("out", (m, size))
+        total = emit.argument("total", (m, size)) if add else None
         with _rows(m, single) as row:
             squares = Register(f32, floats(0.0, lanes))
             with T.serial(0, size // lanes) as part:
@@ -62,8 +52,8 @@ def gated_silu(name: str, isa: Isa, size: int, single: bool) -> tirx.PrimFunc:
     f32 = vector("float32", lanes)
     with emit.function(name) as builder:
         m = 1 if single else T.int64()
-        gate_up = argument("gate_up", (m, 2 * size))
-        out = argument("out", (m, size))
+        gate_up = emit.argument("gate_up", (m, 2 * size))
+        out = emit.argument("out", (m, size))
         with _rows(m, single) as row, T.serial(0, size // lanes) as part:
             gate = Register(f32, load(gate_up, [row, part * lanes], lanes)).value
             up = load(gate_up, [row, size + part * lanes], lanes)
@@ -83,9 +73,9 @@ def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
     step, steps = matrix.step, matrix.columns // matrix.step
     with emit.function(name) as builder:
         m = 1 if form.single else T.int64()
-        ids = argument("ids", (m,), "int32")
+        ids = emit.argument("ids", (m,), "int32")
         held = {part: weight_argument(part, matrix) for part in form.parts}
-        out = argument("out", (m, matrix.columns))
+        out = emit.argument("out", (m, matrix.columns))
         spill = emit.memory((lanes,))
         with T.serial(0, m) as row, T.serial(0, steps) as t:
             group = T.cast(ids[row], "int64") // lanes
@@ -111,8 +101,8 @@ def last_row(name: str, isa: Isa, size: int) -> tirx.PrimFunc:
     """(x [M, K], out [1, K]): the last row."""
     with emit.function(name) as builder:
         m = T.int64()
-        x = argument("x", (m, size))
-        out = argument("out", (1, size))
+        x = emit.argument("x", (m, size))
+        out = emit.argument("out", (1, size))
         with T.serial(0, size // isa.lanes) as part:
             at = part * isa.lanes
             T.buffer_store(out, load(x, [m - 1, at], isa.lanes), [0, tirx.Ramp(at, 1, isa.lanes)])

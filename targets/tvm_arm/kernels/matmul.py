@@ -25,17 +25,7 @@ from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.activations import Layout, PerStep, Values
 from pocketphi.targets.tvm_arm.kernels.chunks import Chunks
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of
-from pocketphi.targets.tvm_arm.kernels.emit import (
-    Expr,
-    Register,
-    argument,
-    broadcast,
-    floats,
-    ints,
-    load,
-    load_float,
-    vector,
-)
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, ints, load, load_float, vector
 
 KERNELS = 4
 """Of the templates, raised when a loop changes so much that schedules tuned for it are no longer the best. They stay right."""
@@ -108,7 +98,7 @@ def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc
 def weight_argument(part: str, matrix: Interleaved) -> Any:
     """Declare a stored part of a matrix as an argument."""
     spec = matrix.spec(part)
-    return argument(part, (math.prod(spec.shape),), spec.type_name)
+    return emit.argument(part, (math.prod(spec.shape),), spec.type_name)
 
 
 @dataclass(frozen=True)
@@ -131,9 +121,9 @@ class _Body:
         tile = not (form.single or form.exact) and schedule.rows % isa.together == 0
         self.matrix, self.dots = form.matrix, dots_of(isa, tile)
         self.m: Expr = 1 if form.single else T.int64()
-        self.x = argument("x", (self.m, form.matrix.columns))
+        self.x = emit.argument("x", (self.m, form.matrix.columns))
         self.held = {part: weight_argument(part, form.matrix) for part in form.parts}
-        self.y = argument("y", (self.m, form.matrix.rows))
+        self.y = emit.argument("y", (self.m, form.matrix.rows))
         self.lanes, self.step = isa.lanes, form.matrix.step
         self.steps = form.matrix.columns // self.step
         self.factor = 1 << form.matrix.shift  # by which weights are larger when they are multiplied
