@@ -17,14 +17,12 @@ from pocketphi.targets.coreml.coremltools_parts import Builder as mb  # noqa: N8
 from pocketphi.targets.coreml.coremltools_parts import (
     Function,
     Program,
+    Var,
     ct,
     export,
     file_value,
     immediate_value,
     types,
-)
-from pocketphi.targets.coreml.coremltools_parts import (
-    Var as Var,
 )
 from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile, identifier
 
