@@ -23,7 +23,6 @@ from torch import Tensor
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.threads import one_thread
-from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
 from pocketphi.targets.coreml.kernels.arguments import affordable
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage, told
@@ -304,7 +303,7 @@ class Session:
 
     def _inputs(self, given: Mapping[str, Tensor], wanted: Mapping[str, ValueType]) -> dict[str, Tensor]:
         where = f"function {self.function.name}"
-        optional = [n for n in wanted if n not in given and self.function.allowed.get(n, Allowed()).fill is not None]
+        optional = [n for n in wanted if n not in given and self.function.allowed[n].fill is not None]
         given = {**given, **{name: self.function.default_input(name) for name in optional}}
         if set(given) != set(wanted):
             raise InputError(f"{where}: expected the inputs {sorted(wanted)}, got {sorted(given)}")
@@ -317,8 +316,7 @@ class Session:
                 got = "floats" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
                 raise InputError(f"{where}: input {name!r} is {declared}, got {got}")
             try:
-                if name in self.function.allowed:
-                    self.function.allowed[name].check(value.shape)
+                self.function.allowed[name].check(value.shape)
                 made[name] = self.interpreter.settle(value, declared)
             except ValueError as error:
                 raise InputError(f"{where}: input {name!r}: {error}") from None
