@@ -27,10 +27,9 @@ class Measurer(Protocol):
 
 
 def search(
-    measurer: Measurer, forms: list[Form], known: list[Record], tell: Callable[[int], None]
+    measurer: Measurer, forms: list[Form], known: list[Record], tell: Callable[[], None]
 ) -> Iterator[list[Record]]:
-    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same measurer. tell: is
-    called with 1 after each."""
+    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same measurer."""
     platform, how = measurer.platform, measurer.how
     done = {
         (r.form, r.schedule)
@@ -42,7 +41,7 @@ def search(
         if any(not schedule.prefetch for schedule in missing):
             times = measurer.times(form, missing)
             yield [Record.of(platform, form.key, schedule, us, how) for schedule, us in times.items()]
-        tell(1)
+        tell()
 
 
 def forms_of(described: Description) -> list[Form]:

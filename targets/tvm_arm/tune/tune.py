@@ -97,7 +97,7 @@ def tune(options: TuneOptions, tools: Tools) -> Tuned:
     forms = forms_of(host.described)
     result = Tuned(options.database)
     with tools.ui.task(f"tune, {measurer.how}", len(forms)) as advance:
-        for rows in search(measurer, forms, records, advance):
+        for rows in search(measurer, forms, records, lambda: advance(1)):
             records += rows
             result.timed += len(rows)
             database.write(options.database, records)
