@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle, file_digest
@@ -24,32 +23,35 @@ def sbom(bundle: Bundle) -> str:
         raise InputError(
             "a bill of materials needs the package 'cyclonedx-python-lib'; install it with: pip install 'pocketphi[build]'"
         ) from None
-    folder, manifest = bundle.path, bundle.manifest
-    bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"pocketphi:{file_digest(folder / MANIFEST)}"))
+    manifest, own = bundle.manifest, file_digest(bundle.path / MANIFEST)
+    bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"pocketphi:{own}"))
     bom.metadata.timestamp = None
-    model, libraries = _model(folder, manifest), _libraries(manifest)
+    model, source, libraries = _components(manifest, own)
     bom.metadata.component = model
     bom.metadata.tools.components.update(libraries)
-    source = _source(manifest)
     bom.components.add(source)
     bom.register_dependency(model, [source])
     return str(JsonV1Dot6(bom).output_as_string(indent=1)) + "\n"
 
 
-def _model(folder: Path, manifest: Manifest) -> Any:
-    """The bundle: a machine-learning model of files, each with its digest."""
-    from cyclonedx.model import Property
+def _components(manifest: Manifest, own: str) -> tuple[Any, Any, list[Any]]:
+    """The bundle, a machine-learning model of files, each with its digest; the checkpoint that it was made of, by the digest of
+    its tensors and tokenizer; the libraries. own: the manifest's digest."""
+    from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
+    from packageurl import PackageURL
 
-    files = {MANIFEST: file_digest(folder / MANIFEST)}
-    files |= {name: entry.sha256 for name, entry in manifest.files.items()}
-    return Component(
+    def hashed(digest: str, by: HashAlgorithm = HashAlgorithm.SHA_256) -> list[HashType]:
+        return [HashType(alg=by, content=digest)]
+
+    files = {MANIFEST: own, **{name: entry.sha256 for name, entry in manifest.files.items()}}
+    model = Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=manifest.source.model,
         version=(manifest.sha256 or "")[:12] or None,
         bom_ref="bundle",
         components=[
-            Component(type=ComponentType.FILE, name=name, bom_ref=f"file:{name}", hashes=[_sha256(digest)])
+            Component(type=ComponentType.FILE, name=name, bom_ref=f"file:{name}", hashes=hashed(digest))
             for name, digest in files.items()
         ],
         properties=[
@@ -58,25 +60,13 @@ def _model(folder: Path, manifest: Manifest) -> Any:
             Property(name="pocketphi:parameters", value=str(manifest.model.parameters)),
         ],
     )
-
-
-def _source(manifest: Manifest) -> Any:
-    """The checkpoint that the bundle was made of, by the digest of its tensors and tokenizer."""
-    from cyclonedx.model import HashAlgorithm, HashType
-    from cyclonedx.model.component import Component, ComponentType
-
-    digest = HashType(alg=HashAlgorithm.BLAKE3, content=manifest.source.blake3)
-    return Component(
-        type=ComponentType.MACHINE_LEARNING_MODEL, name=manifest.source.model, bom_ref="source", hashes=[digest]
+    source = Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        name=manifest.source.model,
+        bom_ref="source",
+        hashes=hashed(manifest.source.blake3, HashAlgorithm.BLAKE3),
     )
-
-
-def _libraries(manifest: Manifest) -> list[Any]:
-    from cyclonedx.model.component import Component, ComponentType
-    from packageurl import PackageURL
-
-    versions = {"pocketphi": manifest.pocketphi, **manifest.versions}
-    return [
+    libraries = [
         Component(
             type=ComponentType.LIBRARY,
             name=name,
@@ -84,11 +74,6 @@ def _libraries(manifest: Manifest) -> list[Any]:
             bom_ref=f"pkg:{name}",
             purl=PackageURL("pypi", name=name, version=version),
         )
-        for name, version in versions.items()
+        for name, version in {"pocketphi": manifest.pocketphi, **manifest.versions}.items()
     ]
-
-
-def _sha256(digest: str) -> Any:
-    from cyclonedx.model import HashAlgorithm, HashType
-
-    return HashType(alg=HashAlgorithm.SHA_256, content=digest)
+    return model, source, libraries

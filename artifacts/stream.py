@@ -61,11 +61,6 @@ def plan_layout(weights: Mapping[str, HasParts]) -> Layout:
     return Layout(offsets, end)
 
 
-def as_they_are(name: str, rows: Rows) -> Rows:
-    """The encoding of a target that keeps the canonical form."""
-    return rows
-
-
 @dataclass(frozen=True)
 class Written:
     """digests: of each weight's canonical bytes (`digest`), whatever the encoding; sha256: of the file."""
@@ -79,10 +74,11 @@ def write_weights(
     weights: Mapping[str, LazyWeight],
     layout: Layout,
     progress: Progress,
-    encode: Encode = as_they_are,
+    encode: Encode | None = None,
     between: Mapping[int, bytes] | None = None,
 ) -> Written:
-    """Compute and write every weight. between: what stands elsewhere in the file, by offset; all the rest are zeros.
+    """Compute and write every weight. encode: None where rows stay in canonical form; between: what stands elsewhere in the
+    file, by offset; all the rest are zeros.
 
     Two workers with a weight each, in the order of the file, whose SHA-256 follows them: processes for a large file, threads
     for a small one, whose bytes are written sooner than a process is made. Peak memory is a few chunks.
@@ -105,7 +101,7 @@ def write_weights(
 
 
 def _write_weight(
-    descriptor: int, name: str, weight: LazyWeight, layout: Layout, progress: Progress, encode: Encode
+    descriptor: int, name: str, weight: LazyWeight, layout: Layout, progress: Progress, encode: Encode | None
 ) -> str:
     hashes = {part: blake3() for part in weight.parts}
     written: dict[str, int] = {}
@@ -113,7 +109,7 @@ def _write_weight(
         rows = weight.read(start, stop)
         for part, tensor in rows.items():
             hashes[part].update(tensor_bytes(tensor))
-        for part, tensor in encode(name, rows).items():
+        for part, tensor in (encode(name, rows) if encode else rows).items():
             data = tensor_bytes(tensor)
             at = layout.offsets[name, part] + written.get(part, 0)
             write_at(descriptor, data, at)

@@ -107,10 +107,10 @@ class Host(ABC):
         """Largest resident memory of the process that runs the model: this one, if it is not another (see `resident_peak`)."""
         return resident_peak()
 
-    @abstractmethod
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
         """Other ways to run the bundle as it is saved, to be opened, by name: another runtime that is installed, another file
         in it."""
+        return {}
 
 
 def check_formats(target: Target[Any], program: Program) -> None:

@@ -174,7 +174,11 @@ class Target(ABC, Generic[O]):
 
     def check_installed(self, options: O) -> None:
         """Raise CannotRun, naming what to install, where this cannot be compiled for."""
-        for name in self.modules:
+        self.require(*self.modules)
+
+    def require(self, *modules: str) -> None:
+        """Raise CannotRun, naming what to install, where one of these is missing."""
+        for name in modules:
             if importlib.util.find_spec(name) is None:
                 raise missing_extra(self, ModuleNotFoundError(name=name))
 

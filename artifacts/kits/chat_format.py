@@ -85,7 +85,7 @@ def _split(between: str, next_: str, rest: str, start: str) -> tuple[str, str, s
     if end and start.endswith(user_before) and rest.startswith(end):
         return user_before, end, between[len(end) :], end, rest[len(end) :]
     user_after = _common_prefix(between, rest)
-    user_before = _common_suffix(start, next_)
+    user_before = _common_prefix(start[::-1], next_[::-1])[::-1]
     return user_before, user_after, between[len(user_after) :], next_.removesuffix(user_before), rest[len(user_after) :]
 
 
@@ -103,7 +103,3 @@ def _cut(text: str, marks: Sequence[str]) -> list[str]:
 def _common_prefix(a: str, b: str) -> str:
     count = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     return a[:count]
-
-
-def _common_suffix(a: str, b: str) -> str:
-    return _common_prefix(a[::-1], b[::-1])[::-1]

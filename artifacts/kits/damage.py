@@ -108,20 +108,12 @@ def _flip_bit(files: Files, name: str, byte: int, bit: int) -> None:
     files[name] = bytes(data)
 
 
-def _exchange(files: Files, a: str, b: str) -> None:
-    files[a], files[b] = files[b], files[a]
-
-
-def _seal_again(files: Files) -> None:
-    files[MANIFEST] = seal(files[MANIFEST][: files[MANIFEST].rindex(b',\n "sha256"')])
-
-
 _STEPS: dict[str, Callable[..., Any]] = {
     "flip": _flip_bit,
     "truncate": lambda files, name, size: files.update({name: files[name][:size]}),
     "remove": lambda files, name: files.pop(name),
     "add": lambda files, name, text: files.update({name: text.encode()}),
-    "swap": _exchange,
+    "swap": lambda files, a, b: files.update({a: files[b], b: files[a]}),
     "write": _write,
-    "seal": _seal_again,
+    "seal": lambda files: files.update({MANIFEST: seal(files[MANIFEST].rpartition(b',\n "sha256"')[0])}),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -49,33 +50,15 @@ def _rules(rules: Rules) -> dict[str, Any]:
 
 def _calls() -> list[dict[str, Any]]:
     """Whole prompts, further turns, other starts; chunks, the end of the cache; both sides of the LongRoPE switch."""
+    turns = [(0, 1), (0, 20), (20, 21), (20, 25), (20, 20), (25, 20), (29, 30), (30, 31), (31, 32), (20, 47)]
+    texts = [(list(range(past)), list(range(total))) for past, total in turns] + [([5, 5], [5, 6, 7])]
     cases = []
-    for chunk, rows in ((0, 0), (16, 48)):
-        for switch in (None, 30):
-            rules = Rules(48, chunk, rows, switch, frozenset({7}))
-            for past, total in (
-                (0, 1),
-                (0, 20),
-                (20, 21),
-                (20, 25),
-                (20, 20),
-                (25, 20),
-                (29, 30),
-                (30, 31),
-                (31, 32),
-                (20, 47),
-            ):
-                cases.append((rules, list(range(past)), list(range(total))))
-            cases.append((rules, [5, 5], [5, 6, 7]))
-    return [
-        {
-            **_rules(rules),
-            "seen": seen,
-            "tokens": tokens,
-            "calls": [list(vars(c).values()) for c in rules.calls(seen, tokens)],
-        }
-        for rules, seen, tokens in cases
-    ]
+    for (chunk, rows), switch in itertools.product(((0, 0), (16, 48)), (None, 30)):
+        rules = Rules(48, chunk, rows, switch, frozenset({7}))
+        for seen, tokens in texts:
+            calls = [list(vars(c).values()) for c in rules.calls(seen, tokens)]
+            cases.append({**_rules(rules), "seen": seen, "tokens": tokens, "calls": calls})
+    return cases
 
 
 def _answers() -> list[dict[str, Any]]:

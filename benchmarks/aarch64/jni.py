@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pocketphi.targets.tvm_arm.host import TvmHost
-from pocketphi.targets.tvm_arm.library import toolchain_of
 
 HARNESS = Path(__file__).with_name("jni_harness.cpp")
 CPP = Path("src/main/cpp")
@@ -54,7 +53,7 @@ def build_library(kit: Path, bundle: Path, folder: Path) -> Path:
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", *java_headers()]
     link = [f"-L{bundle}", "-lpocketphi", f"-Wl,-rpath,{bundle}", "-Wl,--no-undefined"]
     source = str(kit / CPP / "pocketphi_jni.cpp")
-    toolchain_of(TvmHost(bundle).platform).run(*flags, f"-I{bundle}", source, *link, "-o", str(out))
+    TvmHost(bundle).platform.toolchain().run(*flags, f"-I{bundle}", source, *link, "-o", str(out))
     return out
 
 
@@ -62,7 +61,7 @@ def drive(
     library: Path, bundle: Path, prompt: Sequence[int], steps: int, cpu: str | None = None
 ) -> tuple[dict[str, str], npt.NDArray[np.float32]]:
     """What the harness found, by name, and the last logits. cpu: an emulated one, as qemu names it."""
-    toolchain = toolchain_of(TvmHost(bundle).platform)
+    toolchain = TvmHost(bundle).platform.toolchain()
     harness, logits = library.with_name("jni_harness"), library.with_name("logits.bin")
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *java_headers()]
     toolchain.run(*flags, str(HARNESS), "-ldl", "-o", str(harness))

@@ -18,6 +18,7 @@ from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.program import shape_of
 from pocketphi.targets.coreml.coremltools_parts import Var
 from pocketphi.targets.coreml.emitter import STATES, Emitter
+from pocketphi.targets.lowering import once
 
 HIDDEN = -16384.0
 """Added to a score that must not be seen: exp gives 0, and the sum is far from the end of float16 whatever the score."""
@@ -51,7 +52,7 @@ def _rotate(e: Emitter, name: str, x: Var, cos: fx.Node, sin: fx.Node, long_afte
     dim, half = e.program.config.head_dim, int(shape_of(cos)[1])
     sizes = [half, half] + ([dim - 2 * half] if 2 * half < dim else [])
     first, second, *kept = e.op("split", f"{name}_pairs", x=x, split_sizes=sizes, axis=-1)
-    c, s = (_table_rows(e, table, long_after) for table in (cos, sin))
+    c, s = (_table_rows(e, str(table.target), long_after) for table in (cos, sin))
     straight = e.op("mul", f"{name}_first_cos", x=first, y=c), e.op("mul", f"{name}_second_cos", x=second, y=c)
     crossed = e.op("mul", f"{name}_second_sin", x=second, y=s), e.op("mul", f"{name}_first_sin", x=first, y=s)
     turned = [
@@ -61,26 +62,28 @@ def _rotate(e: Emitter, name: str, x: Var, cos: fx.Node, sin: fx.Node, long_afte
     return e.op("concat", f"{name}_rotated", values=[*turned, *kept], axis=-1)
 
 
-def _table_rows(e: Emitter, table: fx.Node, long_after: int) -> Var:
+@once
+def _table_rows(e: Emitter, table: str, long_after: int) -> Var:
     """Rows of a rotary table for the tokens of this call: [1, 1, S, R/2]."""
-    name = str(table.target).replace(".", "_")
-
-    def make() -> Var:
-        rows = e.value(table).shape[0]
-        two = 0 < long_after < e.form.positions
-        index = e.positions()
-        if rows - (long_after if two else 0) < e.form.positions:  # only padding lies beyond
-            last = np.int32(rows - 1 - (long_after if two else 0))
-            index = e.builder.shared("clipped", lambda: e.op("minimum", "clipped", x=index, y=last))
-        if two:
-            index = e.builder.shared("rotary_rows", lambda: _long_rows(e, index, long_after))
-        found = e.op("gather", f"{name}_rows", x=e.value(table), indices=index, axis=0)
-        return e.op("expand_dims", f"{name}_turns", x=found, axes=[0, 1])
-
-    return e.builder.shared(name, make)
+    name, rows = table.replace(".", "_"), e.float_weight(table)
+    two = 0 < long_after < e.form.positions
+    index = _numbers(e, rows.shape[0] - (long_after if two else 0))
+    if two:
+        index = _long_numbers(e, index, long_after)
+    found = e.op("gather", f"{name}_rows", x=rows, indices=index, axis=0)
+    return e.op("expand_dims", f"{name}_turns", x=found, axes=[0, 1])
 
 
-def _long_rows(e: Emitter, rows: Var, long_after: int) -> Var:
+@once
+def _numbers(e: Emitter, rows: int) -> Var:
+    """Row numbers in a table of so many rows: the positions of the tokens."""
+    if rows >= e.form.positions:
+        return e.positions(1)
+    return e.op("minimum", "clipped", x=e.positions(1), y=np.int32(rows - 1))  # only padding lies beyond
+
+
+@once
+def _long_numbers(e: Emitter, rows: Var, long_after: int) -> Var:
     """Rows of the long table, which lies behind the short one, once the sequence is longer than that."""
     is_long = e.op("greater", "is_long", x=e.total(), y=np.int32(long_after))
     flag = e.op("cast", "is_long_int", x=is_long, dtype="int32")
@@ -103,10 +106,10 @@ def _remember(e: Emitter, node: fx.Node, k: Var, v: Var) -> tuple[Var, Var]:
     for state, new in zip(STATES, (k, v)):
         name = f"{node.name}_{state}"
         if state not in e.caches:
-            e.caches[state] = e.op("read_state", f"{state}_before", input=e.builder.inputs[state])
+            e.caches[state] = e.op("read_state", f"{state}_before", input=e.inputs[state])
         row = e.op("expand_dims", f"{name}_new", x=new, axes=[0])
         changed = e.op("slice_update", f"{name}_changed", x=e.caches[state], update=row, begin=begin, end=end)
-        e.caches[state] = e.op("coreml_update_state", f"{name}_state", state=e.builder.inputs[state], value=changed)
+        e.caches[state] = e.op("coreml_update_state", f"{name}_state", state=e.inputs[state], value=changed)
         found.append(
             e.op(
                 "slice_by_index",
@@ -120,24 +123,24 @@ def _remember(e: Emitter, node: fx.Node, k: Var, v: Var) -> tuple[Var, Var]:
     return found[0], found[1]
 
 
+@once
 def _visible(e: Emitter, groups: int, window: int) -> Var:
     """bool [1, 1, groups · S, rows]: which keys a query sees. Made once for all layers that ask the same."""
+    name, keys = f"visible_{groups}_{window}", _keys(e)
+    queries = e.op("expand_dims", f"{name}_queries", x=e.positions(groups), axes=[1])
+    seen = e.op("less_equal", f"{name}_past", x=keys, y=queries)
+    if 0 < window < e.form.positions:
+        first = e.op("sub", f"{name}_first", x=queries, y=np.int32(window))
+        near = e.op("greater", f"{name}_near", x=keys, y=first)
+        seen = e.op("logical_and", f"{name}_both", x=seen, y=near)
+    return e.op("expand_dims", name, x=seen, axes=[0, 1])
 
-    def make() -> Var:
-        name = f"visible_{groups}_{window}"
-        all_keys = np.arange(e.form.positions, dtype=np.int32)
-        keys = e.builder.shared(
-            "keys", lambda: e.op("expand_dims", "keys", x=e.builder.constant("const.positions", all_keys), axes=[0])
-        )
-        queries = e.op("expand_dims", f"{name}_queries", x=e.positions(groups), axes=[1])
-        seen = e.op("less_equal", f"{name}_past", x=keys, y=queries)
-        if 0 < window < e.form.positions:
-            first = e.op("sub", f"{name}_first", x=queries, y=np.int32(window))
-            near = e.op("greater", f"{name}_near", x=keys, y=first)
-            seen = e.op("logical_and", f"{name}_both", x=seen, y=near)
-        return e.op("expand_dims", name, x=seen, axes=[0, 1])
 
-    return e.builder.shared(f"visible {groups} {window}", make)
+@once
+def _keys(e: Emitter) -> Var:
+    """int32 [1, rows]: the positions that the cache has."""
+    positions = e.constant("const.positions", np.arange(e.form.positions, dtype=np.int32))
+    return e.op("expand_dims", "keys", x=positions, axes=[0])
 
 
 def _fused(e: Emitter, name: str, q: Var, keys: Var, values: Var, scale: float, visible: Var) -> Var:
@@ -150,15 +153,17 @@ def _fused(e: Emitter, name: str, q: Var, keys: Var, values: Var, scale: float, 
 
 def _decomposed(e: Emitter, name: str, q: Var, keys: Var, values: Var, scale: float, visible: Var) -> Var:
     """Queries are scaled before the product, whose values would leave float16 first otherwise."""
-
-    def make() -> Var:
-        hidden = e.op("logical_not", f"{visible.name}_not", x=visible)
-        ones = e.op("cast", f"{visible.name}_ones", x=hidden, dtype="fp16")
-        return e.op("mul", f"{visible.name}_added", x=ones, y=np.float16(HIDDEN))
-
-    mask = e.builder.shared(f"added {visible.name}", make)
+    mask = _added(e, visible)
     scaled = e.op("mul", f"{name}_scaled", x=q, y=np.float16(scale))
     scores = e.op("matmul", f"{name}_scores", x=scaled, y=keys, transpose_y=True)
     masked = e.op("add", f"{name}_masked", x=scores, y=mask)
     shares = e.op("softmax", f"{name}_shares", x=masked, axis=-1)
     return e.op("matmul", f"{name}_mixed", x=shares, y=values)
+
+
+@once
+def _added(e: Emitter, visible: Var) -> Var:
+    """What is added to scores: 0 where a key is visible."""
+    hidden = e.op("logical_not", f"{visible.name}_not", x=visible)
+    ones = e.op("cast", f"{visible.name}_ones", x=hidden, dtype="fp16")
+    return e.op("mul", f"{visible.name}_added", x=ones, y=np.float16(HIDDEN))

@@ -10,6 +10,7 @@ Little-endian. Format: coremltools 9.0, mlmodel/src/MILBlob/Blob/StorageFormat.h
 
 from __future__ import annotations
 
+import string
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -41,25 +42,7 @@ class BlobType(IntEnum):
 
     @property
     def bits(self) -> int:
-        return _BITS[self]
-
-
-_BITS = {
-    BlobType.FLOAT16: 16,
-    BlobType.FLOAT32: 32,
-    BlobType.UINT8: 8,
-    BlobType.INT8: 8,
-    BlobType.INT16: 16,
-    BlobType.UINT16: 16,
-    BlobType.INT4: 4,
-    BlobType.UINT1: 1,
-    BlobType.UINT2: 2,
-    BlobType.UINT4: 4,
-    BlobType.UINT3: 3,
-    BlobType.UINT6: 6,
-    BlobType.INT32: 32,
-    BlobType.UINT32: 32,
-}
+        return int(self.name.lstrip(string.ascii_uppercase))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,6 @@ from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets.coreml import blob
 from pocketphi.targets.coreml.raw import BITS, Raw, ValueType
 
-_NAMES = {
-    **{blob.BlobType.FLOAT16: "fp16", blob.BlobType.FLOAT32: "fp32"},
-    **{kind: kind.name.lower() for kind in blob.BlobType if not kind.name.startswith("FLOAT")},
-}
 _RECORD = 64
 
 
@@ -37,7 +33,7 @@ class BlobFile:
         if offset % 4 or not 0 <= offset <= self.size - _RECORD:
             raise ValueError(f"{self.name} has {self.size} bytes, no record at offset {offset}")
         found = blob.Blob.parse(bytes(self._map[offset : offset + _RECORD]))
-        kind, count = _NAMES[found.type], declared.count
+        kind, count = found.type.name.lower().replace("float", "fp"), declared.count
         stored = "uint8" if declared.dtype == "bool" else declared.dtype
         if kind != stored or found.count != count:
             raise ValueError(

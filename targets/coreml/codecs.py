@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import (
+    Blocks,
     Format,
     Int4,
     Int8,
@@ -101,26 +102,32 @@ class Codec(ABC):
         e.values[node] = self.rows(e, node, e.name(node))
 
     def rows(self, e: Emitter, node: fx.Node, name: str) -> Var:
-        return e.op("gather", name, x=e.decoded(node), indices=e.builder.inputs["inputIds"], axis=0)
+        return e.op("gather", name, x=e.decoded(node), indices=e.inputs["inputIds"], axis=0)
 
 
-class Int4Codec(Codec):
-    """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
+class BlocksCodec(Codec):
+    """Blocks of values of 4 or 8 bits: in two's complement, their highest bits turned, but where they have a zero point."""
 
-    format = Int4
-    parameters: Mapping[str, str] = {"data": "q", "scale": "scale", "offset": "zero"}
+    format: type[Blocks]
+
+    def __init__(self, form: type[Blocks]) -> None:
+        self.format, self.values = form, form.part_names()[0]
+        self.signed = f"int{form.bits}"
+        self.highest = {4: 0x88, 8: 0x80}[form.bits]
+        self.parameters = {"data": self.values, "scale": "scale", **({"offset": "zero"} if form.has_zeros() else {})}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         if {"zero", "offset"} <= parts.keys():
             raise CompilerBug("a weight with zero points and offsets: no int4 operator of Core ML has both")
-        values = BlobType.UINT4 if {"zero", "offset"} & parts.keys() else BlobType.INT4
-        kinds = {"q": values, "zero": BlobType.UINT4, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
-        blocks = parts["scale"].shape
-        return {part: (kinds[part], Int4.shape_of(parts) if part == "q" else blocks) for part in parts}
+        unsigned = BlobType[f"UINT{self.format.bits}"]
+        values = unsigned if {"zero", "offset"} & parts.keys() else BlobType[self.signed.upper()]
+        kinds = {self.values: values, "zero": unsigned, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
+        shapes = {self.values: self.format.shape_of(parts)}
+        return {part: (kinds[part], shapes.get(part, parts["scale"].shape)) for part in parts}
 
     def encode(self, name: str, rows: Rows) -> Rows:
-        symmetric = not {"zero", "offset"} & rows.keys()
-        stored = {"q": rows["q"] ^ 0x88 if symmetric else rows["q"], "scale": _half(rows["scale"], f"{name}: a scale")}
+        turned = 0 if {"zero", "offset"} & rows.keys() else self.highest
+        stored = {self.values: rows[self.values] ^ turned, "scale": _half(rows["scale"], f"{name}: a scale")}
         if "zero" in rows:
             zeros = unpack_nibbles(rows["zero"], rows["scale"].shape[1])
             stored["zero"] = pack_nibbles(zeros.reshape(1, -1))
@@ -129,22 +136,27 @@ class Int4Codec(Codec):
         return stored
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        return "data" in stored and stored["data"].dtype in ("int4", "uint4")
+        kinds = {self.signed, f"u{self.signed}"} if self.format.has_zeros() else {self.signed}
+        return "data" in stored and stored["data"].dtype in kinds
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
-        block = raw["q"].shape[1] // raw["scale"].shape[1]
-        return Int4.layout(raw["q"].shape, block, "zero" not in raw, "offset" in raw)
+        shape, more = raw[self.values].shape, {"offset": True} if "offset" in raw else {}
+        return self.format.layout(shape, shape[1] // raw["scale"].shape[1], "zero" not in raw, **more)
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
-        q = raw["q"].rows(start, stop)
+        q = raw[self.values].rows(start, stop)
         scale = raw["scale"].rows(start, stop).tensor().float()
-        packed = q.data.view(stop - start, -1)
-        found = {"q": packed ^ 0x88 if q.dtype == "int4" else packed, "scale": scale}
+        turned = self.highest if q.dtype == self.signed else 0
+        found = {self.values: q.data.view(stop - start, -1) ^ turned, "scale": scale}
         if "zero" in raw:
             found["zero"] = pack_nibbles(raw["zero"].tensor()[start:stop])
         if "offset" in raw:
             found["offset"] = raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
         return found
+
+
+class Int4Codec(BlocksCodec):
+    """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
         x, _, _, _, offset = node.args
@@ -163,34 +175,11 @@ class Int4Codec(Codec):
             super().lower_embedding(e, node)
             return
         scaled = self.rows(e, node, f"{node.name}_scaled")
-        ids = e.builder.inputs["inputIds"]
+        ids = e.inputs["inputIds"]
         lowest = e.op("gather", f"{node.name}_lowest", x=e.value(offset), indices=ids, axis=0)
         column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
         total = e.op("add", f"{node.name}_sum", x=e.in_blocks(node, scaled, e.width(offset)), y=column)
         e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, e.width(node)])
-
-
-class Int8Codec(Codec):
-    """Blocks of bytes."""
-
-    format = Int8
-    parameters: Mapping[str, str] = {"data": "q8", "scale": "scale"}
-
-    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
-        return {"q8": (BlobType.INT8, parts["q8"].shape), "scale": (BlobType.FLOAT16, parts["scale"].shape)}
-
-    def encode(self, name: str, rows: Rows) -> Rows:
-        return {"q8": rows["q8"] ^ 0x80, "scale": _half(rows["scale"], f"{name}: a scale")}
-
-    def holds(self, stored: Mapping[str, Raw]) -> bool:
-        return "data" in stored and stored["data"].dtype == "int8"
-
-    def layout(self, raw: Mapping[str, Raw]) -> Layout:
-        return Int8.layout(raw["q8"].shape, raw["q8"].shape[1] // raw["scale"].shape[1])
-
-    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
-        q8 = raw["q8"].rows(start, stop).data.view(stop - start, -1) ^ 0x80
-        return {"q8": q8, "scale": raw["scale"].rows(start, stop).tensor().float()}
 
 
 class PaletteCodec(Codec):
@@ -228,8 +217,8 @@ class PaletteCodec(Codec):
 
 
 CODECS: dict[str, Codec] = {
-    "int4": Int4Codec(),
-    "int8": Int8Codec(),
+    "int4": Int4Codec(Int4),
+    "int8": BlocksCodec(Int8),
     **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
 

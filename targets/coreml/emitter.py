@@ -15,6 +15,7 @@ from pocketphi.targets.coreml.coremltools_parts import Var
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.mil import FunctionBuilder, Input
 from pocketphi.targets.coreml.weightfile import WeightFile, identifier, steps
+from pocketphi.targets.lowering import once
 
 STATES = ("keyCache", "valueCache")
 
@@ -29,49 +30,43 @@ def inputs_of(program: Program, form: Form, function: str) -> dict[str, Input]:
         mask = (1, 1, (1, most), (2, most + 1))
         return {"inputIds": Input((1, (1, most)), "int32"), "causalMask": Input(mask, "fp16"), **states}
     names = ["position"]
-    names += ["length"] if length > 1 and _keeps_last(program) else []
-    names += ["total"] if _two_tables(program, form) else []
+    called = [(op_name(node), node.args) for node in program.graph.nodes]
+    if length > 1 and any(kind == "edge.last_token" for kind, _ in called):
+        names.append("length")
+    if any(kind == "edge.attention" and 0 < args[10] < form.positions for kind, args in called):  # two rotary tables
+        names.append("total")
     return {"inputIds": Input((1, length), "int32"), **{name: Input((1,), "int32") for name in names}, **states}
 
 
-def _keeps_last(program: Program) -> bool:
-    return any(op_name(node) == "edge.last_token" for node in program.graph.nodes)
-
-
-def _two_tables(program: Program, form: Form) -> bool:
-    return any(op_name(node) == "edge.attention" and 0 < node.args[10] < form.positions for node in program.graph.nodes)
-
-
-class Emitter:
+class Emitter(FunctionBuilder):
     """One function in the making."""
 
     def __init__(self, program: Program, form: Form, file: WeightFile, function: str) -> None:
+        super().__init__(file, inputs_of(program, form, function))
         self.program = program
         self.form = form
         self.length = form.functions[function] or -1
         """Tokens of a call; -1 for any number."""
-        self.builder = FunctionBuilder(file, inputs_of(program, form, function))
         self.values: dict[fx.Node, Var] = {}
         self.caches: dict[str, Var] = {}
         self._logits = program.outputs["logits"]
-
-    def op(self, kind: str, name: str, **arguments: Any) -> Var:
-        return self.builder.op(kind, name, **arguments)
 
     def name(self, node: fx.Node) -> str:
         """What a node's value is called: the output by its public name."""
         return "logits" if node is self._logits else node.name
 
     def value(self, node: Any) -> Var:
-        """The value of a node; a float weight is placed at its first use."""
+        """The value of a node."""
         if node.op == "get_attr":
-            target = str(node.target)
-            name, part = split_target(target)
-            unique = identifier(f"{name}.{part}" if part else name)
-            return self.builder.shared(f"weight {target}", lambda: self.builder.weight(target, unique))
+            return self.float_weight(str(node.target))
         if node not in self.values:
             raise CompilerBug(f"{node.name} ({op_name(node)}) has no value in the Core ML function")
         return self.values[node]
+
+    @once
+    def float_weight(self, target: str) -> Var:
+        """A float weight is placed at its first use."""
+        return self.weight(target, identifier(target))
 
     def set_items(self, node: fx.Node, items: list[Var]) -> None:
         """Values of a tuple's items; items that no function computes are left out and must not be read."""
@@ -82,19 +77,15 @@ class Emitter:
 
     def decoded(self, node: fx.Node) -> Var:
         """The quantized weight of a node, decompressed where it is used: float16 [N, K]. One value for tied uses."""
-        targets = [str(arg.target) for arg in node.args[1:] if isinstance(arg, fx.Node)]
+        return self._decoded(*(str(arg.target) for arg in node.args[1:] if isinstance(arg, fx.Node)))
+
+    @once
+    def _decoded(self, *targets: str) -> Var:
         parts = {split_target(target)[1]: target for target in targets}
-        name = identifier(split_target(targets[0])[0])
-
-        def stored(part: str) -> Var:
-            return self.builder.weight(parts[part], f"{name}_{part}")
-
-        def make() -> Var:
-            codec = CODECS[known_format(parts).name]
-            held = {parameter: stored(part) for parameter, part in codec.parameters.items() if part in parts}
-            return self.op(codec.operator, name, **held)
-
-        return self.builder.shared(f"decoded {name}", make)
+        name, codec = identifier(split_target(targets[0])[0]), CODECS[known_format(parts).name]
+        present = {parameter: part for parameter, part in codec.parameters.items() if part in parts}
+        held = {parameter: self.weight(parts[part], f"{name}_{part}") for parameter, part in present.items()}
+        return self.op(codec.operator, name, **held)
 
     def width(self, node: Any) -> int:
         """The last size of a value of the graph."""
@@ -102,7 +93,7 @@ class Emitter:
 
     def times(self, name: str, x: Var, weight: Var, rows: int) -> Var:
         """x · weightᵀ. `linear` always has a bias; its zeros are one blob for all."""
-        bias = self.builder.constant(f"const.zeros_{rows}", np.zeros(rows, np.float16))
+        bias = self.constant(f"const.zeros_{rows}", np.zeros(rows, np.float16))
         return self.op("linear", name, x=x, weight=weight, bias=bias)
 
     def in_blocks(self, node: fx.Node, x: Var, blocks: int) -> Var:
@@ -113,51 +104,44 @@ class Emitter:
 
     # positions, in int32: float16 counts exactly to 2048 only
 
+    @once
     def call_length(self) -> Var:
         """int32 [1]: tokens of this call, where that may be any number."""
+        shape = self.op("shape", "ids_shape", x=self.inputs["inputIds"])
+        return self.op("slice_by_index", "call_length", x=shape, begin=[1], end=[2])
 
-        def make() -> Var:
-            shape = self.op("shape", "ids_shape", x=self.builder.inputs["inputIds"])
-            return self.op("slice_by_index", "call_length", x=shape, begin=[1], end=[2])
-
-        return self.builder.shared("call_length", make)
-
+    @once
     def total(self) -> Var:
         """int32 [1]: tokens of the sequence, which decide between LongRoPE's tables."""
         if not self.form.flexible:
-            return self.builder.inputs["total"]
+            return self.inputs["total"]
+        shape = self.op("shape", "mask_shape", x=self.inputs["causalMask"])
+        columns = self.op("slice_by_index", "mask_columns", x=shape, begin=[3], end=[4])
+        return self.op("sub", "total", x=columns, y=np.int32(1))
 
-        def make() -> Var:
-            shape = self.op("shape", "mask_shape", x=self.builder.inputs["causalMask"])
-            columns = self.op("slice_by_index", "mask_columns", x=shape, begin=[3], end=[4])
-            return self.op("sub", "total", x=columns, y=np.int32(1))
-
-        return self.builder.shared("total", make)
-
+    @once
     def position(self) -> Var:
         """int32 [1]: tokens in the cache."""
         if not self.form.flexible:
-            return self.builder.inputs["position"]
-        return self.builder.shared("position", lambda: self.op("sub", "position", x=self.total(), y=self.call_length()))
+            return self.inputs["position"]
+        return self.op("sub", "position", x=self.total(), y=self.call_length())
 
+    @once
     def end(self) -> Var:
         """int32 [1]: position + tokens of this call."""
         if self.form.flexible:
             return self.total()
-        return self.builder.shared("end", lambda: self.op("add", "end", x=self.position(), y=np.int32(self.length)))
+        return self.op("add", "end", x=self.position(), y=np.int32(self.length))
 
-    def positions(self, fold: int = 1) -> Var:
+    @once
+    def positions(self, fold: int) -> Var:
         """int32 [fold · S]: the position of each token of this call, `fold` times over."""
-
-        def make() -> Var:
-            name = f"positions_{fold}"
-            if self.form.flexible:
-                ends = [self.op("squeeze", f"{name}_{i}", x=x) for i, x in enumerate((self.position(), self.end()))]
-                once = self.op("range_1d", f"{name}_once", start=ends[0], end=ends[1], step=np.int32(1))
-                return once if fold == 1 else self.op("tile", name, x=once, reps=[fold])
-            if self.length == 1:
-                return self.position()  # broadcasts over the heads of a group
-            step = self.builder.constant(f"const.steps_{fold}", steps(self.length, fold))
-            return self.op("add", name, x=step, y=self.position())
-
-        return self.builder.shared(f"positions {fold}", make)
+        name = f"positions_{fold}"
+        if self.form.flexible:
+            ends = [self.op("squeeze", f"{name}_{i}", x=x) for i, x in enumerate((self.position(), self.end()))]
+            all_of_them = self.op("range_1d", f"{name}_once", start=ends[0], end=ends[1], step=np.int32(1))
+            return all_of_them if fold == 1 else self.op("tile", name, x=all_of_them, reps=[fold])
+        if self.length == 1:
+            return self.position()  # broadcasts over the heads of a group
+        step = self.constant(f"const.steps_{fold}", steps(self.length, fold))
+        return self.op("add", name, x=step, y=self.position())

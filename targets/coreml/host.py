@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, specs
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
-from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
@@ -31,6 +32,7 @@ class CoreMLHost(Host):
 
     exact_bound = 5e-6
     """Float32 throughout, but with rotary tables and norm weights that float16 has: 2⁻¹¹ relative on each angle's sine."""
+    saved_bound = 1e-4
 
     def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
         self.folder = folder
@@ -38,10 +40,6 @@ class CoreMLHost(Host):
         self._names = list(names)
         self._config = read_config(folder)
         self._interpreters: dict[tuple[Mode, int], Interpreter] = {}
-
-    @property
-    def saved_bound(self) -> float:
-        return 1e-4
 
     def weights(self) -> dict[str, LazyWeight]:
         function = next(iter(self.package.functions))
@@ -66,9 +64,6 @@ class CoreMLHost(Host):
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         norms = epsilon_check(self.package, self._config.rms_norm_eps)
         return [norms, self._typecheck(), self._headroom(prompt)]
-
-    def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
-        return {}
 
     def write_extras(self, prompt: torch.Tensor) -> None:
         recorder = Recorder()
@@ -109,9 +104,8 @@ class CoreMLHost(Host):
 class CoreMLRunner:
     """A `Runner` over the functions of a package and its states, for one sequence.
 
-    A prompt goes through `prefill` in chunks, the last one padded; where a chunk would reach beyond the cache, through
-    `decode`. recorder: notes the calls. long_after: positions after which LongRoPE's long factors hold: a sequence that grows
-    beyond it is run anew.
+    It makes the calls that an app's kit makes (`Rules`). recorder: notes them. long_after: positions after which LongRoPE's
+    long factors hold: a sequence that grows beyond it is run anew.
     """
 
     def __init__(
@@ -124,11 +118,13 @@ class CoreMLRunner:
     ) -> None:
         self._recorder = recorder
         self._run, self._functions = interpreter, interpreter.package.functions
-        self._every_position, self._long_after = every_position, long_after
+        self._every_position = every_position
         first = next(iter(interpreter.package.states.values()))
         self._rows = first.fixed_shape[3]
         if max_tokens > self._rows:
             raise InputError(f"{interpreter.package.path}: its cache holds {self._rows} tokens, not {max_tokens}")
+        chunk = 0 if "main" in self._functions else self._functions["prefill"].inputs["inputIds"].fixed_shape[1]
+        self._rules = Rules(self._rows, chunk, self._rows, long_after, frozenset())
         self.reset()
 
     def reset(self) -> None:
@@ -143,23 +139,26 @@ class CoreMLRunner:
         if past + count > self._rows:
             raise InputError(f"{past + count} tokens do not fit the cache of {self._rows}")
         everything = torch.cat([self._seen, tokens], dim=1)
-        if self._long_after and 0 < past <= self._long_after < past + count:
+        calls = self._rules.calls(self._seen[0].tolist(), everything[0].tolist())
+        if past and calls[0].start == 0:
             self.reset()
-            return self.step(everything)[:, -count:]
-        logits = []
-        while self._seen.shape[1] < everything.shape[1]:
-            logits.append(self._call(everything, everything.shape[1]))
-        rows = torch.cat(logits, dim=1).float()
-        return rows if self._every_position else rows[:, -1:]
+        rows = torch.cat([self._call(call, everything) for call in calls], dim=1).float()
+        self._seen = everything
+        return rows[:, -count:] if self._every_position else rows[:, -1:]
 
-    def _call(self, tokens: torch.Tensor, total: int) -> torch.Tensor:
-        """One call of a function, with as many of the tokens that were not seen yet as it takes: logits [1, n or 1, V]."""
-        past = self._seen.shape[1]
-        name, size = self._choose(past, total - past)
-        taken = tokens[:, past : past + size]
-        count = taken.shape[1]
-        self._seen = tokens[:, : past + count]
-        inputs = self._inputs(name, torch.nn.functional.pad(taken, (0, size - count)), past, count, total)
+    def _call(self, call: Call, tokens: torch.Tensor) -> torch.Tensor:
+        """One call of a function: logits [1, n or 1, V]."""
+        name = call.function if self._rules.chunk else "main"
+        past, count = call.start, call.count
+        padding = self._rules.chunk - count if name == "prefill" else 0
+        values = {
+            "inputIds": torch.nn.functional.pad(tokens[:, past : past + count], (0, padding)),
+            "position": torch.tensor([past]),
+            "length": torch.tensor([count]),
+            "total": torch.tensor([tokens.shape[1]]),
+            "causalMask": torch.zeros(1, 1, 1, past + count + 1),  # its length is what counts
+        }
+        inputs = {name: values[name] for name in self._functions[name].inputs}
         if self._every_position and "length" in inputs:
             session = self._run.start(name, inputs, self._states, vary=("length",))
             lengths = [torch.tensor([n]) for n in range(1, count + 1)]
@@ -168,23 +167,6 @@ class CoreMLRunner:
         if self._recorder:
             self._recorder.note(name, inputs, logits)
         return logits if "length" in inputs else logits[:, :count]
-
-    def _inputs(self, function: str, ids: torch.Tensor, past: int, count: int, total: int) -> dict[str, torch.Tensor]:
-        values = {
-            "inputIds": ids,
-            "position": torch.tensor([past]),
-            "length": torch.tensor([count]),
-            "total": torch.tensor([total]),
-            "causalMask": torch.zeros(1, 1, 1, past + count + 1),  # its length is what counts
-        }
-        return {name: values[name] for name in self._functions[function].inputs}
-
-    def _choose(self, past: int, left: int) -> tuple[str, int]:
-        """The function to call and how many tokens it takes."""
-        if "main" in self._functions:
-            return "main", left
-        chunk = self._functions["prefill"].inputs["inputIds"].fixed_shape[1]
-        return ("prefill", chunk) if left > 1 and past + chunk <= self._rows else ("decode", 1)
 
 
 def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:

@@ -23,13 +23,12 @@ from torch import Tensor
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.threads import one_thread
-from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
 from pocketphi.targets.coreml.kernels.arguments import affordable
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage, told
 from pocketphi.targets.coreml.plan import CONTROL, Nested, Plan, Step, make_plan, reads, unsupported
 from pocketphi.targets.coreml.ranges import largest
-from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier, int_range
+from pocketphi.targets.coreml.raw import FLOATS, ValueType, carrier, for_kernel, int_range
 from pocketphi.targets.coreml.stream import Held, Streamer
 from pocketphi.targets.coreml.weights import Weight
 
@@ -265,12 +264,7 @@ class Session:
         self._plan = interpreter.plan(function, vary)
         self._check_states(states)
         values: dict[str, Any] = {**self._plan.constants, **self._inputs(inputs, function.inputs)}
-        interpreter.rounds_left = MOST_ROUNDS
-        with torch.no_grad(), one_thread():
-            for step in self._plan.steps:
-                interpreter.execute(step, values, states, function.name)
-                for name in step.frees:
-                    values.pop(name, None)
+        self._execute(self._plan.steps, values, states, free=True)
         for name in self._plan.copies:
             if isinstance(values.get(name), Tensor):
                 values[name] = values[name].clone()
@@ -292,11 +286,16 @@ class Session:
                 f"rerun of {self.function.name}: {', '.join(changed)} reaches a write of a state, {writes[0]}"
             )
         values = {**self._values, **self._inputs(changed, {n: self.function.inputs[n] for n in changed})}
+        self._execute(steps, values, {}, free=False)
+        return self._collect(values)
+
+    def _execute(self, steps: list[Step], values: dict[str, Any], states: States, free: bool) -> None:
         self.interpreter.rounds_left = MOST_ROUNDS
         with torch.no_grad(), one_thread():
             for step in steps:
-                self.interpreter.execute(step, values, {}, self.function.name)
-        return self._collect(values)
+                self.interpreter.execute(step, values, states, self.function.name)
+                for name in step.frees if free else ():
+                    values.pop(name, None)
 
     def _collect(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: values[name] for name in self.function.outputs}
@@ -304,7 +303,7 @@ class Session:
 
     def _inputs(self, given: Mapping[str, Tensor], wanted: Mapping[str, ValueType]) -> dict[str, Tensor]:
         where = f"function {self.function.name}"
-        optional = [n for n in wanted if n not in given and self.function.allowed.get(n, Allowed()).fill is not None]
+        optional = [n for n in wanted if n not in given and self.function.allowed[n].fill is not None]
         given = {**given, **{name: self.function.default_input(name) for name in optional}}
         if set(given) != set(wanted):
             raise InputError(f"{where}: expected the inputs {sorted(wanted)}, got {sorted(given)}")
@@ -317,8 +316,7 @@ class Session:
                 got = "floats" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
                 raise InputError(f"{where}: input {name!r} is {declared}, got {got}")
             try:
-                if name in self.function.allowed:
-                    self.function.allowed[name].check(value.shape)
+                self.function.allowed[name].check(value.shape)
                 made[name] = self.interpreter.settle(value, declared)
             except ValueError as error:
                 raise InputError(f"{where}: input {name!r}: {error}") from None
@@ -361,13 +359,6 @@ def _argument(value: Any, move: bool) -> Any:
     if isinstance(value, Held):
         return value.dense()
     return value if move or not isinstance(value, Tensor) else for_kernel(value)
-
-
-def for_kernel(value: Tensor) -> Tensor:
-    """As kernels compute: floats in float32, integers in int64."""
-    if value.is_floating_point():
-        return value.float()
-    return value if value.dtype == torch.bool else value.long()
 
 
 def as_integers(value: Tensor, dtype: str) -> Tensor:

@@ -8,7 +8,7 @@ quantization and palettization (int4 blocks are for the GPU, palettes and one sc
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 ENGINE_WEIGHT_LIMIT = 2**31
@@ -75,8 +75,7 @@ class Unit:
         return f"{self.name} ({_OPTIONS[self.name]}): {fit}{f': {remarks}' if remarks else ''}"
 
     def recorded(self) -> dict[str, Any]:
-        found = asdict(self)
-        return {"fit": self.fit, **{key: found[key] for key in ("limits", "slow", "reported")}}
+        return {"fit": self.fit, "limits": self.limits, "slow": self.slow, "reported": self.reported}
 
 
 def lint(facts: Facts) -> list[Unit]:

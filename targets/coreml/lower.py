@@ -24,41 +24,31 @@ reads row S - 1 of the logits, so that all rows are there.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.program import Program, op_name
-from pocketphi.targets.codecs import rules_of
+from pocketphi.graph.program import Program
 from pocketphi.targets.coreml import attention, norms
 from pocketphi.targets.coreml.codecs import CODECS
 from pocketphi.targets.coreml.coremltools_parts import reproducible_names
 from pocketphi.targets.coreml.emitter import Emitter
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.weightfile import WeightFile
+from pocketphi.targets.lowering import Rule, lower_calls
 
 
 def lower(program: Program, form: Form, file: WeightFile) -> dict[str, Any]:
     """The functions of a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
+    found = {}
     with reproducible_names():
-        return {name: _lower_function(program, form, file, name) for name in form.functions}
-
-
-def _lower_function(program: Program, form: Form, file: WeightFile, function: str) -> Any:
-    emitter = Emitter(program, form, file, function)
-    rules = {**_RULES, **rules_of(CODECS)}
-    with emitter.builder.function as made:
-        for node in program.graph.nodes:
-            if node.op == "call_function":
-                rule = rules.get(op_name(node))
-                if rule is None:
-                    raise CompilerBug(f"no Core ML rule for {op_name(node)} ({node.name})")
-                rule(emitter, node)
-        made.set_outputs([emitter.value(program.outputs["logits"])])
-    return made
+        for name in form.functions:
+            emitter = Emitter(program, form, file, name)
+            with emitter.function as found[name]:
+                lower_calls(program, emitter, _RULES, CODECS, "Core ML")
+                found[name].set_outputs([emitter.value(program.outputs["logits"])])
+    return found
 
 
 def _getitem(e: Emitter, node: fx.Node) -> None:
@@ -90,8 +80,8 @@ def _gated_silu(e: Emitter, node: fx.Node) -> None:
 def _last_token(e: Emitter, node: fx.Node) -> None:
     """Row `length - 1`; the only one of a call of one token. A flexible function's caller picks the row itself."""
     x = e.value(node.args[0])
-    if "length" in e.builder.inputs:
-        row = e.op("sub", f"{node.name}_row", x=e.builder.inputs["length"], y=np.int32(1))
+    if "length" in e.inputs:
+        row = e.op("sub", f"{node.name}_row", x=e.inputs["length"], y=np.int32(1))
         x = e.op("gather", e.name(node), x=x, indices=row, axis=1)
     e.values[node] = x
 
@@ -102,14 +92,14 @@ def _linear(e: Emitter, node: fx.Node) -> None:
 
 
 def _embedding(e: Emitter, node: fx.Node) -> None:
-    e.values[node] = e.op("gather", e.name(node), x=e.value(node.args[0]), indices=e.builder.inputs["inputIds"], axis=0)
+    e.values[node] = e.op("gather", e.name(node), x=e.value(node.args[0]), indices=e.inputs["inputIds"], axis=0)
 
 
 def _add(e: Emitter, node: fx.Node) -> None:
     e.values[node] = e.op("add", e.name(node), x=e.value(node.args[0]), y=e.value(node.args[1]))
 
 
-_RULES: dict[str, Callable[[Emitter, fx.Node], None]] = {
+_RULES: dict[str, Rule] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,

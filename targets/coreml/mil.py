@@ -17,14 +17,12 @@ from pocketphi.targets.coreml.coremltools_parts import Builder as mb  # noqa: N8
 from pocketphi.targets.coreml.coremltools_parts import (
     Function,
     Program,
+    Var,
     ct,
     export,
     file_value,
     immediate_value,
     types,
-)
-from pocketphi.targets.coreml.coremltools_parts import (
-    Var as Var,
 )
 from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile, identifier
 
@@ -74,18 +72,13 @@ class FunctionBuilder:
         self.function = Function(placeholders, ct.target.iOS18)
         self.function.set_input_types(tuple(features))
         self.inputs: dict[str, Var] = dict(self.function.inputs)
+        self.made: dict[Any, Any] = {}
+        self._constants: dict[str, Var] = {}
         self._names = set(inputs)
-        self._shared: dict[str, Any] = {}
 
     def op(self, kind: str, name: str, **arguments: Any) -> Var:
         """Add an operator. Its value, or its first value with a number behind, is called `name`."""
         return getattr(mb, kind)(**arguments, name=self._new(name))
-
-    def shared(self, name: str, make: Any) -> Any:
-        """A value that many operators use, made once."""
-        if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]
 
     def weight(self, target: str, name: str) -> Var:
         """A constant whose bytes lie in the weight file."""
@@ -99,16 +92,15 @@ class FunctionBuilder:
 
     def constant(self, name: str, value: np.ndarray) -> Var:
         """A constant of the plan under its name there, or a small one that lies in the model."""
-
-        def make() -> Var:
+        if name not in self._constants:
             if value.size < INLINE:
-                return mb.const(val=value, name=self._new(identifier(name)))
-            planned = self.file.constants.get(name)
-            if planned is None or not np.array_equal(planned, value):
-                raise CompilerBug(f"constant {name} was not planned in the weight file, or otherwise")
-            return self.weight(name, identifier(name))
-
-        return self.shared(f"constant {name}", make)
+                self._constants[name] = mb.const(val=value, name=self._new(identifier(name)))
+            else:
+                planned = self.file.constants.get(name)
+                if planned is None or not np.array_equal(planned, value):
+                    raise CompilerBug(f"constant {name} was not planned in the weight file, or otherwise")
+                self._constants[name] = self.weight(name, identifier(name))
+        return self._constants[name]
 
     def _new(self, name: str) -> str:
         if name in self._names:

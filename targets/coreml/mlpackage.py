@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Function:
-    """inputs, states, outputs: name → type; allowed: the shapes that the description gives for inputs."""
+    """inputs, states, outputs: name → type; allowed: the shapes that each input may have, as the description says."""
 
     name: str
     inputs: Mapping[str, ValueType]
     states: Mapping[str, ValueType]
     outputs: Mapping[str, ValueType]
     operations: tuple[Operation, ...]
-    allowed: Mapping[str, Allowed] = field(default_factory=dict)
+    allowed: Mapping[str, Allowed]
 
     def default_input(self, name: str) -> torch.Tensor:
         """The value of an input that need not be given. Raises InputError where the package names none."""
-        declared, allowed = self.inputs[name], self.allowed.get(name, Allowed())
+        declared, allowed = self.inputs[name], self.allowed[name]
         sizes = declared.shape if None not in declared.shape else allowed.default
         if allowed.fill is None or any(size is None or size < 0 for size in sizes):
             raise InputError(f"function {self.name}: input {name!r} is {declared} and has no default")
@@ -272,13 +272,16 @@ def _function(name: str, spec: Any, reader: Reader) -> Function:
             raise ValueError(f"a {kind} holds nothing")
     types = dict(declared)
     operations = _operations(block, reader, types)
+    described = next((f for f in spec.description.functions if f.name == name), spec.description)
+    shapes = {feature.name: allowed(feature.type) for feature in described.input}
+    inputs = {n: kind for n, kind in declared.items() if not kind.state}
     return Function(
         name,
-        {n: kind for n, kind in declared.items() if not kind.state},
+        inputs,
         {n: kind for n, kind in declared.items() if kind.state},
         {out: types[out] for out in block.outputs},
         operations,
-        _allowed_shapes(name, spec.description),
+        {n: shapes.get(n, Allowed()) for n in inputs},
     )
 
 
@@ -323,11 +326,6 @@ def _operation(message: Any, reader: Reader, types: dict[str, ValueType]) -> Ope
             raise ValueError(f"two values have the name {out!r}")
         types[out] = kind
     return Operation(operator, name, inputs, attributes, outputs, blocks)
-
-
-def _allowed_shapes(function: str, description: Any) -> dict[str, Allowed]:
-    described = next((f for f in description.functions if f.name == function), description)
-    return {feature.name: allowed(feature.type) for feature in described.input}
 
 
 def _check_states(path: Path, functions: Mapping[str, Function]) -> None:

@@ -86,7 +86,9 @@ class CoreMLBundle(Prepared):
         content = model.SerializeToString(deterministic=True)
         (root / MODEL_FILE).write_bytes(content)
         (root / MANIFEST_FILE).write_text(manifest(content), "utf-8")
-        _fix_modes(root)
+        # the same permissions whatever the umask, so that archives of two builds are equal too
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         (folder / MAC_SCRIPT).write_bytes((Path(__file__).parent / MAC_SCRIPT).read_bytes())
         known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
         return Packaged(_operators(model), written.digests, self.notes, self._details(), known)
@@ -189,10 +191,3 @@ def _operators(model: Any) -> Counter[str]:
         (block,) = function.block_specializations.values()
         found.update(f"{name}.{op.type}" for op in block.operations if op.type != "const")
     return found
-
-
-def _fix_modes(root: Path) -> None:
-    """The same permissions whatever the umask, so that archives of two builds are equal too."""
-    root.chmod(0o755)
-    for path in root.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)

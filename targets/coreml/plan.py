@@ -12,7 +12,7 @@ Values that share memory have one root: a view has the root of what it views, a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,49 +80,63 @@ def unsupported(function: Function) -> list[str]:
 
 def make_plan(function: Function, half: bool, keep: Collection[str] = ()) -> Plan:
     """keep: values that must still be there after the run. Raises ValueError naming an operation that cannot be run."""
-    operations = {out: op.giving(out) for op in function.operations if op.constant for out, _ in op.outputs}
-    constants: dict[str, Any] = {name: build(op, operations, half) for name, op in operations.items()}
-    steps = [_step(op, constants, operations, function, half) for op in function.operations if not op.constant]
+    scope = _Scope(function, half, function.operations)
+    steps = scope.steps
     last = _last_uses(steps, function, keep)
     for name, index in last.items():
         if index < len(steps):
             steps[index].frees.append(name)
-    return Plan(function, steps, constants, _share(steps, function, last, keep))
+    return Plan(function, steps, scope.constants, _share(steps, function, last, keep))
 
 
-def _step(
-    op: Operation,
-    constants: dict[str, Any],
-    operations: Mapping[str, Operation],
-    function: Function,
-    half: bool,
-    inside: bool = False,
-) -> Step:
-    """inside: of a block, where states are not understood."""
-    names: dict[str, str | list[str]] = {}
-    fixed: dict[str, Any] = {}
-    for parameter, values in op.inputs.items():
-        if (op.kind, parameter) in LISTS:
-            anonymous = [_anonymous(f"{op.name}.{parameter}.{i}", v, constants) for i, v in enumerate(values)]
-            names[parameter] = anonymous
-        elif len(values) != 1:
-            raise ValueError(f"{op.name} ({op.kind}): {len(values)} values for {parameter}")
-        elif not isinstance(values[0], Name):
-            fixed[parameter] = Stored(values[0]) if isinstance(values[0], Raw) else values[0]
-        elif values[0] in constants:
-            fixed[parameter] = constants[values[0]]
-        else:
-            names[parameter] = values[0]
-    kernel = None
-    used = {n for value in names.values() for n in (value if isinstance(value, list) else [value])}
-    if inside and (op.kind in STATES or used & function.states.keys()):
-        raise ValueError(f"{op.name} ({op.kind}) uses a state inside of a block, which is not understood")
-    if op.kind in STATES:
-        _check_state_op(op, names, function)
-    elif op.kind in CONTROL:
-        return _control(op, constants, operations, function, half, names, fixed)
-    else:
-        if used & function.states.keys():
+class _Scope:
+    """The steps of a function, or of a block in it (`around` is the scope of that then), and what they may read.
+
+    constants: by name; outside: those of them that were made around a block, but for names that are its inputs
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        half: bool,
+        operations: Sequence[Operation],
+        around: _Scope | None = None,
+        inputs: Collection[str] = (),
+    ) -> None:
+        own = {out: op.giving(out) for op in operations if op.constant for out, _ in op.outputs}
+        self.function, self.half, self.inside = function, half, around is not None
+        self.operations: dict[str, Operation] = {**around.operations, **own} if around else own
+        self.outside = {n: v for n, v in around.constants.items() if n not in inputs} if around else {}
+        self.constants: dict[str, Any] = {
+            **self.outside,
+            **{n: build(op, self.operations, half) for n, op in own.items()},
+        }
+        self.steps = [self._step(op) for op in operations if not op.constant]
+
+    def _step(self, op: Operation) -> Step:
+        names: dict[str, str | list[str]] = {}
+        fixed: dict[str, Any] = {}
+        for parameter, values in op.inputs.items():
+            if (op.kind, parameter) in LISTS:
+                names[parameter] = [self._named(f"{op.name}.{parameter}.{i}", v) for i, v in enumerate(values)]
+            elif len(values) != 1:
+                raise ValueError(f"{op.name} ({op.kind}): {len(values)} values for {parameter}")
+            elif not isinstance(values[0], Name):
+                fixed[parameter] = Stored(values[0]) if isinstance(values[0], Raw) else values[0]
+            elif values[0] in self.constants:
+                fixed[parameter] = self.constants[values[0]]
+            else:
+                names[parameter] = values[0]
+        used = {n for value in names.values() for n in (value if isinstance(value, list) else [value])}
+        states = used & self.function.states.keys()
+        if self.inside and (op.kind in STATES or states):
+            raise ValueError(f"{op.name} ({op.kind}) uses a state inside of a block, which is not understood")
+        if op.kind in CONTROL:
+            return self._control(op, names, fixed)
+        if op.kind in STATES:
+            _check_state_op(op, names, self.function)
+            return Step(op, None, names, fixed)
+        if states:
             raise ValueError(f"{op.name} ({op.kind}) takes a state for a tensor")
         kernel = KERNELS[op.kind]
         known = inspect.signature(kernel).parameters
@@ -131,45 +145,35 @@ def _step(
         if unknown or missing:
             what = f"has a parameter {unknown[0]!r}" if unknown else f"lacks the parameter {missing[0]!r}"
             raise ValueError(f"{op.name} ({op.kind}) {what}, which is not understood")
-    return Step(op, kernel, names, fixed)
+        return Step(op, kernel, names, fixed)
 
+    def _named(self, name: str, value: Any) -> str:
+        """A name for a value in a list; a constant that stands there gets one."""
+        if isinstance(value, Name):
+            return str(value)
+        self.constants[name] = Stored(value) if isinstance(value, Raw) else value
+        return name
 
-def _control(
-    op: Operation,
-    constants: Mapping[str, Any],
-    operations: Mapping[str, Operation],
-    function: Function,
-    half: bool,
-    names: dict[str, str | list[str]],
-    fixed: dict[str, Any],
-) -> Step:
-    """An operation with blocks: `while_loop` (its condition and its body), or `cond` (for true and for false)."""
-    given = len(names.get("loop_vars", ())) if op.kind == "while_loop" else 0
-    taken = {"loop_vars"} if op.kind == "while_loop" else {"pred"}
-    results = [1, given] if op.kind == "while_loop" else [len(op.outputs)] * 2
-    if op.inputs.keys() != taken or any(
-        (len(block.inputs), len(block.outputs)) != (given, count) for block, count in zip(op.blocks, results)
-    ):
-        raise ValueError(f"{op.name} ({op.kind}): its blocks and values do not fit each other")
-    blocks, outer = [], []
-    for block in op.blocks:
-        own = {out: o.giving(out) for o in block.operations if o.constant for out, _ in o.outputs}
-        held = {name: build(o, {**operations, **own}, half) for name, o in own.items()}
-        visible = {**constants, **held}
-        for name in block.inputs:
-            visible.pop(name, None)
-        before = set(visible)
-        steps = [
-            _step(o, visible, {**operations, **own}, function, half, True) for o in block.operations if not o.constant
-        ]
-        held.update((name, visible[name]) for name in visible.keys() - before)
-        made = {out for step in steps for out, _ in step.op.outputs} | block.inputs.keys() | held.keys()
-        used = [name for step in steps for name in reads(step)] + list(block.outputs)
-        outer += [name for name in used if name not in made]
-        blocks.append(Nested(block.inputs, block.outputs, steps, held))
-    if function.states.keys() & set(outer):
-        raise ValueError(f"{op.name} ({op.kind}) uses a state inside of a block, which is not understood")
-    return Step(op, None, names, fixed, blocks=blocks, outer=sorted(set(outer)))
+    def _control(self, op: Operation, names: dict[str, str | list[str]], fixed: dict[str, Any]) -> Step:
+        """An operation with blocks: `while_loop` (its condition and its body), or `cond` (for true and for false)."""
+        given = len(names.get("loop_vars", ())) if op.kind == "while_loop" else 0
+        taken = {"loop_vars"} if op.kind == "while_loop" else {"pred"}
+        results = [1, given] if op.kind == "while_loop" else [len(op.outputs)] * 2
+        if op.inputs.keys() != taken or any(
+            (len(block.inputs), len(block.outputs)) != (given, count) for block, count in zip(op.blocks, results)
+        ):
+            raise ValueError(f"{op.name} ({op.kind}): its blocks and values do not fit each other")
+        blocks: list[Nested] = []
+        outer: set[str] = set()
+        for block in op.blocks:
+            scope = _Scope(self.function, self.half, block.operations, self, block.inputs)
+            held = {name: value for name, value in scope.constants.items() if name not in scope.outside}
+            made = {out for step in scope.steps for out, _ in step.op.outputs} | block.inputs.keys() | held.keys()
+            outer |= {name for step in scope.steps for name in reads(step)}.union(block.outputs) - made
+            blocks.append(Nested(block.inputs, block.outputs, scope.steps, held))
+        if self.function.states.keys() & outer:
+            raise ValueError(f"{op.name} ({op.kind}) uses a state inside of a block, which is not understood")
+        return Step(op, None, names, fixed, blocks=blocks, outer=sorted(outer))
 
 
 def _check_state_op(op: Operation, names: Mapping[str, str | list[str]], function: Function) -> None:
@@ -182,14 +186,6 @@ def _check_state_op(op: Operation, names: Mapping[str, str | list[str]], functio
         raise ValueError(f"{op.name} ({op.kind}) needs a state as its input{', and data' * (len(expected) - 1)}")
     if op.kind == "read_state" and len(op.outputs) != 1:
         raise ValueError(f"{op.name} ({op.kind}) declares {len(op.outputs)} results")
-
-
-def _anonymous(name: str, value: Any, constants: dict[str, Any]) -> str:
-    """A name for a value in a list; a constant that stands there gets one."""
-    if isinstance(value, Name):
-        return str(value)
-    constants[name] = Stored(value) if isinstance(value, Raw) else value
-    return name
 
 
 def reads(step: Step) -> list[str]:

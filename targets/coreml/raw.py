@@ -30,6 +30,13 @@ def carrier(dtype: str) -> torch.dtype:
     return _TORCH[dtype]
 
 
+def for_kernel(value: torch.Tensor) -> torch.Tensor:
+    """As kernels compute: floats in float32, integers in int64."""
+    if value.is_floating_point():
+        return value.float()
+    return value if value.dtype == torch.bool else value.long()
+
+
 def int_range(dtype: str) -> tuple[int, int]:
     """Smallest and largest value of an integer type."""
     bits = BITS[dtype]
@@ -89,19 +96,15 @@ class Raw:
 
     def rows(self, start: int, stop: int) -> Raw:
         """Rows [start, stop) of the first axis. Raises ValueError where a row does not end with a byte."""
-        bits = self.count // self.shape[0] * BITS[self.dtype]
-        if bits % 8:
-            raise ValueError(f"a row of {self.dtype} {list(self.shape)} is no whole number of bytes")
-        row = bits // 8
-        return Raw(self.dtype, (stop - start, *self.shape[1:]), self.data[start * row : stop * row])
+        return self.pick(slice(start, stop))
 
-    def take(self, index: torch.Tensor) -> Raw:
-        """Rows of the first axis by their numbers, int64 [n]; in memory."""
+    def pick(self, rows: slice | torch.Tensor) -> Raw:
+        """The same, or by their numbers, int64 [n]: a copy in memory."""
         bits = self.count // self.shape[0] * BITS[self.dtype]
         if bits % 8:
             raise ValueError(f"a row of {self.dtype} {list(self.shape)} is no whole number of bytes")
-        picked = self.data.view(self.shape[0], bits // 8)[index]
-        return Raw(self.dtype, (len(index), *self.shape[1:]), picked.reshape(-1))
+        picked = self.data.view(self.shape[0], bits // 8)[rows]
+        return Raw(self.dtype, (len(picked), *self.shape[1:]), picked.reshape(-1))
 
 
 def unpack(data: torch.Tensor, dtype: str, count: int) -> torch.Tensor:

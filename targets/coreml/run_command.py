@@ -17,7 +17,6 @@ TEXT = "run any Core ML package (.mlpackage) on this machine"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """Of the command, for its parser."""
     p.add_argument("package", type=Path, metavar="PATH")
     p.add_argument("--function", metavar="NAME", help="which function (default: the package's default)")
     p.add_argument(
@@ -42,7 +41,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace, tools: Tools) -> tuple[Any, Callable[[], None]]:
-    """Run the package."""
     from pocketphi.targets.coreml.run_package import run_mlpackage
 
     ran = run_mlpackage(a.package, a.function, a.input, a.mode, a.compare, a.output, a.seed, a.threads)
@@ -68,13 +66,9 @@ def _show(ran: Ran) -> None:
         table.add_column(column)
     for title, values in (("input", ran.inputs), ("output", ran.outputs)):
         for name, value in values.items():
-            span = (
-                ""
-                if not value.not_finite and value.low is None
-                else "none finite"
-                if value.low is None
-                else f"{value.low:.4g} … {value.high:.4g}"
-            )
+            span = "none finite" if value.not_finite else ""
+            if value.low is not None:
+                span = f"{value.low:.4g} … {value.high:.4g}"
             span += f", {value.not_finite} not finite" if value.not_finite else ""
             first = " ".join(v if isinstance(v, str) else f"{v:.4g}" for v in value.first)
             shown = f"{first}  ({value.source})" if value.source else first

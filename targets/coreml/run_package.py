@@ -17,7 +17,6 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.reading import file_inside, parse_json, show
 from pocketphi.graph.writing import new_file
-from pocketphi.targets.coreml.declared import Allowed
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.kernels.arguments import affordable
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage
@@ -134,7 +133,7 @@ def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[di
     generator = torch.Generator().manual_seed(seed)
     tensors, sources = {}, {}
     for name, kind in function.inputs.items():
-        fill = function.allowed.get(name, Allowed()).fill
+        fill = function.allowed[name].fill
         if name not in texts and fill is not None:
             tensors[name], sources[name] = function.default_input(name), f"the default, {fill:g}"
             continue
@@ -155,7 +154,7 @@ def read_inputs(function: Function, given: Sequence[str], seed: int) -> tuple[di
 def input_shape(function: Function, name: str) -> tuple[int, ...]:
     """The declared shape; for sizes that only a call knows those of the package's default."""
     declared = function.inputs[name].shape
-    allowed = function.allowed.get(name, Allowed())
+    allowed = function.allowed[name]
     low = tuple(low for low, _ in allowed.ranges)
     default = ((FLEXIBLE,) * len(declared) + (allowed.default or low))[-len(declared) :] if declared else ()
     return tuple(size if size is not None else other for size, other in zip(declared, default))
@@ -165,7 +164,7 @@ def _made_up(function: Function, name: str) -> tuple[int, ...]:
     """The shape of an input that is not given. Raises InputError for one that is too large to be made up."""
     shape = input_shape(function, name)
     try:
-        function.allowed.get(name, Allowed()).check(shape)
+        function.allowed[name].check(shape)
         return affordable(shape)
     except ValueError as error:
         raise InputError(f"function {function.name}: input {name} is {function.inputs[name]}: {error}") from None

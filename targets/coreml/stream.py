@@ -7,6 +7,7 @@ of the many short steps.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Hashable
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from pocketphi.targets.coreml.raw import for_kernel
 from pocketphi.targets.coreml.weights import Blockwise, Known, Stored, Weight, pick_blocks
 
 _PIECE = 1 << 18
@@ -42,12 +44,11 @@ class Streamer:
         kept = self._kept.get(weight.key)
         if kept is not None:
             return kept
-        value = weight.dense()
-        if value.is_floating_point():
-            value = value.float()
-        elif value.dtype != torch.bool:
-            value = value.long()
-        self._keep(weight, value)
+        value = for_kernel(weight.dense())
+        size = value.numel() * value.itemsize
+        if size <= self._left:
+            self._left -= size
+            self._kept[weight.key] = value
         return value
 
     def product(self, weight: Weight, x: Tensor) -> Tensor:
@@ -156,33 +157,19 @@ class Streamer:
     def _fits(self, weight: Weight) -> bool:
         return self._keep_products and weight.count * 4 <= self._left
 
-    def _keep(self, weight: Weight, value: Tensor) -> None:
-        size = value.numel() * value.itemsize
-        if size <= self._left:
-            self._left -= size
-            self._kept[weight.key] = value
-
 
 class Held:
-    """A weight as kernels see it: with its shape, and products that a `Streamer` runs."""
+    """A weight as kernels see it: with its shape, and decoded or multiplied by a `Streamer`."""
 
     def __init__(self, weight: Weight, streamer: Streamer) -> None:
         self.weight, self.shape = weight, weight.shape
-        self._streamer = streamer
-
-    def dense(self) -> Tensor:
-        return self._streamer.dense(self.weight)
+        self.dense = functools.partial(streamer.dense, weight)
+        self.product = functools.partial(streamer.product, weight)
+        self.product_of_rows = functools.partial(streamer.product_of_rows, weight)
 
     def take(self, index: Tensor) -> Tensor:
         """Rows by number, decoded: float32, or int64."""
-        picked = self.weight.take(index)
-        return picked.float() if picked.is_floating_point() else picked.long()
-
-    def product(self, x: Tensor) -> Tensor:
-        return self._streamer.product(self.weight, x)
-
-    def product_of_rows(self, x: Tensor) -> Tensor:
-        return self._streamer.product_of_rows(self.weight, x)
+        return for_kernel(self.weight.pick(index))
 
 
 def is_nibbles(weight: Weight) -> bool:

@@ -50,14 +50,10 @@ def _stand_in(dtype: Any, shape: tuple[int, ...]) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what coremltools says at import about torch's version and about libraries that only a Mac has."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     handlers, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
         logging.raiseExceptions = handlers

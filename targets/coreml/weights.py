@@ -38,9 +38,6 @@ class Weight(ABC):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.pick(slice(start, stop))
 
-    def take(self, index: Tensor) -> Tensor:
-        return self.pick(index)
-
     def dense(self) -> Tensor:
         return self.pick(slice(0, self.shape[0]))
 
@@ -65,16 +62,14 @@ class Stored(Weight):
     def pick(self, rows: Rows) -> Tensor:
         if not self._by_row:
             return self.dense()[rows]
-        if isinstance(rows, slice):
-            return self.raw.rows(rows.start, rows.stop).tensor()
-        return self.raw.take(rows).tensor()
+        return self.raw.pick(rows).tensor()
 
     def dense(self) -> Tensor:
         return self.raw.tensor()
 
 
 class Known(Weight):
-    """A small tensor that was computed when the package was opened."""
+    """A tensor that was computed when the package was opened: of old palettes and sparse ones no row can be decoded alone."""
 
     def __init__(self, value: Tensor, dtype: str) -> None:
         self.value, self.shape, self.dtype = value, tuple(value.shape), dtype
@@ -104,7 +99,8 @@ class Blockwise(Weight):
 
     def pick(self, rows: Rows) -> Tensor:
         values = self.data.pick(rows).float()
-        blocked = values.view(values.shape[0], *_split(self.shape[1:], self.scale.shape[1:]))
+        sizes = (size for d, s in zip(self.shape[1:], self.scale.shape[1:]) for size in (s, d // s))
+        blocked = values.view(values.shape[0], *sizes)
         if self.offset is not None:
             blocked = blocked - self._by_block(self.offset, rows)
         decoded = (blocked * self._by_block(self.scale, rows)).view(values.shape)
@@ -155,13 +151,12 @@ class Lut(Weight):
         """A matrix with a table for every few rows. Two values at a time, as a byte, where they have four bits."""
         numbers = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         used, place = (numbers // (self.shape[0] // self.lut.shape[0])).unique(return_inverse=True)
-        tables = self.lut.take(used).view(len(used), -1)
+        tables = self.lut.pick(used).view(len(used), -1)
         if not self._by_bytes:
             index = self.indices.pick(rows).int() + (tables.shape[1] * place.int())[:, None]
             return tables.view(-1).index_select(0, index.view(-1)).view(index.shape)
         assert isinstance(self.indices, Stored)
-        raw = self.indices.raw
-        picked = raw.rows(rows.start, rows.stop) if isinstance(rows, slice) else raw.take(rows)
+        picked = self.indices.raw.pick(rows)
         pairs = torch.stack((tables.repeat(1, 16), tables.repeat_interleave(16, 1)), -1)  # byte 16 · high + low
         both = pairs.view({1: torch.int16, 2: torch.int32, 4: torch.int64}[pairs.itemsize]).view(-1)
         index = picked.data.view(len(numbers), -1).int() + (256 * place.int())[:, None]
@@ -180,16 +175,6 @@ class Lut(Weight):
         return found.movedim(-1, self.axis + 1).flatten(self.axis, self.axis + 1)
 
 
-class Computed(Weight):
-    """A constant of which no row can be decoded alone: old palettes, sparse tensors."""
-
-    def __init__(self, value: Tensor, dtype: str) -> None:
-        self._value, self.shape, self.dtype = value, tuple(value.shape), dtype
-
-    def pick(self, rows: Rows) -> Tensor:
-        return self._value[rows]
-
-
 def affine(data: Weight, scale: Weight, zero_point: Weight, axis: int, dtype: str, half: bool) -> Weight:
     """`constexpr_affine_dequantize` (iOS 16): scale and zero point for each position along an axis, or one for all."""
     values = [parameter.dense().reshape(-1) for parameter in (scale, zero_point)]
@@ -206,7 +191,7 @@ def palette(indices: Raw, lut: Weight, shape: Sequence[int], dtype: str) -> Weig
     if 2**bits != entries or indices.nbytes != -(-count * bits // 8):
         raise ValueError(f"{indices.nbytes} bytes of indices for {count} values from a table of {entries}")
     index = unpack(indices.data, f"uint{bits}", count) if bits < 8 else indices.data
-    return Computed(lut.dense().view(-1)[index.long()].reshape(tuple(shape)), dtype)
+    return Known(lut.dense().view(-1)[index.long()].reshape(tuple(shape)), dtype)
 
 
 def sparse(nonzero: Weight, mask: Tensor, shape: Sequence[int], dtype: str) -> Weight:
@@ -217,7 +202,7 @@ def sparse(nonzero: Weight, mask: Tensor, shape: Sequence[int], dtype: str) -> W
     values = nonzero.dense().reshape(-1)
     made = torch.zeros(where.numel(), dtype=values.dtype)
     made[where] = values
-    return Computed(made.reshape(tuple(shape)), dtype)
+    return Known(made.reshape(tuple(shape)), dtype)
 
 
 def still_sparse(decoded: Weight, mask: Weight, dtype: str, axis: int = 0, vector: int = 1) -> Weight:
@@ -244,7 +229,3 @@ def pick_blocks(parameter: Weight, rows: Rows, block: int) -> Tensor:
         return parameter.pick(rows)
     index = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
     return parameter.pick(index // block)
-
-
-def _split(sizes: Sequence[int], blocks: Sequence[int]) -> list[int]:
-    return [size for d, s in zip(sizes, blocks) for size in (s, d // s)]

@@ -5,24 +5,20 @@ Importing this loads neither torch nor onnx.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of
+from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, bytes_of
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from pocketphi.artifacts.stream import Rows
     from pocketphi.targets.ort_mobile.lower import Emitter
 
 MS = "com.microsoft"
 
 
 class Blocks:
-    """A format in blocks: values, scales and perhaps zero points, in canonical form.
+    """A format in blocks: values, scales and perhaps zero points, which lie in the file in canonical form.
 
     values: its part with the values, which a product reads as [N, blocks, bytes of a block]
     """
@@ -34,18 +30,6 @@ class Blocks:
     def bytes_of(self, layout: Layout) -> int:
         """What a weight takes in the file."""
         return bytes_of(layout)
-
-    def encode(self, rows: Rows) -> Rows:
-        """Rows of a weight's parts as they are written."""
-        return rows
-
-    def decode(self, rows: Rows) -> Rows:
-        """The inverse of `encode`."""
-        return rows
-
-    def restored(self, saved: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
-        """The parts of a weight from their shapes in the graph: matrices."""
-        return {p: dataclasses.replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for p, s in saved.items()}
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
         self.product(e, node, e.result(node))
@@ -87,8 +71,7 @@ class Int4Blocks(Blocks):
         scaled, name, block = self.product(e, node, f"{node.name}_scaled"), e.name(offset), self.block(e, node)
         blocks = self._in_blocks(e, node, e.name(x), block)
         sums = e.emit("ReduceSum", [blocks, e.constant("axis_last", [-1])], [f"{node.name}_sums"], keepdims=0)
-        turned = e.shared(f"{name}_T", lambda: e.emit("Transpose", [name], [f"{name}_T"], perm=[1, 0]))
-        lowest = e.emit("MatMul", [sums, turned], [f"{node.name}_offsets"])
+        lowest = e.emit("MatMul", [sums, e.turned(name)], [f"{node.name}_offsets"])
         e.emit("Add", [scaled, lowest], [e.result(node)])
 
     def lower_embedding(self, e: Emitter, node: fx.Node) -> None:

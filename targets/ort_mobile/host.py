@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.hf_config import read_config
-from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
+from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.reading import file_inside, show
+from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
-from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, require_onnxruntime
+from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
+from pocketphi.targets.saved_weight import SavedWeight
 
 
 class OrtHost(Host):
@@ -33,7 +36,9 @@ class OrtHost(Host):
 
     @property
     def saved_bound(self) -> float:
-        return 1e-2 if INT8_ACTIVATIONS in self._levels() else self.exact_bound
+        attributes = (a for node in read_graph(self.folder).graph.node for a in node.attribute)
+        levels = {a.i for a in attributes if a.name == "accuracy_level"}
+        return 1e-2 if INT8_ACTIVATIONS in levels else self.exact_bound
 
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder)
@@ -68,10 +73,6 @@ class OrtHost(Host):
             others[ORT_FILE] = lambda: OrtRunner(self.folder, max_tokens, file=ORT_FILE)
         return others
 
-    def _levels(self) -> set[int]:
-        nodes = read_graph(self.folder).graph.node
-        return {a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"}
-
 
 class OrtRunner:
     """A `Runner` over model.onnx and its data, with a K/V cache that past and present share."""
@@ -85,8 +86,8 @@ class OrtRunner:
         file: str = GRAPH_FILE,
     ) -> None:
         """max_tokens: size of the cache; file: model.onnx or model.ort; changes: edits in memory of the graph in model.onnx."""
-        require_onnxruntime()
-        import onnxruntime
+        with packages_of(find_target("ort-mobile")):
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -202,30 +203,6 @@ def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:
     return edit
 
 
-@dataclass(frozen=True)
-class SavedWeight:
-    """A weight as it lies in the data file: a `LazyWeight` that reads its rows back from disk in canonical form."""
-
-    path: Path
-    parts: Mapping[str, PartSpec]
-    offsets: Mapping[str, int]
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        return row_chunks(self.parts)
-
-    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        tensors = {}
-        for part, spec in self.parts.items():
-            row = spec.bytes // spec.shape[0]
-            data = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=self.offsets[part] + start * row)
-            tensors[part] = torch.from_numpy(data).view(spec.dtype).view(stop - start, *spec.shape[1:])
-        form = format_of(tensors)
-        return CODECS[form.name].decode(tensors) if form else tensors
-
-    def describe(self) -> str:
-        return f"as saved in {self.path.name}"
-
-
 def read_weights(folder: Path) -> dict[str, LazyWeight]:
     """The saved weights by name, read lazily."""
     named = {part for codec in CODECS.values() for part in codec.format.part_names()}
@@ -237,12 +214,10 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
             continue
         name, part = (stem, suffix) if suffix in named else (tensor.name, "")
         parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)
-    found: dict[str, LazyWeight] = {}
-    for name, saved in parts.items():
-        form = format_of(saved)
-        held = CODECS[form.name].restored(saved) if form else saved
-        found[name] = SavedWeight(folder / DATA_FILE, held, offsets[name])
-    return found
+    for saved in parts.values():
+        if format_of(saved):  # of which the graph may say another shape
+            saved |= {part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in saved.items()}
+    return {name: SavedWeight(folder / DATA_FILE, saved, offsets[name]) for name, saved in parts.items()}
 
 
 class GenaiRunner:

@@ -7,7 +7,7 @@ Longer than a rule file should be only because every operator of the vocabulary 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import fx
 
-from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import PartSpec
-from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.targets.codecs import rules_of
+from pocketphi.graph.program import Program, shape_of, split_target
+from pocketphi.targets.lowering import Rule, lower_calls, once
 from pocketphi.targets.ort_mobile.codecs import CODECS, MS
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 
@@ -67,13 +66,8 @@ class Lowered:
 
 def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS) -> Lowered:
     """Lower a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
-    emitter, rules = Emitter(program, accuracy_level), {**_RULES, **rules_of(CODECS)}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            rule = rules.get(op_name(node))
-            if rule is None:
-                raise CompilerBug(f"no ONNX rule for {op_name(node)} ({node.name})")
-            rule(emitter, node)
+    emitter = Emitter(program, accuracy_level)
+    lower_calls(program, emitter, _RULES, CODECS, "ONNX")
     emitter.finish()
     return emitter.lowered
 
@@ -86,7 +80,8 @@ class Emitter:
         self.accuracy_level = accuracy_level
         self.lowered = Lowered()
         self.names: dict[fx.Node, Any] = {}
-        self._shared: dict[str, str] = {}
+        self.made: dict[Any, Any] = {}
+        self._constants: set[str] = set()
         self._outputs = {node: name for name, node in program.outputs.items()}
 
     def name(self, node: Any) -> str:
@@ -129,16 +124,15 @@ class Emitter:
         return str(self.names[node])
 
     def constant(self, name: str, value: Any, dtype: Any = np.int64) -> str:
-        if name not in self._shared:
-            self._shared[name] = name
+        if name not in self._constants:
+            self._constants.add(name)
             self.lowered.constants.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
-    def shared(self, name: str, make: Callable[[], str]) -> str:
-        """A value that many nodes use, emitted once."""
-        if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]
+    @once
+    def turned(self, weight: str) -> str:
+        """A float weight [N, K] by its ONNX name, as [K, N]."""
+        return self.emit("Transpose", [weight], [f"{weight}_T"], perm=[1, 0])
 
     def finish(self) -> None:
         used = {name for node in self.lowered.nodes for name in node.input}
@@ -163,56 +157,44 @@ class Emitter:
 
     # values that the attention and the last token need, made from the attention mask
 
+    @once
     def total_minus_one(self) -> str:
         """int32 [B]: real tokens of each row, past and new, minus one."""
+        total = self.emit("ReduceSum", ["attention_mask", self.constant("axis_1", [1])], ["tokens"], keepdims=0)
+        less = self.emit("Sub", [total, self.constant("one", [1])], ["tokens_minus_1"])
+        return self.emit("Cast", [less], ["seqlens_k"], to=TensorProto.INT32)
 
-        def make() -> str:
-            total = self.emit("ReduceSum", ["attention_mask", self.constant("axis_1", [1])], ["tokens"], keepdims=0)
-            less = self.emit("Sub", [total, self.constant("one", [1])], ["tokens_minus_1"])
-            return self.emit("Cast", [less], ["seqlens_k"], to=TensorProto.INT32)
-
-        return self.shared("seqlens_k", make)
-
+    @once
     def mask_columns(self) -> str:
         """int64 [1]: columns of the attention mask."""
-        shape = ["attention_mask"], ["mask_columns"]
-        return self.shared("mask_columns", lambda: self.emit("Shape", *shape, start=1, end=2))
+        return self.emit("Shape", ["attention_mask"], ["mask_columns"], start=1, end=2)
 
+    @once
     def total_length(self) -> str:
         """int32 scalar: columns of the attention mask."""
+        scalar = self.emit("Squeeze", [self.mask_columns()], ["mask_columns_0"])
+        return self.emit("Cast", [scalar], ["total_sequence_length"], to=TensorProto.INT32)
 
-        def make() -> str:
-            scalar = self.emit("Squeeze", [self.mask_columns()], ["mask_columns_0"])
-            return self.emit("Cast", [scalar], ["total_sequence_length"], to=TensorProto.INT32)
-
-        return self.shared("total_sequence_length", make)
-
+    @once
     def last_column(self) -> str:
         """int64 [B, 1]: each row's last real token: seqlens_k - (T - S), at least 0 (past tokens of shorter rows are padding
         to the right)."""
+        length = self.emit("Shape", ["input_ids"], ["new_columns"], start=1, end=2)
+        past = self.emit("Sub", [self.mask_columns(), length], ["past_columns"])
+        total = self.emit("Cast", [self.total_minus_one()], ["tokens_minus_1_int64"], to=TensorProto.INT64)
+        raw = self.emit("Sub", [total, past], ["last_token_raw"])
+        index = self.emit("Max", [raw, self.constant("zero", [0])], ["last_token"])
+        return self.emit("Unsqueeze", [index, self.constant("axis_1", [1])], ["last_token_column"])
 
-        def make() -> str:
-            length = self.emit("Shape", ["input_ids"], ["new_columns"], start=1, end=2)
-            past = self.emit("Sub", [self.mask_columns(), length], ["past_columns"])
-            total = self.emit("Cast", [self.total_minus_one()], ["tokens_minus_1_int64"], to=TensorProto.INT64)
-            raw = self.emit("Sub", [total, past], ["last_token_raw"])
-            index = self.emit("Max", [raw, self.constant("zero", [0])], ["last_token"])
-            return self.emit("Unsqueeze", [index, self.constant("axis_1", [1])], ["last_token_column"])
-
-        return self.shared("last_token_column", make)
-
+    @once
     def rotary_rows(self, long_after: int) -> str:
         """int64 [B, S]: rows of a LongRoPE table, the long ones once any position reaches `long_after`."""
-
-        def make() -> str:
-            largest = self.emit("ReduceMax", ["position_ids"], ["largest_position"], keepdims=0)
-            limit = self.constant("long_after", long_after)
-            is_long = self.emit("GreaterOrEqual", [largest, limit], ["is_long"])
-            flag = self.emit("Cast", [is_long], ["is_long_int"], to=TensorProto.INT64)
-            offset = self.emit("Mul", [flag, limit], ["long_offset"])
-            return self.emit("Add", ["position_ids", offset], ["rotary_rows"])
-
-        return self.shared("rotary_rows", make)
+        largest = self.emit("ReduceMax", ["position_ids"], ["largest_position"], keepdims=0)
+        limit = self.constant("long_after", long_after)
+        is_long = self.emit("GreaterOrEqual", [largest, limit], ["is_long"])
+        flag = self.emit("Cast", [is_long], ["is_long_int"], to=TensorProto.INT64)
+        offset = self.emit("Mul", [flag, limit], ["long_offset"])
+        return self.emit("Add", ["position_ids", offset], ["rotary_rows"])
 
 
 def _getitem(e: Emitter, node: fx.Node) -> None:
@@ -276,8 +258,7 @@ def _last_token(e: Emitter, node: fx.Node) -> None:
 
 def _linear(e: Emitter, node: fx.Node) -> None:
     x, weight = (e.name(arg) for arg in node.args[:2])
-    turned = e.shared(f"{weight}_T", lambda: e.emit("Transpose", [weight], [f"{weight}_T"], perm=[1, 0]))
-    e.emit("MatMul", [x, turned], [e.result(node)])
+    e.emit("MatMul", [x, e.turned(weight)], [e.result(node)])
 
 
 def _embedding(e: Emitter, node: fx.Node) -> None:
@@ -288,7 +269,7 @@ def _add(e: Emitter, node: fx.Node) -> None:
     e.emit("Add", [e.name(node.args[0]), e.name(node.args[1])], [e.result(node)])
 
 
-_RULES: dict[str, Callable[[Emitter, fx.Node], None]] = {
+_RULES: dict[str, Rule] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.options import option
 from pocketphi.targets.target import TargetOptions
 
@@ -27,9 +25,3 @@ class OrtMobile(TargetOptions):
 
     def kv_cache_bytes(self, config: ModelConfig) -> int:
         return config.kv_cache_bytes(1, 4)  # float32
-
-
-def require_onnxruntime() -> None:
-    """Raise CannotRun where ONNX Runtime is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise CannotRun("ort-mobile needs the package 'onnxruntime'; install it with: pip install 'pocketphi[ort]'")

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, Rows, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import format_of
@@ -61,18 +62,20 @@ class OrtBundle(Prepared):
         slow = lint(self._lowered)
         if asked.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
-        self.notes = [
-            *slow,
-            *_rewind_notes(program.config, asked.context),
-            *_single_file_notes(single, options.ort_file),
-        ]
+        self.notes = slow
+        if unnoticed_switch(program.config, asked.context or program.config.max_position):
+            self.notes.append(
+                f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"
+            )
+        self.notes += _single_file_notes(single, options.ort_file)
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self._lowered
-        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress, _encode)
+        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress)
         model = lowered.to_model([_external(placed, self._layout) for placed in lowered.weights], self._asked.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
-        (folder / GENAI_FILE).write_text(_to_json(genai_config(program, lowered, self._asked.context)))
+        settings = genai_config(program, lowered, self._asked.context)
+        (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         (folder / "required_operators.config").write_text(_required_operators(lowered.nodes))
         if self._options.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
@@ -96,13 +99,6 @@ def _check_fits(program: Program) -> None:
             f"ort-mobile: {program.config.rotary_dim} rotary dimensions, ONNX Runtime's attention takes a multiple of "
             f"{_ROTARY_STEP}; compile for coreml or tvm-arm"
         )
-
-
-def _rewind_notes(config: ModelConfig, context: int | None) -> list[str]:
-    """Where onnxruntime-genai changes LongRoPE's factors elsewhere than the model does."""
-    if not unnoticed_switch(config, context or config.max_position):
-        return []
-    return [f"onnxruntime-genai changes LongRoPE's factors at {_GENAI_REWINDS_AT} tokens only, this model elsewhere"]
 
 
 def _single_file_notes(single: int, wanted: bool) -> list[str]:
@@ -198,19 +194,13 @@ def _external(placed: Placed, layout: Layout) -> TensorProto:
     tensor = TensorProto(
         name=placed.name,
         dims=placed.shape,
-        data_type=onnx.helper.np_dtype_to_tensor_dtype(_numpy_dtype(placed)),
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(placed.spec.type_name)),
         data_location=TensorProto.EXTERNAL,
     )
     entries = {"location": DATA_FILE, "offset": layout.offsets[name, part], "length": placed.spec.bytes}
     for key, value in entries.items():
         tensor.external_data.add(key=key, value=str(value))
     return tensor
-
-
-def _numpy_dtype(placed: Placed) -> Any:
-    import numpy as np
-
-    return np.dtype(placed.spec.type_name)
 
 
 def _tied_bytes(program: Program) -> int:
@@ -220,11 +210,6 @@ def _tied_bytes(program: Program) -> int:
     parts = program.weights[EMBEDDING].parts
     form = format_of(parts)
     return parts[CODECS[form.name].values].bytes if form else 0
-
-
-def _encode(name: str, rows: Rows) -> Rows:
-    form = format_of(rows)
-    return CODECS[form.name].encode(rows) if form else rows
 
 
 def _too_large(single: int) -> str:
@@ -242,7 +227,3 @@ def _required_operators(nodes: Sequence[onnx.NodeProto]) -> str:
     versions = {"": ("ai.onnx", 21), "com.microsoft": ("com.microsoft", 1)}
     lines = [f"{versions[d][0]};{versions[d][1]};{','.join(sorted(ops))}" for d, ops in sorted(by_domain.items())]
     return "\n".join(lines) + "\n"
-
-
-def _to_json(data: Any) -> str:
-    return json.dumps(data, indent=1) + "\n"

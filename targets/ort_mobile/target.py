@@ -10,7 +10,7 @@ from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.ort_mobile.codecs import CODECS
-from pocketphi.targets.ort_mobile.options import OrtMobile, require_onnxruntime
+from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked, Kit, Target, TextReader
 
@@ -63,11 +63,11 @@ class OrtMobileTarget(Target[OrtMobile]):
     def check_installed(self, options: OrtMobile) -> None:
         super().check_installed(options)
         if options.ort_file:  # it is ONNX Runtime that writes it
-            require_onnxruntime()
+            self.require("onnxruntime")
 
     def check_runs_here(self, options: OrtMobile) -> None:
         importlib.import_module("pocketphi.targets.ort_mobile.host")
-        require_onnxruntime()
+        self.require("onnxruntime")
 
     def text_reader(self) -> TextReader:
         from pocketphi.targets.ort_mobile.genai_tokenizer import GenaiTokenizer

@@ -12,23 +12,15 @@ if TYPE_CHECKING:
     from torch import fx
 
     from pocketphi.targets.tvm_arm.description import Matrix
-    from pocketphi.targets.tvm_arm.interleave import Interleaved
-    from pocketphi.targets.tvm_arm.isa import Isa
     from pocketphi.targets.tvm_arm.kernels.matmul import Form
     from pocketphi.targets.tvm_arm.lower import Function
 
 
 @dataclass(frozen=True)
 class BlocksCodec:
-    """Blocks of whole numbers, in the order in which the kernels load them."""
+    """Blocks of whole numbers, in the order in which the kernels load them (`Interleaved`)."""
 
     format: type[Blocks]
-
-    def placed(self, parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved:
-        """How a weight lies in the file; it stores rows, and restores them."""
-        from pocketphi.targets.tvm_arm.interleave import Interleaved
-
-        return Interleaved.of(parts, isa)
 
     def bytes_of(self, layout: Layout, lanes: int) -> int:
         """What a weight takes in the file: rows fill vectors, scales are float16, zero points bytes. lanes: `Isa.lanes`."""
@@ -55,16 +47,18 @@ class BlocksCodec:
         from pocketphi.targets.tvm_arm.kernels.elementwise import embedding
 
         form, held = self._form(f, node)
-        kernel = f.kernels.get(("embedding", form), "embedding", lambda name: embedding(name, f.isa, form))
+        kernel = f.kernels.get("embedding", embedding, form)
         f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns, f.rows(node))
 
     def _form(self, f: Function, node: fx.Node) -> tuple[Form, list[Any]]:
         """The form of a kernel, and the parameters in its order."""
+        from pocketphi.targets.tvm_arm.interleave import Interleaved
         from pocketphi.targets.tvm_arm.kernels.matmul import Form
 
         parts = f.parts_read(node)
-        matrix = self.placed(parts, f.isa)
-        form = Form(matrix, "zero" in parts, "offset" in parts, f.way.exact, isinstance(f.rows(node), int))
+        form = Form(
+            Interleaved.of(parts, f.isa), "zero" in parts, "offset" in parts, f.way.exact, isinstance(f.rows(node), int)
+        )
         return form, [f.value(arg) for arg in node.args[1:] if arg is not None]
 
 

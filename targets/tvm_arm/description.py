@@ -14,6 +14,7 @@ from pocketphi.graph.formats import PartSpec, specs
 from pocketphi.graph.program import split_target
 from pocketphi.graph.reading import file_inside, read_json, show, typed
 from pocketphi.targets.tvm_arm.codecs import CODECS
+from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import TRIPLES, Isa, find_isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 
@@ -141,12 +142,12 @@ def _matrix_problem(matrix: Matrix, held: dict[str, Tensor], isa: Isa) -> str | 
         return f"has {show(sizes)} rows, columns and values in a block"
     if matrix.format not in CODECS:
         return f"is of format {show(matrix.format)}, expected one of {', '.join(CODECS)}"
-    codec = CODECS[matrix.format]
-    names, optional = codec.format.part_names(), codec.format.optional()
+    form = CODECS[matrix.format].format
+    names, optional = form.part_names(), form.optional()
     if not set(names) - optional <= set(held) <= set(names):
         return f"has the parts {show(sorted(held))}, expected {' and '.join(n for n in names if n not in optional)}"
     parts = matrix.parts(held)
-    wanted = codec.placed(parts, isa).specs(parts)
+    wanted = Interleaved.of(parts, isa).specs(parts)
     for part, spec in wanted.items():
         if held[part].spec != PartSpec((math.prod(spec.shape),), spec.dtype):
             return f"has {show(held[part].shape)} values of {held[part].dtype} in its part {part}"

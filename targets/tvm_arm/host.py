@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,20 +11,18 @@ from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.targets.base import Host, Runner
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import read_description
-from pocketphi.targets.tvm_arm.isa import LINUX_NAMES
 from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
-from pocketphi.targets.tvm_arm.library import toolchain_of
 from pocketphi.targets.tvm_arm.params import read_weights
-from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags
+from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 
 
 def check_runs_here(platform: Platform) -> None:
     """Raises CannotRun for what runs on no machine like this."""
-    toolchain_of(platform).command(Path("runner"))
+    platform.toolchain().command(Path("runner"))
     flags = cpu_flags()
-    missing = [name for name in platform.isa.features if LINUX_NAMES.get(name, name) not in flags]
+    missing = lacking(platform.isa, flags)
     if platform.isa.arch == host_arch() and flags and missing:  # another architecture's are qemu's to have
         raise CannotRun(f"this machine's CPU has no {', '.join(missing)}, which {platform.isa.name} needs")
 
@@ -33,15 +30,13 @@ def check_runs_here(platform: Platform) -> None:
 class TvmHost(Host):
     """A bundle's TVM files."""
 
+    saved_bound = 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.described = read_description(folder)
         target = self.described.target
         self.platform = Platform(target.os, self.described.isa, target.cpu)
-
-    @property
-    def saved_bound(self) -> float:
-        return 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
 
     @property
     def kv_cache(self) -> str:
@@ -59,14 +54,11 @@ class TvmHost(Host):
     def _command(self) -> list[str]:
         """How the runner is started here; it is built once. Raises CannotRun for what runs on no machine like this."""
         check_runs_here(self.platform)  # before anything is built
-        toolchain = toolchain_of(self.platform)
+        toolchain = self.platform.toolchain()
         return toolchain.command(build_runtime(toolchain).runner)
 
     def peak_bytes(self, runner: Runner) -> int:
         return runner.peak_bytes if isinstance(runner, TvmRunner) else super().peak_bytes(runner)
-
-    def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
-        return {}
 
 
 class TvmRunner:

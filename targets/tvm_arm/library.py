@@ -12,17 +12,12 @@ from tvm import IRModule, relax
 
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain, find_toolchain
-
-
-def toolchain_of(platform: Platform) -> Toolchain:
-    """Raises InputError naming the package to install where the compiler or linker is missing."""
-    return find_toolchain(platform.system, platform.isa.arch)
+from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain
 
 
 def build_library(module: IRModule, platform: Platform, folder: Path) -> dict[str, Any]:
     """Write model.so with the runtime beside it, or libmodel.a where nothing links here; returns what model.json says of it."""
-    toolchain = toolchain_of(platform)
+    toolchain = platform.toolchain()
     target = tvm.target.Target(platform.target())
     if toolchain.links:
         runtime = build_runtime(toolchain)

@@ -15,10 +15,10 @@ from torch import fx
 from tvm import IRModule, relax, tirx
 from tvm.ir import StringImm
 
-from pocketphi.graph.errors import CompilerBug, InputError
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.targets.codecs import rules_of
+from pocketphi.targets.lowering import Rule, lower_calls
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
@@ -105,15 +105,16 @@ class _Kernels:
         self.builder = relax.BlockBuilder()
         self._made: dict[Any, Any] = {}
 
-    def get(self, key: tuple[Any, ...], name: str, make: Callable[[str], tirx.PrimFunc]) -> Any:
+    def get(self, kind: str, make: Callable[..., tirx.PrimFunc], *arguments: Any) -> Any:
+        """What `make` makes of a name, the instruction set, and these arguments."""
+        key = (kind, arguments)
         if key not in self._made:
-            name = f"{name}_{len(self._made)}"
-            self._made[key] = self.builder.add_func(make(name), name)
+            name = f"{kind}_{len(self._made)}"
+            self._made[key] = self.builder.add_func(make(name, self.isa, *arguments), name)
         return self._made[key]
 
     def matmul(self, form: Form) -> Any:
-        schedule = self.schedules.of(form)
-        return self.get(("matmul", form), "matmul", lambda name: matmul(name, self.isa, form, schedule))
+        return self.get("matmul", matmul, form, self.schedules.of(form))
 
 
 class Function:
@@ -129,7 +130,7 @@ class Function:
         cache: KvCache,
     ) -> None:
         self.program, self.isa, self.way, self.kernels, self.cache = program, isa, way, kernels, cache
-        self.builder, self.rules = kernels.builder, {**_RULES, **rules_of(CODECS)}
+        self.builder = kernels.builder
         self.length: Any = 1 if way.single else tirx.Var("s", "int64")
         self.values: dict[fx.Node, Any] = {}
         self.parameters = {
@@ -157,16 +158,8 @@ class Function:
         # with a bound, memory is planned when the library is built, and no sizes are computed in a call
         bounds = {} if self.way.single else {"tir_var_upper_bound": {self.length.name: CHUNK}}
         with self.builder.function(self.way.name, arguments, attrs=bounds):
-            for node in self.program.graph.nodes:
-                if node.op == "call_function":
-                    self._emit(node)
+            lower_calls(self.program, self, _RULES, CODECS, "TVM")
             self.builder.emit_func_output(self.values[self.program.outputs["logits"]])
-
-    def _emit(self, node: fx.Node) -> None:
-        rule = self.rules.get(op_name(node))
-        if rule is None:
-            raise CompilerBug(f"no TVM rule for {op_name(node)} ({node.name})")
-        rule(self, node)
 
     def value(self, node: Any) -> Any:
         return self.parameters[str(node.target)] if node.op == "get_attr" else self.values[node]
@@ -207,9 +200,7 @@ def _norm(f: Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
     (size,) = (int(n) for n in shape_of(weight))
     rows = f.rows(inputs[0])
     add, single = len(inputs) == 2, isinstance(rows, int)
-    kernel = f.kernels.get(
-        ("norm", size, eps, add, single), "norm", lambda name: rms_norm(name, f.isa, size, float(eps), add, single)
-    )
+    kernel = f.kernels.get("norm", rms_norm, size, float(eps), add, single)
     return f.call(kernel, [*map(f.value, inputs), f.value(weight)], [size, size] if add else size, rows)
 
 
@@ -219,25 +210,16 @@ def long_after(program: Program) -> int:
 
 
 def _attention(f: Function, node: fx.Node) -> None:
-    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
-    table_rows, half = (int(n) for n in shape_of(cos))  # type: ignore[arg-type]
+    args: Any = node.args
+    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = args
+    table_rows, half = map(int, shape_of(cos))
     dim, rows = f.program.config.head_dim, f.rows(qkv)
-    form = AttentionForm(
-        int(heads),  # type: ignore[arg-type]
-        int(kv_heads),  # type: ignore[arg-type]
-        dim,
-        2 * half,
-        table_rows,
-        float(scale),  # type: ignore[arg-type]
-        int(window or 0),  # type: ignore[arg-type]
-        int(long_after or 0),  # type: ignore[arg-type]
-        f.cache,
-        isinstance(rows, int),
-    )
-    kernel = f.kernels.get(("attention", form), "attention", lambda name: attention(name, f.isa, form))
-    args = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
+    sizes = heads, kv_heads, dim, 2 * half, table_rows
+    form = AttentionForm(*sizes, scale, window, long_after, f.cache, isinstance(rows, int))
+    kernel = f.kernels.get("attention", attention, form)
+    taken = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
     out = relax.TensorType((rows, form.heads * dim), "float32")
-    called = relax.call_tir_inplace(kernel, args, [1, 2, -1], [f.capacity, f.capacity, out])
+    called = relax.call_tir_inplace(kernel, taken, [1, 2, -1], [f.capacity, f.capacity, out])
     result = f.builder.emit(called)
     keys, values, mixed = (f.builder.emit(relax.TupleGetItem(result, i)) for i in range(3))
     f.values[node] = [mixed, keys, values]
@@ -245,8 +227,7 @@ def _attention(f: Function, node: fx.Node) -> None:
 
 def _gated_silu(f: Function, node: fx.Node) -> None:
     size, rows = int(shape_of(node)[-1]), f.rows(node)
-    single = isinstance(rows, int)
-    kernel = f.kernels.get(("silu", size, single), "gated_silu", lambda name: gated_silu(name, f.isa, size, single))
+    kernel = f.kernels.get("gated_silu", gated_silu, size, isinstance(rows, int))
     f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
 
 
@@ -256,7 +237,7 @@ def _last_token(f: Function, node: fx.Node) -> None:
         f.values[node] = x
         return
     size = int(shape_of(node)[-1])
-    kernel = f.kernels.get(("last", size), "last_row", lambda name: last_row(name, f.isa, size))
+    kernel = f.kernels.get("last_row", last_row, size)
     f.values[node] = f.call(kernel, [x], size, 1)
 
 
@@ -269,7 +250,7 @@ def _left_in_float(f: Function, node: fx.Node) -> None:
     )
 
 
-_RULES: dict[str, Callable[[Function, fx.Node], None]] = {
+_RULES: dict[str, Rule] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,

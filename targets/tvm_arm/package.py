@@ -23,13 +23,14 @@ from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Prepared
+from pocketphi.targets.memory import rounded_up
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
-from pocketphi.targets.tvm_arm.library import build_library, toolchain_of
+from pocketphi.targets.tvm_arm.library import build_library
 from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, long_after, lower
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.params import ParamsFile
@@ -73,7 +74,7 @@ class TvmBundle(Prepared):
         operators = program.operators().total()
         self.around = _RUNTIME_BYTES + operators * _OPERATOR_BYTES + len(forms) * _KERNEL_BYTES
         self.notes = [self._platform.described(), *self._platform.notes()]
-        toolchain = toolchain_of(self._platform)
+        toolchain = self._platform.toolchain()
         if not toolchain.links:
             self.notes.append(f"{ARCHIVE} to link into an app: {toolchain.link_line()}")
 
@@ -149,7 +150,8 @@ def describe(
         "cache": {
             "count": 2 * config.layers,
             "shape": {
-                mode: [config.kv_heads, _rounded_up(tokens), kind.row(config.head_dim)] for mode, kind in caches.items()
+                mode: [config.kv_heads, rounded_up(tokens, KEYS), kind.row(config.head_dim)]
+                for mode, kind in caches.items()
             },
             "multiple": KEYS,
             "dtype": {mode: kind.dtype for mode, kind in caches.items()},
@@ -160,10 +162,6 @@ def describe(
         "params_digest": digest,
         "matrices": matrices,
     }
-
-
-def _rounded_up(tokens: int) -> int:
-    return -(-tokens // KEYS) * KEYS
 
 
 def _refuse_unfit(program: Program) -> None:

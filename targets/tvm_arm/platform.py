@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
-from pocketphi.targets.tvm_arm.toolchain import host_arch
+from pocketphi.targets.tvm_arm.toolchain import Toolchain, find_toolchain, host_arch
 
 SYSTEMS = ("linux", "android", "ios", "host")
 
-CORES = {
-    "cortex-a53": "neon",
-    "cortex-a72": "neon",
-    "cortex-a73": "neon",
-    "apple-a12": "neon",
-    "cortex-a55": "dotprod",
-    "cortex-a75": "dotprod",
-    "cortex-a76": "dotprod",
-    "cortex-a77": "dotprod",
-    "cortex-a78": "dotprod",
-    "cortex-x1": "dotprod",
-    "neoverse-n1": "dotprod",
-    "apple-a13": "dotprod",
-    "apple-a14": "dotprod",
-    "apple-m1": "dotprod",
-    "cortex-a510": "i8mm",
-    "cortex-a710": "i8mm",
-    "cortex-a715": "i8mm",
-    "cortex-x2": "i8mm",
-    "cortex-x3": "i8mm",
-    "neoverse-v1": "i8mm",
-    "neoverse-n2": "i8mm",
-    "apple-a15": "i8mm",
-    "apple-a16": "i8mm",
-    "apple-m2": "i8mm",
+_CORES = {
+    "neon": ("cortex-a53", "cortex-a72", "cortex-a73", "apple-a12"),
+    "dotprod": (
+        *("cortex-a55", "cortex-a75", "cortex-a76", "cortex-a77", "cortex-a78", "cortex-x1"),
+        *("neoverse-n1", "apple-a13", "apple-a14", "apple-m1"),
+    ),
+    "i8mm": (
+        *("cortex-a510", "cortex-a710", "cortex-a715", "cortex-x2", "cortex-x3"),
+        *("neoverse-v1", "neoverse-n2", "apple-a15", "apple-a16", "apple-m2"),
+    ),
 }
+CORES = {core: isa for isa, cores in _CORES.items() for core in cores}
 """LLVM's name of a core → its widest instruction set of ours, by Arm's and LLVM's (AArch64Processors.td) tables."""
 
 _DEFAULTS = {"linux": "dotprod", "android": "dotprod", "ios": "apple-a13"}
@@ -72,6 +59,10 @@ class Platform:
         """The target as TVM takes it."""
         return self.isa.target(self.system, self.cpu)
 
+    def toolchain(self) -> Toolchain:
+        """Raises InputError naming the package to install where the compiler or linker is missing."""
+        return find_toolchain(self.system, self.isa.arch)
+
     def described(self) -> str:
         return f"{self.system}, {self.isa.arch} {self.cpu or ''}".rstrip() + f" with {self.isa.name}"
 
@@ -85,9 +76,14 @@ def host_isa() -> Isa:
     """The widest instruction set of this machine. Raises InputError where it has none of ours."""
     flags = cpu_flags()
     for isa in reversed(ISAS.values()):
-        if isa.arch == host_arch() and {LINUX_NAMES.get(name, name) for name in isa.features} <= flags:
+        if isa.arch == host_arch() and not lacking(isa, flags):
             return isa
     raise InputError(f"--os host: this {host_arch()} CPU has none of {', '.join(ISAS)}; choose another --os")
+
+
+def lacking(isa: Isa, flags: Collection[str]) -> list[str]:
+    """What of an instruction set a CPU with these features lacks."""
+    return [name for name in isa.features if LINUX_NAMES.get(name, name) not in flags]
 
 
 def cpu_flags() -> set[str]:

@@ -102,10 +102,8 @@ class TvmArmTarget(Target[TvmArm]):
 
     def key(self, options: TvmArm) -> list[str]:
         """What a library is made for, which is this machine's CPU for `--os host`, and the compiler that links it."""
-        from pocketphi.targets.tvm_arm.toolchain import find_toolchain
-
         made_for = Platform.of(options.os, options.cpu)
-        toolchain = find_toolchain(made_for.system, made_for.isa.arch)
+        toolchain = made_for.toolchain()
         return [made_for.described(), toolchain.triple, *toolchain.flags, *map(_version_of, toolchain.compiler[:1])]
 
     def commands(self) -> list[Command]:

@@ -27,6 +27,7 @@ from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.targets.coreml import codecs
 from pocketphi.targets.coreml.emitter import Emitter
+from pocketphi.targets.coreml.mil import FunctionBuilder
 
 WINDOW, SWITCH, CONTEXT = 20, 24, 30
 """Of the model, whose LongRoPE switches while a decode passes the window."""
@@ -90,15 +91,15 @@ def kind(to: str) -> Change:
 def next_row(e: Emitter, kind: str, a: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The row after the one that is asked for, as far as there is one."""
     name, last = f"after_{a['x'].name}", np.int32(a["x"].shape[0] - 1)
-    after = e.builder.op("add", name, x=a["indices"], y=np.int32(1))
-    return kind, {**a, "indices": e.builder.op("minimum", f"{name}_least", x=after, y=last)}
+    after = FunctionBuilder.op(e, "add", name, x=a["indices"], y=np.int32(1))
+    return kind, {**a, "indices": FunctionBuilder.op(e, "minimum", f"{name}_least", x=after, y=last)}
 
 
 def turned(axis: int) -> Change:
     """The heads in another order."""
     return lambda e, kind, a: (
         kind,
-        {**a, "x": e.builder.op("reverse", f"turned_{a['x'].name}", x=a["x"], axes=[axis])},
+        {**a, "x": FunctionBuilder.op(e, "reverse", f"turned_{a['x'].name}", x=a["x"], axes=[axis])},
     )
 
 
@@ -139,7 +140,7 @@ def test_a_broken_rule_is_seen(rule: str, wrong: Callable[..., list[str]]) -> No
 
 
 def no_zero(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(codecs.Int4Codec, "parameters", {"data": "q", "scale": "scale"})
+    patch.setattr(codecs.CODECS["int4"], "parameters", {"data": "q", "scale": "scale"})
 
 
 def unsigned(patch: pytest.MonkeyPatch) -> None:
@@ -158,13 +159,13 @@ def unsigned(patch: pytest.MonkeyPatch) -> None:
 
 
 def scale_of_bytes(patch: pytest.MonkeyPatch) -> None:
-    encode = codecs.Int8Codec.encode
+    encode = codecs.CODECS["int8"].encode
 
-    def written(self: Any, name: str, rows: Any) -> Any:
-        stored = encode(self, name, rows)
+    def written(name: str, rows: Any) -> Any:
+        stored = encode(name, rows)
         return {**stored, "scale": stored["scale"] * 2}
 
-    patch.setattr(codecs.Int8Codec, "encode", written)
+    patch.setattr(codecs.CODECS["int8"], "encode", written)
 
 
 @pytest.mark.parametrize(

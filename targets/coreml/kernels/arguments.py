@@ -1,4 +1,4 @@
-"""Reading parameters that arrive as tensors: axes, sizes, flags."""
+"""Reading parameters that arrive as tensors: axes, sizes, flags, points of a sampling mode."""
 
 from __future__ import annotations
 
@@ -58,3 +58,21 @@ def axes_of(value: Parameter, rank: int) -> list[int]:
     if any(not -rank <= axis < rank for axis in axes):
         raise ValueError(f"axes {axes} of a tensor with {rank} axes")
     return [axis % rank for axis in axes]
+
+
+def grid(size: float, count: int, mode: str) -> torch.Tensor:
+    """Points of a sampling mode along an input of `size` points: float64 [count], not clamped to it."""
+    affordable([count])
+    i = torch.arange(count, dtype=torch.float64)
+    count = max(1, count)
+    if mode == "ALIGN_CORNERS" and count == 1:
+        return i + (size - 1) / 2
+    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
+        return i * (size - 1) / max(1, count - 1)
+    if mode == "DEFAULT":
+        return i * (size - size / count) / max(1, count - 1)
+    if mode == "OFFSET_CORNERS":
+        return (i + 0.5) * max(1, size - 1) / count
+    if mode == "UNALIGN_CORNERS":
+        return (i + 0.5) * size / count - 0.5
+    raise ValueError(f"sampling mode {mode!r} is not understood")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, integer, integers
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, grid, integer, integers
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONV_TRANSPOSE = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
@@ -258,24 +258,6 @@ def resize(
         else:
             raise ValueError(f"{interpolation_mode} with {sampling_mode} of {x.dtype} is not understood")
     return x
-
-
-def grid(size: float, count: int, mode: str) -> Tensor:
-    """Points of a sampling mode along an input of `size` points: float64 [count], not clamped to it."""
-    affordable([count])
-    i = torch.arange(count, dtype=torch.float64)
-    count = max(1, count)
-    if mode == "ALIGN_CORNERS" and count == 1:
-        return i + (size - 1) / 2
-    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        return i * (size - 1) / max(1, count - 1)
-    if mode == "DEFAULT":
-        return i * (size - size / count) / max(1, count - 1)
-    if mode == "OFFSET_CORNERS":
-        return (i + 0.5) * max(1, size - 1) / count
-    if mode == "UNALIGN_CORNERS":
-        return (i + 0.5) * size / count - 0.5
-    raise ValueError(f"sampling mode {mode!r} is not understood")
 
 
 def _interpolate(x: Tensor, axis: int, place: Tensor) -> Tensor:

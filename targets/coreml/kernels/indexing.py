@@ -19,7 +19,7 @@ def gather(
 ) -> Tensor:
     """x [B…, A…, D, C…], indices [B…, I…] → [B…, A…, I…, C…]. Of a stored table only the rows asked for are decoded."""
     dim, batch = axis_of(axis, len(x.shape), 0), integer(batch_dims, 0)
-    index = checked(indices, x.shape[dim], validate_indices)
+    index = _checked(indices, x.shape[dim], validate_indices)
     if not isinstance(x, Tensor):
         if dim == 0 and not batch:
             rows: Tensor = x.take(index.reshape(-1))
@@ -37,7 +37,7 @@ def gather(
 
 def gather_along_axis(x: Tensor, indices: Tensor, axis: Parameter = None, validate_indices: Parameter = None) -> Tensor:
     dim = axis_of(axis, x.dim(), 0)
-    return torch.take_along_dim(x, checked(indices, x.shape[dim], validate_indices), dim)
+    return torch.take_along_dim(x, _checked(indices, x.shape[dim], validate_indices), dim)
 
 
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: Parameter = None, validate_indices: Parameter = None) -> Tensor:
@@ -61,7 +61,7 @@ def scatter(
 ) -> Tensor:
     """Whole slices along an axis. updates: data's shape with the indices' in the place of that axis."""
     dim = axis_of(axis, data.dim(), 0)
-    index = checked(indices, data.shape[dim], validate_indices)
+    index = _checked(indices, data.shape[dim], validate_indices)
     positions = torch.arange(data.numel()).view(data.shape).index_select(dim, index.reshape(-1))
     return _scatter(data, positions, updates.reshape(positions.shape), mode)
 
@@ -75,7 +75,7 @@ def scatter_along_axis(
     validate_indices: Parameter = None,
 ) -> Tensor:
     dim = axis_of(axis, data.dim(), 0)
-    index = checked(indices, data.shape[dim], validate_indices)
+    index = _checked(indices, data.shape[dim], validate_indices)
     positions = torch.take_along_dim(torch.arange(data.numel()).view(data.shape), index, dim)
     return _scatter(data, positions, updates, mode)
 
@@ -88,7 +88,7 @@ def scatter_nd(
     return _scatter(data, positions, updates, mode)
 
 
-def checked(indices: Tensor, size: int, validate_indices: Parameter) -> Tensor:
+def _checked(indices: Tensor, size: int, validate_indices: Parameter) -> Tensor:
     """int64 indices. Negative ones count from the end before iOS 17, whose operators say whether to validate."""
     index = indices.long()
     if not index.numel():
@@ -101,7 +101,7 @@ def checked(indices: Tensor, size: int, validate_indices: Parameter) -> Tensor:
 
 
 def _checked_nd(index: Tensor, sizes: tuple[int, ...], validate_indices: Parameter) -> Tensor:
-    columns = [checked(column, size, validate_indices) for column, size in zip(index.unbind(-1), sizes)]
+    columns = [_checked(column, size, validate_indices) for column, size in zip(index.unbind(-1), sizes)]
     return torch.stack(columns, dim=-1)
 
 

@@ -123,13 +123,7 @@ def slice_update(
 
 
 def _slice(
-    x: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    stride: Parameter,
-    begin_mask: Parameter,
-    end_mask: Parameter,
-    squeeze_mask: Parameter,
+    x: Tensor, begin: Tensor, end: Tensor, stride: Parameter, *masks: Parameter
 ) -> tuple[Tensor, list[int], list[int]]:
     """A view with positive strides, the axes to flip (their stride is negative), the axes to squeeze, in rising order."""
     rank = x.dim()
@@ -137,10 +131,7 @@ def _slice(
     if not len(starts) == len(ends) == rank:
         raise ValueError(f"a slice with {len(starts)} begins and {len(ends)} ends of a tensor with {rank} axes")
     steps = [1] * rank if stride is None else integers(stride)
-    open_start, open_end, single = (
-        [False] * rank if mask is None else [bool(v) for v in mask.tolist()]
-        for mask in (begin_mask, end_mask, squeeze_mask)
-    )
+    open_start, open_end, single = ([False] * rank if mask is None else mask.bool().tolist() for mask in masks)
     flipped = []
     for axis, size in enumerate(x.shape):
         start = None if open_start[axis] else starts[axis]
@@ -271,7 +262,7 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: Parameter = None, bat
 # values made from sizes
 
 
-def shape_of(x: Tensor) -> Tensor:
+def shape(x: Tensor) -> Tensor:
     return torch.tensor(x.shape, dtype=torch.int64)
 
 
@@ -281,8 +272,7 @@ def fill(shape: Tensor, value: Parameter = None) -> Tensor:
 
 
 def fill_like(ref_tensor: Tensor, value: Parameter = None) -> Tensor:
-    sizes = ref_tensor.shape
-    return torch.full(sizes, 0.0) if value is None else value.reshape(()).expand(sizes).clone()
+    return fill(shape(ref_tensor), value)
 
 
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:

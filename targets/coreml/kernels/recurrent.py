@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from pocketphi.targets.coreml.kernels.arguments import Parameter, flag
 
@@ -40,7 +41,7 @@ def rnn(
     def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (act(projected + state[0] @ weight_hh.t()),)
 
-    sequence, state = _run(_linear(x, weight_ih, bias), (initial_h,), step, _reversed(direction))
+    sequence, state = _run(linear(x, weight_ih, bias), (initial_h,), step, _reversed(direction))
     return _last(sequence, state[0], output_sequence), state[0]
 
 
@@ -65,17 +66,19 @@ def gru(
     gate, act = _activation(recurrent_activation), _activation(activation)
     after = flag(reset_after)
     hidden_bias = bias if after else None
-    given = input_bias if after else _sum(bias, input_bias)
+    given = input_bias
+    if not after and bias is not None:
+        given = bias if input_bias is None else bias + input_bias
     w_r, w_o, w_z = weight_hh.chunk(3)
     b_r, b_o, b_z = (None, None, None) if hidden_bias is None else hidden_bias.chunk(3)
 
     def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,), (x_r, x_o, x_z) = state, projected.chunk(3, dim=-1)
-        r, z = gate(x_r + _linear(h, w_r, b_r)), gate(x_z + _linear(h, w_z, b_z))
-        o = act(x_o + (r * _linear(h, w_o, b_o) if after else _linear(r * h, w_o, b_o)))
+        r, z = gate(x_r + linear(h, w_r, b_r)), gate(x_z + linear(h, w_z, b_z))
+        o = act(x_o + (r * linear(h, w_o, b_o) if after else linear(r * h, w_o, b_o)))
         return ((1 - z) * o + z * h,)
 
-    sequence, state = _run(_linear(x, weight_ih, given), (initial_h,), step, _reversed(direction))
+    sequence, state = _run(linear(x, weight_ih, given), (initial_h,), step, _reversed(direction))
     return _last(sequence, state[0], output_sequence), state[0]
 
 
@@ -106,15 +109,15 @@ def lstm(
     acts = _activation(recurrent_activation), _activation(cell_activation), _activation(activation)
     if direction != "bidirectional":
         step = _lstm_step(weight_hh, peephole, acts, clip)
-        runs = [_run(_linear(x, weight_ih, bias), (initial_h, initial_c), step, _reversed(direction))]
+        runs = [_run(linear(x, weight_ih, bias), (initial_h, initial_c), step, _reversed(direction))]
     else:
         if weight_ih_back is None or weight_hh_back is None:
             raise ValueError("bidirectional, and without weights for the way back")
         (h, h_back), (c, c_back) = initial_h.chunk(2, dim=-1), initial_c.chunk(2, dim=-1)
         step, back = (_lstm_step(w, p, acts, clip) for w, p in ((weight_hh, peephole), (weight_hh_back, peephole_back)))
         runs = [
-            _run(_linear(x, weight_ih, bias), (h, c), step, False),
-            _run(_linear(x, weight_ih_back, bias_back), (h_back, c_back), back, True),
+            _run(linear(x, weight_ih, bias), (h, c), step, False),
+            _run(linear(x, weight_ih_back, bias_back), (h_back, c_back), back, True),
         ]
     sequence = torch.cat([made for made, _ in runs], dim=-1)
     h, c = (torch.cat([state[i] for _, state in runs], dim=-1) for i in (0, 1))
@@ -153,14 +156,6 @@ def _run(
 
 def _last(sequence: Tensor, h: Tensor, output_sequence: Parameter) -> Tensor:
     return sequence if flag(output_sequence) else h.unsqueeze(0)
-
-
-def _linear(h: Tensor, weight: Tensor, bias: Parameter) -> Tensor:
-    return torch.nn.functional.linear(h, weight, bias)
-
-
-def _sum(a: Parameter, b: Parameter) -> Parameter:
-    return b if a is None else a if b is None else a + b
 
 
 def _activation(name: str) -> Activation:

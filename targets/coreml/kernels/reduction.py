@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,49 +11,41 @@ from torch.nn import functional
 from pocketphi.targets.coreml.kernels.arguments import Parameter, axes_of, axis_of, flag, integer, number
 from pocketphi.targets.coreml.raw import Raw
 
+Over = Callable[[Tensor, list[int], bool], Tensor]
+"""(tensor, axes, whether they stay) → what is left of them."""
 
-def reduce_sum(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return x.sum(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+
+def _over(function: Over) -> Callable[..., Tensor]:
+    """A reduction with MIL's parameters."""
+
+    def kernel(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+        return function(x, axes_of(axes, x.dim()), flag(keep_dims))
+
+    return kernel
 
 
-def reduce_mean(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
+def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """Of integers without the fraction."""
-    mean = (x if x.is_floating_point() else x.double()).mean(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+    mean = (x if x.is_floating_point() else x.double()).mean(axes, keep)
     return mean if x.is_floating_point() else mean.trunc().long()
 
 
-def reduce_max(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return x.amax(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
-
-
-def reduce_min(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return x.amin(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
-
-
-def reduce_prod(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    for axis in sorted(axes_of(axes, x.dim()), reverse=True):
-        x = x.prod(axis, keepdim=flag(keep_dims))
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in sorted(axes, reverse=True):
+        x = x.prod(axis, keep)
     return x
 
 
-def reduce_sum_square(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return reduce_sum(x * x, axes, keep_dims)
-
-
-def reduce_l1_norm(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return reduce_sum(x.abs(), axes, keep_dims)
-
-
-def reduce_l2_norm(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return reduce_sum(x * x, axes, keep_dims).sqrt()
-
-
-def reduce_log_sum(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return reduce_sum(x, axes, keep_dims).log()
-
-
-def reduce_log_sum_exp(x: Tensor, axes: Parameter = None, keep_dims: Parameter = None) -> Tensor:
-    return x.logsumexp(axes_of(axes, x.dim()), keepdim=flag(keep_dims))
+reduce_sum = _over(torch.sum)
+reduce_mean = _over(_mean)
+reduce_max = _over(torch.amax)
+reduce_min = _over(torch.amin)
+reduce_prod = _over(_product)
+reduce_sum_square = _over(lambda x, axes, keep: (x * x).sum(axes, keep))
+reduce_l1_norm = _over(lambda x, axes, keep: x.abs().sum(axes, keep))
+reduce_l2_norm = _over(lambda x, axes, keep: (x * x).sum(axes, keep).sqrt())
+reduce_log_sum = _over(lambda x, axes, keep: x.sum(axes, keep).log())
+reduce_log_sum_exp = _over(torch.logsumexp)
 
 
 def reduce_argmax(x: Tensor, axis: Parameter = None, keep_dims: Parameter = None, output_dtype: str = "") -> Tensor:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, integer, number
-from pocketphi.targets.coreml.kernels.images import grid
+from pocketphi.targets.coreml.kernels.arguments import Parameter, affordable, flag, grid, integer, number
 
 _FARTHEST = float(1 << 20)
 """Places are clamped to it: far outside of every image, with float32 still telling neighbours apart."""

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.kernels.dots import Dots
-from pocketphi.targets.tvm_arm.kernels.emit import Expr, broadcast, load, shuffle
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, broadcast, load, memory, shuffle
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Values:
     def __init__(self, layout: Layout, step: int) -> None:
         self._patch, self._copies = layout.dots.patch, layout.dots.copies
         self._tile, self._steps, self._step = layout.together, layout.steps, step
-        self._buffer = T.alloc_buffer((layout.rows * self._copies * layout.steps * step,), "int8", layout=None)
+        self._buffer = memory((layout.rows * self._copies * layout.steps * step,), "int8")
 
     def store(self, row: Expr, t: Expr, column: int, values: Expr, lanes: int) -> None:
         """Some columns of a step of a row."""
@@ -67,7 +67,7 @@ class PerStep:
         dots = layout.dots
         self._lanes, self._paired, self._patch, self._tile = dots.lanes, dots.paired, dots.patch[0], layout.together
         self._width = self._tile * (2 if self._paired else 1)
-        self._buffer = T.alloc_buffer((layout.rows // self._tile, layout.steps * self._width), dtype, layout=None)
+        self._buffer = memory((layout.rows // self._tile, layout.steps * self._width), dtype)
 
     def store(self, row: Expr, t: Expr, value: Expr) -> None:
         within = row % self._tile

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.isa import Isa
@@ -59,22 +58,8 @@ def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
     position: tokens that are in the cache, the new ones are written from there on; with LongRoPE also how many there will be
     in all, which decides between short and long factors for every chunk of a prompt.
     """
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name(name)
-        T.func_attr({"tirx.noalias": True})
-        s: Any = 1 if form.single else T.int64()
-        c = T.int64()
-        width = (form.heads + 2 * form.kv_heads) * form.dim
-        qkv = T.arg("qkv", T.buffer((s, width), "float32", layout=None))
-        cache = (form.kv_heads, c, form.cache.row(form.dim))
-        keys = T.arg("keys", T.buffer(cache, form.cache.dtype, layout=None))
-        values = T.arg("values", T.buffer(cache, form.cache.dtype, layout=None))
-        table = (form.table_rows, form.rotary // 2)
-        cos = T.arg("cos", T.buffer(table, "float32", layout=None))
-        sin = T.arg("sin", T.buffer(table, "float32", layout=None))
-        position = T.arg("position", T.buffer((position_size(form.long_after),), "int32", layout=None))
-        out = T.arg("out", T.buffer((s, form.heads * form.dim), "float32", layout=None))
-        _Body(isa, form, s, c, qkv, keys, values, (cos, sin), position, out).emit()
+    with emit.function(name) as builder:
+        _Body(isa, form).emit()
     return builder.get()
 
 
@@ -85,25 +70,18 @@ def position_size(long_after: int) -> int:
 class _Body:
     """The statements of one function."""
 
-    def __init__(
-        self,
-        isa: Isa,
-        form: AttentionForm,
-        s: Expr,
-        c: Expr,
-        qkv: Any,
-        keys: Any,
-        values: Any,
-        tables: tuple[Any, Any],
-        position: Any,
-        out: Any,
-    ) -> None:
+    def __init__(self, isa: Isa, form: AttentionForm) -> None:
         self.form, self.lanes, self.registers = form, isa.lanes, isa.registers
-        self.s, self.c, self.qkv, self.out = s, c, qkv, out
-        self.cache = open_cache(keys, values, form.dim, isa.lanes)
-        self.cos, self.sin = tables
-        self.position = position
         self.rows = form.group if form.single else _PREFILL_ROWS
+        self.s: Expr = 1 if form.single else T.int64()
+        self.c: Expr = T.int64()
+        self.qkv = emit.argument("qkv", (self.s, (form.heads + 2 * form.kv_heads) * form.dim))
+        cache = (form.kv_heads, self.c, form.cache.row(form.dim))
+        keys, values = (emit.argument(name, cache, form.cache.dtype) for name in ("keys", "values"))
+        self.cache = open_cache(keys, values, form.dim, isa.lanes)
+        self.cos, self.sin = (emit.argument(name, (form.table_rows, form.rotary // 2)) for name in ("cos", "sin"))
+        self.position = emit.argument("position", (position_size(form.long_after),), "int32")
+        self.out = emit.argument("out", (self.s, form.heads * form.dim))
 
     def emit(self) -> None:
         form = self.form
@@ -113,11 +91,11 @@ class _Body:
             if form.long_after:  # the long factors' rows, once any position reaches the switch
                 crossed = self.position[1] > form.long_after
                 table = past + tirx.Select(crossed, _int64(form.long_after), _int64(0))
-            key = T.alloc_buffer((form.dim,), "float32", layout=None)
+            key = emit.memory((form.dim,))
             with T.serial(0, self.s) as new:
                 self._append(head, new, past, table, key)
-            queries = T.alloc_buffer((self.rows, form.dim), "float32", layout=None)
-            scores = T.alloc_buffer((self.rows, self.c), "float32", layout=None)
+            queries = emit.memory((self.rows, form.dim))
+            scores = emit.memory((self.rows, self.c))
             if form.single:
                 self._tile(head, _int64(0), past, table, queries, scores)
                 return
@@ -208,10 +186,8 @@ class _Body:
     def _masked(self, score: Expr, first_key: Expr, position: Expr) -> Expr:
         """Scores of keys in the future, or before the window, are hidden."""
         lanes = self.lanes
-        i32 = vector("int32", lanes)
-        distance = Register(
-            i32, broadcast(T.cast(position - first_key, "int32"), lanes) - tirx.Ramp(_int32(0), _int32(1), lanes)
-        ).value
+        ahead = broadcast(T.cast(position - first_key, "int32"), lanes)
+        distance = Register(vector("int32", lanes), ahead - tirx.Ramp(0, 1, lanes)).value
         visible = distance >= emit.ints(0, lanes)
         kept = tirx.Select(visible, score, floats(_HIDDEN, lanes))
         if self.form.window:
@@ -255,23 +231,14 @@ class _Body:
                             m = mixed[row, part]
                             m.set(emit.fma(weights[row], value, m.value, lanes))
                 for (row, part), m in mixed.items():
-                    self._write(head, first, row, part * lanes, m.value * broadcast(_one() / sums[row].value, lanes))
+                    share = broadcast(floats(1.0, 1) / sums[row].value, lanes)
+                    self._write(head, first, row, part * lanes, m.value * share)
 
     def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr) -> None:
         column = self._head(head, row) * self.form.dim + d
-        if self.form.single:
-            T.buffer_store(self.out, value, [0, tirx.Ramp(column, 1, self.lanes)])
-            return
-        with T.If(first + row < self.s), T.Then():
-            T.buffer_store(self.out, value, [first + row, tirx.Ramp(column, 1, self.lanes)])
-
-
-def _one() -> Expr:
-    return tirx.FloatImm("float32", 1.0)
-
-
-def _int32(value: int) -> Expr:
-    return tirx.IntImm("int32", value)
+        query = 0 if self.form.single else first + row
+        with emit.where(None if self.form.single else query < self.s):
+            T.buffer_store(self.out, value, [query, tirx.Ramp(column, 1, self.lanes)])
 
 
 def _int64(value: int) -> Expr:

@@ -54,13 +54,13 @@ class Cache(ABC):
         """`lanes` dimensions of one position's value, from d on; in int8 without its scale."""
         return load_float(self.values, self._value_place(head, at, d), self.lanes)
 
-    @abstractmethod
     def scaled_scores(self, head: Expr, part: Expr, scores: Expr) -> Expr:
-        """q · k of `lanes` positions, from `part`·lanes on, made of what `key` gives: with the keys' scales."""
+        """q · k of `lanes` positions, from `part`·lanes on, made of what `key` gives: in int8 with the keys' scales."""
+        return scores
 
-    @abstractmethod
     def scaled_weights(self, head: Expr, part: Expr, weights: Expr) -> Expr:
-        """Weights of `lanes` positions, from `part`·lanes on, for what `value` gives: with the values' scales."""
+        """Weights of `lanes` positions, from `part`·lanes on, for what `value` gives: in int8 with the values' scales."""
+        return weights
 
     def _key_place(self, head: Expr, block: Expr, d: Expr, within: Expr) -> list[Expr]:
         """Where dimension d of a key lies, `within` its block."""
@@ -84,12 +84,6 @@ class FloatCache(Cache):
             emit.store(self.keys, self._key_place(head, at // KEYS, d, at % KEYS), key(d, 1), 1)
         for d in range(0, self.dim, self.lanes):
             emit.store(self.values, self._value_place(head, at, d), value(d, self.lanes), self.lanes)
-
-    def scaled_scores(self, head: Expr, part: Expr, scores: Expr) -> Expr:
-        return scores
-
-    def scaled_weights(self, head: Expr, part: Expr, weights: Expr) -> Expr:
-        return weights
 
 
 class Int8Cache(Cache):

@@ -84,17 +84,17 @@ class FourColumns(Dots):
         """Chunks whose products the sums of `start` hold, where a weight's magnitude is `largest` at most."""
         return (1 << 31) // (4 * largest * _LARGEST_ACTIVATION)
 
-    @abstractmethod
     def start(self, value: Expr) -> list[Register]:
-        """Sums of one row of activations; those in int32 may begin with the start value."""
+        """Sums of one row of activations; those in int32 begin with the start value."""
+        return [Register(vector("int32", self.lanes), value)]
 
     @abstractmethod
     def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
         """Add the products of a chunk, four columns."""
 
-    @abstractmethod
     def finish(self, sums: list[Register], start: Expr) -> Expr:
         """The sums with the start value, as int32 x lanes."""
+        return sums[0].value
 
     def repeated(self, activation: Activation, row: int, chunk: int) -> Expr:
         """A chunk's four activations in every lane of 32 bits."""
@@ -105,15 +105,9 @@ class FourColumns(Dots):
 class Avx512Vnni(FourColumns):
     """`vpdpbusd`: 16 rows × 4 columns; unsigned weights, signed activations, int32 sums."""
 
-    def start(self, value: Expr) -> list[Register]:
-        return [Register("int32x16", value)]
-
     def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
         a, w = self.repeated(activation, row, chunk), T.reinterpret("uint8x64", weights.multiplied(chunk))
         sums[0].set(intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums[0].value, w, a))
-
-    def finish(self, sums: list[Register], start: Expr) -> Expr:
-        return sums[0].value
 
 
 class Avx2(FourColumns):
@@ -162,17 +156,11 @@ class Neon(FourColumns):
 class DotProd(FourColumns):
     """`sdot` by element: 4 rows × 4 columns. One load of activations serves four instructions."""
 
-    def start(self, value: Expr) -> list[Register]:
-        return [Register("int32x4", value)]
-
     def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
         sixteen, lane = self.sixteen(activation, row, chunk)
         a = T.reinterpret("int8x16", shuffle([T.reinterpret("int32x4", sixteen)], [lane] * 4))
         w = T.reinterpret("int8x16", weights.multiplied(chunk))
         sums[0].set(intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums[0].value, w, a))
-
-    def finish(self, sums: list[Register], start: Expr) -> Expr:
-        return sums[0].value
 
     def sixteen(self, activation: Activation, row: int, chunk: int) -> tuple[Expr, int]:
         """The load that has a chunk's columns of a row, and which quarter of it they are: here 16 columns."""

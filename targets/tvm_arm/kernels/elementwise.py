@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.isa import Isa
@@ -21,13 +20,13 @@ def rms_norm(name: str, isa: Isa, size: int, eps: float, add: bool, single: bool
     """(x [M, K], weight [K], out [M, K]), or with `add` (x, y, weight, out, total): of total = x + y."""
     lanes = isa.lanes
     f32 = vector("float32", lanes)
-    with IRBuilder() as builder, T.prim_func():
-        m = _begin(name, single)
-        x = T.arg("x", T.buffer((m, size), "float32", layout=None))
-        y = T.arg("y", T.buffer((m, size), "float32", layout=None)) if add else None
-        weight = T.arg("weight", T.buffer((size,), "float32", layout=None))
-        out = T.arg("out", T.buffer((m, size), "float32", layout=None))
-        total = T.arg("total", T.buffer((m, size), "float32", layout=None)) if add else None
+    with emit.function(name) as builder:
+        m = 1 if single else T.int64()
+        x = emit.argument("x", (m, size))
+        y = emit.argument("y", (m, size)) if add else None
+        weight = emit.argument("weight", (size,))
+        out = emit.argument("out", (m, size))
+        total = emit.argument("total", (m, size)) if add else None
         with _rows(m, single) as row:
             squares = Register(f32, floats(0.0, lanes))
             with T.serial(0, size // lanes) as part:
@@ -51,10 +50,10 @@ def gated_silu(name: str, isa: Isa, size: int, single: bool) -> tirx.PrimFunc:
     """(gate_up [M, 2I], out [M, I]): up · gate / (1 + e^-gate), as gate · e^min(gate, 0) / (1 + e^-|gate|)."""
     lanes = isa.lanes
     f32 = vector("float32", lanes)
-    with IRBuilder() as builder, T.prim_func():
-        m = _begin(name, single)
-        gate_up = T.arg("gate_up", T.buffer((m, 2 * size), "float32", layout=None))
-        out = T.arg("out", T.buffer((m, size), "float32", layout=None))
+    with emit.function(name) as builder:
+        m = 1 if single else T.int64()
+        gate_up = emit.argument("gate_up", (m, 2 * size))
+        out = emit.argument("out", (m, size))
         with _rows(m, single) as row, T.serial(0, size // lanes) as part:
             gate = Register(f32, load(gate_up, [row, part * lanes], lanes)).value
             up = load(gate_up, [row, size + part * lanes], lanes)
@@ -72,12 +71,12 @@ def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
     """
     matrix, dots, lanes = form.matrix, dots_of(isa), isa.lanes
     step, steps = matrix.step, matrix.columns // matrix.step
-    with IRBuilder() as builder, T.prim_func():
-        m = _begin(name, form.single)
-        ids = T.arg("ids", T.buffer((m,), "int32", layout=None))
+    with emit.function(name) as builder:
+        m = 1 if form.single else T.int64()
+        ids = emit.argument("ids", (m,), "int32")
         held = {part: weight_argument(part, matrix) for part in form.parts}
-        out = T.arg("out", T.buffer((m, matrix.columns), "float32", layout=None))
-        spill = T.alloc_buffer((lanes,), "float32", layout=None)
+        out = emit.argument("out", (m, matrix.columns))
+        spill = emit.memory((lanes,))
         with T.serial(0, m) as row, T.serial(0, steps) as t:
             group = T.cast(ids[row], "int64") // lanes
             weights = Chunks(matrix, held[matrix.values], (group * steps + t) * matrix.unit)
@@ -100,21 +99,14 @@ def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
 
 def last_row(name: str, isa: Isa, size: int) -> tirx.PrimFunc:
     """(x [M, K], out [1, K]): the last row."""
-    with IRBuilder() as builder, T.prim_func():
-        m = _begin(name, False)
-        x = T.arg("x", T.buffer((m, size), "float32", layout=None))
-        out = T.arg("out", T.buffer((1, size), "float32", layout=None))
+    with emit.function(name) as builder:
+        m = T.int64()
+        x = emit.argument("x", (m, size))
+        out = emit.argument("out", (1, size))
         with T.serial(0, size // isa.lanes) as part:
             at = part * isa.lanes
             T.buffer_store(out, load(x, [m - 1, at], isa.lanes), [0, tirx.Ramp(at, 1, isa.lanes)])
     return builder.get()
-
-
-def _begin(name: str, single: bool) -> Any:
-    """Name a function; returns its number of rows."""
-    T.func_name(name)
-    T.func_attr({"tirx.noalias": True})
-    return 1 if single else T.int64()
 
 
 def _rows(m: Expr, single: bool) -> Any:

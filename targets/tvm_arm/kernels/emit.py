@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 Expr = Any
 """A TIR expression: a scalar, or a vector such as `float32x16`."""
+
+
+@contextlib.contextmanager
+def function(name: str) -> Iterator[IRBuilder]:
+    """A function whose arguments and statements the body gives; `get` of the builder is it."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        yield builder
+
+
+def argument(name: str, shape: tuple[Expr, ...], dtype: str = "float32") -> Any:
+    return T.arg(name, T.buffer(shape, dtype, layout=None))
+
+
+def memory(shape: tuple[Expr, ...], dtype: str = "float32") -> Any:
+    return T.alloc_buffer(shape, dtype, layout=None)
+
+
+@contextlib.contextmanager
+def where(condition: Expr | None) -> Iterator[None]:
+    """Statements that only run where a condition holds, if there is one."""
+    if condition is None:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
 
 
 class Register:

@@ -11,14 +11,12 @@ Rounding x to s·a, s = max|x| / 127 over a step, changes it by at most s/2: the
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.interleave import Interleaved
@@ -92,23 +90,15 @@ def fitted(schedule: Schedule, form: Form) -> Schedule:
 
 def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc:
     """A function (x float32 [M, K], q, scale, zero?, offset?, y float32 [M, N]); M is 1 where `form.single`."""
-    matrix = form.matrix
-    schedule = fitted(schedule, form)
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name(name)
-        T.func_attr({"tirx.noalias": True})
-        m: Any = 1 if form.single else T.int64()
-        x = T.arg("x", T.buffer((m, matrix.columns), "float32", layout=None))
-        held = {part: weight_argument(part, matrix) for part in form.parts}
-        y = T.arg("y", T.buffer((m, matrix.rows), "float32", layout=None))
-        _Body(isa, form, schedule, m, x, held, y).emit()
+    with emit.function(name) as builder:
+        _Body(isa, form, fitted(schedule, form)).emit()
     return builder.get()
 
 
 def weight_argument(part: str, matrix: Interleaved) -> Any:
     """Declare a stored part of a matrix as an argument."""
     spec = matrix.spec(part)
-    return T.arg(part, T.buffer((math.prod(spec.shape),), spec.type_name, layout=None))
+    return emit.argument(part, (math.prod(spec.shape),), spec.type_name)
 
 
 @dataclass(frozen=True)
@@ -126,11 +116,14 @@ class _Step:
 class _Body:
     """The statements of one function."""
 
-    def __init__(self, isa: Isa, form: Form, schedule: Schedule, m: Expr, x: Any, held: dict[str, Any], y: Any) -> None:
+    def __init__(self, isa: Isa, form: Form, schedule: Schedule) -> None:
         self.isa, self.form, self.schedule = isa, form, schedule
         tile = not (form.single or form.exact) and schedule.rows % isa.together == 0
         self.matrix, self.dots = form.matrix, dots_of(isa, tile)
-        self.m, self.x, self.held, self.y = m, x, held, y
+        self.m: Expr = 1 if form.single else T.int64()
+        self.x = emit.argument("x", (self.m, form.matrix.columns))
+        self.held = {part: weight_argument(part, form.matrix) for part in form.parts}
+        self.y = emit.argument("y", (self.m, form.matrix.rows))
         self.lanes, self.step = isa.lanes, form.matrix.step
         self.steps = form.matrix.columns // self.step
         self.factor = 1 << form.matrix.shift  # by which weights are larger when they are multiplied
@@ -214,7 +207,9 @@ class _Body:
                     self._unit(group, t, first_row, present, totals)
         for group, totals in zip(groups, sums):
             for row, total in enumerate(self.dots.by_row([total.value for total in totals])):
-                self._store(group, first_row + row, total)
+                place = 0 if self.form.single else first_row + row
+                with emit.where(None if self.form.single else place < self.m):
+                    self._store(group, place, total)
 
     def _present(self, first_row: Expr) -> Expr | None:
         """Bit r says that row r of the tile is there: int32. None where rows are not looked at in groups."""
@@ -246,7 +241,7 @@ class _Body:
         step = _Step(t, first_row, weights, scale, zero, held("offset") if self.form.offset else None)
         several = self.dots.patch[0] if present is not None else len(sums)
         for first in range(0, len(sums), several):
-            with _where(None if first == 0 else (present & tirx.IntImm("int32", 1 << first)) != 0):
+            with emit.where(None if first == 0 else (present & tirx.IntImm("int32", 1 << first)) != 0):
                 self._add(step, range(first, first + several), sums)
 
     def _spread(self, values: Expr, dtype: str) -> list[Expr]:
@@ -294,7 +289,7 @@ class _Body:
         lanes = self.lanes
         zero = step.zero[0] if step.zero else ints(self.matrix.middle, lanes)
         inner = [Register(vector("float32", lanes), floats(0.0, lanes)) for _ in rows]
-        sources = [self._row(tirx.Min(step.first_row + row, self.m - 1)) for row in rows]
+        sources = [0 if self.form.single else tirx.Min(step.first_row + row, self.m - 1) for row in rows]
         for group in range(self.step // 4):
             quad = Register(vector("int32", lanes), self.dots.quad(step.weights, group)).value
             for column in range(4):
@@ -314,14 +309,7 @@ class _Body:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", pointer, read, keep, data))
 
     def _store(self, group: Expr, row: Expr, value: Expr) -> None:
-        """One row's `lanes` results, as far as x and the matrix go."""
-        if self.form.single:
-            self._store_row(group, 0, value)
-            return
-        with T.If(row < self.m), T.Then():
-            self._store_row(group, row, value)
-
-    def _store_row(self, group: Expr, row: Expr, value: Expr) -> None:
+        """One row's `lanes` results, as far as the matrix goes."""
         first, ragged = group * self.lanes, self.matrix.rows % self.lanes
         if not ragged:
             T.buffer_store(self.y, value, [row, tirx.Ramp(first, 1, self.lanes)])
@@ -332,16 +320,3 @@ class _Body:
             with T.Else():
                 for lane in range(ragged):
                     T.buffer_store(self.y, emit.shuffle([value], [lane]), [row, first + lane])
-
-    def _row(self, row: Expr) -> Expr:
-        return 0 if self.form.single else row
-
-
-@contextlib.contextmanager
-def _where(condition: Expr | None) -> Iterator[None]:
-    """Statements that only run where a condition holds, if there is one."""
-    if condition is None:
-        yield
-    else:
-        with T.If(condition), T.Then():
-            yield

@@ -15,7 +15,6 @@ TEXT = "find the fastest schedules of a TVM bundle's kernels: on a board, on thi
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """Of the command, for its parser."""
     p.add_argument("bundle", type=Path, help="a bundle of --target tvm-arm")
     p.add_argument(
         "-o",
@@ -43,7 +42,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace, tools: Tools) -> tuple[Any, Callable[[], None]]:
-    """Run the command."""
     from pocketphi.targets.tvm_arm.tune import tune
 
     options = tune.TuneOptions(a.bundle, a.out, a.rpc, a.key, a.model, a.threads, a.rounds, a.apply)

@@ -23,37 +23,17 @@ class Core:
     in_order: bool = False
 
 
-_LITTLE, _OLD, _MIDDLE, _BIG, _SERVER, _APPLE = (
-    Core(1.8, 4, 8, in_order=True),
-    Core(2.0, 6, 8),
-    Core(2.4, 10),
-    Core(2.9, 16),
-    Core(2.6, 18),
-    Core(3.0, 40, 32),
-)
-
-_KNOWN = {
-    "cortex-a53": Core(1.5, 2.5, 8, in_order=True),
-    "cortex-a55": _LITTLE,
-    "cortex-a510": _LITTLE,
-    "cortex-a72": _OLD,
-    "cortex-a73": _OLD,
-    "cortex-a75": _MIDDLE,
-    "cortex-a76": _MIDDLE,
-    "cortex-a77": _MIDDLE,
-    "cortex-a78": _MIDDLE,
-    "cortex-a710": _MIDDLE,
-    "cortex-a715": _MIDDLE,
-    "cortex-x1": _BIG,
-    "cortex-x2": _BIG,
-    "cortex-x3": _BIG,
-    "neoverse-n1": _SERVER,
-    "neoverse-n2": _SERVER,
-    "neoverse-v1": _SERVER,
-    "znver4": Core(3.7, 24, 32),
+_KINDS = {
+    ("cortex-a53",): Core(1.5, 2.5, 8, in_order=True),
+    ("cortex-a55", "cortex-a510"): Core(1.8, 4, 8, in_order=True),
+    ("cortex-a72", "cortex-a73"): Core(2.0, 6, 8),
+    ("cortex-a75", "cortex-a76", "cortex-a77", "cortex-a78", "cortex-a710", "cortex-a715"): Core(2.4, 10),
+    ("cortex-x1", "cortex-x2", "cortex-x3"): Core(2.9, 16),
+    ("neoverse-n1", "neoverse-n2", "neoverse-v1"): Core(2.6, 18),
+    ("znver4",): Core(3.7, 24, 32),
+    tuple(name for name in CORES if name.startswith("apple-")): Core(3.0, 40, 32),
 }
-_APPLE_NAMES = [name for name in CORES if name.startswith("apple-")]
-KNOWN = _KNOWN | dict.fromkeys(_APPLE_NAMES, _APPLE)
+KNOWN = {name: core for names, core in _KINDS.items() for name in names}
 
 
 def find_core(name: str) -> Core:

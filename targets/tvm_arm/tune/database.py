@@ -31,9 +31,6 @@ ANY = "any"
 MODEL_MARGIN = 0.05
 """A modelled schedule has to beat the default one by this much: the model's ranks are no better."""
 
-_FIELDS = ("kernels", "isa", "cpu", "form", "schedule", "us", "how")
-_PARAMETERS = {field.name for field in fields(Schedule)}
-
 
 @dataclass(frozen=True)
 class Record:
@@ -66,7 +63,7 @@ class Record:
         return (not self.measured, self.us, *simple.values(), self.how)
 
     def line(self) -> str:
-        return json.dumps({**asdict(self), "schedule": asdict(self.schedule)})
+        return json.dumps(asdict(self))
 
 
 def read(path: Path, content: bytes | None = None) -> list[Record]:
@@ -76,10 +73,12 @@ def read(path: Path, content: bytes | None = None) -> list[Record]:
 
 
 def _parsed(where: str, line: bytes) -> Record:
-    expected = f"not a row of a tuning database: expected {', '.join(_FIELDS)}"
+    names = [field.name for field in fields(Record)]
+    expected = f"not a row of a tuning database: expected {', '.join(names)}"
     row = parse_object(line, f"{where}: {expected}")
     schedule = row.get("schedule")
-    if set(row) != set(_FIELDS) or not isinstance(schedule, dict) or set(schedule) - _PARAMETERS:
+    known = {field.name for field in fields(Schedule)}
+    if set(row) != set(names) or not isinstance(schedule, dict) or set(schedule) - known:
         raise InputError(f"{where}: {expected}")
     record = typed(Record, row, f"{where}: {expected}")
     if record.kernels < 0 or not 0 < record.us < float("inf"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ import tvm
 
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.interleave import Interleaved
-from pocketphi.targets.tvm_arm.isa import LINUX_NAMES
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
-from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags
+from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT, weight_bytes
@@ -35,8 +33,7 @@ _COPIES = 512
 
 def runs_here(platform: Platform) -> bool:
     """Whether this machine can run the platform's kernels."""
-    isa = platform.isa
-    return isa.arch == host_arch() and {LINUX_NAMES.get(name, name) for name in isa.features} <= cpu_flags()
+    return platform.isa.arch == host_arch() and not lacking(platform.isa, cpu_flags())
 
 
 class LocalMeasurer:
@@ -52,7 +49,7 @@ class LocalMeasurer:
 
     @property
     def how(self) -> str:
-        return f"host {tvm.target.codegen.llvm_get_system_cpu()}, {_threads(self.threads)}"
+        return f"host {tvm.target.codegen.llvm_get_system_cpu()}, {said(self.threads)}"
 
     def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
         """Microseconds of each schedule."""
@@ -65,7 +62,9 @@ class LocalMeasurer:
         for _ in range(self.rounds + 1):
             for schedule, kernel in kernels.items():
                 turn += 1
-                found[schedule].append(_timed(kernel, sets[turn % len(sets)], clock))
+                begin = clock()
+                kernel(*sets[turn % len(sets)])
+                found[schedule].append((clock() - begin) / 1e3)
         return {schedule: min(times[1:]) for schedule, times in found.items()}
 
     def _arguments(self, form: Form) -> list[list[Any]]:
@@ -103,11 +102,5 @@ def _part(part: str, matrix: Interleaved, random: np.random.Generator) -> npt.ND
     return (random.random(size, np.float32) / 100).astype(spec.type_name)
 
 
-def _timed(kernel: Any, arguments: list[Any], clock: Callable[[], int]) -> float:
-    begin = clock()
-    kernel(*arguments)
-    return (clock() - begin) / 1e3
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" + "s" * (count != 1)
+def said(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads != 1)

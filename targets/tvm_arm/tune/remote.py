@@ -15,11 +15,10 @@ from tvm import rpc
 
 from pocketphi.graph.errors import InputError, PocketphiError
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
-from pocketphi.targets.tvm_arm.library import toolchain_of
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT
-from pocketphi.targets.tvm_arm.tune.measure import COLD_BYTES, arguments
+from pocketphi.targets.tvm_arm.tune.measure import COLD_BYTES, arguments, said
 
 _WAIT_SECONDS = 10
 
@@ -45,14 +44,14 @@ class RemoteMeasurer:
         """address: the tracker's. Raises InputError where there is no tracker, or no board with this key."""
         self.platform, self.key, self.threads, self.rounds = platform, key, threads, rounds
         self.cold_bytes, self.prompt = cold_bytes, prompt
-        self._toolchain = toolchain_of(platform)
+        self._toolchain = platform.toolchain()
         self._session = _connect(address, key)
         with self._errors():
             self._session.get_function("runtime.config_threadpool")(1, threads)
 
     @property
     def how(self) -> str:
-        return f"rpc {self.key}, {self.threads} thread" + "s" * (self.threads != 1)
+        return f"rpc {self.key}, {said(self.threads)}"
 
     def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
         """Microseconds of each schedule. Raises BoardLost if the board goes away."""

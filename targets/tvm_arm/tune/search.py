@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import Description
+from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.tune.database import ANY, Record
@@ -51,7 +51,7 @@ def forms_of(described: Description) -> list[Form]:
     made = []
     for name, m in described.matrices.items():
         held = parts[name]
-        matrix = CODECS[m.format].placed(m.parts(held), described.isa)
+        matrix = Interleaved.of(m.parts(held), described.isa)
         for single in (True, False):
             if single or m.rows != described.vocab:
                 made.append(Form(matrix, "zero" in held, "offset" in held, single=single))

@@ -28,7 +28,7 @@ def default_schedule(isa: Isa, form: Form) -> Schedule:
 
 def space(isa: Isa, form: Form) -> list[Schedule]:
     """Different schedules for a form, the default one first."""
-    rows, prefetch = ((1,), _PREFETCH) if form.single else (_rows(isa), (0,))
+    rows, prefetch = ((1,), _PREFETCH) if form.single else ([n for n in _ROWS if n % isa.together == 0], (0,))
     made = [Schedule(*values) for values in product(_UNITS, rows, prefetch, _UNROLL)]
     fitting = [schedule for schedule in made if fitted(schedule, form) == schedule and legal(isa, schedule)]
     return list(dict.fromkeys([default_schedule(isa, form), *fitting]))
@@ -48,7 +48,3 @@ def registers(isa: Isa, schedule: Schedule) -> int:
         return schedule.units * schedule.rows + isa.together + _UNPACKED
     ints = 2 if isa.name == "neon" or (isa.pairs and schedule.rows == 1) else 1
     return (schedule.units + ints) * schedule.rows + _TEMPORARIES
-
-
-def _rows(isa: Isa) -> list[int]:
-    return [rows for rows in _ROWS if rows % isa.together == 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +97,7 @@ def tune(options: TuneOptions, tools: Tools) -> Tuned:
     forms = forms_of(host.described)
     result = Tuned(options.database)
     with tools.ui.task(f"tune, {measurer.how}", len(forms)) as advance:
-        for rows in search(measurer, forms, records, _once(advance)):
+        for rows in search(measurer, forms, records, lambda: advance(1)):
             records += rows
             result.timed += len(rows)
             database.write(options.database, records)
@@ -121,7 +120,8 @@ def apply(options: TuneOptions, tools: Tools) -> list[str]:
         os=platform.system, cpu=platform.cpu or platform.isa.name, tuning=options.database, kv_cache=host.kv_cache
     )
     prepared = TvmBundle(program, asked, Asked())
-    with new_folder(bundle.path, 2 * _library_bytes(bundle), replace=True) as folder:
+    library = (entry.bytes for name, entry in manifest.files.items() if name.startswith(("model.so", "libmodel")))
+    with new_folder(bundle.path, 2 * sum(library), replace=True) as folder:
         for name in manifest.files:
             _link(bundle.path / name, folder / name)
         notes = prepared.replace_library(folder)
@@ -162,9 +162,8 @@ def write_server(options: TuneOptions, path: Path) -> None:
     """The RPC server for the OS and CPU that a bundle was made for. Raises InputError where its compiler is missing."""
     host = _host(options.bundle)
     from pocketphi.targets.tvm_arm.build_runtime import build_rpc_server
-    from pocketphi.targets.tvm_arm.library import toolchain_of
 
-    write_whole(path, build_rpc_server(toolchain_of(host.platform)).read_bytes())
+    write_whole(path, build_rpc_server(host.platform.toolchain()).read_bytes())
     path.chmod(0o755)
 
 
@@ -217,11 +216,6 @@ def _tuned_form(measurer: Measurer, form: Form, records: list[Record]) -> TunedF
     return TunedForm(form.key, default, chosen.us, asdict(chosen.schedule), chosen.how)
 
 
-def _library_bytes(bundle: Bundle) -> int:
-    files = bundle.manifest.files.items()
-    return sum(entry.bytes for name, entry in files if name.startswith(("model.so", "libmodel")))
-
-
 def _link(source: Path, target: Path) -> None:
     """The same file under a second name; a copy where the disk has no such thing, or where it will be written."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +226,3 @@ def _link(source: Path, target: Path) -> None:
         except OSError:
             pass
     shutil.copy2(source, target)
-
-
-def _once(advance: Callable[[int], None]) -> Callable[[], None]:
-    return lambda: advance(1)

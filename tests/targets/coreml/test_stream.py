@@ -10,7 +10,7 @@ import torch
 
 from pocketphi.targets.coreml.raw import Raw, unpack
 from pocketphi.targets.coreml.stream import Streamer, is_nibbles
-from pocketphi.targets.coreml.weights import Blockwise, Computed, Known, Lut, Stored, Weight, affine, palette, sparse
+from pocketphi.targets.coreml.weights import Blockwise, Known, Lut, Stored, Weight, affine, palette, sparse
 
 N, K = 70, 64
 
@@ -52,7 +52,7 @@ WEIGHTS: dict[str, Weight] = {
     "vectors along columns": Lut(stored("uint2", N // 2, K), Known(random(1, 1, 4, 2).half(), "fp16"), 0, "fp16"),
     "affine": affine(stored("int8", N, K), stored("fp16", N), stored("int8", N), 0, "fp16", True),
     "affine along columns": affine(stored("uint8", N, K), stored("fp16", K), stored("uint8", 1), 1, "fp16", False),
-    "computed": Computed(random(N, K), "fp32"),
+    "computed": Known(random(N, K), "fp32"),
 }
 
 
@@ -63,7 +63,7 @@ def test_rows_are_those_of_the_whole(name: str) -> None:
     assert tuple(whole.shape) == weight.shape == (N, K)
     assert torch.equal(weight.rows(3, 41), whole[3:41])
     index = torch.tensor([69, 0, 5, 5])
-    assert torch.equal(weight.take(index), whole[index])
+    assert torch.equal(weight.pick(index), whole[index])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
