@@ -95,7 +95,9 @@ def text_checks(folder: Path, config: ModelConfig, recorded: TextRecord | None) 
     probes = Probes(loaded)
     beyond = tokens_beyond(loaded, probes.vocabulary, config.vocab_size)
     checks = [_count("tokens beyond the embedding", [show(token) for _, token in beyond], config.vocab_size)]
-    checks.append(_count("tokenizer settings that cut or pad", _cuts(loaded), 2))
+    # before the first text, after which transformers has switched both off
+    cuts = [name for name in ("truncation", "padding") if getattr(loaded.backend_tokenizer, name) is not None]
+    checks.append(_count("tokenizer settings that cut or pad", cuts, 2))
     came = probes.ask_ours(ours)
     expected = probes.ask_transformers(loaded, came)
     for kind, name in _KINDS.items():
@@ -140,12 +142,6 @@ def _as_recorded(recorded: TextRecord, answers: Answers, probes: Probes) -> Chec
     return _count(
         "answers that differ from those of the model's own files", wrong, sum(map(len, vars(answers).values()))
     )
-
-
-def _cuts(loaded: Any) -> list[str]:
-    """Before the first text, after which transformers has switched both off."""
-    backend = loaded.backend_tokenizer
-    return [name for name in ("truncation", "padding") if getattr(backend, name) is not None]
 
 
 def _changes(files: Mapping[str, bytes], normal: Mapping[str, bytes]) -> list[str]:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
-from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
@@ -36,8 +36,10 @@ from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.lazy_weights import Constant, LazyWeight, digest, materialize
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
+from pocketphi.graph.resident import free_memory
 from pocketphi.graph.trace import trace
 from pocketphi.targets.base import Check, Host
+from pocketphi.targets.target import Tools
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,8 @@ def _verify_target(
     limit = manifest.context(target)
     rebuilt = rebuild(folder, manifest.recipe, saved, tracer=tracer)
     prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
-    numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
+    size = sum(spec.bytes for weight in rebuilt.traced.weights.values() for spec in weight.parts.values())
+    numerics = Numerics(host, rebuilt.traced, prompt, limit, keep=size < free_memory() // 4)
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
         found = [_weights_check(host, saved, manifest.targets[target].weights, rebuilt.quantized, advance)]
@@ -229,6 +232,14 @@ def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor
     return torch.tensor([tokens + random_tokens(config, count - len(tokens))])
 
 
-def _keeps(program: Program) -> bool:
-    size = sum(spec.bytes for weight in program.weights.values() for spec in weight.parts.values())
-    return size < free_memory() // 4
+def tools(ui: Ui) -> Tools:
+    """What the compiler does for the commands that single targets have. ui: where a command tells what it does."""
+
+    def rebuilt(bundle: Bundle, weights: Mapping[str, LazyWeight]) -> Program:
+        recipe = bundle.manifest.recipe
+        return rebuild(bundle.path, recipe, weights, recipe.all_logits).quantized
+
+    def verified(folder: Path, manifest: Manifest) -> VerificationRecord:
+        return verify_folder(folder, manifest, ui, as_far_as_it_runs=True).require().recorded()
+
+    return Tools(ui, rebuilt, verified)
