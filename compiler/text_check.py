@@ -78,7 +78,9 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     recorded = TextRecord(vocabulary, made["ids"], made["chats"], made["decoded"])
     notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
     for reader in _readers(targets):
-        differs = tuple(_differences_of_files(reader, normal, loaded, probes.texts))
+        with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
+            write_files(Path(name), {**normal, **reader.settings()})
+            differs = tuple(reader.differences(Path(name), loaded, probes.texts))
         recorded = replace(recorded, genai_differs=differs)
         notices += [reader.notice(differs, probes.texts)] if differs else []
     return ModelText(normal, notices, recorded)
@@ -182,15 +184,6 @@ def _readers(targets: Iterable[str]) -> list[TextReader]:
     """The tokenizers of these targets' own runtimes that can be asked here."""
     found = [find_target(name).text_reader() for name in targets]
     return [reader for reader in found if reader is not None and reader.installed()]
-
-
-def _differences_of_files(
-    reader: TextReader, files: Mapping[str, bytes], loaded: Any, texts: Sequence[str]
-) -> list[int]:
-    """What a reader makes otherwise of files that are in no bundle yet."""
-    with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
-        write_files(Path(name), {**files, **reader.settings()})
-        return reader.differences(Path(name), loaded, texts)
 
 
 def _count(name: str, wrong: Sequence[str], of: int) -> Check:

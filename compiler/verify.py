@@ -28,7 +28,6 @@ from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_config import read_config
@@ -129,7 +128,9 @@ def _verify_target(
         return [], None, error
     limit = manifest.context(target)
     rebuilt = rebuild(folder, manifest.recipe, saved, tracer=tracer)
-    prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
+    config, count = rebuilt.traced.config, max(1, min(_PREFILL, limit // 2))
+    tokens = tokens_of(None, PROBE, read_tokenizer_files(folder), config, count)
+    prompt = torch.tensor([tokens + random_tokens(config, count - len(tokens))])
     size = sum(spec.bytes for weight in rebuilt.traced.weights.values() for spec in weight.parts.values())
     numerics = Numerics(host, rebuilt.traced, prompt, limit, keep=size < free_memory() // 4)
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
@@ -223,13 +224,6 @@ def _weights_check(
     missing = sorted(set(expected) - set(saved))
     detail = f"{len(saved)} weights" if not (wrong or missing) else f"first {(wrong + missing)[0]}"
     return Check("weights equal, bit for bit", len(wrong) + len(missing), 0, detail)
-
-
-def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor:
-    """int64 [1, count]: a text for a model with a tokenizer, random tokens for others."""
-    files = read_tokenizer_files(folder)
-    tokens = tokens_of(None, PROBE, files, config, count)
-    return torch.tensor([tokens + random_tokens(config, count - len(tokens))])
 
 
 def tools(ui: Ui) -> Tools:

@@ -145,7 +145,10 @@ def _read_argument(value: Any, nodes: list[fx.Node]) -> Any:
         dtype, *shape = (_read_argument(one, nodes) for one in inner)
         return TensorType(tuple(one if isinstance(one, Size) else _whole(one) for one in shape), dtype)
     if kind == "size":
-        return _read_size(inner)
+        factors = {name: _whole(factor) for name, factor in inner.items() if name}
+        if not factors.keys() <= EXAMPLES.keys():
+            raise InputError(f"a stored graph has a size of {', '.join(factors)}")
+        return Size.of(factors, _whole(inner[""]))
     cls, make = _WORDS[kind]
     made = make(inner)
     if not isinstance(made, cls):
@@ -159,13 +162,6 @@ _WORDS: dict[str, tuple[type, Callable[[str], Any]]] = {
     "memory_format": (torch.memory_format, lambda name: getattr(torch, name)),
     "device": (torch.device, torch.device),
 }
-
-
-def _read_size(value: Any) -> int | Size:
-    factors = {name: _whole(factor) for name, factor in value.items() if name}
-    if not factors.keys() <= EXAMPLES.keys():
-        raise InputError(f"a stored graph has a size of {', '.join(factors)}")
-    return Size.of(factors, _whole(value[""]))
 
 
 def _whole(value: Any) -> int:

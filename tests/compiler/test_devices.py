@@ -369,7 +369,7 @@ def test_a_budget_on_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out, cache = tmp_path / "b", tmp_path / "cache"
     asked = ["--bits", "6", "--devices", str(tmp_path / "own.toml"), "--cache", str(cache), "-o", str(out), "--dry-run"]
     assert main(["compile", "random:tiny", *asked, "--device", "large"]) == 0
-    assert "large, ort-mobile: fits: 0.00 GB of 4.00 GB, 256 tokens; at most" in capsys.readouterr().err
+    assert "large, ort-mobile: fits: 0.02 GB of 4.00 GB, 256 tokens; at most" in capsys.readouterr().err
     asked.remove("--dry-run")
     assert main(["compile", "random:tiny", *asked, "--device", "small"]) == 1
     refusal = "more than the 500,000 that an app may use; choose a smaller budget or --context"
