@@ -72,17 +72,13 @@ def read_limit(a: argparse.Namespace) -> dict[str, Any]:
 
 def for_device(
     a: argparse.Namespace, options: CompileOptions, ui: Ui
-) -> tuple[CompileOptions, Callable[[Policy], None]]:
+) -> tuple[CompileOptions, Callable[[Policy], None] | None]:
     """The options as `--device` and `--fit` allow them, and what judges a policy that is chosen for a budget. Both raise
     CheckFailed where the device is too small."""
-
-    def allowed(policy: Policy) -> None:
-        """Any, unless a device and a budget are named."""
-
     if not a.device:
         if a.fit:
             raise InputError("--fit: to what? name a --device; 'pocketphi devices' lists them")
-        return options, allowed
+        return options, None
     from pocketphi.compiler.device_plan import check_fits, difference, fit_options
     from pocketphi.compiler.devices import find_device
 
@@ -95,7 +91,7 @@ def for_device(
     if fitting != options:
         ui.say(f"{device.title}: taking {difference(options, fitting)}")
     check_fits(fitting, device, ui.say)
-    return fitting, allowed
+    return fitting, None
 
 
 def _devices(a: argparse.Namespace) -> int:

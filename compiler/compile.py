@@ -45,7 +45,7 @@ def compile_model(
     ui: Ui | None = None,
     before_it_is_there: Callable[[], None] = lambda: None,
     policy: Policy | None = None,
-    allowed: Callable[[Policy], None] = lambda policy: None,
+    allowed: Callable[[Policy], None] | None = None,
 ) -> Bundle:
     """Compile a checkpoint to a bundle.
 
@@ -67,7 +67,8 @@ def compile_model(
         program, reports = build_program(source, graphs, options, ui)
         chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
         policy = chosen.policy
-        allowed(policy)
+        if allowed is not None:
+            allowed(policy)
         quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
         reports += more
         # before the work: what will be refused, is refused now

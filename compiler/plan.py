@@ -67,9 +67,7 @@ class Plan:
         return {**asdict(self), "run": {name: run.as_json() for name, run in self.run.items()}}
 
 
-def plan(
-    options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Policy], None] = lambda policy: None
-) -> Plan:
+def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Policy], None] | None = None) -> Plan:
     """Trace and rewrite the graph; weights are read only where sensitivities have to be measured.
 
     allowed: judges the policy, and may raise
@@ -80,7 +78,8 @@ def plan(
     program, reports = graphs.fused(options.context, options.dump_graphs)
     chosen = decide(source, graphs, program, options, ui or Ui())
     policy = chosen.policy
-    allowed(policy)
+    if allowed is not None:
+        allowed(policy)
     quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
     reports += more
     prepared = prepare(quantized, options)
