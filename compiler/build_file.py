@@ -6,6 +6,7 @@ Longer than most files here: it is one format, and each of its values has a mess
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options, parse_size
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.options import Option, declared
+from pocketphi.graph.options import KINDS, Option, declared
 from pocketphi.graph.reading import named, parse_toml, read_whole, show
 from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
@@ -26,12 +27,6 @@ _MEASURE = ("text", "tokens", "window")
 _NOT_SET_HERE = {"force", "cache", "dump_graphs"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LARGEST, MOST = 1 << 20, 1 << 63
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a text"),
-    "bool": ((bool,), "true or false"),
-}
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,19 @@ class _Reader:
         build = self._table("build", _BUILD)
         measure = self._table("measure", _MEASURE)
         for key in build:
-            self._typed("build", key, build[key], "str")
+            self._typed("build", key, build[key], str)
         models = self._models()
         targets = self._targets() or {DEFAULT_TARGET: {}}
         tables = self._recipes() or {recipes()[0]: {}}
         gates = self._gates(list(targets))
-        cells = [self._cell(m, t, r, models, targets, tables, gates) for m in models for t in targets for r in tables]
+        cells = []
+        for model, target, recipe in itertools.product(models, targets, tables):
+            name = f"{model}-{target}-{recipe}"
+            try:
+                made = compile_options(models[model], Path(name), (target,), **{**tables[recipe], **targets[target]})
+            except InputError as error:
+                raise InputError(f"{self._path}: {name}: {error}") from None
+            cells.append(Cell(name, made, gates[target]))
         self._check_names_differ(cells)
         return BuildFile(
             path=self._path,
@@ -124,31 +126,13 @@ class _Reader:
                 )
             seen.add(cell.name.casefold())
 
-    def _cell(
-        self,
-        model: str,
-        target: str,
-        recipe: str,
-        models: Mapping[str, str],
-        targets: Mapping[str, dict[str, Any]],
-        recipes: Mapping[str, dict[str, Any]],
-        gates: Mapping[str, Gates],
-    ) -> Cell:
-        name = f"{model}-{target}-{recipe}"
-        options = {**recipes[recipe], **targets[target]}
-        try:
-            made = compile_options(models[model], Path(name), (target,), **options)
-        except InputError as error:
-            raise InputError(f"{self._path}: {name}: {error}") from None
-        return Cell(name, made, gates[target])
-
     def _models(self) -> dict[str, str]:
         models = self._table("models", None)
         if not models:
             raise InputError(f'{self._path}: names no model; expected [models] with lines like: chat = "sample"')
         for name, source in models.items():
             self._name("models", name)
-            self._typed("models", name, source, "str")
+            self._typed("models", name, source, str)
             local = self._at(f"models.{name}", source)
             models[name] = str(local) if _exists(local) and not source.startswith("random:") else source
         return models
@@ -187,7 +171,7 @@ class _Reader:
     def _option(self, where: str, value: Any, one: Option) -> Any:
         if one.parse is parse_size:
             return self._size(where, one.name, value)
-        self._typed(where, one.name, value, "str" if one.kind is Path else one.kind.__name__)
+        self._typed(where, one.name, value, str if one.kind is Path else one.kind)
         return self._at(f"{where}.{one.name}", value) if one.kind is Path else value
 
     def _gates(self, targets: list[str]) -> dict[str, Gates]:
@@ -204,13 +188,13 @@ class _Reader:
     def _gate(self, key: str, value: Any) -> Any:
         if key == "max_bytes":
             return self._size("gates", key, value)
-        limit = float(self._typed("gates", key, value, "float"))
+        limit = float(self._typed("gates", key, value, float))
         if not 0 <= limit < float("inf"):
             raise InputError(f"{self._path}: gates.{key} is {limit}, expected a number that is not negative")
         return limit
 
     def _measure(self, table: Mapping[str, Any]) -> Measure:
-        kinds = {"text": "str", "tokens": "int", "window": "int"}
+        kinds = {"text": str, "tokens": int, "window": int}
         values = {key: self._typed("measure", key, value, kinds[key]) for key, value in table.items()}
         for key in ("tokens", "window"):
             if values.get(key, 2) < 2:
@@ -229,31 +213,22 @@ class _Reader:
     def _check_keys(self, section: str, table: Any, known: Iterable[str]) -> None:
         if not isinstance(table, dict):
             raise InputError(f"{self._path}: {section}: expected a table, got {show(table)}")
-        for key in table:
-            if key not in known:
-                raise InputError(
-                    f"{self._path}: unknown {'target' if section == 'targets' else 'key'} "
-                    f"{f'{section}.' if section else ''}{named(key)}; {nearest(key, known)}"
-                )
+        check_keys(self._path, section, table, known)
 
-    def _typed(self, section: str, key: str, value: Any, kind: str) -> Any:
-        types, words = _TYPES[kind]
-        right = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+    def _typed(self, section: str, key: str, value: Any, kind: type) -> Any:
+        right = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
         if not right or (isinstance(value, int) and not -MOST < value < MOST):
-            raise InputError(f"{self._path}: {section}.{key} is {show(value)}, expected {words}")
+            raise InputError(f"{self._path}: {section}.{key} is {show(value)}, expected {KINDS[kind]}")
         return value
 
     def _size(self, section: str, key: str, value: Any) -> int:
         """Bytes as a number, or as a text with a unit."""
         if not isinstance(value, str):
-            size = int(self._typed(section, key, value, "int"))
+            size = int(self._typed(section, key, value, int))
             if size < 0:
                 raise InputError(f"{self._path}: {section}.{key} is {size}, expected a number of bytes")
             return size
-        try:
-            return parse_size(value)
-        except InputError as error:
-            raise InputError(f"{self._path}: {section}.{key}: {error}") from None
+        return size_of(value, f"{self._path}: {section}.{key}")
 
     def _name(self, section: str, name: str) -> None:
         if not NAME.fullmatch(name):
@@ -285,6 +260,22 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name too long for a file
         return False
+
+
+def check_keys(path: Path, section: str, table: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError for the first key of a table that there is not."""
+    for key in table:
+        if key not in known:
+            what, prefix = "target" if section == "targets" else "key", f"{section}." if section else ""
+            raise InputError(f"{path}: unknown {what} {prefix}{named(key)}; {nearest(key, known)}")
+
+
+def size_of(text: str, where: str) -> int:
+    """As `parse_size`; where: what stands before its message."""
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle
@@ -45,9 +44,11 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
     from pocketphi.compiler.text import read_text
 
     text = read_text(measure.text, "the text") if measure.text else None
-    asked: dict[str, Any] = {"tokens": measure.tokens, "window": measure.window, "text": text and _digest(text)}
-    path = bundle.path.parent / f"{bundle.path.name}.quality.json"
-    kept = _kept(path)
+    digest = text and hashlib.sha256(text.encode()).hexdigest()
+    asked: dict[str, Any] = {"tokens": measure.tokens, "window": measure.window, "text": digest}
+    path = bundle.path.parent / f"{bundle.path.name}.quality"
+    content, _ = read_sealed(path) or ([], None)
+    kept: list[dict[str, Any]] = content if isinstance(content, list) else []
     for entry in kept:
         if entry["asked"] == asked:
             return dict(entry["found"])
@@ -67,13 +68,3 @@ def why_not_verified(bundle: Bundle) -> str | None:
         return None
     recorded = bundle.manifest.verification
     return (recorded and recorded.reason) or NOT_VERIFIED
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _kept(path: Path) -> list[dict[str, Any]]:
-    """What was measured before: `asked` and `found`."""
-    kept = read_sealed(path)
-    return kept if isinstance(kept, list) else []

@@ -23,7 +23,9 @@ Candidates = dict[str, list[Quantizer]]
 
 def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     """By weight, those that all targets carry."""
-    made = list(_quantizers(_formats(options), options.recipe))
+    held = [find_target(name).codecs for name in options.target_names]
+    forms = [form for name, form in FORMATS.items() if all(name in codecs for codecs in held)]
+    made = list(_quantizers(forms, options.recipe))
     found: Candidates = {}
     for name, (rows, columns) in config.matrices().items():
         found[name] = [one for one in made if _fits(one, name, rows, columns)]
@@ -38,11 +40,6 @@ def bytes_by_target(quantizer: Quantizer, shape: tuple[int, int], targets: Seque
     """What a weight [N, K] takes in the file of each target."""
     layout, form = quantizer.layout(shape), quantizer.format.name
     return [find_target(one.target).weight_bytes(form, layout, one) for one in targets]
-
-
-def _formats(options: CompileOptions) -> list[type[Format]]:
-    held = [find_target(name).codecs for name in options.target_names]
-    return [form for name, form in FORMATS.items() if all(name in codecs for codecs in held)]
 
 
 def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantizer]:

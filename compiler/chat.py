@@ -110,10 +110,6 @@ class _Engine:
         if call.start == 0:
             self.runner.reset()
         logits = self.runner.step(torch.tensor([tokens[call.start :]]))[0, -1]
-        return _pick(logits, self.temperature)
-
-
-def _pick(logits: torch.Tensor, temperature: float) -> int:
-    if temperature <= 0:
-        return int(logits.argmax())
-    return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1))
+        if self.temperature <= 0:
+            return int(logits.argmax())
+        return int(torch.multinomial(((logits - logits.max()) / self.temperature).softmax(-1), 1))

@@ -209,7 +209,7 @@ def _target_command(made: Command) -> Callable[[argparse.Namespace], int]:
     """How to run a command that only one target has."""
 
     def run(a: argparse.Namespace) -> int:
-        from pocketphi.compiler.tools import tools
+        from pocketphi.compiler.verify import tools
 
         data, human = made.run(a, tools(_ui(a)))
         _print(a, data, human)
@@ -222,18 +222,18 @@ def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
     out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
-    options = for_device(a, options_of(a, out, **read_limit(a)), _ui(a))
+    options, allowed = for_device(a, options_of(a, out, **read_limit(a)), _ui(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
 
         check_replaceable(options.out, options.force)
-        made = plan(options, _ui(a))
+        made = plan(options, _ui(a), allowed)
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
     from pocketphi.compiler.compile import compile_model
 
-    bundle = compile_model(options, _ui(a))
+    bundle = compile_model(options, _ui(a), allowed=allowed)
     summary = {"bundle": str(bundle.path), **bundle.manifest.as_json()}
     _print(a, summary, lambda: show.bundle(bundle, checked=True))
     return 0
@@ -341,7 +341,7 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
     for notice in source.notices:
         _ui(a).say(notice)
     source = FoldedNorms(source) if a.fold_norms else source
-    total = source.config.parameters * DTYPES[a.dtype][0].itemsize
+    total = source.config.parameters * DTYPES[a.dtype].itemsize
     if a.out.exists():
         raise InputError(f"{a.out}: exists; choose another -o")
     with new_folder(a.out, needed_bytes=total) as folder, _ui(a).task("write", total, "bytes") as advance:

@@ -10,9 +10,8 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from pocketphi.compiler.cli_devices import AddCommand, add_device_command
+from pocketphi.compiler.cli_devices import AddCommand, add_device_command, print_result
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.writing import write_whole
@@ -69,7 +68,7 @@ def _build(a: argparse.Namespace) -> int:
 
     file = read_build_file(a.file)
     if a.list:
-        _print(a, [cell.name for cell in file.cells], "\n".join(cell.name for cell in file.cells))
+        print_result(a, [cell.name for cell in file.cells], "\n".join(cell.name for cell in file.cells))
         return 0
     for path in (a.junit, a.results):
         if path is not None and not path.absolute().parent.is_dir():
@@ -92,7 +91,7 @@ def _diff(a: argparse.Namespace) -> int:
 
     found = changes(*(Bundle.open(path, check=False).manifest for path in (a.old, a.new)))
     human = "\n".join(change.described() for change in found) or "no difference in sizes, errors and operators"
-    _print(a, [vars(change) for change in found], human)
+    print_result(a, [vars(change) for change in found], human)
     if not a.json:
         sys.stderr.write("as compiled; the files were not checked here: 'pocketphi verify --files-only' does that\n")
     return 0
@@ -102,9 +101,8 @@ def _integrate(a: argparse.Namespace) -> int:
     from pocketphi.compiler.integrate import integrate
 
     files = integrate(a.bundle, a.platform, a.out, a.runtime, a.name, a.package, a.context)
-    _print(
-        a, {"kit": str(a.out), "files": files}, "\n".join([f"{a.out}: {len(files)} files", *(f"  {f}" for f in files)])
-    )
+    told = [f"{a.out}: {len(files)} files", *(f"  {file}" for file in files)]
+    print_result(a, {"kit": str(a.out), "files": files}, "\n".join(told))
     return 0
 
 
@@ -127,7 +125,7 @@ def _sign(a: argparse.Namespace) -> int:
     key = read_key(a.key)
     Bundle.open(a.bundle)
     public = sign_bundle(a.bundle, key, a.key)
-    _print(a, {"bundle": str(a.bundle), "signed_by": public}, f"{a.bundle}: signed with the key {public}")
+    print_result(a, {"bundle": str(a.bundle), "signed_by": public}, f"{a.bundle}: signed with the key {public}")
     return 0
 
 
@@ -142,7 +140,3 @@ def read_key(where: str) -> bytes:
         return Path(where).read_bytes()
     except OSError as error:
         raise InputError(f"--key {where}: cannot be read ({error.strerror})") from None
-
-
-def _print(a: argparse.Namespace, data: Any, human: str) -> None:
-    sys.stdout.write((json.dumps(data, indent=1, default=str) if a.json else human) + "\n")

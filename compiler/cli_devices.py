@@ -14,8 +14,9 @@ from pocketphi.compiler.cli_options import add_options, add_target_options, opti
 from pocketphi.compiler.devices import NUMBERS, Device
 from pocketphi.compiler.options import CompileOptions, ProgramOptions, StorageOptions
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number
+from pocketphi.passes.policy import Policy
 from pocketphi.targets import TARGETS
 
 AddCommand = Callable[[str, Any, str], argparse.ArgumentParser]
@@ -69,44 +70,28 @@ def read_limit(a: argparse.Namespace) -> dict[str, Any]:
     return {"max_read": int(find_device(a.device, a.devices).bandwidth / a.min_tokens_per_second)}
 
 
-def for_device(a: argparse.Namespace, options: CompileOptions, ui: Ui) -> CompileOptions:
-    """The options as `--device` and `--fit` allow them. Raises CheckFailed where the device is too small."""
+def for_device(
+    a: argparse.Namespace, options: CompileOptions, ui: Ui
+) -> tuple[CompileOptions, Callable[[Policy], None] | None]:
+    """The options as `--device` and `--fit` allow them, and what judges a policy that is chosen for a budget. Both raise
+    CheckFailed where the device is too small."""
     if not a.device:
         if a.fit:
             raise InputError("--fit: to what? name a --device; 'pocketphi devices' lists them")
-        return options
-    from pocketphi.compiler.device_plan import config_of, difference, fit, fit_options
+        return options, None
+    from pocketphi.compiler.device_plan import check_fits, difference, fit_options
     from pocketphi.compiler.devices import find_device
 
     device = find_device(a.device, a.devices)
     if options.spends:
         if a.fit:
             raise InputError("--fit: a budget decides the formats already; leave out one of them")
-        _check_chosen(options, device, ui)
-        return options
+        return options, lambda policy: check_fits(options, device, ui.say, policy)
     fitting = fit_options(options, device, a.fit)
     if fitting != options:
         ui.say(f"{device.title}: taking {difference(options, fitting)}")
-    for target in fitting.target_names:
-        ui.say(f"{device.title}, {target}: {fit(config_of(fitting.model), fitting, target, device).described()}")
-    return fitting
-
-
-def _check_chosen(options: CompileOptions, device: Device, ui: Ui) -> None:
-    """Raise CheckFailed where what the budget buys does not fit the device."""
-    from pocketphi.compiler.plan import plan
-
-    for target, run in plan(options, ui).run.items():
-        over = run.total() - device.app
-        if over > 0:
-            raise CheckFailed(
-                f"{device.title}: {target} needs {run.total():,} bytes with {run.context:,} tokens, {over:,} more than an app "
-                "may use; choose a smaller budget or --context"
-            )
-        ui.say(
-            f"{device.title}, {target}: fits: {run.total() / 1e9:,.2f} GB of {device.app / 1e9:,.2f} GB; "
-            f"at most {device.bandwidth / run.read_per_token:,.1f} tokens/s"
-        )
+    check_fits(fitting, device, ui.say)
+    return fitting, None
 
 
 def _devices(a: argparse.Namespace) -> int:
@@ -121,7 +106,7 @@ def _devices(a: argparse.Namespace) -> int:
         lines += [f"  estimate  {text}" for text in chosen[0].estimates] if a.device else []
         lines += ["~: an estimate, not confirmed; --device NAME says where each number is from"]
         data = [{**vars(device), "estimated": sorted(device.estimated)} for device in chosen]
-        _print(a, data, "\n".join(lines))
+        print_result(a, data, "\n".join(lines))
         return 0
     options = options_of(a, Path("-"), TARGETS, recipe="rtn")
     config = config_of(a.model)
@@ -139,7 +124,7 @@ def _devices(a: argparse.Namespace) -> int:
     lines = [
         f"{one.device:<20} {one.target:<11} {one.described()}; largest context {one.largest_context:,}" for one in found
     ]
-    _print(a, [one.as_json() for one in found], "\n".join(lines))
+    print_result(a, [one.as_json() for one in found], "\n".join(lines))
     return 0 if any(one.ok for one in found) else 1
 
 
@@ -153,5 +138,6 @@ def _line(device: Device) -> str:
     )
 
 
-def _print(a: argparse.Namespace, data: Any, human: str) -> None:
-    sys.stdout.write((json.dumps(data, indent=1) if a.json else human) + "\n")
+def print_result(a: argparse.Namespace, data: Any, human: str) -> None:
+    """What a command found, as JSON or for people."""
+    sys.stdout.write((json.dumps(data, indent=1, default=str) if a.json else human) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,19 @@ from pocketphi.graph.options import Option, Options, declared
 from pocketphi.targets import TARGETS, all_targets
 
 
-def add_options(parser: argparse._ActionsContainer, section: type[Options], only: Iterable[str] | None = None) -> None:
+def add_options(parser: argparse._ActionsContainer, section: type[Options], only: Container[str] | None = None) -> None:
     """Every option of a section, or only some. One that is not given is left out of the namespace, so that its default is
     said in one place."""
-    known = declared(section)
-    for name in known if only is None else only:
-        _add(parser, known[name])
+    for name, one in declared(section).items():
+        if only is None or name in only:
+            _add(parser, one)
 
 
-def add_target_options(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
+def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Those of each target, in a group of its own."""
     for target in all_targets():
-        known = declared(target.options)
-        names = [name for name in known if only is None or name in only]
-        if names:
-            add_options(parser.add_argument_group(target.title), target.options, names)
+        if declared(target.options):
+            add_options(parser.add_argument_group(target.title), target.options)
 
 
 def target_argument(parser: argparse.ArgumentParser, help: str) -> None:
@@ -44,7 +42,8 @@ def options_of(
 
 
 def _add(parser: argparse._ActionsContainer, one: Option) -> None:
-    said: dict[str, Any] = {"dest": one.name, "default": argparse.SUPPRESS, "help": _help(one)}
+    help = one.help.replace("{default}", str(one.default)).replace("%", "%%")
+    said: dict[str, Any] = {"dest": one.name, "default": argparse.SUPPRESS, "help": help}
     if one.kind is bool:
         parser.add_argument(f"--{one.flag}", action="store_const", const=not one.default, **said)
         return
@@ -52,7 +51,3 @@ def _add(parser: argparse._ActionsContainer, one: Option) -> None:
         said |= {"nargs": "?", "const": one.const}
     metavar = one.metavar or (f"{{{','.join(map(str, one.choices))}}}" if one.choices else None)
     parser.add_argument(f"--{one.flag}", type=one.parse or one.kind, metavar=metavar, **said)
-
-
-def _help(one: Option) -> str:
-    return one.help.replace("{default}", str(one.default)).replace("%", "%%")

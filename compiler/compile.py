@@ -16,14 +16,13 @@ from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
-from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.pipeline import quantization, run_passes
-from pocketphi.compiler.plan import check_plan, check_targets, decide, prepare
+from pocketphi.compiler.plan import check_plan, check_targets, decide, prepare, quantize
 from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.spend import Spent
+from pocketphi.compiler.text_files import write_files
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint
@@ -32,6 +31,7 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
+from pocketphi.graph.resident import free_memory
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import quantize_calibrated
 from pocketphi.passes.policy import Policy
@@ -45,10 +45,11 @@ def compile_model(
     ui: Ui | None = None,
     before_it_is_there: Callable[[], None] = lambda: None,
     policy: Policy | None = None,
+    allowed: Callable[[Policy], None] | None = None,
 ) -> Bundle:
     """Compile a checkpoint to a bundle.
 
-    policy: which weight gets which format, what the options say if None
+    policy: which weight gets which format, what the options say if None; allowed: judges it, and may raise
     before_it_is_there: called when all is done but the last step; may raise. Raises InputError for bad input, CheckFailed where
     a budget or a check fails.
     """
@@ -66,10 +67,10 @@ def compile_model(
         program, reports = build_program(source, graphs, options, ui)
         chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
         policy = chosen.policy
-
-        quantized = program.copy()
-        passes = quantization(policy, {}, options.all_logits)
-        reports += run_passes(quantized, passes, options.dump_graphs, first=len(reports) + 1)
+        if allowed is not None:
+            allowed(policy)
+        quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
+        reports += more
         # before the work: what will be refused, is refused now
         prepared = prepare(quantized, options)
         needed = check_plan(quantized, reports, prepared, options)
@@ -89,7 +90,8 @@ def compile_model(
                 source.forget_behind()  # the last pass over a file that would push everything else out of memory
             with ui.task(f"write {name}", one.bytes, "bytes") as advance:
                 packaged[name] = one.write(folder, advance)
-        write_model_files(folder, source)
+        (folder / "config.json").write_text(json.dumps(source.config.to_hf(), indent=1) + "\n", "utf-8")
+        write_files(folder, source.tokenizer_files())
         manifest = describe(source, options, reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
         recipe = replace(manifest.recipe, rules=rules, expected=chosen.expected)
@@ -136,13 +138,6 @@ def _check_size(folder: Path, options: CompileOptions) -> None:
         raise CheckFailed(f"the bundle takes {held:,} bytes, {over:,} over --max-bytes; choose a smaller --max-bytes")
 
 
-def write_model_files(folder: Path, source: Checkpoint) -> None:
-    """config.json and the tokenizer."""
-    (folder / "config.json").write_text(json.dumps(source.config.to_hf(), indent=1) + "\n", "utf-8")
-    for name, content in source.tokenizer_files().items():
-        (folder / name).write_bytes(content)
-
-
 def describe(
     source: HashedCheckpoint,
     options: CompileOptions,
@@ -171,12 +166,15 @@ def describe(
         ),
         passes=tuple(PassRecord(r.name, dict(sorted(r.applied.items())), tuple(r.refused), r.removed) for r in reports),
         operators=dict(sorted(program.operators().items())),
-        targets={name: _target_record(p) for name, p in packaged.items()},
+        targets={
+            name: TargetRecord(
+                operators=dict(sorted(made.operators.items())),
+                notes=tuple(made.notes),
+                details=made.details,
+                weights=made.weights,
+            )
+            for name, made in packaged.items()
+        },
         verification=None,
         files={},
     )
-
-
-def _target_record(made: Packaged) -> TargetRecord:
-    operators = dict(sorted(made.operators.items()))
-    return TargetRecord(operators=operators, notes=tuple(made.notes), details=made.details, weights=made.weights)

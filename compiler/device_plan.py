@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
+from pocketphi.passes.policy import Policy
 from pocketphi.targets import all_targets, find_target
 from pocketphi.targets.memory import Footprint
 
@@ -56,18 +57,17 @@ class Fit:
         speed = f"at most {self.decode:,.0f} tokens/s, {self.decode_full:,.0f} with a full cache"
         if self.ok:
             return f"fits: {need} of {have}, {self.context:,} tokens; {speed}"
-        return (
-            f"does not fit: {self.needed - self.available:,} bytes too many ({need} of {have}, {self.context:,} tokens)"
-        )
+        over = self.needed - self.available
+        return f"does not fit: {over:,} bytes too many ({need} of {have}, {self.context:,} tokens)"
 
 
 def config_of(model: str) -> ModelConfig:
     """A model's shape, without reading a weight. Raises InputError as `open_checkpoint` does."""
-    path = Path(model) / "config.json"
-    if model.removeprefix("random:").partition("@")[0] in PUBLISHED and model.startswith("random:"):
-        return PUBLISHED[model.removeprefix("random:").partition("@")[0]]
-    if path.is_file():
-        return read_config(path.parent)
+    kind, _, shape = model.partition(":")
+    if kind == "random" and (name := shape.partition("@")[0]) in PUBLISHED:
+        return PUBLISHED[name]
+    if (Path(model) / "config.json").is_file():
+        return read_config(Path(model))
     from pocketphi.graph.opening import open_checkpoint
 
     return open_checkpoint(model).config
@@ -88,13 +88,20 @@ def runs_on(target: str, device: Device) -> bool:
     return platforms is None or device.platform in platforms
 
 
-def fit(config: ModelConfig, options: CompileOptions, target: str, device: Device, prompt: int = PROMPT) -> Fit:
-    """Raises InputError for a target that the device's system does not run."""
+def fit(
+    config: ModelConfig,
+    options: CompileOptions,
+    target: str,
+    device: Device,
+    prompt: int = PROMPT,
+    policy: Policy | None = None,
+) -> Fit:
+    """policy: what the options say if None. Raises InputError for a target that the device's system does not run."""
     found = find_target(target)
     if not runs_on(target, device):
         other = next(one.name for one in all_targets() if runs_on(one.name, device))
         raise InputError(f"--device {device.name}: has no {found.title}; compile for --target {other}")
-    made = footprint(config, target, options, prompt, offsets=_offsets(options))
+    made = footprint(config, target, options, prompt, offsets=_offsets(options), policy=policy)
     return Fit(
         device=device.name,
         target=target,
@@ -111,26 +118,38 @@ def fit(config: ModelConfig, options: CompileOptions, target: str, device: Devic
     )
 
 
-def fit_options(options: CompileOptions, device: Device, choose: bool, prompt: int = PROMPT) -> CompileOptions:
+def check_fits(
+    options: CompileOptions, device: Device, say: Callable[[str], None], policy: Policy | None = None
+) -> None:
+    """Say how much of the device each target takes. Raises CheckFailed where one does not fit. policy: as in `fit`."""
+    config = config_of(options.model)
+    for target in options.target_names:
+        found = fit(config, options, target, device, policy=policy)
+        if not found.ok:
+            raise CheckFailed(f"{_refusal(found, device)}; choose a smaller budget or --context")
+        say(f"{device.title}, {target}: {found.described()}")
+
+
+def fit_options(options: CompileOptions, device: Device, choose: bool) -> CompileOptions:
     """The options, if every target fits; with `choose`, else the nearest that do: larger blocks first, then a shorter context.
 
     Raises CheckFailed saying by how many bytes it does not fit, and what would.
     """
     config = config_of(options.model)
-    found = [fit(config, options, target, device, prompt) for target in options.target_names]
+    found = [fit(config, options, target, device) for target in options.target_names]
     over = max(found, key=lambda one: one.needed - one.available)
     if over.ok:
         return options
     for other in _alternatives(config, options, over.context):
         if other == options:
             continue
-        if all(fit(config, other, target, device, prompt).ok for target in other.target_names):
+        if all(fit(config, other, target, device).ok for target in other.target_names):
             if choose:
                 return other
             raise CheckFailed(f"{_refusal(over, device)}; would fit: {difference(options, other)}; --fit takes that")
     coarsest = _blocks(config, options)[-1:]
     least = dataclasses.replace(options, block=coarsest[0]) if coarsest else options
-    weights = fit(config, least, over.target, device, prompt).footprint.total(0)
+    weights = fit(config, least, over.target, device).footprint.total(0)
     means = f"with {changed} " if (changed := difference(options, least)) else ""
     raise CheckFailed(f"{_refusal(over, device)}; nothing would fit: {means}the weights alone take {weights:,} bytes")
 
@@ -151,11 +170,8 @@ def _blocks(config: ModelConfig, options: CompileOptions) -> list[int]:
     """The options' block and coarser ones; alone where there is none coarser, or the recipe leaves no choice."""
     if options.palette or not options.block or options.recipe == "keep":
         return [options.block]
-    return [block for block in BLOCKS if block >= options.block and _divides(config, block)]
-
-
-def _divides(config: ModelConfig, block: int) -> bool:
-    return all(columns % block == 0 for _, columns in config.matrices().values())
+    widths = {columns for _, columns in config.matrices().values()}
+    return [block for block in BLOCKS if block >= options.block and not any(width % block for width in widths)]
 
 
 def _refusal(found: Fit, device: Device) -> str:
@@ -167,9 +183,5 @@ def _refusal(found: Fit, device: Device) -> str:
 
 def difference(options: CompileOptions, other: CompileOptions) -> str:
     """As options of the command line: what `fit_options` changed."""
-    changed = [
-        f"--{name} {getattr(other, name)}"
-        for name in ("block", "context")
-        if getattr(options, name) != getattr(other, name)
-    ]
-    return " ".join(changed)
+    changed = [name for name in ("block", "context") if getattr(options, name) != getattr(other, name)]
+    return " ".join(f"--{name} {getattr(other, name)}" for name in changed)

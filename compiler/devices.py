@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler.build_file import LARGEST, MOST, NAME, nearest
-from pocketphi.compiler.options import parse_size
+from pocketphi.compiler.build_file import LARGEST, MOST, NAME, check_keys, nearest, size_of
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import named, parse_toml, read_whole, show
+from pocketphi.graph.reading import parse_toml, read_whole, show
 
 _TABLE = Path(__file__).with_name("devices.toml")
 _USERS = Path("~/.config/pocketphi/devices.toml")
@@ -62,14 +61,9 @@ def _read(path: Path) -> dict[str, Device]:
     defaults = data.pop("defaults", {})
     if not isinstance(defaults, dict) or not all(isinstance(shared, dict) for shared in defaults.values()):
         raise InputError(f"{path}: defaults is {show(defaults)}, expected tables, [defaults.ios]")
+    check_keys(path, "defaults", defaults, _PLATFORMS)
     for name, shared in defaults.items():
-        if name not in _PLATFORMS:
-            raise InputError(f"{path}: unknown key defaults.{named(name)}; {nearest(name, _PLATFORMS)}")
-        for key in shared:
-            if key not in ("sources", "estimates"):
-                raise InputError(
-                    f"{path}: unknown key defaults.{name}.{named(key)}; {nearest(key, ('sources', 'estimates'))}"
-                )
+        check_keys(path, f"defaults.{name}", shared, ("sources", "estimates"))
     return {name: _device(path, name, entry, defaults) for name, entry in data.items()}
 
 
@@ -78,9 +72,7 @@ def _device(path: Path, name: str, entry: Any, defaults: Mapping[str, Any]) -> D
         raise InputError(f"{path}: {show(name)}: expected a name of letters, digits, '.', '_' and '-'")
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {name}: expected a table, [{name}], got {show(entry)}")
-    for key in entry:
-        if key not in _KEYS:
-            raise InputError(f"{path}: unknown key {name}.{named(key)}; {nearest(key, _KEYS)}")
+    check_keys(path, name, entry, _KEYS)
     for key in ("ram", "bandwidth"):
         if key not in entry:
             raise InputError(f"{path}: {name} lacks {key}; expected at least ram and bandwidth")
@@ -105,10 +97,7 @@ def _device(path: Path, name: str, entry: Any, defaults: Mapping[str, Any]) -> D
 
 def _bytes(path: Path, name: str, key: str, entry: Mapping[str, Any]) -> int:
     if isinstance(entry[key], str):
-        try:
-            return parse_size(entry[key])
-        except InputError as error:
-            raise InputError(f"{path}: {name}.{key}: {error}") from None
+        return size_of(entry[key], f"{path}: {name}.{key}")
     return int(_positive(path, name, key, entry))
 
 

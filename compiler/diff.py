@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pocketphi.artifacts.manifest import Manifest
+
+_KINDS = ("bytes", "verified", "error", "operators")
 
 
 @dataclass(frozen=True)
@@ -29,34 +30,21 @@ class Change:
 
 def changes(old: Manifest, new: Manifest) -> list[Change]:
     """Sizes of files and of all, what the verification measured, operators of graph and targets."""
-    return [
-        Change(kind, name, before.get(name), after.get(name))
-        for kind, values in (("bytes", _bytes), ("verified", _verified), ("error", _errors), ("operators", _operators))
-        for before, after in [(values(old), values(new))]
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
+    before, after = _values(old), _values(new)
+    keys = sorted({**before, **after}, key=lambda key: _KINDS.index(key[0]))
+    return [Change(*key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
-def _bytes(manifest: Manifest) -> dict[str, float]:
-    return {"all files": manifest.bytes, **{name: entry.bytes for name, entry in manifest.files.items()}}
-
-
-def _verified(manifest: Manifest) -> dict[str, float]:
-    return {"verified": float(manifest.verified)}
-
-
-def _errors(manifest: Manifest) -> dict[str, float]:
-    return {check.name: check.measured for check in manifest.checks}
-
-
-def _operators(manifest: Manifest) -> dict[str, float]:
-    def counts() -> Iterator[tuple[str, float]]:
-        yield from manifest.operators.items()
-        for name, target in manifest.targets.items():
-            yield from ((f"{name} {operator}", count) for operator, count in target.operators.items())
-
-    return dict(counts())
+def _values(manifest: Manifest) -> dict[tuple[str, str], float]:
+    """By kind and name."""
+    found: dict[tuple[str, str], float] = {("bytes", "all files"): manifest.bytes}
+    found |= {("bytes", name): entry.bytes for name, entry in manifest.files.items()}
+    found["verified", "verified"] = float(manifest.verified)
+    found |= {("error", check.name): check.measured for check in manifest.checks}
+    found |= {("operators", name): count for name, count in manifest.operators.items()}
+    for target, record in manifest.targets.items():
+        found |= {("operators", f"{target} {name}"): count for name, count in record.operators.items()}
+    return found
 
 
 def _shown(kind: str, value: float | None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.compiler.hosts import open_host
@@ -66,12 +68,10 @@ def evaluate_model(
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()
     with ui.task("evaluate", rows.numel(), "tokens") as advance:
         for row in rows:
-            runner.reset()
-            logits = runner.step(row[None])[0]
+            logits = _logits(runner, row)
             ours.add(logits, row)
             if other:
-                other.reset()
-                expected = other.step(row[None])[0]
+                expected = _logits(other, row)
                 theirs.add(expected, row)
                 apart.add(expected, logits)
             advance(row.numel())
@@ -98,6 +98,12 @@ def open_runner(model: str, window: int, target: str | None = None) -> tuple[Run
     return ProgramRunner(program, keep), check_text(source).files, source.config
 
 
+def _logits(runner: Runner, row: torch.Tensor) -> torch.Tensor:
+    """Of a text by itself, int64 [S]: float32 [S, V]."""
+    runner.reset()
+    return runner.step(row[None])[0]
+
+
 def _check_window(window: int, positions: int, model: str) -> None:
     if window > positions:
         raise InputError(f"--window {window}: {model} has {positions} positions")
@@ -116,8 +122,6 @@ def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, t
     runner, apart = ProgramRunner(program, keep=4 * config.parameters < _KEEP_BELOW), Distance()
     with ui.task("compare with reference", rows.shape[0]) as advance:
         for row in rows:
-            runner.reset()
-            float_runner.reset()
-            apart.add(float_runner.step(row[None])[0], runner.step(row[None])[0])
+            apart.add(_logits(float_runner, row), _logits(runner, row))
             advance(1)
     return {"kl": apart.kl, "top1": apart.top1, "tokens": float(apart.positions)}

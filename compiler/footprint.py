@@ -5,7 +5,7 @@ here; what a runtime does with a model is said by its target (`Target.runtime`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import Bundle
@@ -42,7 +42,13 @@ def footprint(
     held = context or (longest if options.context else min(longest, found.default_context))
     runtime = found.runtime(config, options.of(target), longest, held)
     policy = policy or asked_policy(options, config.tied_embeddings)
-    matrices = dict(_matrices(config, target, options, policy, offsets))
+    matrices = {}
+    for name, shape in config.matrices().items():
+        quantizer = policy.quantizer(name)
+        if quantizer is not None:
+            layout = Int4.layout(shape, options.block, offset=True) if name in offsets else quantizer.layout(shape)
+            size = found.weight_bytes(quantizer.format.name, layout, options.of(target))
+            matrices[name] = Matrix.of(layout, size)
     return footprint_of(config, runtime, matrices, longest, held, prompt)
 
 
@@ -71,18 +77,3 @@ def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context:
     bundle.file(found.weights_file)
     files = bundle.manifest.files[found.weights_file].bytes
     return dataclasses.replace(made, files=files, weights=made.weights + files - made.files)
-
-
-def _matrices(
-    config: ModelConfig, target: str, options: CompileOptions, policy: Policy, offsets: Collection[str]
-) -> Iterator[tuple[str, Matrix]]:
-    """How each weight of the checkpoint is stored."""
-    found = find_target(target)
-    for name, shape in config.matrices().items():
-        quantizer = policy.quantizer(name)
-        if quantizer is None:
-            continue
-        layout = quantizer.layout(shape)
-        if name in offsets:
-            layout = Int4.layout(shape, options.block, offset=True)
-        yield name, Matrix.of(layout, found.weight_bytes(quantizer.format.name, layout, options.of(target)))

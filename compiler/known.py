@@ -2,6 +2,7 @@
 
 An entry is sealed (`graph.sealed`) and holds what it is about in full, so that one which is damaged, or lies under another's
 name, counts as missing. What decides an entry is given by its user; versions of libraries, and our own code, are added here.
+Where there are many of a kind, the oldest go.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from blake3 import blake3
 from pocketphi.compiler.build_key import our_code, version_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
-from pocketphi.graph.sealed import read_sealed_data, write_sealed_data
+from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
+
+_MOST = 64
+"""Entries of one kind."""
 
 
 class Known:
@@ -34,7 +38,7 @@ class Known:
     def find(self, about: Mapping[str, Any]) -> tuple[Any, memoryview] | None:
         """What was kept about this, JSON and bytes, or None."""
         whole = self._whole(about)
-        found = read_sealed_data(path) if (path := self._path(whole)) else None
+        found = read_sealed(path) if (path := self._path(whole)) else None
         if found is None or not isinstance(found[0], dict) or found[0].get("about") != whole:
             return None
         return found[0].get("content"), found[1]
@@ -45,7 +49,8 @@ class Known:
         with contextlib.suppress(OSError):
             if path := self._path(whole):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_sealed_data(path, {"about": whole, "content": content}, data)
+                write_sealed(path, {"about": whole, "content": content}, data)
+                forget_oldest(path.parent, f"{self._kind}-*", _MOST)
 
     def _whole(self, about: Mapping[str, Any]) -> Any:
         """As it reads in the entry."""

@@ -197,7 +197,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         flags = [f"--{declared(CompileOptions)[name].flag}" for name in (*deciding, *self._fixed)]
         if deciding and len(flags) > 1:
             raise InputError(f"{flags[0]} and {flags[1]}: each decides the formats of weights; leave out one of them")
-        if deciding and self.recipe == "keep" and self.policy is None:
+        if deciding and self.recipe == "keep":
             raise InputError(f"{flags[0]}: --recipe keep takes the formats of the file; leave out one of them")
         if self.bits is not None and not 1 <= self.bits <= 16:
             raise InputError(f"--bits {self.bits}: expected 1 to 16 bits a weight")
@@ -205,19 +205,15 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     @property
     def _fixed(self) -> list[str]:
         """The options that say a format, as far as they were given."""
-        said = ["block"] if self.block is not None else []
-        return said + [
-            name
-            for name in ("symmetric", "palette", "embedding_bits", "head_bits")
-            if getattr(self, name) != declared(StorageOptions)[name].default
-        ]
+        known = declared(StorageOptions).values()
+        return [one.name for one in known if getattr(self, one.name) != one.default]
 
     @property
     def spends(self) -> bool:
         """Whether formats are to be chosen for a budget."""
         if self.bits is not None or self.preset is not None or self.max_read is not None:
             return True
-        free = self.policy is None and self.recipe == default_recipe() and not self._fixed
+        free = self.policy is None and self.recipe == declared(RecipeOptions)["recipe"].default and not self._fixed
         return self.max_bytes is not None and free
 
     @property
@@ -276,11 +272,6 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         )
 
 
-def default_recipe() -> str:
-    """The recipe where the user names none."""
-    return str(declared(RecipeOptions)["recipe"].default)
-
-
 def compile_options(model: str, out: Path, targets: Iterable[str] = (DEFAULT_TARGET,), **given: Any) -> CompileOptions:
     """Options by their names alone, as the command line and a build file have them: those of a target go to it.
 
@@ -303,9 +294,6 @@ def _refuse(name: str, value: Any, targets: Sequence[str]) -> None:
     """An option of other targets than those that are asked for."""
     known = {target.name: found[name] for target in all_targets() if name in (found := declared(target.options))}
     (flag,) = {one.flag for one in known.values()}
-    have = (
-        f"{targets[0]} has no such option"
-        if len(targets) == 1
-        else f"neither {' nor '.join(targets)} has such an option"
-    )
+    none = f"neither {' nor '.join(targets)} has such an option"
+    have = f"{targets[0]} has no such option" if len(targets) == 1 else none
     raise InputError(f"--{flag} {named(value)}: {have}; leave it out, or compile for {' or '.join(known)}")

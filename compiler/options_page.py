@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from pocketphi.compiler.options import CompileOptions, Limits, ProgramOptions, RecipeOptions
-from pocketphi.graph.options import Option, Options, declared
+from pocketphi.graph.options import Options, declared
 from pocketphi.targets import all_targets
 
 _HEAD = """# Options of a compile
@@ -46,29 +46,13 @@ def _section(title: str, section: type[Options]) -> Iterator[str]:
         cells = (
             f"`--{one.flag}`",
             f"`{one.name}`",
-            _value(one),
-            _default(one),
+            ", ".join(f"`{choice}`" for choice in one.choices) or one.expected,
+            "" if one.default is None else f"`{str(one.default).lower() if one.kind is bool else one.default}`",
             "yes" if one.decides else "no",
-            _help(one),
+            one.help.replace("{default}", str(one.default)).replace("|", "\\|"),
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
-
-
-def _value(one: Option) -> str:
-    if one.choices:
-        return ", ".join(f"`{choice}`" for choice in one.choices)
-    return one.expected
-
-
-def _default(one: Option) -> str:
-    if one.default is None:
-        return ""
-    return f"`{str(one.default).lower() if isinstance(one.default, bool) else one.default}`"
-
-
-def _help(one: Option) -> str:
-    return one.help.replace("{default}", str(one.default)).replace("|", "\\|")
 
 
 if __name__ == "__main__":

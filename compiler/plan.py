@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.manifest import ExpectedRecord
@@ -66,19 +67,23 @@ class Plan:
         return {**asdict(self), "run": {name: run.as_json() for name, run in self.run.items()}}
 
 
-def plan(options: CompileOptions, ui: Ui | None = None) -> Plan:
-    """Trace and rewrite the graph; weights are read only where sensitivities have to be measured."""
+def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Policy], None] | None = None) -> Plan:
+    """Trace and rewrite the graph; weights are read only where sensitivities have to be measured.
+
+    allowed: judges the policy, and may raise
+    """
     check_targets(options)
     source, text = opened(options)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     chosen = decide(source, graphs, program, options, ui or Ui())
     policy = chosen.policy
-    reports += run_passes(
-        program, quantization(policy, {}, options.all_logits), options.dump_graphs, first=len(reports) + 1
-    )
-    prepared = prepare(program, options)
-    artifact = check_plan(program, reports, prepared, options)
+    if allowed is not None:
+        allowed(policy)
+    quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
+    reports += more
+    prepared = prepare(quantized, options)
+    artifact = check_plan(quantized, reports, prepared, options)
     offsets = kept_offsets(source) if options.recipe == "keep" else ()
     return Plan(
         model=source.label,
@@ -89,7 +94,7 @@ def plan(options: CompileOptions, ui: Ui | None = None) -> Plan:
         run={name: footprint(source.config, name, options, offsets=offsets, policy=policy) for name in prepared},
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
-        operators=dict(program.operators()),
+        operators=dict(quantized.operators()),
         notes=[
             *source.notices,
             *text.notices,
@@ -115,10 +120,17 @@ def decide(source: HashedCheckpoint, graphs: KnownGraphs, program: Program, opti
     return Spent(policy)
 
 
+def quantize(
+    program: Program, policy: Policy, options: CompileOptions, dump: Path | None = None, first: int = 0
+) -> tuple[Program, list[PassReport]]:
+    """A copy of a program whose weights get their formats, and what was done. dump, first: see `run_passes`."""
+    quantized = program.copy()
+    return quantized, run_passes(quantized, quantization(policy, {}, options.all_logits), dump, first)
+
+
 def _whole(program: Program, policy: Policy, source: HashedCheckpoint, options: CompileOptions) -> int:
     """What a bundle takes with this policy, all files included."""
-    quantized = program.copy()
-    run_passes(quantized, quantization(policy, {}, options.all_logits))
+    quantized, _ = quantize(program, policy, options)
     files = source.tokenizer_files()
     records = len(policy.rules) * (_RULE_BYTES + _DIGEST_BYTES * len(options.target_names)) + _MANIFEST_BYTES
     prepared = prepare(quantized, options).values()

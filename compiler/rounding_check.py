@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -45,18 +45,14 @@ def same_norms(weights: Mapping[str, LazyWeight], source: Checkpoint) -> bool:
 
 
 def _samples(weight: LazyWeight, source: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what the weight holds, what the checkpoint holds): float32 [R, K] each."""
+    """(what the weight holds, what the checkpoint holds) of the first rows, some in the middle and the last: float32 [R, K]."""
     plain = Dequantized(weight) if format_of(weight.parts) else weight
-    came, expected = zip(*((plain.read(a, b)[""], source.read(name, a, b).float()) for a, b in _places(plain)))
+    count = plain.parts[""].shape[0]
+    starts = sorted({0, max(0, count // 2 - _ROWS), max(0, count - _ROWS)})
+    places = [(start, min(start + _ROWS, count)) for start in starts]
+    came, expected = zip(*((plain.read(a, b)[""], source.read(name, a, b).float()) for a, b in places))
     width = came[0].shape[-1] if came[0].dim() > 1 else 1
     return torch.cat(came).view(-1, width), torch.cat(expected).view(-1, width)
-
-
-def _places(weight: LazyWeight) -> Iterator[tuple[int, int]]:
-    """The first rows, some in the middle, the last: row numbers of each."""
-    count = weight.parts[""].shape[0]
-    starts = {0, max(0, count // 2 - _ROWS), max(0, count - _ROWS)}
-    return ((start, min(start + _ROWS, count)) for start in sorted(starts))
 
 
 def _off(came: torch.Tensor, expected: torch.Tensor, rounded: bool) -> str:

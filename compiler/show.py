@@ -65,15 +65,8 @@ def files(made: Bundle, signed_by: str | None) -> None:
 
 def verification(recorded: VerificationRecord, earlier: bool = False) -> None:
     """The checks, one a line. earlier: they were made when the bundle was compiled, and nothing was looked at since."""
-    table = Table(
-        title="verification when it was compiled" if earlier else "verification",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
-    for column in ("", "check", "measured", "bound", "detail"):
-        table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
+    title = "verification when it was compiled" if earlier else "verification"
+    table = _columns(title, "", "check", ">measured", ">bound", "detail")
     for check in recorded.checks:
         mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]"
         bound = f"{check.bound:.0e}" if check.bound else "0"
@@ -116,9 +109,7 @@ def plan(made: Plan) -> None:
 def formats(rows: Sequence[FormatRow], expected: ExpectedRecord | None) -> None:
     """Which weights have which formats, and what that is expected to cost; nothing where there is one format."""
     if rows:
-        table = Table(title="formats", title_justify="left", box=None, pad_edge=False, header_style="dim")
-        for column in ("weights", "bits", "size", "formats"):
-            table.add_column(column, justify="right" if column in ("bits", "size") else "left")
+        table = _columns("formats", "weights", ">bits", ">size", "formats")
         for row in rows:
             table.add_row(plain(row.kind), f"{row.bits:.2f}", _size(row.bytes), plain(row.formats))
         console().print(table)
@@ -142,16 +133,8 @@ def evaluation(result: Evaluation) -> None:
 def speeds(measured: list[Speed]) -> None:
     """Tokens a second."""
     first = measured[0]
-    table = Table(title="medians", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    columns = (
-        "threads",
-        f"prefill {first.prompt}, tokens/s",
-        f"decode {first.generated}, tokens/s",
-        "load, s",
-        "peak memory",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
+    rates = f">prefill {first.prompt}, tokens/s", f">decode {first.generated}, tokens/s"
+    table = _columns("medians", ">threads", *rates, ">load, s", ">peak memory")
     for s in measured:
         table.add_row(str(s.threads), f"{s.prefill:.1f}", f"{s.decode:.1f}", f"{s.load:.2f}", _size(s.memory))
     console().print(table)
@@ -191,6 +174,14 @@ def _table(title: str) -> Table:
     table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
+    return table
+
+
+def _columns(title: str, *names: str) -> Table:
+    """A table with a header. `>` before a name: its values end at the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for name in names:
+        table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left")
     return table
 
 

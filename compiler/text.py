@@ -40,9 +40,9 @@ def windows(tokens: list[int], length: int) -> torch.Tensor:
     return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
 
 
-def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
-    """Uniform random tokens, for a model without a tokenizer."""
-    generator = torch.Generator().manual_seed(seed)
+def random_tokens(config: ModelConfig, count: int) -> list[int]:
+    """Uniform random tokens, the same each time, for a model without a tokenizer."""
+    generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (count,), generator=generator).tolist()
 
 

@@ -78,7 +78,9 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     recorded = TextRecord(vocabulary, made["ids"], made["chats"], made["decoded"])
     notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
     for reader in _readers(targets):
-        differs = tuple(_differences_of_files(reader, normal, loaded, probes.texts))
+        with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
+            write_files(Path(name), {**normal, **reader.settings()})
+            differs = tuple(reader.differences(Path(name), loaded, probes.texts))
         recorded = replace(recorded, genai_differs=differs)
         notices += [reader.notice(differs, probes.texts)] if differs else []
     return ModelText(normal, notices, recorded)
@@ -95,7 +97,9 @@ def text_checks(folder: Path, config: ModelConfig, recorded: TextRecord | None) 
     probes = Probes(loaded)
     beyond = tokens_beyond(loaded, probes.vocabulary, config.vocab_size)
     checks = [_count("tokens beyond the embedding", [show(token) for _, token in beyond], config.vocab_size)]
-    checks.append(_count("tokenizer settings that cut or pad", _cuts(loaded), 2))
+    # before the first text, after which transformers has switched both off
+    cuts = [name for name in ("truncation", "padding") if getattr(loaded.backend_tokenizer, name) is not None]
+    checks.append(_count("tokenizer settings that cut or pad", cuts, 2))
     came = probes.ask_ours(ours)
     expected = probes.ask_transformers(loaded, came)
     for kind, name in _KINDS.items():
@@ -142,12 +146,6 @@ def _as_recorded(recorded: TextRecord, answers: Answers, probes: Probes) -> Chec
     )
 
 
-def _cuts(loaded: Any) -> list[str]:
-    """Before the first text, after which transformers has switched both off."""
-    backend = loaded.backend_tokenizer
-    return [name for name in ("truncation", "padding") if getattr(backend, name) is not None]
-
-
 def _changes(files: Mapping[str, bytes], normal: Mapping[str, bytes]) -> list[str]:
     """What the tokenizer.json of the bundle says otherwise than that of the model."""
     if "tokenizer.json" not in files:
@@ -186,15 +184,6 @@ def _readers(targets: Iterable[str]) -> list[TextReader]:
     """The tokenizers of these targets' own runtimes that can be asked here."""
     found = [find_target(name).text_reader() for name in targets]
     return [reader for reader in found if reader is not None and reader.installed()]
-
-
-def _differences_of_files(
-    reader: TextReader, files: Mapping[str, bytes], loaded: Any, texts: Sequence[str]
-) -> list[int]:
-    """What a reader makes otherwise of files that are in no bundle yet."""
-    with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
-        write_files(Path(name), {**files, **reader.settings()})
-        return reader.differences(Path(name), loaded, texts)
 
 
 def _count(name: str, wrong: Sequence[str], of: int) -> Check:

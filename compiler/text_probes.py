@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,19 +118,6 @@ def digest(answer: object) -> str:
     return hashlib.sha256(json.dumps(answer).encode()).hexdigest()[:8]
 
 
-@contextlib.contextmanager
-def _fixed_time() -> Iterator[None]:
-    """transformers' templates are told NOW."""
-    from transformers.utils import chat_template_utils
-
-    module: Any = chat_template_utils
-    real, module.datetime = module.datetime, _Clock
-    try:
-        yield
-    finally:
-        module.datetime = real
-
-
 class _Clock:
     @staticmethod
     def now() -> datetime.datetime:
@@ -139,12 +125,18 @@ class _Clock:
 
 
 def _rendered(loaded: Any, talk: Talk) -> Any:
-    with _fixed_time():
-        try:
-            prompt = loaded.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-            return [prompt, loaded(prompt, add_special_tokens=False).input_ids]
-        except Exception:  # templates raise anything
-            return REFUSED
+    """By transformers, whose templates are told NOW meanwhile."""
+    from transformers.utils import chat_template_utils
+
+    module: Any = chat_template_utils
+    real, module.datetime = module.datetime, _Clock
+    try:
+        prompt = loaded.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        return [prompt, loaded(prompt, add_special_tokens=False).input_ids]
+    except Exception:  # templates raise anything
+        return REFUSED
+    finally:
+        module.datetime = real
 
 
 def _streamed(ours: Tokenizer, ids: Sequence[int]) -> str:

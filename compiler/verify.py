@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
-from pocketphi.compiler.memory import free_memory
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
@@ -28,7 +28,6 @@ from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_config import read_config
@@ -36,8 +35,10 @@ from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.lazy_weights import Constant, LazyWeight, digest, materialize
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
+from pocketphi.graph.resident import free_memory
 from pocketphi.graph.trace import trace
 from pocketphi.targets.base import Check, Host
+from pocketphi.targets.target import Tools
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +128,11 @@ def _verify_target(
         return [], None, error
     limit = manifest.context(target)
     rebuilt = rebuild(folder, manifest.recipe, saved, tracer=tracer)
-    prompt = _probe_tokens(folder, rebuilt.traced.config, max(1, min(_PREFILL, limit // 2)))
-    numerics = Numerics(host, rebuilt.traced, prompt, limit, _keeps(rebuilt.traced))
+    config, count = rebuilt.traced.config, max(1, min(_PREFILL, limit // 2))
+    tokens = tokens_of(None, PROBE, read_tokenizer_files(folder), config, count)
+    prompt = torch.tensor([tokens + random_tokens(config, count - len(tokens))])
+    size = sum(spec.bytes for weight in rebuilt.traced.weights.values() for spec in weight.parts.values())
+    numerics = Numerics(host, rebuilt.traced, prompt, limit, keep=size < free_memory() // 4)
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
         found = [_weights_check(host, saved, manifest.targets[target].weights, rebuilt.quantized, advance)]
@@ -222,13 +226,14 @@ def _weights_check(
     return Check("weights equal, bit for bit", len(wrong) + len(missing), 0, detail)
 
 
-def _probe_tokens(folder: Path, config: ModelConfig, count: int) -> torch.Tensor:
-    """int64 [1, count]: a text for a model with a tokenizer, random tokens for others."""
-    files = read_tokenizer_files(folder)
-    tokens = tokens_of(None, PROBE, files, config, count)
-    return torch.tensor([tokens + random_tokens(config, count - len(tokens))])
+def tools(ui: Ui) -> Tools:
+    """What the compiler does for the commands that single targets have. ui: where a command tells what it does."""
 
+    def rebuilt(bundle: Bundle, weights: Mapping[str, LazyWeight]) -> Program:
+        recipe = bundle.manifest.recipe
+        return rebuild(bundle.path, recipe, weights, recipe.all_logits).quantized
 
-def _keeps(program: Program) -> bool:
-    size = sum(spec.bytes for weight in program.weights.values() for spec in weight.parts.values())
-    return size < free_memory() // 4
+    def verified(folder: Path, manifest: Manifest) -> VerificationRecord:
+        return verify_folder(folder, manifest, ui, as_far_as_it_runs=True).require().recorded()
+
+    return Tools(ui, rebuilt, verified)

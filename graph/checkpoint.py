@@ -58,6 +58,12 @@ class Checkpoint(ABC):
     notices: Sequence[str] = ()
     settings: Mapping[str, Any] | None = None
 
+    def wrap(self, inner: Checkpoint, *more: str) -> None:
+        """Say of the model what another checkpoint says. more: names of attributes and methods that are its own too."""
+        shared = ("label", "config", "notices", "settings", "check_settings", "tokenizer_files", "text_settings")
+        for name in (*shared, *more):
+            setattr(self, name, getattr(inner, name))
+
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of a tensor [stop - start, …] in its stored float type, or float32 where it is packed.
@@ -94,15 +100,6 @@ class Checkpoint(ABC):
         info = self.tensors[name]
         step = max(1, CHUNK_BYTES // (2 * info.columns) // multiple) * multiple
         return ((start, min(start + step, info.rows)) for start in range(0, info.rows, step))
-
-
-def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
-    """Pick the tensors that the config asks for, in its order.
-
-    Raises InputError naming the first one that is missing or has another shape.
-    """
-    check_shapes(config.tensors(), tensors, where)
-    return {name: tensors[name] for name in config.tensors()}
 
 
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorInfo], where: str) -> None:

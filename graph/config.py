@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
@@ -92,7 +93,7 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        return sum(_count(shape) for shape in self.tensors().values())
+        return sum(map(math.prod, self.tensors().values()))
 
     def kv_cache_bytes(self, tokens: int, bytes_per_value: int = 4, bytes_per_row: int = 0) -> int:
         """Bytes that keys and values of `tokens` tokens take over all layers.
@@ -118,10 +119,3 @@ def layer_of(name: str) -> int | None:
     """The decoder layer that a tensor or input belongs to, by its name: `model.layers.3.…` → 3."""
     found = re.search(r"(?:layers|past_key_values|present)\.(\d+)\.", name)
     return int(found.group(1)) if found else None
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -23,9 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
-@rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x.new_empty(x.shape)
+rms_norm.register_fake(lambda x, weight, eps: x.new_empty(x.shape))
 
 
 @edge_operator("add_rms_norm")
@@ -35,9 +33,7 @@ def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tens
     return rms_norm(total, weight, eps), total
 
 
-@add_rms_norm.register_fake
-def _(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+add_rms_norm.register_fake(lambda x, y, weight, eps: (x.new_empty(x.shape), x.new_empty(x.shape)))
 
 
 @edge_operator("gated_silu")
@@ -47,9 +43,7 @@ def gated_silu(gate_up: Tensor) -> Tensor:
     return up * functional.silu(gate)
 
 
-@gated_silu.register_fake
-def _(gate_up: Tensor) -> Tensor:
-    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+gated_silu.register_fake(lambda gate_up: gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
 @edge_operator("attention")
@@ -103,17 +97,7 @@ def attention(
 
 @attention.register_fake
 def _(
-    qkv: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    position_ids: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    kv_heads: int,
-    scale: float,
-    window: int,
-    long_after: int,
+    qkv: Tensor, k_cache: Tensor, v_cache: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor, heads: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, kv, past, dim = k_cache.shape
     length = qkv.shape[1]
@@ -132,9 +116,7 @@ def last_token(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tenso
     return x[torch.arange(x.shape[0]), last][:, None].clone()
 
 
-@last_token.register_fake
-def _(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], 1, x.shape[2])
+last_token.register_fake(lambda x, attention_mask, position_ids: x.new_empty(x.shape[0], 1, x.shape[2]))
 
 
 @functools.cache
@@ -145,21 +127,24 @@ def operators_of(form: type[Format]) -> tuple[Any, Any]:
     `edge::embedding_…(ids, *parts)`: rows of W, int64 [B, S] → float32 [B, S, K]
     """
 
-    def matmul(x: Tensor, *parts: Tensor) -> Tensor:
-        return functional.linear(x, form(*parts).dequantize())
-
-    def no_product(x: Tensor, *parts: Tensor) -> Tensor:
-        return x.new_empty(*x.shape[:-1], _shape(form, parts)[0])
-
-    def embedding(ids: Tensor, *parts: Tensor) -> Tensor:
-        return form(*parts).take(ids.reshape(-1)).view(*ids.shape, -1)
-
-    def no_rows(ids: Tensor, *parts: Tensor) -> Tensor:
-        return ids.new_empty(*ids.shape, _shape(form, parts)[1], dtype=torch.float32)
+    def shape(parts: tuple[Tensor, ...]) -> tuple[int, int]:
+        return form.shape_of(dict(zip(form.part_names(), parts)))
 
     return (
-        _define(f"matmul_{form.suffix}", "x", form, matmul, no_product),
-        _define(f"embedding_{form.suffix}", "ids", form, embedding, no_rows),
+        _define(
+            f"matmul_{form.suffix}",
+            "x",
+            form,
+            lambda x, *parts: functional.linear(x, form(*parts).dequantize()),
+            lambda x, *parts: x.new_empty(*x.shape[:-1], shape(parts)[0]),
+        ),
+        _define(
+            f"embedding_{form.suffix}",
+            "ids",
+            form,
+            lambda ids, *parts: form(*parts).take(ids.reshape(-1)).view(*ids.shape, -1),
+            lambda ids, *parts: ids.new_empty(*ids.shape, shape(parts)[1], dtype=torch.float32),
+        ),
     )
 
 
@@ -170,10 +155,6 @@ def _define(
     schema = f"(Tensor {first}{parts}) -> Tensor"
     EdgeOperator(name, run, schema).register_fake(shape_only)
     return getattr(torch.ops.edge, name).default
-
-
-def _shape(form: type[Format], parts: tuple[Tensor, ...]) -> tuple[int, int]:
-    return form.shape_of(dict(zip(form.part_names(), parts)))
 
 
 for _form in FORMATS.values():

@@ -17,12 +17,8 @@ class FoldedNorms(Checkpoint):
 
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
-        self.label, self.config, self.notices = inner.label, inner.config, inner.notices
+        self.wrap(inner)
         self.tensors = {name: TensorInfo(info.shape, "fp32") for name, info in inner.tensors.items()}
-        self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
-        self.settings = inner.settings
-        self.check_settings = inner.check_settings  # type: ignore[method-assign]
-        self.text_settings = inner.text_settings  # type: ignore[method-assign]
         self._norm_of = {name: norm for name in inner.tensors if (norm := self._norm(name))}
         self._gain = {norm: inner.read(norm, 0, inner.tensors[norm].rows).float() for norm in self._norm_of.values()}
 

@@ -29,7 +29,9 @@ def config_of(header: GgufHeader, rope_factors: Mapping[str, tuple[float, ...]])
     metadata.notices += check_model_keys(header.fields, header.gguf.architecture, metadata.where)
     vocabulary = Vocabulary.read(header.fields, metadata.where)
     rows = _vocab_size(header, metadata, vocabulary)
-    layers = _layers(header, metadata)
+    layers = metadata.whole("block_count")
+    if layers > len(header.tensors):
+        raise InputError(f"{header.path}: {layers} layers, but only {len(header.tensors)} tensors; download it again")
     heads, hidden = metadata.each_layer("attention.head_count", layers), metadata.whole("embedding_length")
     kv_heads = metadata.each_layer("attention.head_count_kv", layers, heads)
     head_dim = _head_dim(metadata, hidden, heads)
@@ -57,13 +59,6 @@ def config_of(header: GgufHeader, rope_factors: Mapping[str, tuple[float, ...]])
     )
     check_heads_of_long_rope(config, metadata.where)
     return config, [*metadata.notices, *(vocabulary.notices if vocabulary else ())]
-
-
-def _layers(header: GgufHeader, metadata: Metadata) -> int:
-    layers = metadata.whole("block_count")
-    if layers > len(header.tensors):
-        raise InputError(f"{header.path}: {layers} layers, but only {len(header.tensors)} tensors; download it again")
-    return layers
 
 
 def _vocab_size(header: GgufHeader, metadata: Metadata, vocabulary: Vocabulary | None) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import itertools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,7 @@ class StoredTensor:
 
     @property
     def bytes(self) -> int:
-        rows = 1
-        for size in self.shape[:-1]:
-            rows *= size
-        return rows * self.row_bytes
+        return math.prod(self.shape[:-1]) * self.row_bytes
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,17 @@ def _place(path: Path, header: ParsedHeader, part: int) -> dict[str, StoredTenso
     end = max((tensor.offset + tensor.bytes for tensor in stored), default=header.data)
     if end > header.size:
         raise InputError(f"{path}: truncated: {header.size} bytes, expected {end} or more; download it again")
-    _check_overlap(path, stored)
+    for before, tensor in itertools.pairwise(sorted(stored, key=lambda one: one.offset)):
+        if tensor.offset < before.offset + before.bytes:
+            raise InputError(f"{path}: {show(tensor.name)} lies over {show(before.name)}; download it again")
     return {tensor.name: tensor for tensor in stored}
 
 
 def _stored(path: Path, header: ParsedHeader, tensor: TensorRecord, part: int) -> StoredTensor:
     if not _can_read(tensor.type):
+        known = {int(kind): kind.name for kind in GGMLQuantizationType}
         raise InputError(
-            f"{path}: {show(tensor.name)} has the unknown quantization type {_type_name(tensor.type)}; "
+            f"{path}: {show(tensor.name)} has the unknown quantization type {known.get(tensor.type, tensor.type)}; "
             "expected one that the gguf library reads, such as F16, Q8_0, Q4_0 or Q4_K"
         )
     kind = GGMLQuantizationType(tensor.type)
@@ -125,14 +127,6 @@ def _stored(path: Path, header: ParsedHeader, tensor: TensorRecord, part: int) -
     return StoredTensor(tensor.name, header.data + tensor.offset, tensor.shape, kind, part)
 
 
-def _check_overlap(path: Path, tensors: Iterable[StoredTensor]) -> None:
-    end, before = 0, ""
-    for tensor in sorted(tensors, key=lambda t: t.offset):
-        if tensor.offset < end:
-            raise InputError(f"{path}: {show(tensor.name)} lies over {show(before)}; download it again")
-        end, before = tensor.offset + tensor.bytes, tensor.name
-
-
 @functools.cache
 def _can_read(number: int) -> bool:
     try:
@@ -141,7 +135,3 @@ def _can_read(number: int) -> bool:
     except (ValueError, NotImplementedError):
         return False
     return True
-
-
-def _type_name(number: int) -> str:
-    return next((kind.name for kind in GGMLQuantizationType if kind == number), str(number))

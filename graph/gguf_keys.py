@@ -10,7 +10,7 @@ import numpy as np
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_parse import shown
-from pocketphi.graph.reading import show
+from pocketphi.graph.reading import show, some
 
 # ARCH.…: read in gguf_config.py and gguf_rope.py
 _READ = {
@@ -64,7 +64,7 @@ def check_model_keys(fields: Mapping[str, Any], architecture: str, where: str) -
     for key, value in fields.items():
         if not key.startswith(f"{architecture}."):
             if not _OTHER.match(key) and not key.startswith("tokenizer."):
-                unknown.append(key)
+                unknown.append(show(key).strip("'\""))
             continue
         name = key.removeprefix(f"{architecture}.")
         if name in _READ or name in _HARMLESS or (name in _NEUTRAL and _is_one_of(value, _NEUTRAL[name])):
@@ -76,7 +76,7 @@ def check_model_keys(fields: Mapping[str, Any], architecture: str, where: str) -
     kind = fields.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
         raise InputError(f"{where}: general.type is {shown(kind)}, expected a model")
-    return [f"keys that are not read: {_listed(unknown)}"] if unknown else []
+    return [f"keys that are not read: {some(unknown, 5)}"] if unknown else []
 
 
 def check_tokenizer_keys(fields: Mapping[str, Any], where: str) -> list[str]:
@@ -102,8 +102,3 @@ def check_tokenizer_keys(fields: Mapping[str, Any], where: str) -> list[str]:
 
 def _is_one_of(value: object, allowed: Iterable[object]) -> bool:
     return isinstance(value, bool | int | float) and any(value == one for one in allowed)
-
-
-def _listed(keys: list[str], most: int = 5) -> str:
-    shortened = (show(key).strip("'\"") for key in keys[:most])
-    return ", ".join(shortened) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -12,7 +12,6 @@ from blake3 import blake3
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Int4
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.processes import beside
 
@@ -25,12 +24,7 @@ class HashedCheckpoint(Checkpoint):
 
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
-        self.label, self.config, self.tensors, self.files = inner.label, inner.config, inner.tensors, inner.files
-        self.notices = inner.notices
-        self.tokenizer_files = inner.tokenizer_files  # type: ignore[method-assign]
-        self.settings = inner.settings
-        self.check_settings = inner.check_settings  # type: ignore[method-assign]
-        self.text_settings = inner.text_settings  # type: ignore[method-assign]
+        self.wrap(inner, "tensors", "files", "forget_behind", "int4_kind", "read_int4")
         self._next = dict.fromkeys(inner.tensors, 0)
         self._hashes = {name: blake3() for name in inner.tensors}
         self._slots = {name: _SLOT * i for i, name in enumerate(inner.tensors)}
@@ -47,9 +41,6 @@ class HashedCheckpoint(Checkpoint):
         """While its body works on something else, another process reads files and takes digests, `limit` bytes at most. What it
         comes to is then in the system's memory when it is read for good, and known."""
         return beside(lambda: self._digest_files(limit)) if self.files else contextlib.nullcontext()
-
-    def forget_behind(self) -> None:
-        self._inner.forget_behind()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         rows = self._inner.read(name, start, stop)
@@ -69,12 +60,6 @@ class HashedCheckpoint(Checkpoint):
                 slot = self._slots[name]
                 self._done[slot : slot + _SLOT - 1] = self._hashes[name].digest()
                 self._done[slot + _SLOT - 1] = 1
-
-    def int4_kind(self, name: str) -> str | None:
-        return self._inner.int4_kind(name)
-
-    def read_int4(self, name: str, start: int, stop: int) -> Int4:
-        return self._inner.read_int4(name, start, stop)
 
     def digest(self, name: str) -> str:
         """BLAKE3 (hex) of a tensor's bytes as stored, or as float32 where it is packed; reads what was not read yet."""

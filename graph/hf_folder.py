@@ -89,9 +89,9 @@ class HfFolder(Checkpoint):
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        templates = sorted(self._folder.glob("additional_chat_templates/*.jinja"))
-        paths = [*(self._folder / name for name in TOKENIZER_FILES), *templates]
-        found = {path.relative_to(self._folder).as_posix(): read_whole(path) for path in paths if os.path.lexists(path)}
+        found = read_tokenizer_files(self._folder)
+        for path in sorted(self._folder.glob("additional_chat_templates/*.jinja")):
+            found[path.relative_to(self._folder).as_posix()] = read_whole(path)
         for name, content in found.items():
             if is_lfs_pointer(content):
                 raise lfs_pointer(str(self._folder / name))

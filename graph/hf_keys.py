@@ -7,7 +7,7 @@ from typing import Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.base import Model
-from pocketphi.graph.reading import show
+from pocketphi.graph.reading import show, some
 
 _ONLY: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -59,7 +59,5 @@ def check_keys(data: Mapping[str, Any], model: Model, where: str) -> list[str]:
             )
     known = HARMLESS.union(model.harmless, model.settings.__dataclass_fields__, only, _QUANTIZED)
     unknown = [f"{show(key)} = {show(data[key])}" for key in sorted(data.keys() - known) if data[key] is not None]
-    if not unknown:
-        return []
-    more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-    return [f"{where}: not used, as transformers' {model.name} has no such setting: {', '.join(unknown[:4])}{more}"]
+    told = f"{where}: not used, as transformers' {model.name} has no such setting: {some(unknown, 4)}"
+    return [told] if unknown else []

@@ -18,7 +18,7 @@ from pocketphi.graph.checkpoint import check_shapes
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.base import Model
-from pocketphi.graph.reading import file_inside, named, parse_object, read_whole, show, typed
+from pocketphi.graph.reading import file_inside, named, parse_object, read_whole, show, some, typed
 from pocketphi.graph.safetensors_file import DTYPES, SafetensorsFile, Stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -72,9 +72,8 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
         files = (SafetensorsFile.open(path),)
         tensors = dict(files[0].tensors)
     unread = sorted(set(beside) - {name, *(str(file.path.relative_to(folder)) for file in files)})
-    why = (
-        "as config.json says" if chosen else "as transformers does" if name == SINGLE else "and the files that it names"
-    )
+    why = "as transformers does" if name == SINGLE else "and the files that it names"
+    why = "as config.json says" if chosen else why
     return Weights(files, tensors, (f"{folder}: read {name}, {why}; not read: {_listed(unread)}",) if unread else ())
 
 
@@ -102,9 +101,8 @@ def assign(config: ModelConfig, model: Model, weights: Weights, where: str) -> d
         elif not _UNUSED.search(name):
             odd.append(stored)
     if odd:
-        raise InputError(
-            f"{where}: holds the tensor {show(odd[0], 200)}{_more(len(odd) - 1)}, {_reason(odd[0], config, model)}"
-        )
+        listed = some([show(name, 200) for name in odd], 1)
+        raise InputError(f"{where}: holds the tensor {listed}, {_reason(odd[0], config, model)}")
     ours = {name: weights.tensors[stored] for name, stored in named.items()}
     for name, place in ours.items():
         if place.dtype not in DTYPES:
@@ -162,9 +160,4 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(show(name, 100).strip("'") for name in names[:3]) + _more(len(names) - 3)
-
-
-def _more(count: int) -> str:
-    return f" and {count:,} more" if count > 0 else ""
+    return some([show(name, 100).strip("'") for name in names], 3)

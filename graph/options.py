@@ -18,7 +18,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import named, path_of
 
 T = TypeVar("T")
-_KINDS: dict[type, str] = {
+KINDS: dict[type, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
@@ -48,7 +48,7 @@ class Option:
     default: Any
     flag: str
     help: str
-    choices: tuple[Any, ...] = ()
+    choices: Sequence[Any] = ()
     unit: str = ""
     metavar: str | None = None
     const: Any = None
@@ -59,7 +59,7 @@ class Option:
     @property
     def expected(self) -> str:
         """What a value has to be, in words."""
-        return _KINDS[self.kind]
+        return KINDS[self.kind]
 
     def check(self, value: Any) -> Any:
         """The value, a path made of a text. Raises InputError for one that it cannot be."""
@@ -71,39 +71,15 @@ class Option:
         if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
             raise InputError(f"--{self.flag} {named(value)}: expected {self.expected}")
         if self.choices and value not in self.choices:
-            words = " or ".join(map(str, self.choices))
-            if len(self.choices) > 2:
-                words = f"one of {', '.join(map(str, self.choices))}"
-            raise InputError(f"--{self.flag} {named(value)}: expected {words}{f' {self.unit}' if self.unit else ''}")
+            choices = [str(choice) for choice in self.choices]
+            words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
+            raise InputError(f"--{self.flag} {named(value)}: expected {' '.join(filter(None, [words, self.unit]))}")
         return value
 
 
-def option(
-    default: T,
-    help: str,
-    *,
-    flag: str = "",
-    choices: Sequence[Any] = (),
-    unit: str = "",
-    metavar: str | None = None,
-    const: Any = None,
-    parse: Callable[[str], Any] | None = None,
-    decides: bool = True,
-    recorded: bool = False,
-) -> T:
-    """A field of `Options`; see `Option`."""
-    said = {
-        "flag": flag,
-        "help": help,
-        "choices": tuple(choices),
-        "unit": unit,
-        "metavar": metavar,
-        "const": const,
-        "parse": parse,
-        "decides": decides,
-        "recorded": recorded,
-    }
-    made: T = field(default=default, metadata={"option": said})
+def option(default: T, help: str, **more: Any) -> T:
+    """A field of `Options`. more: what else an `Option` says of itself."""
+    made: T = field(default=default, metadata={"option": {"help": help, **more}})
     return made
 
 
@@ -146,25 +122,20 @@ class Options:
         return found
 
 
+_DECLARED: dict[type[Options], dict[str, Option]] = {}
+
+
 def declared(section: type[Options]) -> dict[str, Option]:
     """The options of a section, by name, in order."""
-    if section not in _FOUND:
-        _FOUND[section] = _declared(section)
-    return _FOUND[section]
-
-
-_FOUND: dict[type[Options], dict[str, Option]] = {}
-
-
-def _declared(section: type[Options]) -> dict[str, Option]:
+    if section in _DECLARED:
+        return _DECLARED[section]
     hints = typing.get_type_hints(section)
     found = {}
     for one in dataclasses.fields(section):
         if "option" not in one.metadata:
             continue
-        said = dict(one.metadata["option"])
         kinds = typing.get_args(hints[one.name]) or (hints[one.name],)
         (kind,) = (k for k in kinds if k is not types.NoneType)
-        said["flag"] = said["flag"] or one.name.replace("_", "-")
+        said = {"flag": one.name.replace("_", "-"), **one.metadata["option"]}
         found[one.name] = Option(one.name, kind, types.NoneType in kinds, one.default, **said)
-    return found
+    return _DECLARED.setdefault(section, found)

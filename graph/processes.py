@@ -60,8 +60,13 @@ def in_processes(
             process = context.Process(
                 target=_work, args=(items, job, taken, theirs, [*workers, ours], os.getpid()), daemon=True
             )
-            with _garbage_stays():
+            # it leaves alone what is dropped here and not yet collected: an onnxruntime session among that would wait, for
+            # ever, for threads that the child does not have
+            gc.freeze()
+            try:
                 process.start()
+            finally:
+                gc.unfreeze()
             theirs.close()
             workers[ours] = process
         while workers:
@@ -84,17 +89,6 @@ def in_processes(
         for process in workers.values():
             process.kill()
             process.join()
-
-
-@contextlib.contextmanager
-def _garbage_stays() -> Iterator[None]:
-    """A process that is forked meanwhile leaves alone what the parent has dropped and not yet collected: an onnxruntime session
-    among it would wait, for ever, for threads that the child does not have."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def apart(job: Callable[[], T]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,15 +19,11 @@ from pocketphi.graph.types import Size, TensorType, infer
 Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
 """Called before a node runs, with its evaluated arguments; returns its value, or None to let the node's operator give it."""
 
-
 Run = Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[fx.Node, Any]]
 """Of a graph, node by node: see `stepwise`."""
 
-
-class Reader(Protocol):
-    """Gives the evaluator its weights, by the target of the node that reads one."""
-
-    def get(self, target: str) -> Any: ...
+Reader = Callable[[str], Any]
+"""Gives the evaluator its weights, by the target of the node that reads one."""
 
 
 class Weights:
@@ -38,7 +34,7 @@ class Weights:
         self._keep = keep
         self._made: dict[str, dict[str, torch.Tensor]] = {}
 
-    def get(self, target: str) -> torch.Tensor:
+    def __call__(self, target: str) -> torch.Tensor:
         name, part = split_target(target)
         made = self._made.get(name)
         if made is None:
@@ -210,7 +206,7 @@ def stepwise(
 
     def value_of(node: fx.Node) -> Any:
         if node.op == "get_attr" and node not in values:
-            values[node] = weights.get(str(node.target))
+            values[node] = weights(str(node.target))
         return values[node]
 
     for node in order:

@@ -11,6 +11,7 @@ import functools
 import os
 import stat
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,16 @@ def named(value: object) -> str:
     return text if text.isprintable() and len(text) <= _SHOWN else show(text)
 
 
+def either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def path_of(text: str | Path) -> Path:
     """The path of this name. Raises InputError for an empty one, which pathlib takes for the current folder."""
     if text == "":
@@ -56,7 +67,8 @@ def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     Raises InputError where it is missing, cannot be read, is no file, or is larger than `limit` bytes.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        # without waiting for the writer of a pipe
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: expected a file")
@@ -131,7 +143,7 @@ def typed(kind: type[T], value: object, where: str) -> T:
         place = ".".join(map(str, first["loc"])) or "content"
         place = place if len(place) <= 200 and place.isprintable() else show(place)
         came = "" if first["type"] == "missing" else f", got {show(first['input'])}"
-        raise InputError(f"{where}: {place}: {_lower(first['msg'])}{came}") from None
+        raise InputError(f"{where}: {place}: {first['msg'][:1].lower()}{first['msg'][1:]}{came}") from None
 
 
 def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Path:
@@ -181,17 +193,8 @@ def lfs_pointer(where: str) -> InputError:
     return InputError(f"{where}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file for reading; a pipe too, which would wait for its writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 @functools.cache
 def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
-
-
-def _lower(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]

@@ -1,4 +1,4 @@
-"""Memory of this process, in bytes: now, and at most."""
+"""Memory, in bytes: of this process, now and at most, and what is free."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def forget_peak() -> None:
     """Count `resident_peak` from now on, where the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def free_memory() -> int:
+    """What programs may still take; half of the memory where the system does not say."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

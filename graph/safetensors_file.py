@@ -5,25 +5,28 @@ That reader maps the file: the mapped pages of a 7.6 GB checkpoint would count a
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.reading import lfs_pointer, parse_object, show, typed
 from pocketphi.graph.writing import read_into
 
 DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
 """What is read: name in the file → name in `TensorInfo`, dtype."""
+_NAMES = {**{dtype: name for name, (_, dtype) in DTYPES.items()}, torch.uint8: "U8"}
 
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
@@ -131,6 +134,19 @@ class RowReader:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def header_of(tensors: Mapping[str, PartSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a file, its length field and JSON, and where each tensor begins in the file, in this order."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offsets, end = {}, 0
+    for name, spec in tensors.items():
+        offsets[name], end = end, end + spec.bytes
+        header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offsets[name], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    begin = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {name: begin + offset for name, offset in offsets.items()}
 
 
 def _header_length(first: bytes, size: int, path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,31 +11,14 @@ from typing import Any
 from blake3 import blake3
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import parse_json, read_json, read_whole
+from pocketphi.graph.reading import parse_json, read_whole
 from pocketphi.graph.writing import new_file
 
 _DIGEST = blake3().digest_size
 _LENGTH = 8
 
 
-def write_sealed(path: Path, content: Any) -> None:
-    """Raises OSError."""
-    with new_file(path) as file:
-        file.write(json.dumps({"blake3": _digest(content), "content": content}, indent=1).encode())
-
-
-def read_sealed(path: Path) -> Any:
-    """What was written, or None where the file is missing or damaged."""
-    try:
-        found = read_json(path)
-    except InputError:
-        return None
-    if "content" not in found or found.get("blake3") != _digest(found["content"]):
-        return None
-    return found["content"]
-
-
-def write_sealed_data(path: Path, content: Any, data: Sequence[bytes | memoryview] = ()) -> None:
+def write_sealed(path: Path, content: Any, data: Sequence[bytes | memoryview] = ()) -> None:
     """JSON, and bytes behind it: BLAKE3 of all that follows, the length of the JSON (8 bytes, little endian), the JSON, the
     bytes. Raises OSError."""
     text = json.dumps(content, separators=(",", ":")).encode()
@@ -46,7 +30,7 @@ def write_sealed_data(path: Path, content: Any, data: Sequence[bytes | memoryvie
         file.writelines([seal.digest(), *pieces])
 
 
-def read_sealed_data(path: Path) -> tuple[Any, memoryview] | None:
+def read_sealed(path: Path) -> tuple[Any, memoryview] | None:
     """What was written, or None where the file is missing or damaged."""
     try:
         whole = memoryview(read_whole(path))
@@ -59,5 +43,9 @@ def read_sealed_data(path: Path) -> tuple[Any, memoryview] | None:
         return None
 
 
-def _digest(content: Any) -> str:
-    return blake3(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def forget_oldest(folder: Path, pattern: str, keep: int) -> None:
+    """Remove files with such names, as `glob` reads the pattern, but for the `keep` that were written last."""
+    with contextlib.suppress(OSError):
+        found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+        for path in found[:-keep]:
+            path.unlink()

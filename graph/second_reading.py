@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.models import find_gguf, find_model
@@ -25,29 +26,13 @@ from pocketphi.graph.second_settings import gguf_settings_off, hf_settings_off
 from pocketphi.graph.second_text import gguf_text_off
 
 
-class SecondReading(ABC):
-    """library: who reads."""
-
-    library: str
-
-    @abstractmethod
-    def off(self, text: Mapping[str, bytes]) -> list[str]:
-        """What else was read otherwise than the files say it: a line each. text: the tokenizer files that were made."""
-
-    @abstractmethod
-    def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
-        """Rows of a tensor of `ModelConfig.tensors()` as float32 [n, …]. Raises LookupError where the library finds none."""
-
-
-class BySafetensors(SecondReading):
+class BySafetensors:
     """Of the files that were chosen, whichever holds the tensor under its own name or without the prefix of the base model.
     What a tensor is stacked from, the model's file says, which `hf_agreement.py` compares with transformers' own class."""
 
     library = "safetensors"
 
     def __init__(self, folder: Path, files: Sequence[Path], config: ModelConfig) -> None:
-        from safetensors import safe_open
-
         self._folder, self._files, self._config = folder, files, config
         self._holds: dict[str, Any] = {}
         for path in files:
@@ -82,14 +67,12 @@ def _row_of(pieces: Sequence[Piece], number: int) -> tuple[str, int]:
     raise LookupError(number)
 
 
-class ByGguf(SecondReading):
+class ByGguf:
     """Names from the library's own table, rows of q and k in the order that llama.cpp's converter gave them."""
 
     library = "gguf"
 
     def __init__(self, files: Sequence[Path], config: ModelConfig) -> None:
-        import gguf
-
         self._config = config
         self._stored: dict[str, Any] = {}
         readers = [gguf.GGUFReader(path) for path in files]
@@ -114,8 +97,7 @@ class ByGguf(SecondReading):
         ]
 
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
-        found = [self._row(name, number) for number in numbers]
-        return torch.from_numpy(np.stack(found))
+        return torch.from_numpy(np.stack([self._row(name, number) for number in numbers]))
 
     def _row(self, name: str, number: int) -> Any:
         """The library's table has the names of modules that lie apart, and of those that are packed."""
@@ -133,25 +115,25 @@ class ByGguf(SecondReading):
         found = self._find(stored)
         if found is None:
             raise LookupError(stored)
-        return _dequantized(found, row)
+        if len(found.shape) == 1:
+            return _vector(found)[row]
+        return gguf.quants.dequantize(found.data[row : row + 1], found.tensor_type)[0]
 
     def _find(self, name: str) -> Any:
         known = self._names.get_name(name.removesuffix(".weight"))
         return self._stored.get(f"{known}.weight") if known else None
 
 
-def _dequantized(stored: Any, row: int) -> Any:
-    import gguf
-
-    if len(stored.shape) == 1:
-        return _vector(stored)[row]
-    return gguf.quants.dequantize(stored.data[row : row + 1], stored.tensor_type)[0]
-
-
 def _vector(stored: Any) -> Any:
-    import gguf
-
     return gguf.quants.dequantize(stored.data[None], stored.tensor_type).reshape(-1)
+
+
+SecondReading = BySafetensors | ByGguf
+"""library: who reads.
+
+off:  what else was read otherwise than the files say it: a line each. text: the tokenizer files that were made
+rows: of a tensor of `ModelConfig.tensors()` as float32 [n, …]. Raises LookupError where the library finds none
+"""
 
 
 def second_reading(label: str, files: Sequence[Path], config: ModelConfig) -> SecondReading | None:

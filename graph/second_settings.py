@@ -27,7 +27,8 @@ def hf_settings_off(folder: Path, files: Sequence[Path], tensors: Mapping[str, A
     said = {**{name: getattr(defaults, name) for name in ("eos_token_id", "bos_token_id")}, **data}
     more = _json(folder / "generation_config.json").get("eos_token_id")
     off = []
-    if not said.get("transformers_weights") and (folder / _SINGLE).is_file() and not _is_one(files, folder / _SINGLE):
+    single = not said.get("transformers_weights") and (folder / _SINGLE).is_file()
+    if single and not (len(files) == 1 and files[0].samefile(folder / _SINGLE)):
         off.append(f"weights come from {files[0].name}, transformers takes {_SINGLE}")
     if config.tied_embeddings and HEAD in tensors and EMBEDDING in tensors and not _head_is_embedding(tensors):
         off.append(f"{HEAD} is left out, and is another matrix than the embedding")
@@ -41,10 +42,6 @@ def hf_settings_off(folder: Path, files: Sequence[Path], tensors: Mapping[str, A
     if config.bos != (start if start is None or start < config.vocab_size else None):
         off.append(f"the start token is {config.bos}, config.json says {start}")
     return off
-
-
-def _is_one(files: Sequence[Path], path: Path) -> bool:
-    return len(files) == 1 and files[0].samefile(path)
 
 
 def _head_is_embedding(tensors: Mapping[str, Any]) -> bool:

@@ -26,26 +26,18 @@ def gguf_text_off(files: Mapping[str, bytes], fields: Mapping[str, Any]) -> list
         return []
     made, data = Tokenizer.from_str(files["tokenizer.json"].decode()), json.loads(files["tokenizer.json"])
     sentencepiece, kind = said.get("model") == "llama", find_gguf(fields["general.architecture"], "the file")[1]
+    template = json.loads(files["tokenizer_config.json"]).get("chat_template")
+    starts = said.get("add_bos_token", sentencepiece or said.get("pre") in _LLAMA3)
+    start = [said.get("bos_token_id", 1)] if starts and (sentencepiece or "bos_token_id" in said) else []
     checks = {
-        "tokens": _tokens_same(made, said),
+        "tokens": all(made.id_to_token(i) == (token or f"[EMPTY_{i}]") for i, token in enumerate(said["tokens"])),
         "special tokens": _special_same(data, said, kind if sentencepiece and kind.markers_take_space else None),
         "merges": _merges_same(data["model"], said, sentencepiece),
-        "the chat template": json.loads(files["tokenizer_config.json"]).get("chat_template")
-        == fields.get("tokenizer.chat_template"),
-        "the start token before a text": made.encode("").ids
-        == ([said.get("bos_token_id", 1)] if _starts(said, sentencepiece) else []),
+        "the chat template": template == fields.get("tokenizer.chat_template"),
+        "the start token before a text": made.encode("").ids == start,
         "the cut": _cut_same(made, data["model"], said, sentencepiece),
     }
     return [f"{what} of the tokenizer" for what, same in checks.items() if not same]
-
-
-def _starts(said: Mapping[str, Any], sentencepiece: bool) -> bool:
-    has = sentencepiece or "bos_token_id" in said
-    return bool(said.get("add_bos_token", sentencepiece or said.get("pre") in _LLAMA3)) and has
-
-
-def _tokens_same(made: Tokenizer, said: Mapping[str, Any]) -> bool:
-    return all(made.id_to_token(i) == (token or f"[EMPTY_{i}]") for i, token in enumerate(said["tokens"]))
 
 
 def _special_same(data: Mapping[str, Any], said: Mapping[str, Any], swallow: Gguf | None) -> bool:
@@ -59,9 +51,8 @@ def _special_same(data: Mapping[str, Any], said: Mapping[str, Any], swallow: Ggu
     }
     came = {(token["id"], token["special"], token["rstrip"]) for token in data["added_tokens"]}
     named = {value for key, value in said.items() if key.endswith("_token_id")} | {0, 1, 2}
-    return (
-        expected <= came and {number for number, _, _ in came - expected} <= named
-    )  # transformers adds those with a name
+    # transformers adds those with a name
+    return expected <= came and {number for number, _, _ in came - expected} <= named
 
 
 def _merges_same(model: Mapping[str, Any], said: Mapping[str, Any], sentencepiece: bool) -> bool:

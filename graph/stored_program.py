@@ -2,7 +2,7 @@
 
     nodes:   [kind, name, target, arguments, keywords, type], in order; an argument that JSON has no word for is an object with
              one key: {"node": 12}, {"tuple": […]}, {"dtype": "int64"}, {"device": "cpu"}, {"layout": "strided"}, {"names": {…}}
-    types:   {"tensor": "float32", "shape": […]}, {"size": {"past": 1, "sequence": 1, "": 0}}, {"list" or "tuple": […]}, null
+    types:   the same, with {"tensor": [{"dtype": "float32"}, 1, …]} and {"size": {"past": 1, "sequence": 1, "": 0}}
     weights: {"name", "tensor"} for one of the checkpoint, {"name", "origin", "dtype", "shape"} for a constant, whose bytes lie
              one after the other behind the JSON
 
@@ -37,7 +37,7 @@ def pack(program: Program) -> tuple[dict[str, Any], list[memoryview]]:
     types: dict[str, int] = {}
     nodes = []
     for node in program.graph.nodes:
-        kind = types.setdefault(json.dumps(_type(node.meta.get("val"))), len(types))
+        kind = types.setdefault(json.dumps(_argument(node.meta.get("val"), {})), len(types))
         keywords = {name: _argument(value, places) for name, value in node.kwargs.items()}
         nodes.append([node.op, node.name, _target(node), _argument(list(node.args), places), keywords, kind])
     weights, blobs = [], []
@@ -54,7 +54,7 @@ def unpack(content: Any, data: memoryview, checkpoint: Checkpoint) -> Program:
     Raises InputError for anything that `pack` did not make.
     """
     try:
-        types = [_read_type(one) for one in content["types"]]
+        types = [_read_argument(one, []) for one in content["types"]]
         graph, nodes = fx.Graph(), list[fx.Node]()
         for kind, name, target, arguments, keywords, number in content["nodes"]:
             if kind not in _KINDS:
@@ -86,16 +86,13 @@ def same_program(a: Program, b: Program) -> bool:
 def _target(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
-    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else f"operator.{_name(node.target)}"
+    overload = isinstance(node.target, torch._ops.OpOverload)
+    name = str(node.target) if overload else f"operator.{getattr(node.target, '__name__', '')}"
     try:
         _read_target(name)
     except InputError:
         raise CompilerBug(f"{node.name}: {node.target} is no operator that a stored graph may have") from None
     return name
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", "")
 
 
 def _read_target(name: str) -> Callable[..., Any]:
@@ -122,10 +119,14 @@ def _argument(value: Any, places: Mapping[fx.Node, int]) -> Any:
         return [_argument(one, places) for one in value]
     if isinstance(value, dict):
         return {"names": {name: _argument(one, places) for name, one in value.items()}}
+    if isinstance(value, TensorType):
+        return {"tensor": [_argument(value.dtype, places), *(_argument(one, places) for one in value.shape)]}
+    if isinstance(value, Size):
+        return {"size": {**dict(value.terms), "": value.constant}}
     for kind, (cls, _) in _WORDS.items():
         if isinstance(value, cls):
             return {kind: str(value).removeprefix("torch.")}
-    raise CompilerBug(f"an argument {value!r} cannot be kept in a stored graph")
+    raise CompilerBug(f"{value!r} cannot be kept in a stored graph")
 
 
 def _read_argument(value: Any, nodes: list[fx.Node]) -> Any:
@@ -140,6 +141,14 @@ def _read_argument(value: Any, nodes: list[fx.Node]) -> Any:
         return tuple(_read_argument(one, nodes) for one in inner)
     if kind == "names":
         return {name: _read_argument(one, nodes) for name, one in inner.items()}
+    if kind == "tensor":
+        dtype, *shape = (_read_argument(one, nodes) for one in inner)
+        return TensorType(tuple(one if isinstance(one, Size) else _whole(one) for one in shape), dtype)
+    if kind == "size":
+        factors = {name: _whole(factor) for name, factor in inner.items() if name}
+        if not factors.keys() <= EXAMPLES.keys():
+            raise InputError(f"a stored graph has a size of {', '.join(factors)}")
+        return Size.of(factors, _whole(inner[""]))
     cls, make = _WORDS[kind]
     made = make(inner)
     if not isinstance(made, cls):
@@ -153,42 +162,6 @@ _WORDS: dict[str, tuple[type, Callable[[str], Any]]] = {
     "memory_format": (torch.memory_format, lambda name: getattr(torch, name)),
     "device": (torch.device, torch.device),
 }
-
-
-def _type(value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, TensorType):
-        return {"tensor": str(value.dtype).removeprefix("torch."), "shape": [_size(one) for one in value.shape]}
-    if isinstance(value, list | tuple):
-        return {"tuple" if isinstance(value, tuple) else "list": [_type(one) for one in value]}
-    if isinstance(value, int | Size):
-        return {"size": _size(value)}
-    raise CompilerBug(f"the type {value!r} cannot be kept in a stored graph")
-
-
-def _size(value: int | Size) -> Any:
-    return value if isinstance(value, int) else {**dict(value.terms), "": value.constant}
-
-
-def _read_type(value: Any) -> Any:
-    if value is None:
-        return None
-    if "tensor" in value:
-        return TensorType(tuple(map(_read_size, value["shape"])), _read_argument({"dtype": value["tensor"]}, []))
-    if "size" in value:
-        return _read_size(value["size"])
-    ((kind, inner),) = value.items()
-    return {"tuple": tuple, "list": list}[kind](map(_read_type, inner))
-
-
-def _read_size(value: Any) -> int | Size:
-    if not isinstance(value, dict):
-        return _whole(value)
-    factors = {name: _whole(factor) for name, factor in value.items() if name}
-    if not factors.keys() <= EXAMPLES.keys():
-        raise InputError(f"a stored graph has a size of {', '.join(factors)}")
-    return Size.of(factors, _whole(value[""]))
 
 
 def _whole(value: Any) -> int:

@@ -44,7 +44,8 @@ def trace(checkpoint: Checkpoint, layers: int | None = None) -> Program:
     program = _flatten(exported, checkpoint)
     repeat_layer(program, last=layers - 1, depth=config.layers, period=period)
     name_types(program)
-    program.weights = {**program.weights, **_layer_weights(program, checkpoint)}
+    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"} - set(program.weights)
+    program.weights |= {name: FloatWeight(checkpoint, name) for name in checkpoint.tensors if name in read}
     program.check()
     return program
 
@@ -105,8 +106,7 @@ def _flatten(exported: ExportedProgram, checkpoint: Checkpoint) -> Program:
     weights: dict[str, LazyWeight] = {}
     copied: dict[fx.Node, fx.Node] = {}
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    for node in placeholders:
+    for node in (node for node in exported.graph.nodes if node.op == "placeholder"):
         spec = specs[node.name]
         if spec.kind == InputKind.USER_INPUT:
             copied[node] = graph.placeholder(_input_name(node.name))
@@ -126,7 +126,7 @@ def _flatten(exported: ExportedProgram, checkpoint: Checkpoint) -> Program:
         elif node.op == "output":
             names = [f"{i}.{kind}" for i in range(len(node.args[0]) // 2) for kind in ("key", "value")]
             graph.output({n: copied[v] for n, v in zip(["logits", *(f"present.{n}" for n in names)], node.args[0])})
-        elif node.op not in ("placeholder",):
+        elif node.op != "placeholder":
             raise CompilerBug(f"the trace holds a {node.op} node, {node.name}")
     _functionalize_buffers(graph)
     return Program(graph, checkpoint.config, weights)
@@ -152,8 +152,3 @@ def _functionalize_buffers(graph: fx.Graph) -> None:
                 user.replace_input_with(buffer, source)
         node.replace_all_uses_with(source)
         graph.erase_node(node)
-
-
-def _layer_weights(program: Program, checkpoint: Checkpoint) -> dict[str, LazyWeight]:
-    names = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"} - set(program.weights)
-    return {name: FloatWeight(checkpoint, name) for name in sorted(names, key=list(checkpoint.tensors).index)}

@@ -6,6 +6,7 @@ plain values, and can be stored. A call's type is found by running it on tensors
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,8 @@ class Size:
     def __add__(self, other: int | Size) -> int | Size:
         if isinstance(other, int):
             return Size(self.terms, self.constant + other)
-        names = {name for name, _ in (*self.terms, *other.terms)}
-        mine, theirs = dict(self.terms), dict(other.terms)
-        total = {name: mine.get(name, 0) + theirs.get(name, 0) for name in names}
+        total = Counter(dict(self.terms))
+        total.update(dict(other.terms))
         return Size.of(total, self.constant + other.constant)
 
     __radd__ = __add__

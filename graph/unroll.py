@@ -43,11 +43,12 @@ def repeat_layer(program: Program, last: int, depth: int, period: int = 1) -> No
             for arg in node.all_input_nodes:
                 if arg not in copies and _is_own(arg, template.layer):
                     with graph.inserting_after(last_input):
-                        copies[arg] = _rename(graph, arg, template.layer, layer)
+                        copies[arg] = graph.create_node(arg.op, _renamed(arg, template.layer, layer))
+                    copies[arg].meta = dict(arg.meta)
                     if arg.op == "placeholder":
                         last_input = copies[arg]
             with graph.inserting_after(anchor):
-                anchor = graph.node_copy(node, _Copied(copies))
+                anchor = graph.node_copy(node, {arg: copies.get(arg, arg) for arg in node.all_input_nodes}.__getitem__)
             copies[node] = anchor
         for kind in ("key", "value"):
             outputs[f"present.{layer}.{kind}"] = copies[outputs[f"present.{template.layer}.{kind}"]]
@@ -77,25 +78,11 @@ def _is_own(node: fx.Node, layer: int) -> bool:
     return node.op in ("placeholder", "get_attr") and layer_of(str(node.target)) == layer
 
 
-class _Copied:
-    """Maps a node to its copy, and others to themselves."""
-
-    def __init__(self, copies: dict[fx.Node, fx.Node]) -> None:
-        self._copies = copies
-
-    def __call__(self, node: fx.Node) -> fx.Node:
-        return self._copies.get(node, node)
-
-
 def _layer_nodes(graph: fx.Graph, layer: int) -> list[fx.Node]:
     """The calls that the module `model.layers.N` made, in order."""
     wanted = re.compile(rf"\.layers\.{layer}(\.|$)")
-    nodes = []
-    for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        if node.op == "call_function" and any(wanted.search(path) for path, _ in stack.values()):
-            nodes.append(node)
-    return nodes
+    stacks = {node: node.meta.get("nn_module_stack") or {} for node in graph.nodes if node.op == "call_function"}
+    return [node for node, stack in stacks.items() if any(wanted.search(path) for path, _ in stack.values())]
 
 
 def _check_same(graph: fx.Graph, earlier: int, later: _Template) -> None:
@@ -114,7 +101,9 @@ def _check_same(graph: fx.Graph, earlier: int, later: _Template) -> None:
         entered |= {x for x, y in outside if y is later.enters}
         for x, y in outside:
             shared = x is y and not _is_own(x, earlier)
-            if not shared and y is not later.enters and not _are_twins(x, earlier, y, later.layer):
+            own = _is_own(x, earlier) and _is_own(y, later.layer)
+            twins = own and _renamed(x, earlier, later.layer) == str(y.target)
+            if not shared and y is not later.enters and not twins:
                 raise CompilerBug(
                     f"decoder layers differ at {op_name(b)} ({b.name}): one reads {x.name}, the other {y.name}"
                 )
@@ -129,11 +118,6 @@ def _arguments(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), found.append)
     return found
-
-
-def _are_twins(x: fx.Node, layer: int, y: fx.Node, other: int) -> bool:
-    """The same weight or cache, each of its own layer."""
-    return _is_own(x, layer) and _is_own(y, other) and _renamed(x, layer, other) == str(y.target)
 
 
 def _stream(template: list[fx.Node], layer: int, graph: fx.Graph) -> fx.Node:
@@ -154,13 +138,6 @@ def _stream_out(template: list[fx.Node], graph: fx.Graph) -> fx.Node:
     if len(found) != 1:
         raise CompilerBug(f"{[n.name for n in found]} leave the layer, expected one value")
     return found[0]
-
-
-def _rename(graph: fx.Graph, node: fx.Node, old: int, new: int) -> fx.Node:
-    target = _renamed(node, old, new)
-    made = graph.placeholder(target) if node.op == "placeholder" else graph.get_attr(target)
-    made.meta = dict(node.meta)
-    return made
 
 
 def _renamed(node: fx.Node, old: int, new: int) -> str:

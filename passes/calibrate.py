@@ -25,6 +25,7 @@ from pocketphi.graph.formats import weight_of
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate
+from pocketphi.graph.sealed import forget_oldest
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import Statistics
@@ -35,6 +36,9 @@ aten = torch.ops.aten
 
 WINDOW = 512
 """Tokens in one calibration sequence."""
+
+_STREAMS = 4
+"""Runs that were stopped and may go on; what an older one left is removed."""
 
 
 def default_text() -> str:
@@ -96,6 +100,7 @@ def quantize_calibrated(
         path.unlink(missing_ok=True)
         return dict(recalled)
     head: Any = program.outputs["logits"]
+    forget_oldest(cache.folder, "*.stream", _STREAMS)
     stream = Stream(path, key, program, head.args[0])
     given, stored = _resumed(stream, cache, calibrated)
     for _ in stored:

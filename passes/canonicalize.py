@@ -6,7 +6,6 @@ Before: `mul(to(alias(x), float32), 1.0)`, `getitem(chunk(x, 2, -1), 1)`.  After
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ aten = torch.ops.aten
 _COPIES = (aten.alias.default, aten.contiguous.default, aten.clone.default, aten.detach.default)
 _CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default)
 _RESHAPES = (aten.view.default, aten.reshape.default, aten.expand.default)
+_NEUTRAL: dict[Any, int] = {aten.mul.Tensor: 1, aten.add.Tensor: 0}
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default)
 
 
@@ -37,71 +37,35 @@ class Canonicalize(Pass):
             if node.target in _CHECKS:
                 report.applied["check"] += 1  # it has no users, so dead code removal takes it
             elif node.target is operator.getitem and _is_chunk(node.args[0]):
-                self._replace(node, _as_slice(program, node), "chunk", report)
+                node.replace_all_uses_with(_as_slice(program, node))
+                report.applied["chunk"] += 1
             elif node.target is aten.cat.default:
                 _drop_empty_parts(node, report)
-            for rule, find in _IDENTITIES.items():
-                source = find(node)
-                if source is not None:
-                    self._replace(node, source, rule, report)
-                    break
-
-    @staticmethod
-    def _replace(node: fx.Node, by: fx.Node, rule: str, report: PassReport) -> None:
-        node.replace_all_uses_with(by)
-        report.applied[rule] += 1
+            if (found := _identity(node)) is not None:
+                rule, source = found
+                node.replace_all_uses_with(source)
+                report.applied[rule] += 1
 
 
-def _copy(node: fx.Node) -> Any:
-    return node.args[0] if node.target in _COPIES else None
-
-
-def _dropout(node: fx.Node) -> Any:
-    off = node.target is aten.dropout.default and (node.args[1] == 0.0 or node.args[2] is False)
-    return node.args[0] if off else None
-
-
-def _cast(node: fx.Node) -> Any:
-    if node.target in _CASTS and node.args[0].meta["val"].dtype == node.meta["val"].dtype:  # type: ignore[union-attr]
-        return node.args[0]
+def _identity(node: fx.Node) -> tuple[str, fx.Node] | None:
+    """The rule by which a node gives one of its arguments as it is, and that argument; None where it does not."""
+    target: Any = node.target
+    args: Any = node.args
+    if target in _COPIES:
+        return "copy", args[0]
+    if target is aten.dropout.default and (args[1] == 0.0 or args[2] is False):
+        return "dropout", args[0]
+    if target in _CASTS and args[0].meta["val"].dtype == node.meta["val"].dtype:
+        return "cast", args[0]
+    if target in _RESHAPES and shape_of(args[0]) == shape_of(node):
+        return "reshape", args[0]
+    if target in _NEUTRAL and _is_number(args[1], _NEUTRAL[target]) and _same_type(args[0], node):
+        return "neutral", args[0]
+    if target is aten.slice.Tensor and shape_of(args[0]) == shape_of(node):
+        return "full slice", args[0]
+    if target is aten.cat.default and len(args[0]) == 1:
+        return "single part", args[0][0]
     return None
-
-
-def _reshape(node: fx.Node) -> Any:
-    if node.target in _RESHAPES and shape_of(node.args[0]) == shape_of(node):  # type: ignore[arg-type]
-        return node.args[0]
-    return None
-
-
-def _neutral(node: fx.Node) -> Any:
-    if node.target not in (aten.mul.Tensor, aten.add.Tensor) or not _same_type(node.args[0], node):
-        return None
-    if node.target is aten.mul.Tensor and _is_number(node.args[1], 1):
-        return node.args[0]
-    if node.target is aten.add.Tensor and _is_number(node.args[1], 0):
-        return node.args[0]
-    return None
-
-
-def _full_slice(node: fx.Node) -> Any:
-    if node.target is aten.slice.Tensor and shape_of(node.args[0]) == shape_of(node):  # type: ignore[arg-type]
-        return node.args[0]
-    return None
-
-
-def _single_cat(node: fx.Node) -> Any:
-    return node.args[0][0] if node.target is aten.cat.default and len(node.args[0]) == 1 else None  # type: ignore[index,arg-type]
-
-
-_IDENTITIES: dict[str, Callable[[fx.Node], Any]] = {
-    "copy": _copy,
-    "dropout": _dropout,
-    "cast": _cast,
-    "reshape": _reshape,
-    "neutral": _neutral,
-    "full slice": _full_slice,
-    "single part": _single_cat,
-}
 
 
 def _is_number(value: Any, number: int) -> bool:

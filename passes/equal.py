@@ -23,7 +23,7 @@ from torch import fx
 from pocketphi.graph.config import EMBEDDING, ModelConfig, layer_of
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.lazy_weights import LazyWeight
-from pocketphi.graph.program import Program, Weights, stepwise
+from pocketphi.graph.program import Program, Reader, Weights, stepwise
 from pocketphi.graph.threads import one_thread
 
 aten = torch.ops.aten
@@ -120,7 +120,21 @@ def _long_cases(config: ModelConfig, context: int) -> Iterator[Case]:
     return (case for case in cases if case.end <= context)
 
 
-Run = Generator[tuple[fx.Node, tuple[Any, ...]], Any, dict[str, torch.Tensor]]
+@dataclass
+class _Step:
+    """Where a run has come to: a node that reads a weight, or the end.
+
+    kind: which of the two, in words; tensors: what is to be the same here, by name; weight, target, args: of the node
+    """
+
+    kind: str
+    tensors: dict[str, torch.Tensor]
+    weight: str = ""
+    target: Any = None
+    args: tuple[Any, ...] = ()
+
+
+Run = Generator[_Step, Any, None]
 
 
 class _Side:
@@ -131,7 +145,9 @@ class _Side:
         self.readers = {node: name for node in program.graph.nodes if (name := _weight_of(node)) is not None}
         matrices = set(self.readers.values())
         rest = {name: weights.get(name, own) for name, own in program.weights.items() if name not in matrices}
-        self._weights = _Named(matrices, Weights(rest, keep=True))
+        kept = Weights(rest, keep=True)
+        # matrices by their names, since their products are computed elsewhere
+        self._weights: Reader = lambda target: target if target in matrices else kept(target)
 
     def outputs(self, caches: bool) -> dict[str, fx.Node]:
         """The logits, and perhaps the keys and values, by name."""
@@ -156,28 +172,20 @@ class _Side:
         return [tuple(kind) for kind in kinds.values()]
 
     def run(self, case: Case, wanted: Mapping[str, fx.Node], given: Mapping[fx.Node, Any] | None = None) -> Run:
-        """Yields at every reader, with the name of its weight in place of the weight; gives `wanted`. given: see `stepwise`."""
+        """Yields at every reader, whose value is sent, and then at the end, with `wanted`. given: see `stepwise`."""
         tokens = _tokens(self._program.config, case)
         inputs = {**self._program.prefill_inputs(tokens, case.past), **_caches(self._program, case)}
         run = stepwise(dict.fromkeys(wanted.values()), inputs, self._weights, given)
         value = None
-        while True:
-            try:
+        try:
+            while True:
                 node, args = run.send(value)
-            except StopIteration as end:
-                return {name: end.value[node] for name, node in wanted.items()}
-            value = (yield node, args) if node in self.readers else None
-
-
-@dataclass
-class _Named:
-    """Weights for a run: matrices by their names, since their products are computed elsewhere; others as they are."""
-
-    matrices: set[str]
-    rest: Weights
-
-    def get(self, target: str) -> Any:
-        return target if target in self.matrices else self.rest.get(target)
+                value = None
+                if name := self.readers.get(node):
+                    tensors = {f"the input of {name}": arg for arg in args if isinstance(arg, torch.Tensor)}
+                    value = yield _Step(f"{node.target} of {name}", tensors, name, node.target, args)
+        except StopIteration as end:
+            yield _Step("the end", {name: end.value[node] for name, node in wanted.items()})
 
 
 def _weight_of(node: fx.Node) -> str | None:
@@ -197,7 +205,7 @@ def _side_by_side(pairs: Sequence[Sequence[Run]], products: _Products, found: Eq
     """Take all runs from one weight to the next, as long as they agree."""
     values: list[Any] = [None] * len(pairs)
     while True:
-        steps = [[_next(run, value) for run in pair] for pair, value in zip(pairs, values)]
+        steps = [[run.send(value) for run in pair] for pair, value in zip(pairs, values)]
         for left, right in steps:
             found.places += 1
             if left.kind != right.kind:
@@ -206,41 +214,10 @@ def _side_by_side(pairs: Sequence[Sequence[Run]], products: _Products, found: Eq
                 found.differs = _difference(left.tensors, right.tensors)
             if found.differs:
                 return
-        if steps[0][0].results is not None:
-            return
         first = steps[0][0]
-        values = products.of(str(first.weight), first.node.target, [left.args for left, _ in steps])
-
-
-@dataclass
-class _Step:
-    """Where a run has come to: a node that reads a weight, with its evaluated arguments, or its results."""
-
-    node: Any = None
-    args: tuple[Any, ...] = ()
-    results: dict[str, torch.Tensor] | None = None
-
-    @property
-    def weight(self) -> str | None:
-        return None if self.results is not None else _weight_of(self.node)
-
-    @property
-    def kind(self) -> str:
-        return "the end" if self.results is not None else f"{self.node.target} of {self.weight}"
-
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        if self.results is not None:
-            return self.results
-        return {f"the input of {self.weight}": arg for arg in self.args if isinstance(arg, torch.Tensor)}
-
-
-def _next(run: Run, value: Any) -> _Step:
-    try:
-        node, args = run.send(value)
-    except StopIteration as end:
-        return _Step(results=end.value)
-    return _Step(node, args)
+        if not first.weight:
+            return
+        values = products.of(first.weight, first.target, [left.args for left, _ in steps])
 
 
 def _difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> str:
@@ -260,23 +237,21 @@ def _difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
 def _compare_layer(
     sides: tuple[_Side, _Side], layer: int, case: Case, weights: Mapping[str, LazyWeight], found: Equality
 ) -> None:
-    """Compare the inputs of one layer's linear layers, given the outputs of all: its attention, its norms and its gate."""
+    """Compare the inputs of one layer's linear layers, given random outputs of all: its attention, its norms and its gate."""
     values = []
     for side in sides:
-        given = {node: _sample(name, weights[name], case) for node, name in side.readers.items()}
-        step = _next(side.run(case, side.inputs_of(layer), given), None)
-        if step.results is None:
-            raise CompilerBug(f"{step.node} reads a weight, and its value was given")
-        values.append(step.results)
+        given = {}
+        for node, name in side.readers.items():
+            rows, columns = weights[name].parts[""].shape
+            shape = case.batch, case.length, columns if name == EMBEDDING else rows
+            given[node] = _random_view(shape, _number(name) % _OFFSETS)
+        step = next(side.run(case, side.inputs_of(layer), given))
+        if step.weight:
+            raise CompilerBug(f"{step.kind} is run, and its value was given")
+        values.append(step.tensors)
     found.places += len(values[0])
     problem = _difference(*values)
     found.differs = problem and f"after {case.past} tokens, {problem}"
-
-
-def _sample(name: str, weight: LazyWeight, case: Case) -> torch.Tensor:
-    """Stands for what a linear layer or the embedding gives: float32 [B, S, N], random, the same for the same name and case."""
-    rows, columns = weight.parts[""].shape
-    return _random_view((case.batch, case.length, columns if name == EMBEDDING else rows), _number(name) % _OFFSETS)
 
 
 _OFFSETS = 4093
@@ -322,8 +297,8 @@ class _Products:
         inputs = [args[1] if embeds else args[0] for args in cases]
         flat = torch.cat([x.flatten(0, 1) for x in inputs])
         layer = layer_of(name)
-        if embeds:
-            out = _embed(flat, self._weights[name])
+        if embeds:  # only the rows of these tokens are read
+            out = torch.cat([self._weights[name].read(i, i + 1)[""] for i in flat.tolist()])
         elif self._all or layer in self._chosen:
             out = _multiply(flat, self._weights[name])
             self.computed.add(name)
@@ -341,11 +316,6 @@ def _multiply(x: torch.Tensor, weight: LazyWeight) -> torch.Tensor:
     for start, stop in weight.chunks():
         torch.mm(x, weight.read(start, stop)[""].T, out=out[:, start:stop])
     return out
-
-
-def _embed(ids: torch.Tensor, weight: LazyWeight) -> torch.Tensor:
-    """Rows of a table: int64 [R] → float32 [R, K]. Only these are read."""
-    return torch.cat([weight.read(i, i + 1)[""] for i in ids.tolist()])
 
 
 def _stand_in(name: str, x: torch.Tensor, size: int) -> torch.Tensor:

@@ -10,7 +10,6 @@ embeddings, partial ones, and sliding windows need no pattern of their own, and 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, shape_of
 from pocketphi.passes.base import Pass, PassReport
-from pocketphi.passes.pattern import Bound, OneOf, Pattern, Var, op, part
+from pocketphi.passes.pattern import Bound, OneOf, Op, Pattern, Var, part
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.reshape.default)
@@ -100,38 +99,38 @@ class FuseAttention(Pass):
 
 def _pattern() -> Pattern:
     qkv = Var("qkv")
-    cos = op(aten.unsqueeze.default, Var("cos"), 1)
-    sin = op(aten.unsqueeze.default, Var("sin"), 1)
+    cos = Op(aten.unsqueeze.default, Var("cos"), 1)
+    sin = Op(aten.unsqueeze.default, Var("sin"), 1)
     q = _rotary(_heads(qkv, "q"), cos, sin)
     k = _rotary(_heads(qkv, "k"), cos, sin)
-    keys = op(aten.cat.default, [Var("past_k", _is_input), k], 2, name="keys")
-    values = op(aten.cat.default, [Var("past_v", _is_input), _heads(qkv, "v")], 2, name="values")
-    return op(aten.scaled_dot_product_attention.default, q, _shared(keys), _shared(values), keywords=True)
+    keys = Op(aten.cat.default, [Var("past_k", _is_input), k], 2, name="keys")
+    values = Op(aten.cat.default, [Var("past_v", _is_input), _heads(qkv, "v")], 2, name="values")
+    return Op(aten.scaled_dot_product_attention.default, q, _shared(keys), _shared(values), keywords=True)
 
 
 def _heads(qkv: Pattern, name: str) -> Pattern:
     """[B, S, …] → [B, heads, S, D]; binds the slice's bounds and the heads' node."""
     columns = part(qkv, 2, Var(f"{name}_start"), Var(f"{name}_stop"))
-    return op(aten.transpose.int, op(_VIEWS, columns), 1, 2, name=name)
+    return Op(aten.transpose.int, Op(_VIEWS, columns), 1, 2, name=name)
 
 
 def _rotary(x: Pattern, cos: Pattern, sin: Pattern) -> Pattern:
     """x · cos + rotate_half(x) · sin, over all dimensions of a head or the first R."""
 
     def turned(y: Pattern) -> Pattern:
-        upper = op(aten.neg.default, part(y, 3, Var("half"), _TO_END))
-        crossed = op(aten.cat.default, [upper, part(y, 3, 0, Var("half"))], -1)
-        straight = op(aten.mul.Tensor, y, cos, commutes=True)
-        return op(aten.add.Tensor, straight, op(aten.mul.Tensor, crossed, sin, commutes=True), commutes=True)
+        upper = Op(aten.neg.default, part(y, 3, Var("half"), _TO_END))
+        crossed = Op(aten.cat.default, [upper, part(y, 3, 0, Var("half"))], -1)
+        straight = Op(aten.mul.Tensor, y, cos, commutes=True)
+        return Op(aten.add.Tensor, straight, Op(aten.mul.Tensor, crossed, sin, commutes=True), commutes=True)
 
     partial = turned(part(x, 3, 0, Var("rotary_dim")))
     rest = part(x, 3, Var("rotary_dim"), _TO_END)
-    return OneOf(turned(x), op(aten.cat.default, [partial, rest], -1))
+    return OneOf(turned(x), Op(aten.cat.default, [partial, rest], -1))
 
 
 def _shared(cache: Pattern) -> Pattern:
     """The cache itself, or each of its heads repeated for a group of query heads."""
-    return OneOf(cache, op(_VIEWS, op(aten.expand.default, op(aten.unsqueeze.default, cache, 2))))
+    return OneOf(cache, Op(_VIEWS, Op(aten.expand.default, Op(aten.unsqueeze.default, cache, 2))))
 
 
 def _is_input(value: Any) -> bool:
@@ -140,7 +139,7 @@ def _is_input(value: Any) -> bool:
 
 def _merged(sdpa: fx.Node) -> fx.Node | None:
     """The node that merges the heads of the output again: transpose, then reshape."""
-    for pattern in (op(aten.transpose.int, Var("x"), 1, 2), op(_VIEWS, Var("x"))):
+    for pattern in (Op(aten.transpose.int, Var("x"), 1, 2), Op(_VIEWS, Var("x"))):
         users = list(sdpa.users)
         if len(users) != 1 or not pattern.match(users[0]):
             return None
@@ -195,10 +194,8 @@ def _rotary_tables(program: Program, cos: fx.Node, sin: fx.Node, positions: int)
     for length, rows in ((2, short), (len(short[0]) // 2, short), *([(original + 1, full)] if switched else [])):
         if any(not torch.equal(a, b[: len(a)]) for a, b in zip(table(min(length, positions)), rows)):
             raise Refused("the rotary embedding of a position depends on the other positions")
-    if switched:
-        cos_rows, sin_rows = (torch.cat(pair) for pair in zip(short, full))
-        return _Tables(cos_rows, sin_rows, original)
-    return _Tables(full[0], full[1], 0)
+    cos_rows, sin_rows = (torch.cat(pair) for pair in zip(short, full)) if switched else full
+    return _Tables(cos_rows, sin_rows, original if switched else 0)
 
 
 def _window(program: Program, mask: fx.Node) -> int:
@@ -230,16 +227,13 @@ def _expected_mask(length: int, past: int, window: int, padding: torch.Tensor) -
 def _run_mask(
     program: Program, mask: fx.Node, length: int, past: int, padding: torch.Tensor | None = None
 ) -> torch.Tensor:
-    config = program.config
-    inputs: Mapping[str, torch.Tensor] = {
-        "input_ids": torch.zeros(1, length, dtype=torch.int64),
-        "attention_mask": torch.ones(1, past + length, dtype=torch.int64) if padding is None else padding,
-        "position_ids": torch.arange(past, past + length)[None],
-    }
+    inputs = program.prefill_inputs(torch.zeros(1, length, dtype=torch.int64), past)
+    if padding is not None:
+        inputs["attention_mask"] = padding
     # only the size of a cache matters: zeros that take no memory
-    cache = torch.zeros(1).expand(1, config.kv_heads, past, config.head_dim)
-    caches = {str(node.target): cache for node in program.inputs if str(node.target).startswith("past_key_values.")}
-    result = evaluate([mask], {**inputs, **caches}, Weights(program.weights, keep=True))[mask]
+    cache = torch.zeros(1).expand(1, program.config.kv_heads, past, program.config.head_dim)
+    inputs |= dict.fromkeys((name for name in inputs if name.startswith("past_key_values.")), cache)
+    result = evaluate([mask], inputs, Weights(program.weights, keep=True))[mask]
     if result.dtype is not torch.bool:
         raise Refused(f"its mask is {result.dtype}, expected bool")
     return result

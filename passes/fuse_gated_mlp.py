@@ -9,7 +9,7 @@ import torch
 
 from pocketphi.graph.program import Program, shape_of
 from pocketphi.passes.base import Pass, PassReport
-from pocketphi.passes.pattern import Var, op, part
+from pocketphi.passes.pattern import Op, Var, part
 
 aten = torch.ops.aten
 
@@ -21,8 +21,8 @@ class FuseGatedMlp(Pass):
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         x, axis = Var("x"), Var("axis")
-        gate = op(aten.silu.default, part(x, axis, 0, Var("middle")))
-        pattern = op(aten.mul.Tensor, part(x, axis, Var("middle"), Var("end")), gate, commutes=True)
+        gate = Op(aten.silu.default, part(x, axis, 0, Var("middle")))
+        pattern = Op(aten.mul.Tensor, part(x, axis, Var("middle"), Var("end")), gate, commutes=True)
         for node in list(program.graph.nodes):
             found = pattern.match(node)
             if not found:

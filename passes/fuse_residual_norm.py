@@ -10,7 +10,7 @@ import torch
 
 from pocketphi.graph.program import Program, shape_of
 from pocketphi.passes.base import Pass, PassReport
-from pocketphi.passes.pattern import Var, op
+from pocketphi.passes.pattern import Op, Var
 
 
 class FuseResidualNorm(Pass):
@@ -19,8 +19,8 @@ class FuseResidualNorm(Pass):
     name = "fuse-residual-norm"
 
     def rewrite(self, program: Program, report: PassReport) -> None:
-        total = op(torch.ops.aten.add.Tensor, Var("x"), Var("y"), name="sum", keywords=True)
-        pattern = op(torch.ops.edge.rms_norm.default, total, Var("weight"), Var("eps"))
+        total = Op(torch.ops.aten.add.Tensor, Var("x"), Var("y"), name="sum", keywords=True)
+        pattern = Op(torch.ops.edge.rms_norm.default, total, Var("weight"), Var("eps"))
         for node in list(program.graph.nodes):
             found = pattern.match(node)
             if not found:

@@ -6,17 +6,17 @@ import torch
 
 from pocketphi.graph.program import Program, shape_of
 from pocketphi.passes.base import Pass, PassReport
-from pocketphi.passes.pattern import Op, Var, op
+from pocketphi.passes.pattern import Op, Var
 
 aten = torch.ops.aten
 
 
 def _pattern() -> Op:
     x = Var("x")
-    mean = op(aten.mean.dim, op(aten.pow.Tensor_Scalar, x, 2), [-1], True)
-    inverse = op(aten.rsqrt.default, op(aten.add.Tensor, mean, Var("eps", lambda v: isinstance(v, float))))
+    mean = Op(aten.mean.dim, Op(aten.pow.Tensor_Scalar, x, 2), [-1], True)
+    inverse = Op(aten.rsqrt.default, Op(aten.add.Tensor, mean, Var("eps", lambda v: isinstance(v, float))))
     is_weight = Var("weight", lambda v: getattr(v, "op", None) == "get_attr")
-    return op(aten.mul.Tensor, is_weight, op(aten.mul.Tensor, x, inverse, commutes=True), commutes=True)
+    return Op(aten.mul.Tensor, is_weight, Op(aten.mul.Tensor, x, inverse, commutes=True), commutes=True)
 
 
 class FuseRmsNorm(Pass):

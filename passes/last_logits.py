@@ -33,7 +33,8 @@ class LastLogits(Pass):
             report.refuse(head.name, f"logits come from {op_name(head)}, not from a projection")
             return
         late = _late(program, head)
-        sources = dict.fromkeys(x for node in late for x in _activations(node) if x not in late)
+        read = (arg for node in late for arg in node.all_input_nodes if arg.op != "get_attr")
+        sources = dict.fromkeys(arg for arg in read if arg not in late)
         if all(op_name(source) == "edge.last_token" for source in sources):
             return
         inputs = {str(node.target): node for node in program.inputs}
@@ -52,7 +53,8 @@ def _late(program: Program, head: fx.Node) -> list[fx.Node]:
     """The head and what nothing else needs, as far up as positions are apart; in the graph's order."""
     late = {head}
     for node in reversed(list(program.graph.nodes)):
-        if node.users and set(node.users) <= late and (_is_by_position(node) or _is_item(node)):
+        by_position = _is_projection(node) or op_name(node) in _BY_POSITION or _is_item(node)
+        if by_position and node.users and set(node.users) <= late:
             late.add(node)
     # one of two results may be needed at every position: then its operator is, and the other result is picked from it
     return [node for node in program.graph.nodes if node in late and (not _is_item(node) or node.args[0] in late)]
@@ -63,14 +65,5 @@ def _is_projection(node: fx.Node) -> bool:
     return op_name(node) == "linear" or op_name(node).startswith("edge.matmul_")
 
 
-def _is_by_position(node: fx.Node) -> bool:
-    return _is_projection(node) or op_name(node) in _BY_POSITION
-
-
 def _is_item(node: fx.Node) -> bool:
     return node.target is operator.getitem
-
-
-def _activations(node: fx.Node) -> list[fx.Node]:
-    """The arguments that are no weights."""
-    return [arg for arg in node.all_input_nodes if arg.op != "get_attr"]

@@ -1,10 +1,10 @@
 """Patterns over FX graphs: written as the expression they match.
 
     >>> x = Var("x")
-    >>> square = op(aten.mul.Tensor, x, x)
+    >>> square = Op(aten.mul.Tensor, x, x)
     >>> square.match(node)      # {"x": <node>} or None
 
-A variable met twice must be the same value. `op(..., commutes=True)` also tries the first two arguments swapped.
+A variable met twice must be the same value. `Op(..., commutes=True)` also tries the first two arguments swapped.
 """
 
 from __future__ import annotations
@@ -49,10 +49,17 @@ class Op(Pattern):
     """
 
     def __init__(
-        self, targets: Sequence[Any], args: Sequence[Any], commutes: bool, name: str | None, keywords: bool, exact: bool
+        self,
+        target: Any,
+        *args: Any,
+        commutes: bool = False,
+        name: str | None = None,
+        keywords: bool = False,
+        exact: bool = False,
     ) -> None:
-        self.targets, self.args, self.commutes, self.name = targets, args, commutes, name
-        self.keywords, self.exact = keywords, exact
+        """target: may be a tuple of alternatives; name: binds the matched node itself."""
+        self.targets = target if isinstance(target, tuple) else (target,)
+        self.args, self.commutes, self.name, self.keywords, self.exact = args, commutes, name, keywords, exact
 
     def match(self, value: Any, bound: Bound | None = None) -> Bound | None:
         if not isinstance(value, fx.Node) or value.op != "call_function" or value.target not in self.targets:
@@ -80,21 +87,9 @@ class OneOf(Pattern):
         return next((r for r in results if r is not None), None)
 
 
-def op(
-    target: Any,
-    *args: Any,
-    commutes: bool = False,
-    name: str | None = None,
-    keywords: bool = False,
-    exact: bool = False,
-) -> Op:
-    """A call pattern; `target` may be a tuple of alternatives; `name` binds the matched node itself."""
-    return Op(target if isinstance(target, tuple) else (target,), args, commutes, name, keywords, exact)
-
-
 def part(x: Any, axis: Any, start: Any, stop: Any) -> Op:
     """x[start:stop] along an axis, without a step."""
-    return op(torch.ops.aten.slice.Tensor, x, axis, start, stop, exact=True)
+    return Op(torch.ops.aten.slice.Tensor, x, axis, start, stop, exact=True)
 
 
 def _match_all(patterns: Sequence[Any], values: Sequence[Any], bound: Bound | None) -> Bound | None:

@@ -114,12 +114,10 @@ class QuantizeWeights(Pass):
 
 def _only_projections(program: Program, name: str) -> bool:
     """Whether all readers of a weight can read it in parts: linear layers without a bias and embeddings."""
-    weights = [node for node in program.graph.nodes if node.op == "get_attr" and node.target == name]
-    return all(_is_projection(user, node) for node in weights for user in node.users)
-
-
-def _is_projection(node: fx.Node, weight: fx.Node) -> bool:
-    places = [i for i, arg in enumerate(node.args) if arg is weight]
-    if node.target is aten.linear.default:
-        return places == [1] and len(node.args) == 2
-    return node.target is aten.embedding.default and places == [0]
+    for weight in (node for node in program.graph.nodes if node.op == "get_attr" and node.target == name):
+        for user in weight.users:
+            places = [i for i, arg in enumerate(user.args) if arg is weight]
+            linear = user.target is aten.linear.default and places == [1] and len(user.args) == 2
+            if not linear and not (user.target is aten.embedding.default and places == [0]):
+                return False
+    return True

@@ -17,7 +17,7 @@ from torch import fx
 
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, ancestors
-from pocketphi.graph.sealed import read_sealed_data, write_sealed_data
+from pocketphi.graph.sealed import read_sealed, write_sealed
 
 aten = torch.ops.aten
 
@@ -47,11 +47,11 @@ class Stream:
         shapes = [list(value.shape) for value in values]
         content = {"key": self.key, "node": node.name, "shapes": shapes, "files": dict(files)}
         with contextlib.suppress(OSError):
-            write_sealed_data(self.path, content, [tensor_bytes(value) for value in values])
+            write_sealed(self.path, content, [tensor_bytes(value) for value in values])
 
     def load(self) -> tuple[dict[fx.Node, torch.Tensor], dict[str, str]] | None:
         """Values that need not be computed again, and the files of the weights before them."""
-        found = read_sealed_data(self.path)
+        found = read_sealed(self.path)
         if found is None or found[0].get("key") != self.key:
             return None
         content, data = found

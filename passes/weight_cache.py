@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +24,7 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import digest, row_chunks
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.reading import parse_object
+from pocketphi.graph.safetensors_file import header_of
 from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over
@@ -37,7 +35,6 @@ MAX_VALUES = 1 << 23
 """Float values that a worker holds at once."""
 
 _MAX_HEADER = 1 << 24
-_KINDS = {torch.uint8: "U8", torch.float32: "F32"}
 _INSTEAD = "compile again, with a --cache that nothing else writes to"
 
 
@@ -61,11 +58,8 @@ class StoredWeight:
         """Raises InputError where the file is not what was promised, or gone."""
         touched = [(i, a, b) for i, (a, b) in enumerate(self.chunks()) if a < stop and start < b]
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                read = [self._read_chunk(descriptor, *chunk) for chunk in touched]
-            finally:
-                os.close(descriptor)
+            with self.path.open("rb", buffering=0) as file:
+                read = [self._read_chunk(file.fileno(), *chunk) for chunk in touched]
         except FileNotFoundError:
             raise InputError(f"{self.path}: gone: another process empties the cache; {_INSTEAD}") from None
         except OSError as error:
@@ -121,7 +115,7 @@ class WeightCache:
 
     def recall(self, key: str, weights: Mapping[str, QuantizedWeight]) -> dict[str, StoredWeight] | None:
         """All weights of an earlier run with the same key, or None if any is missing."""
-        names = read_sealed(self.folder / f"{key}.json")
+        names, _ = read_sealed(self.folder / f"{key}.run") or (None, None)
         if not isinstance(names, dict) or not all(isinstance(names.get(name), str) for name in weights):
             return None
         found: dict[str, StoredWeight] = {}
@@ -137,7 +131,7 @@ class WeightCache:
         """Keep which files a run has given, so that the same run need not measure its inputs again. Where that cannot be
         written, it will measure them again."""
         with contextlib.suppress(OSError):
-            write_sealed(self.folder / f"{key}.json", {name: weight.path.name for name, weight in stored.items()})
+            write_sealed(self.folder / f"{key}.run", {name: weight.path.name for name, weight in stored.items()})
 
     def _make_folder(self) -> None:
         try:
@@ -151,7 +145,8 @@ class WeightCache:
         promised = tuple(
             digest({part: tensor[a:b] for part, tensor in parts.items()}) for a, b in row_chunks(dict(weight.parts))
         )
-        header, offsets = _header(path.stem, parts, promised)
+        ordered = dict(sorted(weight.parts.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+        header, offsets = header_of(ordered, {"key": path.stem, "chunks": " ".join(promised)})
         self._make_folder()  # it may have been deleted since
         try:
             with new_file(path) as file:
@@ -191,42 +186,23 @@ def _compute(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     return made
 
 
-def _header(key: str, parts: Mapping[str, torch.Tensor], promised: tuple[str, ...]) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of a safetensors file, and where its parts lie, in their order."""
-    entries: dict[str, Any] = {"__metadata__": {"key": key, "chunks": " ".join(promised)}}
-    ends = {}
-    end = 0
-    for part in sorted(parts, key=lambda part: (-parts[part].dtype.itemsize, part)):
-        begin, end = end, end + parts[part].nbytes
-        ends[part] = begin
-        kind = _KINDS[parts[part].dtype]
-        entries[part] = {"dtype": kind, "shape": list(parts[part].shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, {part: 8 + len(text) + begin for part, begin in ends.items()}
-
-
 def _find(path: Path, weight: QuantizedWeight) -> StoredWeight | None:
     """What the file at `path` holds, if that is this weight with the bytes that were written; else it counts as missing."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        size = int.from_bytes(read_at(descriptor, 8, 0), "little")
-        if size > _MAX_HEADER:
-            return None
-        entries = parse_object(bytes(read_at(descriptor, size, 8)), str(path))
-        promised = str(entries["__metadata__"]["chunks"]).split()
-        offsets = {part: 8 + size + int(entries[part]["data_offsets"][0]) for part in weight.parts}
-        stored = StoredWeight(path, dict(weight.parts), weight.describe(), tuple(promised), offsets)
-        chunks = list(stored.chunks())
-        if entries["__metadata__"]["key"] != path.stem or len(promised) != len(chunks):
-            return None
-        for number, (start, stop) in enumerate(chunks):
-            stored._read_chunk(descriptor, number, start, stop)
-        return stored
+        with path.open("rb", buffering=0) as file:
+            descriptor = file.fileno()
+            size = int.from_bytes(read_at(descriptor, 8, 0), "little")
+            if size > _MAX_HEADER:
+                return None
+            entries = parse_object(bytes(read_at(descriptor, size, 8)), str(path))
+            promised = str(entries["__metadata__"]["chunks"]).split()
+            offsets = {part: 8 + size + int(entries[part]["data_offsets"][0]) for part in weight.parts}
+            stored = StoredWeight(path, dict(weight.parts), weight.describe(), tuple(promised), offsets)
+            chunks = list(stored.chunks())
+            if entries["__metadata__"]["key"] != path.stem or len(promised) != len(chunks):
+                return None
+            for number, (start, stop) in enumerate(chunks):
+                stored._read_chunk(descriptor, number, start, stop)
+            return stored
     except (InputError, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return None
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ The first byte holds index 0 in its low and 15 in its high nibble: 15 · 16 + 0 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from pocketphi.graph.formats.base import Format, Layout, Values
@@ -100,37 +100,12 @@ class Palette(Tables):
     lut: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Palette2(Tables):
-    """index2: 0 … 3, four a byte."""
-
-    name = suffix = "palette2"
-    words = "a palette of 2 bits"
-    bits = 2
-
-    index2: torch.Tensor
-    lut: torch.Tensor
+def _width(bits: int) -> type[Tables]:
+    """`palette2` for 2 bits: indices from 0 to 3, in the part `index2`."""
+    parts: list[Any] = [(f"index{bits}", "torch.Tensor"), ("lut", "torch.Tensor")]
+    said = {"bits": bits, "words": f"a palette of {bits} bits", "__module__": __name__}
+    said |= dict.fromkeys(("name", "suffix"), f"palette{bits}")
+    return make_dataclass(f"Palette{bits}", parts, bases=(Tables,), namespace=said, frozen=True)
 
 
-@dataclass(frozen=True)
-class Palette3(Tables):
-    """index3: 0 … 7, eight in three bytes."""
-
-    name = suffix = "palette3"
-    words = "a palette of 3 bits"
-    bits = 3
-
-    index3: torch.Tensor
-    lut: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Palette6(Tables):
-    """index6: 0 … 63, four in three bytes."""
-
-    name = suffix = "palette6"
-    words = "a palette of 6 bits"
-    bits = 6
-
-    index6: torch.Tensor
-    lut: torch.Tensor
+Palette2, Palette3, Palette6 = map(_width, (2, 3, 6))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.base import Gguf, Model
-from pocketphi.graph.reading import show, typed
+from pocketphi.graph.reading import either, show, typed
 
 MODELS = {
     "Phi3ForCausalLM": "pocketphi.graph.models.phi3",
@@ -44,12 +44,9 @@ def find_model(data: Mapping[str, Any], where: str) -> Model:
     chosen = by_type or [model for model in every if architectures & set(model.architectures)]
     if not chosen:
         first = show(named.model_type or (named.architectures or ("",))[0])
-        came = (
-            f"unknown architecture {first}"
-            if architectures or named.model_type
-            else "neither architectures nor model_type"
-        )
-        raise InputError(f"{where}: {came}, expected {_listed([model.architecture for model in every])}")
+        says = architectures or named.model_type
+        came = f"unknown architecture {first}" if says else "neither architectures nor model_type"
+        raise InputError(f"{where}: {came}, expected {either([model.architecture for model in every])}")
     odd = [name for name in named.architectures or () if name not in chosen[0].architectures]
     odd += [name for name in (named.model_type,) if name not in (None, chosen[0].model_type)]
     if odd:
@@ -62,9 +59,5 @@ def find_gguf(architecture: object, where: str) -> tuple[Model, Gguf]:
     """The model of a GGUF file's `general.architecture`. Raises InputError for one that nobody knows."""
     known = {model.gguf.architecture: (model, model.gguf) for model in models() if model.gguf}
     if not isinstance(architecture, str) or architecture not in known:
-        raise InputError(f"{where}: unknown architecture {show(architecture)}, expected {_listed(sorted(known))}")
+        raise InputError(f"{where}: unknown architecture {show(architecture)}, expected {either(sorted(known))}")
     return known[architecture]
-
-
-def _listed(names: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

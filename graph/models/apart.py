@@ -24,18 +24,12 @@ def hf_apart(config: ModelConfig, in_pairs: bool = False) -> Stacks:
 
 def gguf_apart(config: ModelConfig, in_pairs: bool) -> Mapping[str, Sequence[Sequence[Piece]]]:
     """The `blk.N.` tensors that llama.cpp's converter writes for such a model; q, k and v may be one."""
-    attention = [_qkv([f"attn_{kind}.weight" for kind in "qkv"], config, in_pairs)]
-    inner = [_both("ffn_gate.weight", "ffn_up.weight", config)]
-    return {QKV: [gguf_qkv(config, in_pairs), *attention], GATE_UP: inner, **gguf_others(config)}
-
-
-def gguf_qkv(config: ModelConfig, in_pairs: bool) -> list[Piece]:
-    """q, k and v in one tensor of a GGUF file."""
-    return _qkv(["attn_qkv.weight"] * 3, config, in_pairs)
-
-
-def gguf_others(config: ModelConfig) -> Mapping[str, Sequence[Sequence[Piece]]]:
-    return {ours: [[Piece(stored, config.hidden_size)]] for ours, stored in _GGUF.items()}
+    attention = [["attn_qkv.weight"] * 3, [f"attn_{kind}.weight" for kind in "qkv"]]
+    return {
+        QKV: [_qkv(names, config, in_pairs) for names in attention],
+        GATE_UP: [_both("ffn_gate.weight", "ffn_up.weight", config)],
+        **{ours: [[Piece(stored, config.hidden_size)]] for ours, stored in _GGUF.items()},
+    }
 
 
 def _qkv(names: Sequence[str], config: ModelConfig, in_pairs: bool) -> list[Piece]:

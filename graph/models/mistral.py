@@ -8,24 +8,17 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.models import phi3
 from pocketphi.graph.models.apart import hf_apart
 from pocketphi.graph.models.base import Model
+from pocketphi.graph.models.llama import LlamaSettings
 from pocketphi.graph.models.rope import read_scaled
-from pocketphi.graph.models.settings import Layers, Positions, Positive, Settings, Size, Token, decoder_config
+from pocketphi.graph.models.settings import Positions, Size, decoder_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class MistralSettings(Settings):
-    vocab_size: Size = 32000
-    hidden_size: Size = 4096
+class MistralSettings(LlamaSettings):
     intermediate_size: Size = 14336
-    num_hidden_layers: Layers = 32
-    num_attention_heads: Size = 32
     num_key_value_heads: Size | None = 8
     max_position_embeddings: Positions = 4096 * 32
-    rms_norm_eps: Positive = 1e-6
     sliding_window: Size | None = 4096
-    bos_token_id: Token | None = 1
-    eos_token_id: Token | tuple[Token, ...] | None = 2
-    pad_token_id: Token | None = None
 
 
 def _read(settings: MistralSettings, where: str, notices: list[str]) -> ModelConfig:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pocketphi.graph.config import EMBEDDING, HEAD, Form, LongRope, ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.models.apart import GATE_UP, QKV, gguf_apart, gguf_others
+from pocketphi.graph.models.apart import GATE_UP, QKV, gguf_apart
 from pocketphi.graph.models.base import Gguf, KnownWindow, Model, Piece
 from pocketphi.graph.models.rope import Rope, read_rope
 from pocketphi.graph.models.settings import (
@@ -139,7 +139,7 @@ def _gguf_layer(config: ModelConfig) -> Mapping[str, Sequence[Sequence[Piece]]]:
     """Files have the packed projections, or the parts that older converters and other tools wrote."""
     apart = gguf_apart(config, in_pairs=False)
     return {
-        **gguf_others(config),
+        **apart,
         QKV: [apart[QKV][-1], [Piece("attn_qkv.weight", config.qkv_size)]],
         GATE_UP: [apart[GATE_UP][-1], [Piece("ffn_up.weight", 2 * config.intermediate_size)]],
     }
@@ -178,31 +178,14 @@ def _ramp(start: float, stop: float, count: int) -> tuple[float, ...]:
     return tuple(start + (stop - start) * i / (count - 1) for i in range(count))
 
 
-def _published(**changes: object) -> ModelConfig:
-    base: dict[str, object] = {
-        "vocab_size": 32064,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "layers": 32,
-        "heads": 32,
-        "kv_heads": 32,
-        "head_dim": 96,
-        "max_position": 4096,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "rotary_dim": 96,
-        "long_rope": None,
-        "sliding_window": 2047,
-        "tied_embeddings": False,
-        "bos": 1,
-        "eos": (32000,),
-        "pad": 32000,
-        "form": FORM,
-    }
-    return ModelConfig(**{**base, **changes})  # type: ignore[arg-type]
+def _published(long_rope: LongRope | None = None, **settings: Any) -> ModelConfig:
+    """Of transformers' own defaults, which are the settings of Phi-3-mini, and changes to them."""
+    made = Phi3Settings(**{"sliding_window": 2047, **settings})
+    rotary = Rotary(made.rope_theta, int(made.head_size * made.partial_rotary_factor), long_rope)
+    return decoder_config(FORM, made, rotary, made.sliding_window, "a published shape", [])
 
 
-_LONG = {"max_position": 131072, "sliding_window": 262144}
+_LONG = {"max_position_embeddings": 131072, "sliding_window": 262144}
 
 MODEL = Model(
     name="Phi-3",
@@ -219,18 +202,22 @@ MODEL = Model(
         "phi-3-mini-128k": _published(**_LONG, long_rope=LongRope(_ramp(1.05, 2.9, 48), _ramp(1.03, 64.0, 48), 4096)),
         "phi-3.5-mini": _published(**_LONG, long_rope=LongRope(_ramp(1.0, 1.03, 48), _ramp(1.08, 64.5, 48), 4096)),
         "phi-3-medium-4k": _published(
-            hidden_size=5120, intermediate_size=17920, layers=40, heads=40, kv_heads=10, head_dim=128, rotary_dim=128
+            hidden_size=5120,
+            intermediate_size=17920,
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=10,
         ),
         "phi-4-mini": _published(
             **_LONG,
             vocab_size=200064,
-            heads=24,
-            kv_heads=8,
-            head_dim=128,
-            tied_embeddings=True,
-            bos=199999,
-            eos=(200020, 199999),
-            pad=199999,
+            num_attention_heads=24,
+            num_key_value_heads=8,
+            partial_rotary_factor=0.75,
+            tie_word_embeddings=True,
+            bos_token_id=199999,
+            eos_token_id=(200020, 199999),
+            pad_token_id=199999,
             long_rope=LongRope(_ramp(1.0, 1.0, 48), _ramp(1.0, 47.8, 48), 4096),
         ),
         # small enough to compile in a second, with everything the family has: grouped heads, a window, untied embeddings
@@ -238,15 +225,13 @@ MODEL = Model(
             vocab_size=256,
             hidden_size=64,
             intermediate_size=128,
-            layers=3,
-            heads=4,
-            kv_heads=2,
-            head_dim=16,
-            rotary_dim=16,
-            max_position=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
             sliding_window=48,
-            eos=(2,),
-            pad=0,
+            eos_token_id=2,
+            pad_token_id=0,
         ),
     },
 )

@@ -12,7 +12,7 @@ import numpy as np
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.settings import Fraction, Positive, Rotary, Settings, Size
-from pocketphi.graph.reading import show, typed
+from pocketphi.graph.reading import either, show, typed
 
 _LARGEST_HEAD = 1 << 16
 
@@ -56,7 +56,7 @@ def read_rope(
         notices.append(f"{where}: rope_scaling and rope_parameters differ; the first is used, as in transformers")
     where = f"{where}: {key}"
     kind = given["rope_type"] if "rope_type" in given else given.get("type", "default")
-    unknown = f"{where}: unknown rope type {show(kind)}, expected {_listed(['default', *kinds])}"
+    unknown = f"{where}: unknown rope type {show(kind)}, expected {either([repr(one) for one in ('default', *kinds)])}"
     if isinstance(kind, str) and kind not in ("default", *kinds):
         raise InputError(unknown)
     odd = [one for one in given if given[one] is not None and one not in schema.__dataclass_fields__]
@@ -129,8 +129,3 @@ def same_everywhere(factors: tuple[float, ...], length: int) -> LongRope | None:
     Its attention factor follows from the lengths, and is 1 where the original one is the whole one.
     """
     return None if set(factors) == {1.0} else LongRope(factors, factors, max(length, 2))
-
-
-def _listed(names: list[str]) -> str:
-    quoted = [repr(name) for name in names]
-    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

@@ -144,15 +144,14 @@ def _added(moment: torch.Tensor, damping: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a user may choose of a quantizer. help: for the command line; choices: its values."""
+    """What may be chosen of a quantizer."""
 
-    help: str
     choices: tuple[int, ...] | tuple[bool, ...]
     default: int | bool
 
 
-BLOCK = Parameter("weights that share a scale: 16 to 256, or row for whole rows", (0, *BLOCKS), 64)
-SYMMETRIC = Parameter("a zero point for each block", (True, False), True)
+BLOCK = Parameter((0, *BLOCKS), 64)
+SYMMETRIC = Parameter((True, False), True)
 
 
 class Quantizer(ABC):
@@ -160,7 +159,7 @@ class Quantizer(ABC):
 
     recipe:     what a user calls it
     format:     what it makes
-    does:       the same in words, for messages and the command line
+    does:       the same in words, for messages
     calibrates: whether it makes use of activation statistics, so that calibration is worth its time
     version:    goes into cache keys: raise it when the algorithm's results change
     parameters: name → what may be chosen

@@ -40,9 +40,7 @@ class KMeans(Quantizer):
     format: ClassVar[type[Tables]] = Palette
     does = "rounds to nearest"
     version = 2
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        "group": Parameter("rows that share a table", GROUPS, 16),
-    }
+    parameters: ClassVar[Mapping[str, Parameter]] = {"group": Parameter(GROUPS, 16)}
 
     def __init__(self, group: int) -> None:
         super().__init__(0)
@@ -65,9 +63,9 @@ class KMeans(Quantizer):
         lut = tables(groups, cost, self.format.entries())
         if feedback is None:
             index = nearest(groups, lut)
-            return self.format.pack(index.view(-1, self.group, columns), lut)
-        to_entry = _to_entries(lut.repeat_interleave(self.group, 0))
-        index = round_in_turn(w, feedback, columns, lambda _: to_entry)
+        else:
+            to_entry = _to_entries(lut.repeat_interleave(self.group, 0))
+            index = round_in_turn(w, feedback, columns, lambda _: to_entry)
         return self.format.pack(index.view(-1, self.group, columns), lut)
 
     def describe(self) -> str:

@@ -360,3 +360,18 @@ def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
         measured = measure.resident(sample_bundle, prompt)
         predicted = bundle_footprint(Bundle.open(sample_bundle), "ort-mobile", prompt).total(prompt + 8)
         assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def test_a_budget_on_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is chosen is judged before anything is written."""
+    table = '[{}]\nram = "{}"\nbandwidth = 10_000_000_000\n'
+    (tmp_path / "own.toml").write_text(table.format("large", "8GB") + table.format("small", "1MB"))
+    out, cache = tmp_path / "b", tmp_path / "cache"
+    asked = ["--bits", "6", "--devices", str(tmp_path / "own.toml"), "--cache", str(cache), "-o", str(out), "--dry-run"]
+    assert main(["compile", "random:tiny", *asked, "--device", "large"]) == 0
+    assert "large, ort-mobile: fits: 0.02 GB of 4.00 GB, 256 tokens; at most" in capsys.readouterr().err
+    asked.remove("--dry-run")
+    assert main(["compile", "random:tiny", *asked, "--device", "small"]) == 1
+    refusal = "more than the 500,000 that an app may use; choose a smaller budget or --context"
+    assert refusal in capsys.readouterr().err
+    assert not out.exists()

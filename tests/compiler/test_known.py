@@ -17,7 +17,7 @@ from hf_folders import configure, save, tensors
 from text_folders import add_tokenizer
 from tiny_phi3 import TINY, VARIANTS, checkpoint, differing, runs, traced
 
-from pocketphi.compiler import known_graphs, known_text
+from pocketphi.compiler import known, known_graphs, known_text
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.known_graphs import KnownGraphs
@@ -28,7 +28,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.sealed import read_sealed_data, write_sealed_data
+from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.trace import trace
 from pocketphi.graph.write_checkpoint import write_checkpoint
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
@@ -176,20 +176,20 @@ def cut(path: Path) -> None:
 
 def of_another(path: Path) -> None:
     """What lies there was kept for another shape."""
-    found = read_sealed_data(path)
+    found = read_sealed(path)
     assert found is not None
     content, data = found
     content["about"]["config"]["vocab_size"] += 1
-    write_sealed_data(path, content, [data])
+    write_sealed(path, content, [data])
 
 
 def sealed_but_wrong(path: Path) -> None:
-    found = read_sealed_data(path)
+    found = read_sealed(path)
     assert found is not None
     content, data = found
     content["content"]["program"]["nodes"][-2][3] = [{"node": 0}] * 3
     content["content"]["program"]["nodes"][-2][2] = "aten.nothing.default"
-    write_sealed_data(path, content, [data])
+    write_sealed(path, content, [data])
 
 
 @pytest.mark.parametrize("spoil", [damaged, cut, of_another, sealed_but_wrong, Path.unlink])
@@ -301,11 +301,11 @@ def test_a_stored_text_with_other_sizes(with_text: Path, tmp_path: Path, texts: 
     expected = known_text.known_text(source, [], cache)
     (path,) = entries(cache, "text")
     for change in (1, -(10**6)):
-        found = read_sealed_data(path)
+        found = read_sealed(path)
         assert found is not None
         content, data = found
         content["content"]["files"]["tokenizer.json"] += change
-        write_sealed_data(path, content, [data])
+        write_sealed(path, content, [data])
         assert known_text.known_text(source, [], cache) == expected
     assert texts() == 3
 
@@ -322,6 +322,18 @@ def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     homeless.keep({"a": 1}, "b")
     assert homeless.find({"a": 1}) is None
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_oldest_of_many_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "_MOST", 2)
+    kept, other = Known("one", [], tmp_path), Known("other", [], tmp_path)
+    other.keep({"a": 0})
+    for number in range(4):
+        kept.keep({"a": number}, number)
+        (path,) = (path for path in entries(tmp_path, "one") if path.stat().st_mtime > 10)
+        os.utime(path, (number, number))
+    assert [kept.find({"a": number}) is not None for number in range(4)] == [False, False, True, True]
+    assert other.find({"a": 0}) is not None
 
 
 def test_kinds_are_kept_apart(tmp_path: Path) -> None:

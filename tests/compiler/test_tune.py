@@ -14,8 +14,8 @@ from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
-from pocketphi.compiler.tools import tools
 from pocketphi.compiler.ui import Ui
+from pocketphi.compiler.verify import tools
 from pocketphi.targets.tvm_arm.tune.tune import TuneOptions, apply, tune
 
 

@@ -70,8 +70,8 @@ def test_one_weight_at_a_time() -> None:
     made: list[weakref.ref[torch.Tensor]] = []
 
     class Watched(Weights):
-        def get(self, target: str) -> torch.Tensor:
-            tensor = super().get(target)
+        def __call__(self, target: str) -> torch.Tensor:
+            tensor = super().__call__(target)
             made.append(weakref.ref(tensor))
             return tensor
 
@@ -109,7 +109,7 @@ def test_weights(keep: bool, made: list[str]) -> None:
 
     weights = Weights({name: Counted(torch.zeros(2), name) for name in "ab"}, keep)
     for name in ("a", "a", "b", "b", "a"):
-        weights.get(name)
+        weights(name)
     assert asked == made
 
 

@@ -74,7 +74,7 @@ def test_a_second_run_finds_everything_without_running_the_model(
 
 def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     calibrated(tmp_path)
-    (run,) = tmp_path.glob("*.json")
+    (run,) = tmp_path.glob("*.run")
     run.unlink()
     victims = sorted(tmp_path.glob("*.safetensors"))[:2]
     victims[0].unlink()

@@ -7,7 +7,7 @@ import torch
 from tiny_phi3 import normal, small
 from torch import fx
 
-from pocketphi.passes.pattern import OneOf, Pattern, Var, op, part
+from pocketphi.passes.pattern import OneOf, Op, Pattern, Var, part
 
 aten = torch.ops.aten
 MUL, ADD, NEG = aten.mul.Tensor, aten.add.Tensor, aten.neg.default
@@ -35,34 +35,34 @@ X, Y = Var("x"), Var("y")
     ("pattern", "name", "bound"),
     [
         (X, "square", ["x"]),
-        (op(MUL, X, X), "square", ["x"]),
-        (op(MUL, X, X), "product", None),  # a variable met twice is the same value
-        (op(MUL, X, Y), "product", ["x", "y"]),
-        (op(ADD, X, Y), "product", None),
-        (op((ADD, MUL), X, Y), "product", ["x", "y"]),
-        (op(MUL, X), "product", ["x"]),  # the rest may be anything
-        (op(MUL, X, exact=True), "product", None),
-        (op(MUL, X, Y, name="it"), "product", ["it", "x", "y"]),
-        (op(MUL, X, 2), "two", ["x"]),
-        (op(MUL, X, 2), "float_two", None),  # 2 is not 2.0
-        (op(MUL, X, 3), "two", None),
-        (op(MUL, 2, X), "two", None),
-        (op(MUL, 2, X, commutes=True), "two", ["x"]),
-        (op(ADD, Y, op(NEG, X)), "plus", None),
-        (op(ADD, Y, op(NEG, X), commutes=True), "plus", ["x", "y"]),
-        (op(ADD, X, Y), "scaled", None),  # alpha=2
-        (op(ADD, X, Y, keywords=True), "scaled", ["x", "y"]),
-        (op(NEG, X, Y), "negative", None),
-        (op(aten.cat.default, [X, Y], 1), "cat", ["x", "y"]),
-        (op(aten.cat.default, [X], 1), "cat", None),
-        (op(aten.cat.default, X, 1), "cat", ["x"]),
+        (Op(MUL, X, X), "square", ["x"]),
+        (Op(MUL, X, X), "product", None),  # a variable met twice is the same value
+        (Op(MUL, X, Y), "product", ["x", "y"]),
+        (Op(ADD, X, Y), "product", None),
+        (Op((ADD, MUL), X, Y), "product", ["x", "y"]),
+        (Op(MUL, X), "product", ["x"]),  # the rest may be anything
+        (Op(MUL, X, exact=True), "product", None),
+        (Op(MUL, X, Y, name="it"), "product", ["it", "x", "y"]),
+        (Op(MUL, X, 2), "two", ["x"]),
+        (Op(MUL, X, 2), "float_two", None),  # 2 is not 2.0
+        (Op(MUL, X, 3), "two", None),
+        (Op(MUL, 2, X), "two", None),
+        (Op(MUL, 2, X, commutes=True), "two", ["x"]),
+        (Op(ADD, Y, Op(NEG, X)), "plus", None),
+        (Op(ADD, Y, Op(NEG, X), commutes=True), "plus", ["x", "y"]),
+        (Op(ADD, X, Y), "scaled", None),  # alpha=2
+        (Op(ADD, X, Y, keywords=True), "scaled", ["x", "y"]),
+        (Op(NEG, X, Y), "negative", None),
+        (Op(aten.cat.default, [X, Y], 1), "cat", ["x", "y"]),
+        (Op(aten.cat.default, [X], 1), "cat", None),
+        (Op(aten.cat.default, X, 1), "cat", ["x"]),
         (part(X, 1, 0, 2), "head", ["x"]),
         (part(X, 1, 0, 2), "every_second", None),
-        (OneOf(op(ADD, X, Y), op(MUL, X, Y)), "product", ["x", "y"]),
-        (OneOf(op(ADD, X, Y), op(NEG, X)), "product", None),
+        (OneOf(Op(ADD, X, Y), Op(MUL, X, Y)), "product", ["x", "y"]),
+        (OneOf(Op(ADD, X, Y), Op(NEG, X)), "product", None),
         (Var("x", lambda v: v.op == "placeholder"), "x", ["x"]),
         (Var("x", lambda v: v.op == "placeholder"), "square", None),
-        (op(MUL, X, X), "x", None),  # not a call
+        (Op(MUL, X, X), "x", None),  # not a call
     ],
 )
 def test_match(nodes: dict[str, fx.Node], pattern: Pattern, name: str, bound: list[str] | None) -> None:
@@ -71,14 +71,14 @@ def test_match(nodes: dict[str, fx.Node], pattern: Pattern, name: str, bound: li
 
 
 def test_bindings_are_the_nodes(nodes: dict[str, fx.Node]) -> None:
-    found = op(ADD, Var("y"), op(NEG, Var("x"), name="n"), commutes=True).match(nodes["plus"])
+    found = Op(ADD, Var("y"), Op(NEG, Var("x"), name="n"), commutes=True).match(nodes["plus"])
     assert found == {"y": nodes["y"], "x": nodes["x"], "n": nodes["negative"]}
 
 
 def test_a_failed_alternative_leaves_nothing_bound(nodes: dict[str, fx.Node]) -> None:
     """x is bound to the wrong side first: the other order must start afresh."""
-    pattern = op(ADD, Var("x"), op(NEG, Var("x")), commutes=True)
+    pattern = Op(ADD, Var("x"), Op(NEG, Var("x")), commutes=True)
     assert pattern.match(nodes["plus"]) is None
     before = {"y": nodes["x"]}
-    assert op(MUL, X, Y).match(nodes["product"], before) is None
+    assert Op(MUL, X, Y).match(nodes["product"], before) is None
     assert before == {"y": nodes["x"]}

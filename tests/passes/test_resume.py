@@ -141,6 +141,14 @@ def test_the_stream_of_another_run_is_not_gone_on_from(fused: Program, tmp_path:
     assert digests(tmp_path / "a") == digests(wanted)
 
 
+def test_only_the_last_runs_that_were_stopped_may_go_on(fused: Program, tmp_path: Path) -> None:
+    for day in range(6):
+        (tmp_path / f"{5 - day}.stream").write_bytes(b"of an abandoned run")
+        os.utime(tmp_path / f"{5 - day}.stream", (day * 86400, day * 86400))
+    run(fused, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.stream")) == ["0.stream", "1.stream", "2.stream", "3.stream"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -267,7 +267,7 @@ def test_a_run_that_does_not_name_its_weights_is_none(tmp_path: Path, names: obj
     stored = cache.quantized(weight, None)
     cache.remember("run", {HEAD: stored})
     assert cache.recall("run", {HEAD: weight}) == {HEAD: stored}
-    write_sealed(tmp_path / "run.json", names)
+    write_sealed(tmp_path / "run.run", names)
     assert cache.recall("run", {HEAD: weight}) is None
 
 
