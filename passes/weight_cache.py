@@ -102,7 +102,7 @@ class WeightCache:
             self.found += 1
             return stored
         if statistics is not None:
-            weight = replace(weight, feedback=Feedback.of(statistics))
+            weight = replace(weight, feedback=Feedback.of(statistics, weight.quantizer.block))
             del statistics  # a quarter of a gigabyte, for 8,192 inputs
         parts = _compute(weight)
         self.computed += 1

@@ -70,28 +70,39 @@ class Statistics:
 class Feedback:
     """How a layer makes up for errors: a column's those of the columns before it, the layer those of the layers before it.
 
-    mixing: float32 [K, K], upper triangular, and
-    cost:   float32 [K], with H + damping = mixing · diag(cost) · mixingᵀ and ones on mixing's diagonal. The errors e of a row
-            cost Σ over k of cost[k] · (e · mixing)[k]²: each column can make up for what those before it add to its own
+    order:  int64 [K], the columns as they are rounded: those with large inputs first, since more columns can then make up for
+            them, but whole blocks together (GPTQ's "act order" by blocks)
+    mixing: float32 [K, K], upper triangular, in that order, and
+    cost:   float32 [K], with H + damping = mixing · diag(cost) · mixingᵀ, all in that order, and ones on mixing's diagonal. The
+            errors e of a row cost Σ over k of cost[k] · (e · mixing)[k]²: each column can make up for what those before it
+            add to its own. Kept by the number of the column
     shift:  float32 [K, K], or `Outer`, or None. What W x misses of W x̂ is predicted best (ridge regression) by
             W · shift · x with shift = E[(x̂ - x) xᵀ] · (H + damping)⁻¹, so that W + W · shift is the matrix to round.
     """
 
+    order: torch.Tensor
     mixing: torch.Tensor
     cost: torch.Tensor
     shift: torch.Tensor | Outer | None = None
 
     @staticmethod
-    def of(statistics: Statistics) -> Feedback:
+    def of(statistics: Statistics, block: int = 0) -> Feedback:
+        """block: columns that are rounded together; 0: all."""
         import torch
 
         shift = _shift(statistics)
+        order = _order(statistics.moment.diagonal(), block)
         # the lower factor of H with its columns in reverse is, in reverse, the upper one
-        factor = torch.linalg.cholesky(_damped(statistics.moment, _DAMPING).flip(0, 1))
+        reverse = order.flip(0)
+        damped = _mirrored(_damped(statistics.moment, _DAMPING))[reverse]
+        damped = damped[:, reverse]
+        factor = torch.linalg.cholesky(damped)
+        del damped
         mixing = factor.flip(0, 1)
         del factor
         diagonal = mixing.diagonal().clone()
-        return Feedback(mixing.div_(diagonal).float(), diagonal.square().float(), shift)
+        cost = torch.empty(len(order)).index_copy_(0, order, diagonal.square().float())
+        return Feedback(order, mixing.div_(diagonal).float(), cost, shift)
 
     def target(self, w: torch.Tensor) -> torch.Tensor:
         """The matrix to round in place of w: float32 [N, K]."""
@@ -129,6 +140,26 @@ def _shift(statistics: Statistics) -> torch.Tensor | Outer | None:
         return Outer(drift.left, torch.cholesky_solve(drift.right, torch.linalg.cholesky(across)))
     factor = torch.linalg.cholesky(_damped(statistics.moment, _SHIFT_DAMPING), upper=True)
     return torch.cholesky_solve(drift.T.to(factor.dtype), factor, upper=True).T.float()
+
+
+def _order(energy: torch.Tensor, block: int) -> torch.Tensor:
+    """Columns by E[x²], float32 [K], the largest first, in blocks by the mean of theirs: int64 [K]."""
+    import torch
+
+    columns = torch.arange(len(energy)).view(-1, block or len(energy))
+    blocks = energy[columns].mean(1).argsort(descending=True, stable=True)
+    inside = energy[columns].argsort(dim=1, descending=True, stable=True)
+    return columns.gather(1, inside)[blocks].flatten()
+
+
+def _mirrored(moment: torch.Tensor) -> torch.Tensor:
+    """What lies above the diagonal, written below it too."""
+    for start in range(0, len(moment), _STRIP):
+        stop = min(start + _STRIP, len(moment))
+        moment[stop:, start:stop] = moment[start:stop, stop:].T
+        square = moment[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
+    return moment
 
 
 def _damped(moment: torch.Tensor, damping: float) -> torch.Tensor:

@@ -23,11 +23,11 @@ _TOGETHER = 16
 def round_in_turn(w: torch.Tensor, feedback: Feedback, block: int, levels: Levels) -> torch.Tensor:
     """The integers for w, uint8 [N, K].
 
-    w: float32 [N, K]; levels: called once for each block of columns, when all columns before it are rounded
+    w: float32 [N, K]; levels: called once for each block of columns in `feedback.order`, when all columns before it are rounded
     """
     import torch
 
-    met = w.T.contiguous()  # a column is a row here, so that its values lie side by side
+    met = w.T[feedback.order]  # a column is a row here, so that its values lie side by side
     missed = met.clone()  # what a column has lost, once it is rounded
     values = torch.empty(met.shape, dtype=torch.uint8)
     mixing = feedback.mixing
@@ -43,7 +43,7 @@ def round_in_turn(w: torch.Tensor, feedback: Feedback, block: int, levels: Level
             values[k], rounded = nearest(met[k])
             missed[k] -= rounded
             met[k + 1 : stop].addr_(mixing[k, k + 1 : stop], missed[k])
-    return values.T.contiguous()
+    return torch.empty_like(values).index_copy_(0, feedback.order, values).T.contiguous()
 
 
 def _schedule(start: int, stop: int, block: int) -> Iterator[tuple[int, int, int]]:

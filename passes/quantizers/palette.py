@@ -78,7 +78,7 @@ class WeightedKMeans(KMeans):
     recipe = "search"
     does = "searches tables for the inputs that calibration measures"
     calibrates = True
-    version = 3
+    version = 4
 
 
 def tables(w: torch.Tensor, cost: torch.Tensor | None = None, entries: int = 16) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 For a layer y = W x, what matters is the error of the outputs, Σ over rows of e H eᵀ with e the row's rounding error and
 H = E[x xᵀ] measured on a calibration text. W is first shifted towards what makes up for the errors of the layers before
-(`Feedback`). Blocks are rounded from left to right:
+(`Feedback`). Blocks are rounded one after the other, those with the largest inputs first:
 
 1. of many scales for a block, the one with the least Σ h_k (w_k - q_k·s)² is taken. For fixed q the best s has a closed form,
    Σ h w q / Σ h q², so that each candidate is refined once;
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import Blocks, Int4
 from pocketphi.graph.packing import half_precision
 from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal
@@ -40,7 +41,7 @@ class ScaleSearch(BlockQuantizer):
     format: ClassVar[type[Blocks]] = Int4
     does = "searches scales for the inputs that calibration measures"
     calibrates = True
-    version = 5
+    version = 6
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         import torch
@@ -48,11 +49,15 @@ class ScaleSearch(BlockQuantizer):
         rows, columns = w.shape
         block = self.block or columns
         scales, zeros = torch.empty(2, rows, columns // block)
-        number = iter(range(columns // block))
+        order = torch.arange(columns) if feedback is None else feedback.order
+        if (order.view(-1, block) // block).diff(dim=1).any():
+            raise CompilerBug(f"feedback rounds columns in another order than blocks of {block}")
+        blocks = iter(order.view(-1, block))
 
         def levels(met: torch.Tensor) -> Nearest:
-            i = next(number)
-            cost = torch.ones(block) if feedback is None else feedback.cost[i * block : (i + 1) * block]
+            these = next(blocks)
+            i = int(these[0]) // block
+            cost = torch.ones(block) if feedback is None else feedback.cost[these]
             parts = [self._search(part, cost) for part in met.split(_ROWS, 1)]
             scales[:, i], zeros[:, i] = (torch.cat(of) for of in zip(*parts, strict=True))
             return _to_levels(scales[:, i].clone(), zeros[:, i].clone(), self.most)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from pocketphi.graph.errors import CompilerBug
 from pocketphi.passes.quantizers import Feedback, RoundToNearest, ScaleSearch, Statistics
 from pocketphi.passes.quantizers.in_turn import round_in_turn
 
@@ -24,8 +27,8 @@ def inputs(columns: int = 128, seed: int = 1) -> torch.Tensor:
     return torch.randn(1024, columns, generator=generator) @ mix
 
 
-def feedback_of(x: torch.Tensor) -> Feedback:
-    return Feedback.of(Statistics(x.T @ x / x.shape[0]))
+def feedback_of(x: torch.Tensor, block: int = 32) -> Feedback:
+    return Feedback.of(Statistics(x.T @ x / x.shape[0]), block)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -70,19 +73,52 @@ def test_feedback_factor_is_what_its_docstring_says() -> None:
     x = inputs(32)
     moment = x.T @ x / x.shape[0]
     feedback = Feedback.of(Statistics(moment.triu()))  # the rest is not read
-    mixing, cost = feedback.mixing.double(), feedback.cost.double()
+    order = feedback.order
+    assert torch.equal(order, moment.diagonal().argsort(descending=True))
+    mixing, cost = feedback.mixing.double(), feedback.cost[order].double()
     assert torch.equal(mixing, mixing.triu())
     assert torch.equal(mixing.diagonal(), torch.ones(32, dtype=torch.float64))
     damped = moment.double() + torch.eye(32) * 0.1 * moment.double().diagonal().mean()
     # computed in float64 and rounded to float32: entry i, j is a sum of up to 32 products with three rounded factors
     size = mixing.abs() @ torch.diag(cost) @ mixing.abs().T
-    assert ((mixing @ torch.diag(cost) @ mixing.T - damped).abs() <= 4 * 2**-24 * size).all()
+    assert ((mixing @ torch.diag(cost) @ mixing.T - damped[order][:, order]).abs() <= 4 * 2**-24 * size).all()
 
 
-def test_what_columns_lose_is_made_up_for_in_the_order_of_the_columns() -> None:
+def test_blocks_with_large_inputs_come_first_and_their_large_columns_first_of_all() -> None:
+    energy = torch.tensor([1.0, 2.0, 9.0, 3.0, 5.0, 5.0, 0.0, 7.0])
+    order = Feedback.of(Statistics(torch.diag(energy)), 2).order
+    assert order.tolist() == [2, 3, 4, 5, 7, 6, 1, 0]  # of two that are equal the first
+
+
+def test_feedback_of_other_blocks_is_not_taken() -> None:
+    with pytest.raises(CompilerBug, match="blocks of 16"):
+        ScaleSearch(16).quantize(matrix(), feedback_of(inputs(), 64))
+
+
+def test_the_order_leaves_less_of_the_outputs_error() -> None:
+    """What large inputs' columns lose, more columns make up for."""
+    w, x = matrix(), inputs().flip(1)[:, torch.randperm(128, generator=torch.Generator().manual_seed(9))]
+    feedback = feedback_of(x)
+    moment = (x.T @ x / 1024).double() + torch.eye(128) * 0.1 * float(x.square().mean())
+    lower = torch.linalg.cholesky(moment.flip(0, 1)).flip(0, 1)
+    diagonal = lower.diagonal()
+    unordered = replace(
+        feedback, order=torch.arange(128), mixing=(lower / diagonal).float(), cost=diagonal.square().float()
+    )
+
+    def error(given: Feedback) -> float:
+        return float((x @ (ScaleSearch(32).quantize(w, given).dequantize() - w).T).square().mean())
+
+    assert error(feedback) < error(unordered)
+
+
+def test_what_columns_lose_is_made_up_for_in_their_order() -> None:
     """Against GPTQ as its paper writes it, one column at a time in float64, by the Cholesky factor of the inverse."""
     w, x = matrix(), inputs()
     moment = x.T @ x / 1024
+    feedback = Feedback.of(Statistics(moment), 32)
+    order = feedback.order
+    w, moment = w[:, order], moment[order][:, order]
     damped = moment.double() + torch.eye(128) * 0.1 * moment.double().diagonal().mean()
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     rest, want = w.double(), torch.empty(48, 128, dtype=torch.uint8)
@@ -96,7 +132,7 @@ def test_what_columns_lose_is_made_up_for_in_the_order_of_the_columns() -> None:
         q = (column / 0.25 + 8).round().clamp(0, 15)
         return q, (q - 8) * 0.25
 
-    made = round_in_turn(w, Feedback.of(Statistics(moment)), 32, lambda _: nearest)
+    made = round_in_turn(matrix(), feedback, 32, lambda _: nearest)[:, order]
     # a value within float32's rounding of the middle between two levels may go the other way, and its row then goes its own
     assert (made == want).all(1).float().mean() > 0.9
 
@@ -111,12 +147,15 @@ def test_statistics_of_inputs_are_the_plain_formulas(tokens: int) -> None:
         patch.setattr("pocketphi.passes.quantizers.base._STRIP", 40)
         feedback = Feedback.of(Statistics.of(met, exact))
     x, missed = met.double(), (exact.double() - met.double()) / tokens
+    order, cost = feedback.order, feedback.cost[feedback.order]
     moment = x.T @ x / tokens
     mean = moment.diagonal().mean() * torch.eye(96, dtype=torch.float64)
     mixing = feedback.mixing.double()
-    size = (mixing.abs() * feedback.cost) @ mixing.abs().T
+    size = (mixing.abs() * cost) @ mixing.abs().T
     # sums of `tokens` products in float32, then factors that are rounded to it
-    assert (((mixing * feedback.cost) @ mixing.T - moment - 0.1 * mean).abs() <= (tokens + 4) * 2**-24 * size).all()
+    bound = (x.abs().T @ x.abs() + 0.1 * mean)[order][:, order] + 4 * size
+    missed_moment = (mixing * cost) @ mixing.T - (moment + 0.1 * mean)[order][:, order]
+    assert (missed_moment.abs() <= 2**-24 * bound).all()
     shift = missed.T @ x @ torch.linalg.inv(moment + mean)
     want = w.double() + w.double() @ shift
     # the condition of a damped moment is at most its trace over its least eigenvalue, 1 + K
@@ -129,7 +168,7 @@ def test_a_layer_makes_up_for_what_was_lost_before_it() -> None:
     w, exact = matrix(), torch.randn(4096, 128, generator=torch.Generator().manual_seed(2))
     met = exact.clone()
     met[:, :64] *= 0.8
-    feedback = Feedback.of(Statistics(met.T @ met / 4096, (exact - met).T @ met / 4096))
+    feedback = Feedback.of(Statistics(met.T @ met / 4096, (exact - met).T @ met / 4096), 32)
 
     def error(made: torch.Tensor) -> float:
         return float((met @ made.T - exact @ w.T).square().mean())
