@@ -17,7 +17,7 @@ from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.plan import check_plan, check_targets, decide, prepare, quantize
+from pocketphi.compiler.plan import check_targets, decide, lower
 from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
@@ -67,32 +67,28 @@ def compile_model(
         program, reports = build_program(source, graphs, options, ui)
         chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
         policy = chosen.policy
-        if allowed is not None:
-            allowed(policy)
-        quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
-        reports += more
         # before the work: what will be refused, is refused now
-        prepared = prepare(quantized, options)
-        needed = check_plan(quantized, reports, prepared, options)
-        verifies = wants_verification(options.verify, needed, ui)
+        lowered = lower(program, policy, reports, options, allowed)
+        quantized = lowered.program
+        verifies = wants_verification(options.verify, lowered.bytes, ui)
         read = reading_checks(source) if verifies else []
         require(read)
 
-    with new_folder(options.out, needed, replace=options.force) as folder:
+    with new_folder(options.out, lowered.bytes, replace=options.force) as folder:
         if policy.calibrates:
             quantized.weights.update(calibrate(program, source, policy, options, ui))
         if verifies:
             read.append(rounding_check(quantized.weights, source))
             require(read)
         packaged = {}
-        for name, one in prepared.items():
+        for name, one in lowered.prepared.items():
             if name == options.target_names[-1] and source.file_bytes > free_memory() // 4:
                 source.forget_behind()  # the last pass over a file that would push everything else out of memory
             with ui.task(f"write {name}", one.bytes, "bytes") as advance:
                 packaged[name] = one.write(folder, advance)
         (folder / "config.json").write_text(json.dumps(source.config.to_hf(), indent=1) + "\n", "utf-8")
         write_files(folder, source.tokenizer_files())
-        manifest = describe(source, options, reports, quantized, packaged)
+        manifest = describe(source, options, lowered.reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
         recipe = replace(manifest.recipe, rules=rules, expected=chosen.expected)
         manifest = replace(manifest, text=text.recorded, recipe=recipe)

@@ -78,27 +78,25 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     program, reports = graphs.fused(options.context, options.dump_graphs)
     chosen = decide(source, graphs, program, options, ui or Ui())
     policy = chosen.policy
-    if allowed is not None:
-        allowed(policy)
-    quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
-    reports += more
-    prepared = prepare(quantized, options)
-    artifact = check_plan(quantized, reports, prepared, options)
+    lowered = lower(program, policy, reports, options, allowed)
+    reports = lowered.reports
     offsets = kept_offsets(source) if options.recipe == "keep" else ()
     return Plan(
         model=source.label,
         parameters=source.config.parameters,
         layers=source.config.layers,
-        artifact=artifact,
+        artifact=lowered.bytes,
         compile_memory=compile_memory(source.config, options),
-        run={name: footprint(source.config, name, options, offsets=offsets, policy=policy) for name in prepared},
+        run={
+            name: footprint(source.config, name, options, offsets=offsets, policy=policy) for name in lowered.prepared
+        },
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
-        operators=dict(quantized.operators()),
+        operators=dict(lowered.program.operators()),
         notes=[
             *source.notices,
             *text.notices,
-            *(f"{name}: {note}" for name, one in prepared.items() for note in one.notes),
+            *(f"{name}: {note}" for name, one in lowered.prepared.items() for note in one.notes),
         ],
         expected=chosen.expected,
         formats=format_rows(policy, source.config, options.of_targets),
@@ -118,6 +116,35 @@ def decide(source: HashedCheckpoint, graphs: KnownGraphs, program: Program, opti
     if options.policy is not None:
         check_policy(policy, source.config, options)
     return Spent(policy)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A quantized program, what all passes did, each target's files as they are planned, and the bytes of these."""
+
+    program: Program
+    reports: list[PassReport]
+    prepared: dict[str, Prepared]
+    bytes: int
+
+
+def lower(
+    program: Program,
+    policy: Policy,
+    reports: list[PassReport],
+    options: CompileOptions,
+    allowed: Callable[[Policy], None] | None,
+) -> Lowered:
+    """Give the weights of a fused program their formats, and plan each target's files: all that comes before the work.
+
+    reports: of the passes before; allowed: judges the policy, and may raise. Raises what `prepare` and `check_plan` do.
+    """
+    if allowed is not None:
+        allowed(policy)
+    quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
+    prepared = prepare(quantized, options)
+    done = [*reports, *more]
+    return Lowered(quantized, done, prepared, check_plan(quantized, done, prepared, options))
 
 
 def quantize(
