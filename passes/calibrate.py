@@ -100,9 +100,9 @@ def quantize_calibrated(
         path.unlink(missing_ok=True)
         return dict(recalled)
     head: Any = program.outputs["logits"]
-    forget_oldest(cache.folder, "*.stream", _STREAMS)
     stream = Stream(path, key, program, head.args[0])
     given, stored = _resumed(stream, cache, calibrated)
+    forget_oldest(cache.folder, "*.stream", _STREAMS)  # this run's own is read by now
     for _ in stored:
         progress()
     computed = cache.computed

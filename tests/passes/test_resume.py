@@ -141,6 +141,25 @@ def test_the_stream_of_another_run_is_not_gone_on_from(fused: Program, tmp_path:
     assert digests(tmp_path / "a") == digests(wanted)
 
 
+def test_a_run_goes_on_though_others_were_stopped_after_it(
+    fused: Program, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stopped):
+        run(fused, tmp_path, 7)
+    os.utime(stream_of(tmp_path), (0, 0))
+    others = [tmp_path / f"{number}.stream" for number in range(5)]
+    for other in others:
+        other.write_bytes(b"of another run")
+    given: list[int] = []
+    evaluate = calibrate.evaluate
+    monkeypatch.setattr(calibrate, "evaluate", lambda *args: given.append(len(args[-1])) or evaluate(*args))
+    assert run(fused, tmp_path) == (7, WEIGHTS - 7)
+    assert given == [2]
+    for other in others:
+        other.unlink(missing_ok=True)
+    assert digests(tmp_path) == whole
+
+
 def test_only_the_last_runs_that_were_stopped_may_go_on(fused: Program, tmp_path: Path) -> None:
     for day in range(6):
         (tmp_path / f"{5 - day}.stream").write_bytes(b"of an abandoned run")
