@@ -22,7 +22,6 @@ from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.spend import Spent
-from pocketphi.compiler.text_files import write_files
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
 from pocketphi.graph.checkpoint import Checkpoint
@@ -32,6 +31,7 @@ from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
+from pocketphi.graph.writing import write_files
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import quantize_calibrated
 from pocketphi.passes.policy import Policy

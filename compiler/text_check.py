@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.manifest import TextRecord
-from pocketphi.compiler.text_files import load_files, normal_files, open_with_transformers, write_files
+from pocketphi.compiler.text_files import load_files, normal_files, open_with_transformers
 from pocketphi.compiler.text_probes import REFUSED, TOO_COSTLY, Answers, Probes, digest
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
@@ -24,6 +24,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.reading import parse_object, show
 from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.graph.writing import write_files
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.base import Check
 from pocketphi.targets.target import TextReader

@@ -17,6 +17,7 @@ import tokenizers
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import parse_object
 from pocketphi.graph.tokenizer import named_tokens, quiet_library, read_tokenizer
+from pocketphi.graph.writing import write_files
 
 Files = Mapping[str, bytes]
 
@@ -67,12 +68,6 @@ def load_files(files: Files, settings: Mapping[str, Any], where: str) -> tuple[A
             return open_with_transformers(Path(name)), alone
         except InputError as error:
             raise InputError(f"{where}: {str(error).replace(name, where)}") from None
-
-
-def write_files(folder: Path, files: Files) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
 
 
 def normal_files(files: Files, loaded: Any, alone: tokenizers.Tokenizer | None) -> dict[str, bytes]:

@@ -9,14 +9,16 @@ from typing import BinaryIO
 
 import torch
 
+from pocketphi.graph import safetensors_file
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.safetensors_file import header_of
+from pocketphi.graph.writing import write_files
 
 SHARD_BYTES = 4_000_000_000
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = dict(safetensors_file.DTYPES.values())
 
 
 def write_checkpoint(
@@ -32,8 +34,7 @@ def write_checkpoint(
     specs = {name: PartSpec(info.shape, DTYPES[dtype]) for name, info in source.tensors.items()}
     settings = {**source.config.to_hf(), "torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(settings, indent=1))
-    for name, content in source.tokenizer_files().items():
-        (folder / name).write_bytes(content)
+    write_files(folder, source.tokenizer_files())
     shards = _shards(specs)
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -75,6 +75,13 @@ def write_whole(path: Path, data: str | bytes, what: str = "") -> None:
             file.write(data.encode() if isinstance(data, str) else data)
     except OSError as error:
         raise InputError(f"{what} {path}: cannot be written: {error.strerror}".lstrip()) from None
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """By name, which may lie in a folder of its own."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def partial_name(name: str) -> str:

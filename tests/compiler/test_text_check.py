@@ -32,6 +32,7 @@ from pocketphi.graph.hf_folder import HfFolder
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.tokenizer import TextStream, Tokenizer
 from pocketphi.graph.write_checkpoint import write_checkpoint
+from pocketphi.graph.writing import write_files
 from pocketphi.passes.calibrate import default_text
 
 ROWS = 384
@@ -103,6 +104,14 @@ def templates_in_a_folder(data: dict[str, Any], config: dict[str, Any], folder: 
     (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
 
 
+def test_a_checkpoint_is_written_with_its_folder_of_templates(model: Path, tmp_path: Path) -> None:
+    folder = model_folder(model, tmp_path / "model")
+    add_tokenizer(folder, edit=templates_in_a_folder)
+    (tmp_path / "again").mkdir()
+    write_checkpoint(HfFolder(folder), tmp_path / "again")
+    assert (tmp_path / "again/additional_chat_templates/rag.jinja").read_text() == "rag"
+
+
 def named_token(data: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     config.update(image_token="<|user|>", extra_special_tokens={"boi": "<|end|>"})
     config["chat_template"] = "{{ image_token ~ boi ~ bos_token ~ pad_token }}" + PHI3
@@ -146,7 +155,7 @@ def test_a_bundle_says_what_transformers_reads_in_the_folder(name: str, model: P
     want, text = reference(folder), read(folder)
     bundle = tmp_path / "b"
     bundle.mkdir()
-    text_files.write_files(bundle, text.files)
+    write_files(bundle, text.files)
     shutil.copy(folder / "config.json", bundle)
     ours, again = Tokenizer.load(bundle), reference(bundle)
     for sample in (LONG, "a<|user|>\n the cat<|end|> \n in", "x</s> y <s>", "日本 😀", "", " in "):
@@ -438,7 +447,7 @@ def test_verify_sees_a_reader_that_is_broken(
     text, config = read(folder), HfFolder(folder).config
     bundle = tmp_path / "b"
     bundle.mkdir()
-    text_files.write_files(bundle, text.files)
+    write_files(bundle, text.files)
     shutil.copy(folder / "config.json", bundle)
     assert all(check.ok for check in text_checks(bundle, config, without_genai(text)))
     STEPS[step](monkeypatch)
@@ -486,7 +495,7 @@ def test_a_step_of_writing_that_is_broken_is_seen(
             return
     bundle = tmp_path / "b"
     bundle.mkdir()
-    text_files.write_files(bundle, text.files)
+    write_files(bundle, text.files)
     shutil.copy(folder / "config.json", bundle)
     checks = text_checks(bundle, HfFolder(folder).config, text.recorded)
     assert not all(check.ok for check in checks)
