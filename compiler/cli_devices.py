@@ -79,13 +79,15 @@ def for_device(
         if a.fit:
             raise InputError("--fit: to what? name a --device; 'pocketphi devices' lists them")
         return options, None
-    from pocketphi.compiler.device_plan import check_fits, difference, fit_options
+    from pocketphi.compiler.device_plan import check_fits, check_runs_on, difference, fit_options
     from pocketphi.compiler.devices import find_device
 
     device = find_device(a.device, a.devices)
     if options.spends:
         if a.fit:
             raise InputError("--fit: a budget decides the formats already; leave out one of them")
+        for target in options.target_names:
+            check_runs_on(target, device)
         return options, lambda policy: check_fits(options, device, ui.say, policy)
     fitting = fit_options(options, device, a.fit)
     if fitting != options:

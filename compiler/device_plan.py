@@ -88,6 +88,13 @@ def runs_on(target: str, device: Device) -> bool:
     return platforms is None or device.platform in platforms
 
 
+def check_runs_on(target: str, device: Device) -> None:
+    """Raise InputError for a target that the device's system does not run."""
+    if not runs_on(target, device):
+        other = next(one.name for one in all_targets() if runs_on(one.name, device))
+        raise InputError(f"--device {device.name}: has no {find_target(target).title}; compile for --target {other}")
+
+
 def fit(
     config: ModelConfig,
     options: CompileOptions,
@@ -97,10 +104,8 @@ def fit(
     policy: Policy | None = None,
 ) -> Fit:
     """policy: what the options say if None. Raises InputError for a target that the device's system does not run."""
+    check_runs_on(target, device)
     found = find_target(target)
-    if not runs_on(target, device):
-        other = next(one.name for one in all_targets() if runs_on(one.name, device))
-        raise InputError(f"--device {device.name}: has no {found.title}; compile for --target {other}")
     made = footprint(config, target, options, prompt, offsets=_offsets(options), policy=policy)
     return Fit(
         device=device.name,

@@ -375,3 +375,12 @@ def test_a_budget_on_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     refusal = "more than the 500,000 that an app may use; choose a smaller budget or --context"
     assert refusal in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_target_that_a_device_cannot_run_is_refused_before_a_budget_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketphi.compiler.plan.spend", None)  # would fail if it were called
+    arguments = ["-o", str(tmp_path / "b"), "--bits", "6", "--device", "pixel-8", "--target", "coreml"]
+    assert main(["compile", "random:tiny", *arguments]) == 2
+    assert "--device pixel-8: has no Core ML; compile for --target ort-mobile" in capsys.readouterr().err
