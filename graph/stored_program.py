@@ -37,7 +37,7 @@ def pack(program: Program) -> tuple[dict[str, Any], list[memoryview]]:
     types: dict[str, int] = {}
     nodes = []
     for node in program.graph.nodes:
-        kind = types.setdefault(json.dumps(_argument(node.meta.get("val"), {})), len(types))
+        kind = types.setdefault(json.dumps(_type(node.meta.get("val"))), len(types))
         keywords = {name: _argument(value, places) for name, value in node.kwargs.items()}
         nodes.append([node.op, node.name, _target(node), _argument(list(node.args), places), keywords, kind])
     weights, blobs = [], []
@@ -54,7 +54,7 @@ def unpack(content: Any, data: memoryview, checkpoint: Checkpoint) -> Program:
     Raises InputError for anything that `pack` did not make.
     """
     try:
-        types = [_read_argument(one, []) for one in content["types"]]
+        types = [_read_type(one) for one in content["types"]]
         graph, nodes = fx.Graph(), list[fx.Node]()
         for kind, name, target, arguments, keywords, number in content["nodes"]:
             if kind not in _KINDS:
@@ -119,10 +119,6 @@ def _argument(value: Any, places: Mapping[fx.Node, int]) -> Any:
         return [_argument(one, places) for one in value]
     if isinstance(value, dict):
         return {"names": {name: _argument(one, places) for name, one in value.items()}}
-    if isinstance(value, TensorType):
-        return {"tensor": [_argument(value.dtype, places), *(_argument(one, places) for one in value.shape)]}
-    if isinstance(value, Size):
-        return {"size": {**dict(value.terms), "": value.constant}}
     for kind, (cls, _) in _WORDS.items():
         if isinstance(value, cls):
             return {kind: str(value).removeprefix("torch.")}
@@ -141,14 +137,6 @@ def _read_argument(value: Any, nodes: list[fx.Node]) -> Any:
         return tuple(_read_argument(one, nodes) for one in inner)
     if kind == "names":
         return {name: _read_argument(one, nodes) for name, one in inner.items()}
-    if kind == "tensor":
-        dtype, *shape = (_read_argument(one, nodes) for one in inner)
-        return TensorType(tuple(one if isinstance(one, Size) else _whole(one) for one in shape), dtype)
-    if kind == "size":
-        factors = {name: _whole(factor) for name, factor in inner.items() if name}
-        if not factors.keys() <= EXAMPLES.keys():
-            raise InputError(f"a stored graph has a size of {', '.join(factors)}")
-        return Size.of(factors, _whole(inner[""]))
     cls, make = _WORDS[kind]
     made = make(inner)
     if not isinstance(made, cls):
@@ -162,6 +150,42 @@ _WORDS: dict[str, tuple[type, Callable[[str], Any]]] = {
     "memory_format": (torch.memory_format, lambda name: getattr(torch, name)),
     "device": (torch.device, torch.device),
 }
+
+
+def _type(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, TensorType):
+        return {"tensor": str(value.dtype).removeprefix("torch."), "shape": [_size(one) for one in value.shape]}
+    if isinstance(value, list | tuple):
+        return {"tuple" if isinstance(value, tuple) else "list": [_type(one) for one in value]}
+    if isinstance(value, int | Size):
+        return {"size": _size(value)}
+    raise CompilerBug(f"the type {value!r} cannot be kept in a stored graph")
+
+
+def _size(value: int | Size) -> Any:
+    return value if isinstance(value, int) else {**dict(value.terms), "": value.constant}
+
+
+def _read_type(value: Any) -> Any:
+    if value is None:
+        return None
+    if "tensor" in value:
+        return TensorType(tuple(map(_read_size, value["shape"])), _read_argument({"dtype": value["tensor"]}, []))
+    if "size" in value:
+        return _read_size(value["size"])
+    ((kind, inner),) = value.items()
+    return {"tuple": tuple, "list": list}[kind](map(_read_type, inner))
+
+
+def _read_size(value: Any) -> int | Size:
+    if not isinstance(value, dict):
+        return _whole(value)
+    factors = {name: _whole(factor) for name, factor in value.items() if name}
+    if not factors.keys() <= EXAMPLES.keys():
+        raise InputError(f"a stored graph has a size of {', '.join(factors)}")
+    return Size.of(factors, _whole(value[""]))
 
 
 def _whole(value: Any) -> int:

@@ -115,5 +115,5 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "add": lambda files, name, text: files.update({name: text.encode()}),
     "swap": lambda files, a, b: files.update({a: files[b], b: files[a]}),
     "write": _write,
-    "seal": lambda files: files.update({MANIFEST: seal(files[MANIFEST].rpartition(b',\n "sha256"')[0])}),
+    "seal": lambda files: files.update({MANIFEST: seal(files[MANIFEST][: files[MANIFEST].rindex(b',\n "sha256"')])}),
 }
