@@ -30,7 +30,7 @@ def once(function: Callable[Concatenate[E, P], T]) -> Callable[Concatenate[E, P]
 
     @functools.wraps(function)
     def shared(emitter: E, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        key = (function.__qualname__, args, *kwargs.items())
+        key = (function, args, *kwargs.items())
         if key not in emitter.made:
             emitter.made[key] = function(emitter, *args, **kwargs)
         made: T = emitter.made[key]

@@ -29,7 +29,7 @@ def round_in_turn(w: torch.Tensor, feedback: Feedback, block: int, levels: Level
 
     met = w.T[feedback.order]  # a column is a row here, so that its values lie side by side
     missed = met.clone()  # what a column has lost, once it is rounded
-    values = torch.empty(met.shape, dtype=torch.uint8)
+    values, places = torch.empty(met.shape, dtype=torch.uint8), feedback.order.tolist()
     mixing = feedback.mixing
     nearest = levels(met[:block])
 
@@ -40,10 +40,10 @@ def round_in_turn(w: torch.Tensor, feedback: Feedback, block: int, levels: Level
         for k in range(start, stop):
             if k and k % block == 0:
                 nearest = levels(met[k : k + block])
-            values[k], rounded = nearest(met[k])
+            values[places[k]], rounded = nearest(met[k])
             missed[k] -= rounded
             met[k + 1 : stop].addr_(mixing[k, k + 1 : stop], missed[k])
-    return torch.empty_like(values).index_copy_(0, feedback.order, values).T.contiguous()
+    return values.T.contiguous()
 
 
 def _schedule(start: int, stop: int, block: int) -> Iterator[tuple[int, int, int]]:

@@ -168,7 +168,7 @@ class Held:
         self.product_of_rows = functools.partial(streamer.product_of_rows, weight)
 
     def take(self, index: Tensor) -> Tensor:
-        """Rows by number, decoded: float32, or int64."""
+        """Rows by number, decoded: float32, int64 or bool."""
         return for_kernel(self.weight.pick(index))
 
 

@@ -1,6 +1,6 @@
 """Constants that are decoded only where and when they are needed: stored tensors and the `constexpr_…` operators over them.
 
-Each has rows along its first axis: `rows(start, stop)` and `take(index)` decode only these, `dense()` all of it. Floats come
+Each has rows along its first axis: `rows(start, stop)` and `pick(index)` decode only these, `dense()` all of it. Floats come
 as float16 or float32, integers in their carrier type. `half`: round what is decoded to float16, as the declared type says.
 """
 

@@ -39,7 +39,8 @@ class ParamsFile:
     def plan(program: Program, isa: Isa) -> ParamsFile:
         weights = program.weights_read()
         stored = {}
-        for name, parts in ((name, weight.parts) for name, weight in weights.items()):
+        for name, weight in weights.items():
+            parts = weight.parts
             stored[name] = Stored(Interleaved.of(parts, isa).specs(parts) if format_of(parts) else parts)
         return ParamsFile(weights, stored, plan_layout(stored), isa)
 
