@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from pocketphi.compiler.candidates import matrices
 from pocketphi.compiler.measure import Distance
 from pocketphi.compiler.spend import measured_on
 from pocketphi.compiler.text import tokens_of, windows
@@ -48,7 +47,7 @@ class _Made:
     def __init__(self, exact: Mapping[str, torch.Tensor], made: Mapping[str, torch.Tensor]) -> None:
         self._values = {**exact, **made}
 
-    def get(self, target: str) -> torch.Tensor:
+    def __call__(self, target: str) -> torch.Tensor:
         return self._values[target]
 
 
@@ -67,7 +66,7 @@ def main() -> None:
     program = trace(source)
     calibration = tokens_of(None, default_text(), files, source.config, a.calibration_tokens)
     measured = windows(tokens_of(a.text.read_text("utf-8"), "", files, source.config, a.tokens), 512)
-    shapes = matrices(source.config)
+    shapes = source.config.matrices()
     choices = [make_quantizer(a.recipe, form, {"block": block}) for form, block in _FORMATS]
     fisher = Fisher(program, measured_on(windows(calibration, 512)))
     costs = sensitivities(fisher, program.weights, dict.fromkeys(shapes, choices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -30,6 +31,20 @@ def test_every_script_with_a_section_of_its_own_is_known() -> None:
     scripts = {title for title in titles if title.endswith(".py")}
     assert scripts == set(preflight.NEEDS)
     assert [script for script in scripts if not (FOLDER / script).is_file()] == []
+
+
+SCRIPTS = [path for part in ("benchmarks", "examples") for path in sorted((FOLDER.parent / part).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(FOLDER.parent).as_posix())
+def test_what_a_script_takes_of_the_product_is_there(script: Path) -> None:
+    """Also where it is imported inside a function, or the script runs for hours."""
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pocketphi"):
+            module = importlib.import_module(str(node.module))
+            for name in (one.name for one in node.names):
+                submodule = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}")
+                assert hasattr(module, name) or submodule, f"{node.module} has no {name}"
 
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:

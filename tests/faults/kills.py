@@ -208,7 +208,7 @@ def _after(job: Job, how: str, out: Path, cache: Path, replace: bool, wanted: di
     else:
         faults.append("bad: a process goes on")
     left = {path.name for path in out.parent.iterdir()} - {"out", "cache", "summary.json"}
-    left |= {path.name for path in cache.iterdir() if path.suffix not in (".safetensors", ".json")}
+    left |= {path.name for path in cache.iterdir() if path.suffix not in (".safetensors", ".run")}
     return [*faults, "bad: something is left"] if left else faults
 
 

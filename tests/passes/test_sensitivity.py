@@ -27,7 +27,7 @@ class _Values:
     def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
         self._values = values
 
-    def get(self, target: str) -> torch.Tensor:
+    def __call__(self, target: str) -> torch.Tensor:
         return self._values[target]
 
 
