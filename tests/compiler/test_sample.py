@@ -100,8 +100,7 @@ def test_core_ml_says_the_same(sample_bundle: Path, sample_cache: Path, tmp_path
     for part in ("prefill", "decode"):
         assert recorded[f"KL {part}, exact"].measured <= 5e-6
         assert recorded[f"KL {part}, as saved"].measured <= 1e-4
-    assert recorded["greedy tokens that differ"].ok
-    assert int(recorded["greedy tokens that differ"].detail.split("/")[0]) >= 63  # of 64; one is a tie of two tokens
+    assert recorded["greedy tokens that differ"].detail.startswith("64/64 equal")
     ort, coreml = (Bundle.open(folder).manifest.targets for folder in (sample_bundle, out))
     assert (
         coreml["coreml"].weights["model.layers.0.mlp.down_proj.weight"]
