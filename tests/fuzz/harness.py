@@ -33,6 +33,7 @@ _BATCH = 400
 _STUCK = 120.0
 """Seconds after which a process that says nothing is ended."""
 _ROOM = 3 << 30
+"""Bytes of addresses that a reading may take beyond those of its process: what asks for more is told so at once."""
 
 Files = dict[str, bytes]
 
@@ -214,6 +215,8 @@ def _one(reader: Reader, folder: Path, size: int) -> dict[str, object]:
         refused = True
         if len(str(error).splitlines()) != 1 or len(str(error)) > 1500:
             found.append(("lines", _end(error), f"{len(str(error))} characters: {str(error)[:300]}"))
+    except MemoryError as error:
+        found.append(("memory", _end(error), f"over {_ROOM:,} bytes"))
     except BaseException as error:
         found.append(("exception", _end(error), str(error)[:300]))
     finally:

@@ -54,9 +54,7 @@ def read(folder: Path) -> None:
     if said == b"broken":
         raise KeyError("x")
     if said == b"large":
-        # written, and well over: the system counts pages in batches, and may take others from this process meanwhile
-        held = bytearray(b"x") * (harness.CONSTANT + (192 << 20))
-        assert held.endswith(b"x")
+        bytearray(2 * harness._ROOM)
     if said == b"dead":
         os.kill(os.getpid(), signal.SIGSEGV)
     while said == b"long":
@@ -64,7 +62,7 @@ def read(folder: Path) -> None:
 
 
 def test_what_is_against_the_rules_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(harness, "LIMIT", 0.05)
+    monkeypatch.setattr(harness, "LIMIT", 0.5)
     reader = harness.Reader("words", seed, word, read)
     result = harness.fuzz(reader, 40, keep=tmp_path)
     words = [harness.mutated(reader, {}, 0, number)["word"] for number in range(40)]
@@ -75,6 +73,19 @@ def test_what_is_against_the_rules_is_found(monkeypatch: pytest.MonkeyPatch, tmp
     }
     assert (result.mutations, result.accepted) == (40, words.count(b"fine"))
     assert {path.read_bytes() for path in tmp_path.rglob("word")} == set(wanted)
+
+
+def test_memory_in_use_is_measured() -> None:
+    """In most of the mutations: the system counts pages in batches and per core, so that one reading may look small."""
+
+    def large(folder: Path) -> None:
+        held = bytearray(b"x") * (harness.CONSTANT + (192 << 20))
+        assert held.endswith(b"x")
+
+    result = harness.fuzz(harness.Reader("words", seed, word, large), 9)
+    assert {found.kind for found in result.found} == {"memory"}
+    assert len(result.found) > 4
+    assert result.memory > harness.CONSTANT
 
 
 def test_the_same_seed_gives_the_same_files() -> None:
