@@ -84,6 +84,7 @@ class RecipeRecord:
     calibration_tokens: int | None
     rules: tuple[RuleRecord, ...] = ()
     expected: ExpectedRecord | None = None
+    scale_bits: int = 16
 
     def described(self) -> str:
         """How weights are quantized, in a few words."""
@@ -95,6 +96,7 @@ class RecipeRecord:
             how = f"palettes of {self.palette} rows"
         else:
             how = f"block {self.block or 'row'}, {'symmetric' if self.symmetric else 'asymmetric'}"
+            how += f", scales of {self.scale_bits} bits" if self.scale_bits != 16 else ""
         eight = [what for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)) if bits == 8]
         return f"int4 {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
 
@@ -314,5 +316,5 @@ def _plain(value: Any) -> Any:
     return {
         field.name: _plain(one)
         for field, one in held.items()
-        if field.default is dataclasses.MISSING or one not in (None, ())
+        if field.default is dataclasses.MISSING or one != field.default
     }

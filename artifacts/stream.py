@@ -49,6 +49,13 @@ class HasParts(Protocol):
     def parts(self) -> Mapping[str, PartSpec]: ...
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A weight's parts as they lie in a file, where that is not in canonical form."""
+
+    parts: Mapping[str, PartSpec]
+
+
 def plan_layout(weights: Mapping[str, HasParts]) -> Layout:
     """Parts in order, one after the other, aligned."""
     offsets, end = {}, 0

@@ -65,6 +65,9 @@ class StorageOptions(Options):
         parse=parse_block,
     )
     symmetric: bool = option(True, "a zero point for each block", flag="asymmetric")
+    scale_bits: int = option(
+        16, "of a block's scale: 16 (default), or 8 and one of 16 for each row", choices=(8, 16), metavar="BITS"
+    )
     palette: int | None = option(
         None,
         "in place of blocks, tables of 16 values for so many rows each (16 without a number): for the Neural Engine",
@@ -261,6 +264,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             name=self.recipe,
             block=default_block(self.recipe) if self.block is None else self.block,
             symmetric=self.symmetric,
+            scale_bits=self.scale_bits,
             palette=self.palette,
             embedding_bits=self.embedding_bits,
             head_bits=self.head_bits,

@@ -151,7 +151,7 @@ def operators_of(form: type[Format]) -> tuple[Any, Any]:
 def _define(
     name: str, first: str, form: type[Format], run: Callable[..., Tensor], shape_only: Callable[..., Tensor]
 ) -> Any:
-    parts = "".join(f", Tensor{'?' if part in form.optional() else ''} {part}" for part in form.part_names())
+    parts = "".join(f", Tensor? {p}=None" if p in form.optional() else f", Tensor {p}" for p in form.part_names())
     schema = f"(Tensor {first}{parts}) -> Tensor"
     EdgeOperator(name, run, schema).register_fake(shape_only)
     return getattr(torch.ops.edge, name).default

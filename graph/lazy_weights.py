@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from pocketphi.graph.checkpoint import ROWS_TOGETHER, Checkpoint
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import PartSpec, rows_together, shape_of_parts, weight_of
+from pocketphi.graph.formats import HINTS, PartSpec, rows_together, shape_of_parts, weight_of
 from pocketphi.graph.packing import tensor_bytes
 
 
@@ -132,7 +132,7 @@ def row_chunks(parts: Mapping[str, PartSpec], size: int = 1 << 22) -> Iterator[t
 
 
 def digest(parts: Mapping[str, torch.Tensor]) -> str:
-    """BLAKE3 of a weight in its canonical form: of the digests of its parts, by name.
+    """BLAKE3 of a weight in its canonical form: of the digests of its parts, by name, but for hints.
 
     SHA-256 would take four times as long, and the tensors are most of what a compile reads and writes.
     """
@@ -141,5 +141,5 @@ def digest(parts: Mapping[str, torch.Tensor]) -> str:
 
 def combine(hashes: Mapping[str, blake3]) -> str:
     """The digest of a weight from those of its parts."""
-    lines = "".join(f"{part} {hashes[part].hexdigest()}\n" for part in sorted(hashes))
+    lines = "".join(f"{part} {hashes[part].hexdigest()}\n" for part in sorted(hashes) if part not in HINTS)
     return blake3(lines.encode()).hexdigest()

@@ -56,6 +56,7 @@ def policy_of(
     palette: int | None = None,
     embedding_bits: int = 4,
     head_bits: int = 4,
+    scale_bits: int = 16,
     tied: bool = False,
 ) -> Policy:
     """The policy that the options of the command line say.
@@ -67,16 +68,19 @@ def policy_of(
     """
     block = default_block(recipe) if block is None else block
     head = EMBEDDING if tied else HEAD
+    scales = {"scale_bits": scale_bits} if scale_bits != 16 else {}  # not every recipe has a choice
     more = {
-        name: make_quantizer("rtn", _FORMATS[bits], {"block": 0 if palette else block})
+        name: make_quantizer("rtn", _FORMATS[bits], {"block": 0 if palette else block, **scales})
         for name, bits in ((EMBEDDING, embedding_bits), (head, head_bits))
         if bits in _FORMATS
     }
     if palette is None:
-        return Policy.of(make_quantizer(recipe, "int4", {"block": block, "symmetric": symmetric}), more)
+        return Policy.of(make_quantizer(recipe, "int4", {"block": block, "symmetric": symmetric, **scales}), more)
     made = make_quantizer(recipe, "palette", {"group": palette})
     if not symmetric:
         raise InputError("--palette: a table has no zero points; leave out --asymmetric")
+    if scales:
+        raise InputError("--palette: a table has no scales; leave out --scale-bits")
     return Policy.of(made, more)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pocketphi.graph.formats.base import Format, Layout, PartSpec, Values, bytes_of, specs
+from pocketphi.graph.formats.base import HINTS, Format, Layout, PartSpec, Values, bytes_of, specs
 from pocketphi.graph.formats.blocks import Blocks
 from pocketphi.graph.formats.int4 import Int4
 from pocketphi.graph.formats.ints import Int2, Int3, Int5, Int6, Int8
@@ -46,6 +46,7 @@ def rows_together(parts: Mapping[str, Any]) -> int:
 
 __all__ = [
     "FORMATS",
+    "HINTS",
     "Blocks",
     "Format",
     "Int2",

@@ -28,6 +28,8 @@ class Blocks(Format):
     scale: float32 [N, K/block], every one a value that float16 has too, so that each target can hold it exactly; of either
            sign
     zero:  uint8 [N, ceil(K/block · bits / 8)], packed the same way, or None for the middle of q's range
+    row_scale: float32 [N, 1] as `row_scales` makes them, or None. Where it is given, every scale of a row is a whole number
+           from -127 to 127 times it, so that a target may keep the scales as int8
     """
 
     scale: torch.Tensor
@@ -43,12 +45,13 @@ class Blocks(Format):
         return "zero" in cls.part_names()
 
     @classmethod
-    def layout(cls, shape: tuple[int, ...], block: int, symmetric: bool = True) -> Layout:
-        """block: 0 for whole rows."""
+    def layout(cls, shape: tuple[int, ...], block: int, symmetric: bool = True, by_row: bool = False) -> Layout:
+        """block: 0 for whole rows; by_row: with `row_scale`."""
         rows, columns = shape
         blocks = (rows, columns // (block or columns))
         found = {cls.part_names()[0]: Values((rows, columns), cls.bits), "scale": Values(blocks, 32)}
-        return found if symmetric else found | {"zero": Values(blocks, cls.bits)}
+        found |= {} if symmetric else {"zero": Values(blocks, cls.bits)}
+        return found | ({"row_scale": Values((rows, 1), 32)} if by_row else {})
 
     @classmethod
     def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
@@ -64,9 +67,16 @@ class Blocks(Format):
         return self.shape_of(vars(self))[1] // self.scale.shape[1]
 
     @classmethod
-    def pack(cls, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> Self:
+    def pack(
+        cls,
+        values: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor | None = None,
+        row_scale: torch.Tensor | None = None,
+    ) -> Self:
         """From unpacked integers: values [N, K], zero [N, K/block] or None."""
         more = {} if zero is None else {"zero": pack_bits(zero, cls.bits)}
+        more |= {} if row_scale is None else {"row_scale": row_scale}
         return cls(**{cls.part_names()[0]: pack_bits(values, cls.bits), "scale": scale, **more})
 
     def values(self) -> torch.Tensor:
@@ -85,3 +95,27 @@ class Blocks(Format):
         zero = float(self.middle()) if zeros is None else zeros.float()[..., None]
         centred = self.values().view(n, blocks, -1).float() - zero
         return (centred * self.scale[..., None]).view(n, -1)
+
+
+_MOST = 127
+"""The largest whole number of int8 that has an opposite."""
+
+
+def row_scales(largest: torch.Tensor) -> torch.Tensor:
+    """The least row scales whose 127-fold reaches the largest scale of each row: float32 [N, 1], magnitudes → [N, 1].
+
+    Four significant bits, so that whole numbers of seven bits times them are values of float16, and no less than its smallest.
+    """
+    import torch
+
+    least = largest / _MOST
+    step = torch.exp2((torch.log2(least).floor() - 3).clamp(min=-24))
+    return (least / step).ceil() * step
+
+
+def scale_codes(scale: torch.Tensor, row_scale: torch.Tensor) -> torch.Tensor:
+    """The whole numbers that stand for the nearest scales: float32, of magnitude 127 at most; 0 where the row scale is.
+    Shapes: any that broadcast."""
+    import torch
+
+    return torch.where(row_scale > 0, scale / row_scale, scale * 0).round().clamp(-_MOST, _MOST)

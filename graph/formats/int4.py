@@ -39,10 +39,13 @@ class Int4(Blocks):
     scale: torch.Tensor
     zero: torch.Tensor | None = None
     offset: torch.Tensor | None = None
+    row_scale: torch.Tensor | None = None
 
     @classmethod
-    def layout(cls, shape: tuple[int, ...], block: int, symmetric: bool = True, offset: bool = False) -> Layout:
-        found = super().layout(shape, block, symmetric)
+    def layout(
+        cls, shape: tuple[int, ...], block: int, symmetric: bool = True, by_row: bool = False, offset: bool = False
+    ) -> Layout:
+        found = super().layout(shape, block, symmetric, by_row)
         return found | ({"offset": Values(found["scale"].shape, 32)} if offset else {})
 
     def dequantize(self) -> torch.Tensor:
@@ -53,7 +56,7 @@ class Int4(Blocks):
 
     @staticmethod
     def concat(rows: list[Int4]) -> Int4:
-        """Stack rows. Raises ValueError where some have zero points or offsets and others have none."""
+        """Stack rows. Raises ValueError where some have a part that others lack."""
         import torch
 
         def stack(part: str) -> torch.Tensor | None:
@@ -62,4 +65,5 @@ class Int4(Blocks):
                 raise ValueError(f"cannot stack rows with {part} and rows without")
             return torch.cat(found) if found else None
 
-        return Int4(torch.cat([r.q for r in rows]), torch.cat([r.scale for r in rows]), stack("zero"), stack("offset"))
+        more = {part: stack(part) for part in ("zero", "offset", "row_scale")}
+        return Int4(torch.cat([r.q for r in rows]), torch.cat([r.scale for r in rows]), **more)

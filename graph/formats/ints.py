@@ -11,7 +11,9 @@ from pocketphi.graph.formats.blocks import Blocks
 def _width(bits: int, zeros: bool = True) -> type[Blocks]:
     """`int2` for 2 bits: values from 0 to 3, whose first part is `q2`. zeros: whether blocks may have zero points."""
     parts: list[Any] = [(f"q{bits}", "torch.Tensor"), ("scale", "torch.Tensor")]
-    parts += [("zero", "torch.Tensor | None", field(default=None))] if zeros else []
+    parts += [
+        (part, "torch.Tensor | None", field(default=None)) for part in ("zero", "row_scale") if zeros or part != "zero"
+    ]
     said = {**dict.fromkeys(("name", "words", "suffix"), f"int{bits}"), "bits": bits, "__module__": __name__}
     return make_dataclass(f"Int{bits}", parts, bases=(Blocks,), namespace=said, frozen=True)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Blocks, Format, Layout, PartSpec, specs
+from pocketphi.graph.formats.blocks import row_scales, scale_codes
 from pocketphi.graph.packing import half_precision
 from pocketphi.passes.choices import BLOCKS
 
@@ -183,6 +184,7 @@ class Parameter:
 
 BLOCK = Parameter((0, *BLOCKS), 64)
 SYMMETRIC = Parameter((True, False), True)
+SCALE_BITS = Parameter((16, 8), 16)
 
 
 class Quantizer(ABC):
@@ -196,6 +198,7 @@ class Quantizer(ABC):
     parameters: name → what may be chosen
     block:      values of a row that share one scale; 0: all of it
     symmetric:  zero point in the middle, or one for each block
+    scale_bits: of a scale where targets can keep it so: 16, or 8 with one of 16 bits for each row
     group:      rows of the matrix that are rounded together and make one row of the parts
     """
 
@@ -207,9 +210,10 @@ class Quantizer(ABC):
     parameters: ClassVar[Mapping[str, Parameter]] = {"block": BLOCK, "symmetric": SYMMETRIC}
     group = 1
 
-    def __init__(self, block: int, symmetric: bool = True) -> None:
+    def __init__(self, block: int, symmetric: bool = True, scale_bits: int = 16) -> None:
         self.block = block
         self.symmetric = symmetric
+        self.scale_bits = scale_bits
 
     @classmethod
     def to(cls, form: type[Format]) -> type[Self]:
@@ -256,13 +260,15 @@ class Quantizer(ABC):
     def describe(self) -> str:
         """In a few words, with every parameter."""
         symmetric = "" if "symmetric" not in self.parameters else " symmetric" if self.symmetric else " asymmetric"
-        return f"{self.format.name} {self.recipe} block {self.block or 'row'}{symmetric}"
+        scales = f" scales of {self.scale_bits} bits" if self.scale_bits != SCALE_BITS.default else ""
+        return f"{self.format.name} {self.recipe} block {self.block or 'row'}{symmetric}{scales}"
 
 
 class BlockQuantizer(Quantizer):
     """What makes blocks of whole numbers, of the width that its format says."""
 
     format: ClassVar[type[Blocks]]
+    parameters: ClassVar[Mapping[str, Parameter]] = {"block": BLOCK, "symmetric": SYMMETRIC, "scale_bits": SCALE_BITS}
 
     @property
     def middle(self) -> int:
@@ -275,18 +281,36 @@ class BlockQuantizer(Quantizer):
         return 2 * self.middle - 1
 
     def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
-        return self.format.layout(shape, self.block, self.symmetric)
+        return self.format.layout(shape, self.block, self.symmetric, self.scale_bits < 16)
 
-    def levels(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def row_scale(self, w: torch.Tensor) -> torch.Tensor | None:
+        """What the scales of a row are multiples of: float32 [N, K] → [N, 1]; None where they are not."""
+        if self.scale_bits == 16:
+            return None
+        blocks = w.view(len(w), -1, self.block or w.shape[1])
+        return row_scales(self._span(blocks.amin(-1), blocks.amax(-1)).abs().amax(1, keepdim=True))
+
+    def levels(
+        self, low: torch.Tensor, high: torch.Tensor, row_scale: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scale and zero point, where there is one, that round to nearest blocks with values from low to high: float32, all of
-        one shape."""
+        one shape. row_scale: of one that broadcasts to it."""
+        scale = stored_scale(self._span(low, high), row_scale)
+        zero = None if self.symmetric else (-low.clamp(max=0) * reciprocal(scale)).round_().clamp_(0, self.most)
+        return scale, zero
+
+    def _span(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """The scale before it is rounded."""
         import torch
 
         if self.symmetric:
-            return half_precision(torch.where(high > -low, high, low) / -self.middle), None
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = half_precision((high - low) / self.most)
-        return scale, (-low * reciprocal(scale)).round_().clamp_(0, self.most)
+            return torch.where(high > -low, high, low) / -self.middle
+        return (high.clamp(min=0) - low.clamp(max=0)) / self.most
+
+
+def stored_scale(scale: torch.Tensor, row_scale: torch.Tensor | None) -> torch.Tensor:
+    """The nearest scale that a file holds. row_scale: what it is a multiple of, if anything; of a shape that broadcasts."""
+    return half_precision(scale if row_scale is None else scale_codes(scale, row_scale) * row_scale)
 
 
 def reciprocal(scale: torch.Tensor) -> torch.Tensor:

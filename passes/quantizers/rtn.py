@@ -26,10 +26,11 @@ class RoundToNearest(BlockQuantizer):
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
 
         blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
-        scale, zero = self.levels(blocks.amin(-1), blocks.amax(-1))  # aminmax takes four times as long
+        row_scale = self.row_scale(w)
+        scale, zero = self.levels(blocks.amin(-1), blocks.amax(-1), row_scale)  # aminmax takes four times as long
         middle = self.middle if zero is None else zero[..., None]
         q = _round(blocks.mul(reciprocal(scale)[..., None]), middle, self.most)
-        return self.format.pack(q.view(w.shape), scale, zero)
+        return self.format.pack(q.view(w.shape), scale, zero, row_scale)
 
 
 def _round(x: torch.Tensor, zero: torch.Tensor | int, most: int) -> torch.Tensor:

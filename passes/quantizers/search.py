@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import Blocks, Int4
-from pocketphi.graph.packing import half_precision
-from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal
+from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal, stored_scale
 from pocketphi.passes.quantizers.in_turn import round_in_turn
 
 if TYPE_CHECKING:
@@ -53,12 +52,14 @@ class ScaleSearch(BlockQuantizer):
         if (order.view(-1, block) // block).diff(dim=1).any():
             raise CompilerBug(f"feedback rounds columns in another order than blocks of {block}")
         blocks = iter(order.view(-1, block))
+        row_scale = self.row_scale(w)
+        by_part = [None] * -(-rows // _ROWS) if row_scale is None else row_scale.flatten().split(_ROWS)
 
         def levels(met: torch.Tensor) -> Nearest:
             these = next(blocks)
             i = int(these[0]) // block
             cost = torch.ones(block) if feedback is None else feedback.cost[these]
-            parts = [self._search(part, cost) for part in met.split(_ROWS, 1)]
+            parts = [self._search(part, cost, row) for part, row in zip(met.split(_ROWS, 1), by_part, strict=True)]
             scales[:, i], zeros[:, i] = (torch.cat(of) for of in zip(*parts, strict=True))
             return _to_levels(scales[:, i].clone(), zeros[:, i].clone(), self.most)
 
@@ -67,17 +68,20 @@ class ScaleSearch(BlockQuantizer):
             values = torch.cat([levels(part)(part)[0].to(torch.uint8) for part in met.split(block)]).T
         else:
             values = round_in_turn(w, feedback, block, levels)
-        return self.format.pack(values, scales, None if self.symmetric else zeros)
+        return self.format.pack(values, scales, None if self.symmetric else zeros, row_scale)
 
-    def _search(self, columns: torch.Tensor, cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best scale for each block alone, and its zero point: columns float32 [block, N], cost [block] → [N] each."""
+    def _search(
+        self, columns: torch.Tensor, cost: torch.Tensor, row_scale: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best scale for each block alone, and its zero point: columns float32 [block, N], cost [block], row_scale [N] or
+        None → [N] each."""
         import torch
 
-        start, zero = self.levels(columns.amin(0), columns.amax(0))
+        start, zero = self.levels(columns.amin(0), columns.amax(0), row_scale)
         if zero is None:
             zero = torch.full_like(start, self.middle)
         lowest, highest = -zero, self.most - zero
-        best = _Best(columns, cost, start * 0)  # NaN where no scale is finite: refused later
+        best = _Best(columns, cost, start * 0, row_scale)  # NaN where no scale is finite: refused later
         for shrink in _SHRINK:
             scale = start * shrink
             inverse = reciprocal(scale)
@@ -101,10 +105,12 @@ def _to_levels(scale: torch.Tensor, zero: torch.Tensor, most: int) -> Nearest:
 
 
 class _Best:
-    """The best scale found so far for each of N blocks. Shapes: columns [block, N], cost [block], scale and error [N]."""
+    """The best scale found so far for each of N blocks. Shapes: columns [block, N], cost [block], the others [N]."""
 
-    def __init__(self, columns: torch.Tensor, cost: torch.Tensor, scale: torch.Tensor) -> None:
-        self.cost, self.scale = cost, scale
+    def __init__(
+        self, columns: torch.Tensor, cost: torch.Tensor, scale: torch.Tensor, row_scale: torch.Tensor | None
+    ) -> None:
+        self.cost, self.scale, self.row_scale = cost, scale, row_scale
         self.error = cost @ columns.square()
 
     def offer(
@@ -118,7 +124,8 @@ class _Best:
 
         lost = steps - rounded
         norm, slope = self.cost @ rounded.square(), self.cost @ (lost * rounded)
-        fitted = half_precision(torch.where(norm > 0, scale + scale * slope / norm.clamp(min=1e-30), scale))
+        fitted = torch.where(norm > 0, scale + scale * slope / norm.clamp(min=1e-30), scale)
+        fitted = stored_scale(fitted, self.row_scale)
         more = fitted * inverse - 1
         error = scale.square() * (self.cost @ lost.square_() - 2 * more * slope + more.square() * norm)
         better = error < self.error

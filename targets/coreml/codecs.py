@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import (
+    HINTS,
     Blocks,
     Format,
     Int4,
@@ -76,8 +77,9 @@ class Codec(ABC):
         """What a weight with these parts is stored as."""
 
     def bytes_of(self, layout: Layout) -> int:
-        """What a weight takes in the file: values lie without gaps, floats are float16."""
-        return bytes_of({p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items()})
+        """What a weight takes in the file: values lie without gaps, floats are float16, and hints are left out."""
+        held = {p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items() if p not in HINTS}
+        return bytes_of(held)
 
     @abstractmethod
     def encode(self, name: str, rows: Rows) -> Rows:
@@ -123,7 +125,7 @@ class BlocksCodec(Codec):
         values = unsigned if {"zero", "offset"} & parts.keys() else BlobType[self.signed.upper()]
         kinds = {self.values: values, "zero": unsigned, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
         shapes = {self.values: self.format.shape_of(parts)}
-        return {part: (kinds[part], shapes.get(part, parts["scale"].shape)) for part in parts}
+        return {part: (kinds[part], shapes.get(part, parts["scale"].shape)) for part in parts if part not in HINTS}
 
     def encode(self, name: str, rows: Rows) -> Rows:
         turned = 0 if {"zero", "offset"} & rows.keys() else self.highest
@@ -159,7 +161,7 @@ class Int4Codec(BlocksCodec):
     """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
-        x, _, _, _, offset = node.args
+        x, offset = node.args[0], node.args[4]
         if offset is None:
             super().lower_matmul(e, node)
             return

@@ -1,24 +1,31 @@
 """How ONNX Runtime's files hold each format: as blocks that `MatMulNBits` and `GatherBlockQuantized` read.
 
+Both read scales in float32. Where rows have scales too, the file holds those of blocks as int8, in units of their row's, and
+the graph multiplies them: ONNX Runtime does that once, when it loads the model.
+
 Importing this loads neither torch nor onnx.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, bytes_of
+from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of
+from pocketphi.graph.formats.blocks import scale_codes
 
 if TYPE_CHECKING:
     from torch import fx
 
+    from pocketphi.artifacts.stream import Rows
     from pocketphi.targets.ort_mobile.lower import Emitter
 
 MS = "com.microsoft"
 
 
 class Blocks:
-    """A format in blocks: values, scales and perhaps zero points, which lie in the file in canonical form.
+    """A format in blocks: values, scales and perhaps zero points, which lie in the file in canonical form (but see `stored`).
 
     values: its part with the values, which a product reads as [N, blocks, bytes of a block]
     """
@@ -29,7 +36,11 @@ class Blocks:
 
     def bytes_of(self, layout: Layout) -> int:
         """What a weight takes in the file."""
-        return bytes_of(layout)
+        return bytes_of(layout, {"scale": 8} if "row_scale" in layout else None)
+
+    def held(self, node: fx.Node) -> dict[str, Any]:
+        """What an operator reads of a weight: the node of each part, None for one that is not there."""
+        return dict(zip(self.format.part_names(), node.args[1:]))
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
         self.product(e, node, e.result(node))
@@ -38,24 +49,29 @@ class Blocks:
         self.rows(e, node, e.result(node))
 
     def product(self, e: Emitter, node: fx.Node, result: str) -> str:
-        held: Any = node.args[:4]
-        x, values, scale, *more = held
-        (rows, stored), blocks, block = e.shape(values), e.shape(scale)[1], self.block(e, node)
-        inputs = [e.name(x), e.weight(values, (rows, blocks, stored // blocks)), e.name(scale)]
-        inputs += [e.name(zero) for zero in more if zero is not None]
+        held, block = self.held(node), self.block(e, node)
+        values = held[self.values]
+        (rows, stored), blocks = e.shape(values), e.shape(held["scale"])[1]
+        inputs = [e.name(node.args[0]), e.weight(values, (rows, blocks, stored // blocks)), *self.scales(e, held)]
         sizes = {"K": block * blocks, "N": rows, "bits": self.format.bits, "block_size": block}
         return e.emit("MatMulNBits", inputs, [result], domain=MS, **sizes, accuracy_level=e.accuracy_level)
 
     def rows(self, e: Emitter, node: fx.Node, result: str) -> str:
-        ids, values, scale, *more = node.args[:4]
-        inputs = [e.name(values), e.name(ids), e.name(scale), *(e.name(zero) for zero in more if zero is not None)]
+        held = self.held(node)
+        inputs = [e.name(held[self.values]), e.name(node.args[0]), *self.scales(e, held)]
         sizes = {"bits": self.format.bits, "block_size": self.block(e, node), "gather_axis": 0, "quantize_axis": 1}
         return e.emit("GatherBlockQuantized", inputs, [result], domain=MS, **sizes)
 
+    def scales(self, e: Emitter, held: dict[str, Any]) -> list[str]:
+        """The names of the scales, and of zero points where there are some."""
+        scale, row_scale, zero = e.name(held["scale"]), held.get("row_scale"), held.get("zero")
+        found = [scale if row_scale is None else e.multiplied(scale, e.name(row_scale))]
+        return [*found, e.name(zero)] if zero is not None else found
+
     def block(self, e: Emitter, node: fx.Node) -> int:
         """Values that share a scale."""
-        values, scale = node.args[1:3]
-        return e.shape(values)[1] * 8 // self.format.bits // e.shape(scale)[1]
+        held = self.held(node)
+        return e.shape(held[self.values])[1] * 8 // self.format.bits // e.shape(held["scale"])[1]
 
 
 class Int4Blocks(Blocks):
@@ -64,7 +80,7 @@ class Int4Blocks(Blocks):
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
         """x · (offset repeated over its block)ᵀ = (sums of x over blocks) · offsetᵀ: a float product of 1/block of the size."""
-        x, offset = node.args[0], node.args[4]
+        x, offset = node.args[0], self.held(node)["offset"]
         if offset is None:
             super().lower_matmul(e, node)
             return
@@ -75,7 +91,7 @@ class Int4Blocks(Blocks):
         e.emit("Add", [scaled, lowest], [e.result(node)])
 
     def lower_embedding(self, e: Emitter, node: fx.Node) -> None:
-        ids, offset, name = node.args[0], node.args[4], node.name
+        ids, offset, name = node.args[0], self.held(node)["offset"], node.name
         if offset is None:
             super().lower_embedding(e, node)
             return
@@ -96,3 +112,22 @@ CODECS: dict[str, Blocks] = {
     "int4": Int4Blocks(Int4),
     "int8": Blocks(Int8),
 }
+
+
+def stored(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
+    """The parts of a weight as they lie in the file: in canonical form, but for scales that are multiples of their row's."""
+    import torch
+
+    return {p: replace(s, dtype=torch.int8) if p == "scale" and "row_scale" in parts else s for p, s in parts.items()}
+
+
+def encode(name: str, rows: Rows) -> Rows:
+    """Rows of a weight's parts as they are written."""
+    if "row_scale" not in rows:
+        return rows
+    return rows | {"scale": scale_codes(rows["scale"], rows["row_scale"]).char()}
+
+
+def decode(rows: Rows) -> Rows:
+    """The inverse."""
+    return rows | {"scale": rows["scale"] * rows["row_scale"]} if "row_scale" in rows else rows

@@ -18,7 +18,11 @@ from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, typed
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE
 
-_DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.UINT8: torch.uint8}
+_DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.INT8: torch.int8,
+}
 _AGAIN = "copy or compile it again"
 
 
@@ -82,7 +86,7 @@ def spec_of(tensor: onnx.TensorProto, folder: Path) -> tuple[PartSpec, int]:
     if said.get("location") != DATA_FILE:
         raise InputError(f"{where}: lies in {show(said.get('location'))}, expected {DATA_FILE}; {_AGAIN}")
     if tensor.data_type not in _DTYPES:
-        raise InputError(f"{where}: is of type {tensor.data_type}, expected float32 or uint8; {_AGAIN}")
+        raise InputError(f"{where}: is of type {tensor.data_type}, expected float32, uint8 or int8; {_AGAIN}")
     if not tensor.dims or min(tensor.dims) < 1:
         raise InputError(f"{where}: has the shape {show(list(tensor.dims))}; {_AGAIN}")
     dtype = _DTYPES[tensor.data_type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
-from pocketphi.targets.ort_mobile.codecs import CODECS
+from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
 from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
@@ -214,10 +214,29 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
             continue
         name, part = (stem, suffix) if suffix in named else (tensor.name, "")
         parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)
-    for saved in parts.values():
-        if format_of(saved):  # of which the graph may say another shape
-            saved |= {part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in saved.items()}
-    return {name: SavedWeight(folder / DATA_FILE, saved, offsets[name]) for name, saved in parts.items()}
+    return {
+        name: _Saved(folder / DATA_FILE, _canonical(held, folder, name), offsets[name]) for name, held in parts.items()
+    }
+
+
+def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[str, PartSpec]:
+    """The parts that stored ones stand for. Raises InputError for what no weight is stored as."""
+    if not format_of(held):
+        return dict(held)
+    flat = {
+        part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in held.items()
+    }  # other shapes are said
+    found = flat | ({"scale": replace(flat["scale"], dtype=torch.float32)} if "scale" in flat else {})
+    if stored(found) != flat:
+        raise InputError(f"{folder / GRAPH_FILE}: {show(name)} has scales of another type; copy or compile it again")
+    return found
+
+
+class _Saved(SavedWeight):
+    """A weight in model.onnx.data. parts: in canonical form."""
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return decode(self.stored(stored(self.parts), start, stop))
 
 
 class GenaiRunner:

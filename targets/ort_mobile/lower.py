@@ -20,7 +20,7 @@ from torch import fx
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls, once
-from pocketphi.targets.ort_mobile.codecs import CODECS, MS
+from pocketphi.targets.ort_mobile.codecs import CODECS, MS, stored
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 
 OPSET = 21
@@ -31,9 +31,10 @@ _TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torc
 
 @dataclass(frozen=True)
 class Placed:
-    """An initializer that is a part of a weight. Its ONNX shape may differ from the canonical one, its bytes do not.
+    """An initializer that is a part of a weight. Its ONNX shape may differ from that of the file, its bytes do not.
 
     target: weight name and part, as `split_target` reads it; two initializers may share one (a tied embedding and head)
+    spec: of the part in the file
     """
 
     name: str
@@ -96,7 +97,7 @@ class Emitter:
         """Place a weight at its first use, if asked under another shape of as many elements."""
         target = str(node.target)
         weight, part = split_target(target)
-        spec = self.program.weights[weight].parts[part]
+        spec = stored(self.program.weights[weight].parts)[part]
         wanted = tuple(spec.shape if shape is None else shape)
         same = [placed for placed in self.lowered.weights if placed.target == target]
         for placed in same:
@@ -128,6 +129,12 @@ class Emitter:
             self._constants.add(name)
             self.lowered.constants.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
+
+    @once
+    def multiplied(self, scale: str, row_scale: str) -> str:
+        """Scales of blocks int8 [N, blocks], in units of their row's [N, 1], by their ONNX names: as float32."""
+        units = self.emit("Cast", [scale], [f"{scale}_units"], to=TensorProto.FLOAT)
+        return self.emit("Mul", [units, row_scale], [f"{scale}_float"])
 
     @once
     def turned(self, weight: str) -> str:

@@ -19,13 +19,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, Stored, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.base import Packaged, Prepared
-from pocketphi.targets.ort_mobile.codecs import CODECS
+from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
 from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.options import OrtMobile
@@ -55,8 +55,9 @@ class OrtBundle(Prepared):
         _check_fits(program)
         self._program, self._options, self._asked = program, options, asked
         self._lowered = lower(program, options.accuracy_level)
-        self._layout = plan_layout(program.weights_read())
-        single = self._layout.size + _tied_bytes(program)
+        weights = program.weights_read()
+        self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
+        single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
         self.bytes = self._layout.size + (single if options.ort_file else 0)
         self.around = _NODE_BYTES * len(self._lowered.nodes) + _CONFIG_BYTES
         slow = lint(self._lowered)
@@ -71,7 +72,7 @@ class OrtBundle(Prepared):
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self._lowered
-        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress)
+        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress, encode)
         model = lowered.to_model([_external(placed, self._layout) for placed in lowered.weights], self._asked.version)
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
         settings = genai_config(program, lowered, self._asked.context)

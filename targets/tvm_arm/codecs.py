@@ -23,9 +23,10 @@ class BlocksCodec:
     format: type[Blocks]
 
     def bytes_of(self, layout: Layout, lanes: int) -> int:
-        """What a weight takes in the file: rows fill vectors, scales are float16, zero points bytes. lanes: `Isa.lanes`."""
+        """What a weight takes in the file: rows fill vectors, scales are float16, or bytes where rows have scales too, and zero
+        points are bytes. lanes: `Isa.lanes`."""
         filled = {p: Values((-(-v.shape[0] // lanes) * lanes, v.shape[1]), v.bits) for p, v in layout.items()}
-        return bytes_of(filled, {"scale": 16, "zero": 8})
+        return bytes_of(filled, {"scale": 8 if "row_scale" in layout else 16, "zero": 8, "row_scale": 16})
 
     def described(self, parts: Mapping[str, PartSpec]) -> dict[str, int | str | None]:
         """What model.json says of a weight (`Matrix`), the format where it is not int4."""
@@ -36,7 +37,8 @@ class BlocksCodec:
     def layout(self, matrix: Matrix, held: Collection[str]) -> Layout:
         """The parts of a weight, by what model.json says. held: names of its parts in the file."""
         more = {"offset": True} if "offset" in held else {}
-        return self.format.layout((matrix.rows, matrix.columns), matrix.block, "zero" not in held, **more)
+        shape, by_row = (matrix.rows, matrix.columns), "row_scale" in held
+        return self.format.layout(shape, matrix.block, "zero" not in held, by_row, **more)
 
     def lower_matmul(self, f: Function, node: fx.Node) -> None:
         form, held = self._form(f, node)

@@ -7,8 +7,9 @@ is column 4c + j. With `pairs` (smmla), chunk 2g + p has rows 2p and 2p + 1, 8 c
 
 Where a matrix is `signed`, values are q - middle in two's complement: their highest bit is turned.
 
-Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Rows
-beyond N, up to the last group's end, are zeros, and so are their scales.
+Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Where a
+weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]. Rows beyond N, up to the
+last group's end, are zeros, and so are their scales.
 
 Example: 4 lanes, step 16, 4 bits, row 0 = 0 1 2 … 15: the two vectors begin with the bytes 0x80 0x91 0xA2 0xB3 and
 0xC4 0xD5 0xE6 0xF7. In 5 bits, row 0 = 0 2 4 … 30: the same two, and a half of one with the lowest bits, all 0.
@@ -22,13 +23,14 @@ from dataclasses import dataclass
 import torch
 
 from pocketphi.graph.formats import Blocks, Int4, PartSpec, known_format
+from pocketphi.graph.formats.blocks import scale_codes
 from pocketphi.graph.packing import pack_bits, unpack_bits
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.planes import Plane, planes_of
 
 STEP = 32
 
-_STORED = {"scale": torch.float16, "offset": torch.float32}
+_STORED = {"scale": torch.float16, "offset": torch.float32, "row_scale": torch.float16}
 """Types of parts; the others are uint8."""
 
 
@@ -39,7 +41,7 @@ def step_of(block: int) -> int:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """How a matrix of `rows` × `columns` in blocks lies in the file."""
+    """How a matrix of `rows` × `columns` in blocks lies in the file. by_row: whether scales are multiples of row scales."""
 
     rows: int
     columns: int
@@ -48,6 +50,7 @@ class Interleaved:
     pairs: bool
     signed: bool = False
     format: type[Blocks] = Int4
+    by_row: bool = False
 
     @staticmethod
     def of(parts: Mapping[str, PartSpec], isa: Isa) -> Interleaved:
@@ -55,7 +58,9 @@ class Interleaved:
         assert issubclass(form, Blocks)
         rows, columns = form.shape_of(parts)
         block = columns // parts["scale"].shape[1]
-        return Interleaved(rows, columns, block, isa.lanes, isa.pairs, isa.is_signed(form.bits), form)
+        return Interleaved(
+            rows, columns, block, isa.lanes, isa.pairs, isa.is_signed(form.bits), form, "row_scale" in parts
+        )
 
     @property
     def bits(self) -> int:
@@ -99,8 +104,10 @@ class Interleaved:
 
     def spec(self, part: str) -> PartSpec:
         """A stored part, flat within a group of rows: rows of the tensor are groups."""
-        size = self.columns // self.step * self.unit if part == self.values else self.blocks * self.lanes
-        return PartSpec((self.groups, size), _STORED.get(part, torch.uint8))
+        blocks = 1 if part == "row_scale" else self.blocks
+        size = self.columns // self.step * self.unit if part == self.values else blocks * self.lanes
+        dtype = torch.int8 if part == "scale" and self.by_row else _STORED.get(part, torch.uint8)
+        return PartSpec((self.groups, size), dtype)
 
     def specs(self, parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
         """The stored parts."""
@@ -109,6 +116,8 @@ class Interleaved:
     def store(self, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Canonical parts of whole groups of rows (but for the last of all) → the parts as stored."""
         made = {}
+        if self.by_row:
+            rows = {**rows, "scale": scale_codes(rows["scale"], rows["row_scale"])}
         for part, tensor in rows.items():
             missing = -tensor.shape[0] % self.lanes
             padded = torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
@@ -121,6 +130,8 @@ class Interleaved:
         for part, tensor in stored.items():
             back = self._restore_values(tensor) if part == self.values else self._restore_blocks(part, tensor)
             made[part] = back[:rows].contiguous()
+        if self.by_row:
+            made["scale"] *= made["row_scale"]
         return made
 
     def _store_values(self, packed: torch.Tensor) -> torch.Tensor:
@@ -156,11 +167,12 @@ class Interleaved:
 
     def _store_blocks(self, part: str, tensor: torch.Tensor) -> torch.Tensor:
         tensor = unpack_bits(tensor, self.bits, self.blocks) if part == "zero" else tensor
-        turned = tensor.view(-1, self.lanes, self.blocks).transpose(1, 2)
-        return turned.reshape(-1, self.blocks * self.lanes).to(self.spec(part).dtype)
+        turned = tensor.view(-1, self.lanes, tensor.shape[1]).transpose(1, 2)
+        return turned.reshape(len(turned), -1).to(self.spec(part).dtype)
 
     def _restore_blocks(self, part: str, stored: torch.Tensor) -> torch.Tensor:
-        tensor = stored.view(-1, self.blocks, self.lanes).transpose(1, 2).reshape(-1, self.blocks)
+        blocks = stored.shape[1] // self.lanes
+        tensor = stored.view(-1, blocks, self.lanes).transpose(1, 2).reshape(-1, blocks)
         return pack_bits(tensor, self.bits) if part == "zero" else tensor.float()
 
 

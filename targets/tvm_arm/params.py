@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pocketphi.artifacts.stream import Layout, Progress, Rows, Written, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, Rows, Stored, Written, plan_layout, write_weights
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, split_target
@@ -17,13 +16,6 @@ from pocketphi.targets.saved_weight import SavedWeight
 from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A weight's parts as they lie in the file: what `plan_layout` asks of a weight."""
-
-    parts: Mapping[str, PartSpec]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def test_a_manifest_holds_rules_only_where_its_fields_cannot_say_them() -> None:
     assert rule_records(policy_of("rtn", 32, head_bits=8), record(), tied=False) == ()
     mix = Policy((Rule("*.mlp.*", EightBits(16)), Rule("*", RoundToNearest(32))))
     rules = rule_records(mix, record(), tied=False)
-    assert rules[0] == RuleRecord("*.mlp.*", "int8", "rtn", {"block": 16})
+    assert rules[0] == RuleRecord("*.mlp.*", "int8", "rtn", {"block": 16, "scale_bits": 16})
     again = recorded_policy(record(rules=rules), tied=False)
     assert [(r.pattern, r.quantizer.describe()) for r in again.rules] == [
         ("*.mlp.*", "int8 rtn block 16"),

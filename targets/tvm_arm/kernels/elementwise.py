@@ -65,7 +65,8 @@ def gated_silu(name: str, isa: Isa, size: int, single: bool) -> tirx.PrimFunc:
 
 
 def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
-    """(ids int32 [M], q, scale, zero?, offset?, out float32 [M, K]): rows of a table, as the matrix product stores it.
+    """(ids int32 [M], parts of the table in the order of `Form.parts`, out float32 [M, K]): rows of a table, as the matrix
+    product stores it.
 
     A group of rows is unpacked for the one row that is wanted: 16 times too much work, for one row of thousands.
     """
@@ -81,7 +82,10 @@ def embedding(name: str, isa: Isa, form: Form) -> tirx.PrimFunc:
             group = T.cast(ids[row], "int64") // lanes
             weights = Chunks(matrix, held[matrix.values], (group * steps + t) * matrix.unit)
             block = (group * matrix.blocks + t * step // matrix.block) * lanes
-            scale = Register(vector("float32", lanes), load_float(held["scale"], [block], lanes)).value
+            scale = load_float(held["scale"], [block], lanes)
+            if matrix.by_row:
+                scale = scale * load_float(held["row_scale"], [group * lanes], lanes)
+            scale = Register(vector("float32", lanes), scale).value
             zero = ints(matrix.middle, lanes)
             if form.zero:
                 zero = T.cast(load(held["zero"], [block], lanes), vector("int32", lanes))

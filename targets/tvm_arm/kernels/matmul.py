@@ -4,7 +4,7 @@ One function quantizes the rows of x once (int8, one scale for `step` values) an
 the other, in parallel. While a unit's weights are in registers they meet `tile_rows` rows of activations, so that a long
 prompt pays once for unpacking; decode is the same loop with one row.
 
-    y[m, n] = Σ_blocks scale[n, b] · (Σ_steps s[m, t] · (Σ q·a - zero · Σ a)) + offset[n, b] · Σ x
+    y[m, n] = row_scale[n] · Σ_blocks scale[n, b] · (Σ_steps s[m, t] · (Σ q·a - zero · Σ a)) + offset[n, b] · Σ x
 
 Rounding x to s·a, s = max|x| / 127 over a step, changes it by at most s/2: the bound of docs/architecture.md.
 """
@@ -75,7 +75,8 @@ class Form:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return (self.matrix.values, "scale", *(("zero",) if self.zero else ()), *(("offset",) if self.offset else ()))
+        more = (("zero", self.zero), ("offset", self.offset), ("row_scale", self.matrix.by_row))
+        return (self.matrix.values, "scale", *(part for part, there in more if there))
 
 
 def fitted(schedule: Schedule, form: Form) -> Schedule:
@@ -89,7 +90,7 @@ def fitted(schedule: Schedule, form: Form) -> Schedule:
 
 
 def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc:
-    """A function (x float32 [M, K], q, scale, zero?, offset?, y float32 [M, N]); M is 1 where `form.single`."""
+    """A function (x float32 [M, K], q, scale, zero?, offset?, row_scale?, y float32 [M, N]); M is 1 where `form.single`."""
     with emit.function(name) as builder:
         _Body(isa, form, fitted(schedule, form)).emit()
     return builder.get()
@@ -310,6 +311,8 @@ class _Body:
 
     def _store(self, group: Expr, row: Expr, value: Expr) -> None:
         """One row's `lanes` results, as far as the matrix goes."""
+        if self.matrix.by_row:
+            value = value * load_float(self.held["row_scale"], [group * self.lanes], self.lanes)
         first, ragged = group * self.lanes, self.matrix.rows % self.lanes
         if not ragged:
             T.buffer_store(self.y, value, [row, tirx.Ramp(first, 1, self.lanes)])

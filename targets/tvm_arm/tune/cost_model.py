@@ -121,7 +121,7 @@ def memory_time(core: Core, form: Form, schedule: Schedule) -> float:
 
 
 def weight_bytes(matrix: Interleaved) -> int:
-    """Bytes of values and scales."""
+    """Bytes of values and scales of blocks."""
     return sum(matrix.spec(part).bytes for part in (matrix.values, "scale"))
 
 

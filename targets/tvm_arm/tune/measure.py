@@ -97,6 +97,8 @@ def arguments(form: Form, rows: int = PROMPT) -> list[npt.NDArray[Any]]:
 def _part(part: str, matrix: Interleaved, random: np.random.Generator) -> npt.NDArray[Any]:
     spec = matrix.spec(part)
     size = math.prod(spec.shape)
+    if spec.type_name == "int8":
+        return random.integers(-127, 128, size, np.int8)
     if spec.type_name == "uint8":
         return random.integers(0, 256 if part == matrix.values else 1 << matrix.bits, size, np.uint8)
     return (random.random(size, np.float32) / 100).astype(spec.type_name)
