@@ -9,10 +9,12 @@ from pocketphi.graph.formats.base import HINTS, Format, Layout, PartSpec, Values
 from pocketphi.graph.formats.blocks import Blocks
 from pocketphi.graph.formats.int4 import Int4
 from pocketphi.graph.formats.ints import Int2, Int3, Int5, Int6, Int8
+from pocketphi.graph.formats.levels import Levels, Levels3, Levels4
 from pocketphi.graph.formats.palette import Palette, Palette2, Palette3, Palette6, Tables
 
 FORMATS: dict[str, type[Format]] = {
-    form.name: form for form in (Int4, Int2, Int3, Int5, Int6, Int8, Palette, Palette2, Palette3, Palette6)
+    form.name: form
+    for form in (Int4, Int2, Int3, Int5, Int6, Int8, Levels3, Levels4, Palette, Palette2, Palette3, Palette6)
 }
 
 
@@ -56,6 +58,9 @@ __all__ = [
     "Int6",
     "Int8",
     "Layout",
+    "Levels",
+    "Levels3",
+    "Levels4",
     "Palette",
     "Palette2",
     "Palette3",

@@ -40,6 +40,11 @@ class Blocks(Format):
         return int(1 << (cls.bits - 1))
 
     @classmethod
+    def reach(cls) -> int:
+        """The magnitude of the lowest level, which no other has a larger one than: 8 of -8 … 7."""
+        return cls.middle()
+
+    @classmethod
     def has_zeros(cls) -> bool:
         """Whether a weight in this format may have zero points."""
         return "zero" in cls.part_names()
@@ -91,10 +96,14 @@ class Blocks(Format):
 
     def dequantize(self) -> torch.Tensor:
         n, blocks = self.scale.shape
-        zeros = self.zeros()
-        zero = float(self.middle()) if zeros is None else zeros.float()[..., None]
-        centred = self.values().view(n, blocks, -1).float() - zero
-        return (centred * self.scale[..., None]).view(n, -1)
+        return (self.centred().view(n, blocks, -1) * self.scale[..., None]).view(n, -1)
+
+    def centred(self) -> torch.Tensor:
+        """The values in units of their scales: float32 [N, K]."""
+        values, zeros = self.values(), self.zeros()
+        if zeros is None:
+            return values.float() - float(self.middle())
+        return (values.view(*zeros.shape, -1).float() - zeros.float()[..., None]).view(values.shape)
 
 
 _MOST = 127

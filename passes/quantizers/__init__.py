@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Int2, Int3, Int5, Int6, Int8, Palette2, Palette3, Palette6
+from pocketphi.graph.formats import Int2, Int3, Int5, Int6, Int8, Levels3, Levels4, Palette2, Palette3, Palette6
 from pocketphi.graph.reading import named
 from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer, Statistics, check_block
 from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.palette import KMeans, WeightedKMeans
-from pocketphi.passes.quantizers.rtn import RoundToNearest
-from pocketphi.passes.quantizers.search import ScaleSearch
+from pocketphi.passes.quantizers.rtn import LevelNearest, RoundToNearest
+from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
 
 EightBits = RoundToNearest.to(Int8)
 
@@ -25,6 +25,7 @@ QUANTIZERS: list[type[Quantizer]] = [
     KMeans,
     *(made.to(form) for made in (ScaleSearch, RoundToNearest) for form in (Int2, Int3, Int5, Int6)),
     ScaleSearch.to(Int8),
+    *(made.to(form) for made in (LevelSearch, LevelNearest) for form in (Levels3, Levels4)),
     *(made.to(form) for made in (WeightedKMeans, KMeans) for form in (Palette2, Palette3, Palette6)),
 ]
 

@@ -304,7 +304,7 @@ class BlockQuantizer(Quantizer):
         import torch
 
         if self.symmetric:
-            return torch.where(high > -low, high, low) / -self.middle
+            return torch.where(high > -low, high, low) / -self.format.reach()
         return (high.clamp(min=0) - low.clamp(max=0)) / self.most
 
 

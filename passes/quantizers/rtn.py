@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pocketphi.graph.formats import Blocks, Int4
+from pocketphi.graph.formats import Blocks, Int4, Levels
 from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal
 
 if TYPE_CHECKING:
@@ -31,6 +31,20 @@ class RoundToNearest(BlockQuantizer):
         middle = self.middle if zero is None else zero[..., None]
         q = _round(blocks.mul(reciprocal(scale)[..., None]), middle, self.most)
         return self.format.pack(q.view(w.shape), scale, zero, row_scale)
+
+
+class LevelNearest(RoundToNearest):
+    """The same to levels that a format says."""
+
+    format: ClassVar[type[Levels]]
+    version = 1
+
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
+        blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
+        row_scale = self.row_scale(w)
+        scale, _ = self.levels(blocks.amin(-1), blocks.amax(-1), row_scale)
+        q = self.format.nearest(blocks * reciprocal(scale)[..., None])
+        return self.format.pack(q.view(w.shape), scale, None, row_scale)
 
 
 def _round(x: torch.Tensor, zero: torch.Tensor | int, most: int) -> torch.Tensor:

@@ -14,10 +14,11 @@ Without statistics (an embedding) only the first step is left, with h = 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.formats import Blocks, Int4
+from pocketphi.graph.formats import Blocks, Int4, Levels
 from pocketphi.passes.quantizers.base import BlockQuantizer, Feedback, reciprocal, stored_scale
 from pocketphi.passes.quantizers.in_turn import round_in_turn
 
@@ -61,7 +62,7 @@ class ScaleSearch(BlockQuantizer):
             cost = torch.ones(block) if feedback is None else feedback.cost[these]
             parts = [self._search(part, cost, row) for part, row in zip(met.split(_ROWS, 1), by_part, strict=True)]
             scales[:, i], zeros[:, i] = (torch.cat(of) for of in zip(*parts, strict=True))
-            return _to_levels(scales[:, i].clone(), zeros[:, i].clone(), self.most)
+            return self._to_levels(scales[:, i].clone(), zeros[:, i].clone())
 
         if feedback is None:
             met = w.T.contiguous()
@@ -80,28 +81,52 @@ class ScaleSearch(BlockQuantizer):
         start, zero = self.levels(columns.amin(0), columns.amax(0), row_scale)
         if zero is None:
             zero = torch.full_like(start, self.middle)
-        lowest, highest = -zero, self.most - zero
         best = _Best(columns, cost, start * 0, row_scale)  # NaN where no scale is finite: refused later
         for shrink in _SHRINK:
             scale = start * shrink
             inverse = reciprocal(scale)
             steps = columns * inverse
-            nearest_steps = steps.round()
-            best.offer(scale, inverse, steps, nearest_steps.clamp(lowest, highest))
-            if self.symmetric:  # a scale of the other sign: the level without an opposite is on the other side
-                best.offer(scale, inverse, steps, nearest_steps.clamp_(-highest, -lowest), -1)
+            for sign, rounded in self._roundings(steps, zero):
+                best.offer(scale, inverse, steps, rounded, sign)
         return best.scale, zero
 
+    def _roundings(self, steps: torch.Tensor, zero: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Columns in units of a scale, rounded to levels; and, with -1, to those that a scale of the other sign has, where the
+        level without an opposite is on the other side."""
+        nearest, lowest, highest = steps.round(), -zero, self.most - zero
+        yield 1, nearest.clamp(lowest, highest)
+        if self.symmetric:
+            yield -1, nearest.clamp_(-highest, -lowest)
 
-def _to_levels(scale: torch.Tensor, zero: torch.Tensor, most: int) -> Nearest:
-    """Round to the levels of one block: scale and zero float32 [N]."""
-    inverse = reciprocal(scale)
+    def _to_levels(self, scale: torch.Tensor, zero: torch.Tensor) -> Nearest:
+        """Round to the levels of one block: scale and zero float32 [N]."""
+        inverse = reciprocal(scale)
 
-    def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        q = (column * inverse).round_().add_(zero).clamp_(0, most)
-        return q, (q - zero) * scale
+        def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            q = (column * inverse).round_().add_(zero).clamp_(0, self.most)
+            return q, (q - zero) * scale
 
-    return nearest
+        return nearest
+
+
+class LevelSearch(ScaleSearch):
+    """The same to levels that a format says."""
+
+    format: ClassVar[type[Levels]]
+    version = 1
+
+    def _roundings(self, steps: torch.Tensor, zero: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        for sign in (1, -1):
+            yield sign, self.format.at(self.format.nearest(steps * sign)).mul_(sign)
+
+    def _to_levels(self, scale: torch.Tensor, zero: torch.Tensor) -> Nearest:
+        inverse = reciprocal(scale)
+
+        def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            q = self.format.nearest(column * inverse)
+            return q, self.format.at(q).mul_(scale)
+
+        return nearest
 
 
 class _Best:

@@ -6,7 +6,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Blocks, Int2, Int3, Int4, Int5, Int6, Int8, Layout, PartSpec, Values, bytes_of
+from pocketphi.graph.formats import (
+    Blocks,
+    Int2,
+    Int3,
+    Int4,
+    Int5,
+    Int6,
+    Int8,
+    Layout,
+    Levels3,
+    Levels4,
+    PartSpec,
+    Values,
+    bytes_of,
+)
 
 if TYPE_CHECKING:
     from torch import fx
@@ -18,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlocksCodec:
-    """Blocks of whole numbers, in the order in which the kernels load them (`Interleaved`)."""
+    """Blocks of whole numbers, or of numbers of levels, in the order in which the kernels load them (`Interleaved`)."""
 
     format: type[Blocks]
 
@@ -64,4 +78,4 @@ class BlocksCodec:
         return form, [f.value(arg) for arg in node.args[1:] if arg is not None]
 
 
-CODECS = {form.name: BlocksCodec(form) for form in (Int2, Int3, Int4, Int5, Int6, Int8)}
+CODECS = {form.name: BlocksCodec(form) for form in (Int2, Int3, Int4, Int5, Int6, Int8, Levels3, Levels4)}

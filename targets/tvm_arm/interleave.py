@@ -5,7 +5,8 @@ groups outside, steps inside. A unit is `step / 4` chunks of 4·lanes values, ea
 multiplied. They lie in planes (`planes.py`), one plane of the unit after the other. Without `pairs`, byte (row, j) of chunk c
 is column 4c + j. With `pairs` (smmla), chunk 2g + p has rows 2p and 2p + 1, 8 columns each: 8g + j.
 
-Where a matrix is `signed`, values are q - middle in two's complement: their highest bit is turned.
+Where a matrix is `signed`, values are q - middle in two's complement: their highest bit is turned. Numbers of levels lie as
+they are: a kernel looks the levels up, as bytes of `width` 8, and multiplies those, or levels + middle where unsigned.
 
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Where a
 weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]. Rows beyond N, up to the
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pocketphi.graph.formats import Blocks, Int4, PartSpec, known_format
+from pocketphi.graph.formats import Blocks, Int4, Levels, PartSpec, known_format
 from pocketphi.graph.formats.blocks import scale_codes
 from pocketphi.graph.packing import pack_bits, unpack_bits
 from pocketphi.targets.tvm_arm.isa import Isa
@@ -59,7 +60,7 @@ class Interleaved:
         rows, columns = form.shape_of(parts)
         block = columns // parts["scale"].shape[1]
         return Interleaved(
-            rows, columns, block, isa.lanes, isa.pairs, isa.is_signed(form.bits), form, "row_scale" in parts
+            rows, columns, block, isa.lanes, isa.pairs, isa.is_signed(_width(form)), form, "row_scale" in parts
         )
 
     @property
@@ -67,13 +68,24 @@ class Interleaved:
         return self.format.bits
 
     @property
+    def levels(self) -> tuple[int, ...] | None:
+        """What values are numbers of, if they are."""
+        return self.format.levels if issubclass(self.format, Levels) else None
+
+    @property
+    def width(self) -> int:
+        """Bits of what is multiplied."""
+        return _width(self.format)
+
+    @property
     def middle(self) -> int:
-        return self.format.middle()
+        """What is multiplied in place of zero, where it is not signed."""
+        return 1 << (self.width - 1)
 
     @property
     def shift(self) -> int:
         """Bits by which a byte to multiply is shifted: signed values are at its upper end, so that the sign is the byte's."""
-        return 8 - self.bits if self.signed else 0
+        return 8 - self.width if self.signed else 0
 
     @property
     def values(self) -> str:
@@ -136,7 +148,7 @@ class Interleaved:
 
     def _store_values(self, packed: torch.Tensor) -> torch.Tensor:
         values = unpack_bits(packed, self.bits, self.columns)
-        chunks = self._chunks(values ^ self.middle if self.signed else values)
+        chunks = self._chunks(values ^ self._turned)
         return torch.cat([_join(plane, chunks) for plane in self.planes], -1).view(-1, self.spec(self.values).shape[1])
 
     def _restore_values(self, stored: torch.Tensor) -> torch.Tensor:
@@ -145,7 +157,12 @@ class Interleaved:
         for plane in self.planes:
             _split(plane, units[..., plane.start(self.lanes) :], chunks)
         values = self._rows(chunks)
-        return pack_bits(values ^ self.middle if self.signed else values, self.bits)
+        return pack_bits(values ^ self._turned, self.bits)
+
+    @property
+    def _turned(self) -> int:
+        """The bit by which values differ from those in canonical form."""
+        return self.middle if self.signed and self.levels is None else 0
 
     def _chunks(self, values: torch.Tensor) -> torch.Tensor:
         """[rows, columns] → [groups, steps, chunks, 4 · lanes]."""
@@ -174,6 +191,10 @@ class Interleaved:
         blocks = stored.shape[1] // self.lanes
         tensor = stored.view(-1, blocks, self.lanes).transpose(1, 2).reshape(-1, blocks)
         return pack_bits(tensor, self.bits) if part == "zero" else tensor.float()
+
+
+def _width(form: type[Blocks]) -> int:
+    return 8 if issubclass(form, Levels) else form.bits
 
 
 def _join(plane: Plane, chunks: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.interleave import Interleaved
-from pocketphi.targets.tvm_arm.kernels.emit import Expr, broadcast, load, shuffle, vector
+from pocketphi.targets.tvm_arm.kernels.emit import Expr, broadcast, load, looked_up, shuffle, vector
 from pocketphi.targets.tvm_arm.planes import Plane
 
 
@@ -23,19 +23,31 @@ class Chunks:
         self._width = 4 * matrix.lanes
         first = matrix.planes[0]
         self.signed = matrix.signed
-        self.largest = matrix.middle << matrix.shift if matrix.signed else (1 << matrix.bits) - 1
+        self.largest = matrix.middle << matrix.shift if matrix.signed else (1 << matrix.width) - 1
         self.order = sorted(range(matrix.step // 4), key=first.place)
 
     def multiplied(self, chunk: int) -> Expr:
-        """(q - middle) · 2^shift where the matrix is signed, else q: int32 x lanes, a value in each byte."""
-        return self._together(chunk, self._matrix.shift)
+        """(q - middle) · 2^shift where the matrix is signed, else q: int32 x lanes, a value in each byte. Of levels, q is
+        level + middle."""
+        if self._matrix.levels:
+            return self._looked_up(chunk, 0 if self._matrix.signed else self._matrix.middle)
+        return self._as_ints(self._together(chunk, self._matrix.shift))
 
     def plain(self, chunk: int) -> Expr:
         """q, in the same form."""
-        return self._together(chunk, 0, self._matrix.signed)
+        if self._matrix.levels:
+            return self._looked_up(chunk, self._matrix.middle)
+        return self._as_ints(self._together(chunk, 0, self._matrix.signed))
+
+    def _looked_up(self, chunk: int, more: int) -> Expr:
+        levels = [(level + more) & 0xFF for level in self._matrix.levels or ()]
+        return self._as_ints(looked_up(levels, self._together(chunk, 0), self._width))
+
+    def _as_ints(self, values: Expr) -> Expr:
+        return T.reinterpret(vector("int32", self._matrix.lanes), values)
 
     def _together(self, chunk: int, shift: int, turned: bool = False) -> Expr:
-        """turned: the file has q - middle, whose highest bit is not that of q."""
+        """The values of a chunk, uint8 x (4 · lanes). turned: the file has q - middle, whose highest bit is not that of q."""
         found = None
         for plane in self._matrix.planes:
             index, bit = plane.place(chunk)
@@ -44,7 +56,7 @@ class Chunks:
                 stored = stored ^ self._bytes(sum(1 << at for at in range(plane.bits - 1, 8, plane.bits)))
             part = self._moved(stored, bit, plane.bits, plane.low + shift)
             found = part if found is None else found | part
-        return T.reinterpret(vector("int32", self._matrix.lanes), found)
+        return found
 
     def _load(self, plane: Plane, index: int) -> Expr:
         """A vector of a plane, with both halves where the file has them in one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,6 +144,22 @@ def total(a: Expr, lanes: int) -> Expr:
 def shuffle(vectors: list[Expr], lanes: list[int]) -> Expr:
     """Lanes of several vectors of one type, numbered through."""
     return tirx.Shuffle(vectors, lanes)
+
+
+_LOOK_UP = {
+    16: "llvm.aarch64.neon.tbl1.v16i8",
+    32: "llvm.x86.avx2.pshuf.b",
+    64: "llvm.x86.avx512.pshuf.b.512",
+}
+"""By bytes of a vector, which tell the architecture. Those of x86 look each up among 16 bytes of its own."""
+
+
+def looked_up(table: list[int], numbers: Expr, lanes: int) -> Expr:
+    """Entries of a table by their numbers. table: bytes, sixteen at most; numbers: uint8 x lanes, below its length."""
+    words = struct.unpack("<4i", bytes(table).ljust(16, b"\0")) * (lanes // 16)
+    entries = shuffle([tirx.IntImm("int32", word) for word in words], list(range(len(words))))
+    entries = T.reinterpret(vector("uint8", lanes), entries)
+    return intrinsic(vector("uint8", lanes), _LOOK_UP[lanes], entries, numbers)
 
 
 def exponential(x: Expr, lanes: int) -> Expr:

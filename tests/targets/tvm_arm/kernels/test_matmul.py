@@ -36,7 +36,7 @@ def int8_bound(weight: Blocks, x: torch.Tensor) -> torch.Tensor:
 
 def float_bound(weight: Blocks, x: torch.Tensor) -> torch.Tensor:
     """[M, N]: a rounding of each of K terms. Zero points and offsets are added apart: their terms count by themselves."""
-    most = float(weight.middle() if weight.zeros() is None else (1 << weight.bits) - 1)
+    most = float(weight.reach() if weight.zeros() is None else (1 << weight.bits) - 1)
     magnitude = most * weight.scale.abs()
     if "offset" in weight.tensors():
         magnitude = magnitude + weight.tensors()["offset"].abs()
