@@ -18,6 +18,9 @@ from pocketphi.graph.formats import (
     Int4,
     Int8,
     Layout,
+    Levels,
+    Levels3,
+    Levels4,
     Tables,
     bytes_of,
     format_of,
@@ -25,8 +28,10 @@ from pocketphi.graph.formats import (
     weight_of,
 )
 from pocketphi.graph.formats import blocks as blocks_module
+from pocketphi.graph.formats import levels as levels_module
 from pocketphi.graph.formats import palette as palette_module
 from pocketphi.graph.formats import specs as specs_of
+from pocketphi.graph.formats.blocks import row_scales, scale_codes
 from pocketphi.graph.packing import pack_bits, unpack_bits
 
 BLOCKS = [form for form in FORMATS.values() if issubclass(form, Blocks)]
@@ -63,9 +68,9 @@ def unpacked(packed: torch.Tensor, bits: int, count: int) -> list[list[int]]:
     return (each.reshape(len(packed), count, bits) @ (1 << np.arange(bits))).tolist()
 
 
-@pytest.mark.parametrize(("module", "examples"), [(blocks_module, 2), (palette_module, 2)])
+@pytest.mark.parametrize(("module", "examples"), [(blocks_module, 2), (levels_module, 2), (palette_module, 2)])
 def test_the_worked_examples_run(module: object, examples: int) -> None:
-    results = doctest.testmod(module, extraglobs={"torch": torch, "Int3": Int3})  # type: ignore[arg-type]
+    results = doctest.testmod(module, extraglobs={"torch": torch, "Int3": Int3, "Levels4": Levels4})  # type: ignore[arg-type]
     assert (results.attempted, results.failed) == (examples, 0)
 
 
@@ -78,9 +83,38 @@ def test_blocks_by_their_definition(form: type[Blocks], zeros: bool, block: int)
     weight = random_blocks(form, 3, 64, block, zeros)
     made, values = weight.dequantize(), unpacked(getattr(weight, form.part_names()[0]), form.bits, 64)
     zero = unpacked(weight.zero, form.bits, 64 // block) if zeros else [[2 ** (form.bits - 1)] * (64 // block)] * 3  # type: ignore[attr-defined]
+    levels = form.levels if issubclass(form, Levels) else None
     for n in range(3):
         for k in range(64):
-            assert made[n, k] == (values[n][k] - zero[n][k // block]) * weight.scale[n, k // block]
+            level = levels[values[n][k]] if levels else values[n][k] - zero[n][k // block]
+            assert made[n, k] == level * weight.scale[n, k // block]
+
+
+@pytest.mark.parametrize("form", [Levels3, Levels4], ids=lambda form: form.name)
+def test_the_nearest_level(form: type[Levels]) -> None:
+    """Against every distance; halfway between two, either is right."""
+    levels = torch.tensor(form.levels, dtype=torch.float64)
+    assert (levels.diff() > 0).all()
+    assert levels.abs().max() == form.reach() == -levels[0] == 127
+    steps = torch.cat([torch.arange(-600, 600) / 4, normal(4000) * 60, torch.tensor([torch.inf, -torch.inf])])
+    steps = steps.clamp(-1e9, 1e9)
+    found = levels[form.nearest(steps)]
+    assert torch.equal((found - steps).abs(), (levels[:, None] - steps).abs().amin(0))
+    assert torch.equal(form.at(torch.arange(len(levels))).double(), levels)
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.015625, 3e-7, 1.2e-9, 0.0, 500.0])
+def test_scales_in_units_of_their_row(largest: float) -> None:
+    """The least of four significant bits whose 127-fold is no less; its multiples are values of float16."""
+    spread = torch.tensor([[largest], [largest * 1.37]])
+    row = row_scales(spread)
+    assert (row * 127 >= spread * (1 - 2**-20)).all()
+    smallest = 2.0**-24
+    assert (row <= torch.maximum(spread / 127 * 1.125 * (1 + 2**-20), torch.full_like(spread, smallest))).all()
+    multiples = torch.arange(-127, 128) * row
+    assert torch.equal(multiples.half().float(), multiples)
+    assert torch.equal(scale_codes(multiples, row), torch.where(row > 0, torch.arange(-127.0, 128.0), 0.0))
+    assert torch.equal(scale_codes(multiples * 3, row).abs().amax(), torch.tensor(127.0 if largest else 0.0))
 
 
 @pytest.mark.parametrize("form", TABLES, ids=lambda form: form.name)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pocketphi.graph.formats import FORMATS, Blocks, Int4, PartSpec
+from pocketphi.graph.formats.blocks import row_scales, scale_codes
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
 from pocketphi.targets.tvm_arm.platform import cpu_flags
@@ -46,9 +47,15 @@ def run(isa: Isa, function: Any, *arguments: torch.Tensor) -> list[torch.Tensor]
 
 
 def random_weight(
-    rows: int, columns: int, block: int, zero: bool = False, offset: bool = False, form: type[Blocks] = Int4
+    rows: int,
+    columns: int,
+    block: int,
+    zero: bool = False,
+    offset: bool = False,
+    form: type[Blocks] = Int4,
+    by_row: bool = False,
 ) -> Blocks:
-    """A matrix of random values, with scales of both signs, a block of zeros and an outlier."""
+    """A matrix of random values, with scales of both signs, a block of zeros and an outlier. by_row: with row scales."""
     generator = torch.Generator().manual_seed(0)
     most = 1 << form.bits
     blocks = columns // block
@@ -58,7 +65,9 @@ def random_weight(
     scale[0, 0], scale[-1, -1] = 0, 40.0
     zeros = torch.randint(0, most, (rows, blocks), generator=generator, dtype=torch.uint8) if zero else None
     values = torch.randint(0, most, (rows, columns), generator=generator, dtype=torch.uint8)
-    made = form.pack(values, scale.half().float(), zeros)
+    row_scale = row_scales(scale.abs().amax(1, keepdim=True)) if by_row else None
+    scale = scale.half().float() if row_scale is None else scale_codes(scale, row_scale) * row_scale
+    made = form.pack(values, scale, zeros, row_scale)
     return replace(made, offset=torch.randn(rows, blocks, generator=generator)) if offset else made
 
 

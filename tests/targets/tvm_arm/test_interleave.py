@@ -26,6 +26,7 @@ def test_restores_what_was_stored(isa, rows, columns, block, zero, offset) -> No
 @pytest.mark.parametrize(("form", "zero"), WIDTHS)
 def test_restores_each_width(isa, form, zero, rows, columns, block) -> None:
     check_restored(random_weight(rows, columns, block, zero, form=form), isa)
+    check_restored(random_weight(rows, columns, block, zero, form=form, by_row=True), isa)
 
 
 def check_restored(weight: Blocks, isa: Isa) -> None:

@@ -48,19 +48,22 @@ ON_ARM = [
     ("dotprod", "widths", "fp16"),
     ("i8mm", "widths", "fp16"),
 ]
-SYMMETRIC = {"*.0.*qkv*": 2, "*.0.*o_proj*": 3, "*.0.*gate_up*": 5, "*.0.*down*": 6, "*embed*": 8, "*.1.mlp*": 8}
-ASYMMETRIC = {"*.1.*qkv*": 5, "*.1.*o_proj*": 6, "*qkv*": 3, "*o_proj*": 2, "*gate_up*": 6, "*down*": 5, "lm_head*": 3}
-"""Of the variant `widths`: bits by the pattern of a weight's name; the first that matches counts."""
+SYMMETRIC = {"*.0.*qkv*": "int2", "*.0.*o_proj*": "int3", "*.0.*gate_up*": "int5", "*.0.*down*": "int6", "*.1.mlp*": "int8"}
+BY_ROW = {"*embed*": "nl4", "*.1.*o_proj*": "nl3", "lm_head*": "int4"}
+ASYMMETRIC = {"*.1.*qkv*": "int5", "*qkv*": "int3", "*o_proj*": "int2", "*gate_up*": "int6", "*down*": "int5"}
+"""Of the variant `widths`: formats by the pattern of a weight's name; the first that matches counts."""
 
 
 def quantized_program(variant: str) -> Program:
     if variant != "widths":
         return quantized("tiny", 16, symmetric=False) if variant == "asymmetric" else quantized(variant)
-    settings = [(SYMMETRIC, {"block": 32}), (ASYMMETRIC, {"block": 16, "symmetric": False})]
+    settings = [
+        (SYMMETRIC, {"block": 32}),
+        (BY_ROW, {"block": 16, "scale_bits": 8}),
+        (ASYMMETRIC, {"block": 16, "symmetric": False, "scale_bits": 8}),
+    ]
     rules = [
-        Rule(name, make_quantizer("rtn", f"int{bits}", chosen))
-        for widths, chosen in settings
-        for name, bits in widths.items()
+        Rule(name, make_quantizer("rtn", form, chosen)) for forms, chosen in settings for name, form in forms.items()
     ]
     program = fused()
     QuantizeWeights(Policy(tuple(rules)))(program)

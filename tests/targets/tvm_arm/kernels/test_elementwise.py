@@ -61,6 +61,7 @@ def test_embedding(isa: Isa, block: int, zero: bool, offset: bool) -> None:
 @pytest.mark.parametrize(("form", "zero"), WIDTHS)
 def test_embedding_of_each_width(isa: Isa, block: int, form: type[Blocks], zero: bool) -> None:
     check_embedding(isa, random_weight(37, 96, block, zero, form=form))
+    check_embedding(isa, random_weight(37, 96, block, zero, form=form, by_row=True))
 
 
 def check_embedding(isa: Isa, weight: Blocks) -> None:

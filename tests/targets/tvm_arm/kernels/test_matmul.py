@@ -10,7 +10,7 @@ from tvm_kernels import WIDTHS, here, placed, random_weight, run
 
 pytest.importorskip("tvm")
 
-from pocketphi.graph.formats import Blocks, Int4, Int5
+from pocketphi.graph.formats import Blocks, Int4, Int5, Levels4
 from pocketphi.targets.tvm_arm.interleave import Interleaved, step_of
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of
@@ -57,6 +57,13 @@ def test_products(isa: Isa, block: int, zero: bool, offset: bool, tokens: int) -
 @pytest.mark.parametrize(("form", "zero"), WIDTHS)
 def test_products_of_each_width(isa: Isa, form: type[Blocks], zero: bool, block: int, tokens: int) -> None:
     check_products(isa, random_weight(37, 128, block, zero, form=form), tokens)
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize(("block", "tokens"), [(16, 1), (32, 5)])
+@pytest.mark.parametrize(("form", "zero"), [(Int4, True), (Int4, False), (Levels4, False)])
+def test_products_with_row_scales(isa: Isa, form: type[Blocks], zero: bool, block: int, tokens: int) -> None:
+    check_products(isa, random_weight(37, 128, block, zero, form=form, by_row=True), tokens)
 
 
 def check_products(isa: Isa, weight: Blocks, tokens: int) -> None:
