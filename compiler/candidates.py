@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import FORMATS, Blocks, Format
+from pocketphi.graph.formats import FORMATS, Blocks, Format, Levels
 from pocketphi.passes.choices import BLOCKS
-from pocketphi.passes.quantizers import Quantizer, make_quantizer, recipes
+from pocketphi.passes.quantizers import SCALE_BITS, Quantizer, make_quantizer, recipes
 from pocketphi.targets import find_target
 from pocketphi.targets.target import TargetOptions
 
@@ -25,6 +26,8 @@ def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     """By weight, those that all targets carry."""
     held = [find_target(name).codecs for name in options.target_names]
     forms = [form for name, form in FORMATS.items() if all(name in codecs for codecs in held)]
+    levels = {form.bits for form in forms if issubclass(form, Levels)}  # closer than even steps, at the same bytes
+    forms = [form for form in forms if form.bits not in levels or issubclass(form, Levels)]
     made = list(_quantizers(forms, options.recipe))
     found: Candidates = {}
     for name, (rows, columns) in config.matrices().items():
@@ -49,10 +52,11 @@ def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantize
         if not issubclass(form, Blocks):
             yield from (make_quantizer(recipe, form.name, {"group": group}) for group in _GROUPS)
             continue
-        for block in _BLOCKS.get(form.bits, BLOCKS):
-            yield make_quantizer(recipe, form.name, {"block": block})
+        for block, scale_bits in itertools.product(_BLOCKS.get(form.bits, BLOCKS), SCALE_BITS.choices):
+            chosen = {"block": block, "scale_bits": scale_bits}
+            yield make_quantizer(recipe, form.name, chosen)
             if form.has_zeros() and form.bits <= 4:
-                yield make_quantizer(recipe, form.name, {"block": block, "symmetric": False})
+                yield make_quantizer(recipe, form.name, {**chosen, "symmetric": False})
 
 
 def _fits(quantizer: Quantizer, name: str, rows: int, columns: int) -> bool:

@@ -113,10 +113,15 @@ def _fitted(
             high = allowed
         if (1 - _WITHIN) * limit <= whole <= limit:
             break
-        allowed += limit - whole
+        # what was chosen may be far below what was allowed: a little less of that would choose the same again
+        allowed = (allowed if whole <= limit else _size(tables, chosen)) + limit - whole
         if not low < allowed < high:
             allowed = (low + high) // 2
     return best
+
+
+def _size(tables: Sequence[Sequence[Choice]], chosen: Sequence[int]) -> int:
+    return sum(table[i].size for table, i in zip(tables, chosen))
 
 
 def known_costs(

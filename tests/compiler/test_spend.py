@@ -18,7 +18,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
 
-SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=2)
+SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=2048, layers=6)
 BOTH = ("ort-mobile", "coreml")
 
 
@@ -66,7 +66,7 @@ def test_sensitivities_are_measured_once_and_give_the_same(model: str) -> None:
 
 
 def test_a_bundle_keeps_to_its_bytes_and_its_rules_can_be_used_again(model: str, tmp_path: Path) -> None:
-    limit = 4_500_000
+    limit = 2_600_000
     made = compile_model(
         dataclasses.replace(options(model, max_bytes=limit), out=tmp_path / "a", verify="never"),
     )
@@ -125,7 +125,7 @@ RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
     [
         (RULE.replace("int4", "int9"), "rule 1: format int9: expected one of int4, int2"),
         (RULE.replace("search", "serch"), "rule 1: --recipe serch: expected one of search, rtn, keep"),
-        (RULE + "blok = 32\n", "rule 1: search of int4: blok is 32, expected block, symmetric only"),
+        (RULE + "blok = 32\n", "rule 1: search of int4: blok is 32, expected block, symmetric, scale_bits only"),
         (RULE + "block = 31\n", "rule 1: search of int4: block is 31, expected one of 0, 16"),
         (RULE.replace("int4", "int3"), "is to be int3, which .* cannot hold; it holds int2, int4"),
         (RULE.replace('"*"', '"head*"'), r"head\* matches no weight; there is model.embed_tokens.weight"),

@@ -55,9 +55,7 @@ def test_scales_of_eight_bits(recipe: str, form: type[Blocks]) -> None:
     """Whole numbers times their row's, for rows of any size, and no further off than half of one lets a scale be."""
     w = normal(24, 128) * torch.logspace(-6, 3, 24)[:, None]
     w[3], w[4, 5] = 0.0, 100.0
-    plain, made = (
-        make_quantizer(recipe, form.name, {"block": 32, "scale_bits": bits}).quantize(w) for bits in (16, 8)
-    )
+    plain, made = (make_quantizer(recipe, form.name, {"block": 32, "scale_bits": bits}).quantize(w) for bits in (16, 8))
     assert isinstance(made, form)
     row = made.tensors()["row_scale"]
     assert row.shape == (24, 1)

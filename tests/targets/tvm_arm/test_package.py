@@ -48,7 +48,13 @@ ON_ARM = [
     ("dotprod", "widths", "fp16"),
     ("i8mm", "widths", "fp16"),
 ]
-SYMMETRIC = {"*.0.*qkv*": "int2", "*.0.*o_proj*": "int3", "*.0.*gate_up*": "int5", "*.0.*down*": "int6", "*.1.mlp*": "int8"}
+SYMMETRIC = {
+    "*.0.*qkv*": "int2",
+    "*.0.*o_proj*": "int3",
+    "*.0.*gate_up*": "int5",
+    "*.0.*down*": "int6",
+    "*.1.mlp*": "int8",
+}
 BY_ROW = {"*embed*": "nl4", "*.1.*o_proj*": "nl3", "lm_head*": "int4"}
 ASYMMETRIC = {"*.1.*qkv*": "int5", "*qkv*": "int3", "*o_proj*": "int2", "*gate_up*": "int6", "*down*": "int5"}
 """Of the variant `widths`: formats by the pattern of a weight's name; the first that matches counts."""
