@@ -19,8 +19,8 @@ class Runtime:
     """What a runtime does with a model.
 
     float_bytes: of a norm's weight, a rotary value or a scale; activation_bytes: of a hidden value; buffers: how many times the
-    tensors of a layer are held at once; scale_copies: of the scales, beyond the one in the file; fixed: bytes of the runtime
-    itself; chunk: tokens that go through at once, None for a whole prompt; kv_per_token: bytes of keys and values over all
+    tensors of a layer are held at once; scale_copies: of the scales, beyond the one in the file, and one more of those that lie
+    there in eight bits; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt; kv_per_token: bytes of keys and values over all
     layers; kv_multiple: of which the cache's rows are a multiple; tables_end: whether the rotary tables end with the cache
     """
 
@@ -75,17 +75,19 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A quantized weight as a target keeps it: bytes in its file, bytes of the values alone, and how many scales it has."""
+    """A quantized weight as a target keeps it: bytes in its file, bytes of the values alone, how many scales it has, and how
+    many of them are multiples of their row's."""
 
     bytes: int
     values: int
     scales: int
+    by_row: int
 
     @staticmethod
     def of(layout: Layout, held: int) -> Matrix:
         """held: what it takes in the file."""
         scales = math.prod(layout["scale"].shape) if "scale" in layout else 0
-        return Matrix(held, next(iter(layout.values())).bytes, scales)
+        return Matrix(held, next(iter(layout.values())).bytes, scales, scales if "row_scale" in layout else 0)
 
 
 def footprint_of(
@@ -103,11 +105,12 @@ def footprint_of(
     per_token = sum(matrix.bytes for matrix in read.values())
     looked_up = sum(matrix.bytes for matrix in matrices.values()) - per_token
     scales = sum(matrix.scales for matrix in read.values()) * runtime.float_bytes
+    expanded = sum(matrix.by_row for matrix in read.values()) * runtime.float_bytes if runtime.scale_copies else 0
     return Footprint(
         files=files,
-        weights=files - looked_up + runtime.scale_copies * scales,
+        weights=files - looked_up + runtime.scale_copies * scales + expanded,
         packing=max(matrix.values for matrix in read.values()) if runtime.scale_copies else 0,
-        read_per_token=per_token + norms,
+        read_per_token=per_token + norms + expanded,
         kv_per_token=runtime.kv_per_token,
         kv_multiple=runtime.kv_multiple,
         activations=_activations(config, min(prompt, held, runtime.chunk or held), runtime),

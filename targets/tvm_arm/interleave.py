@@ -6,7 +6,7 @@ multiplied. They lie in planes (`planes.py`), one plane of the unit after the ot
 is column 4c + j. With `pairs` (smmla), chunk 2g + p has rows 2p and 2p + 1, 8 columns each: 8g + j.
 
 Where a matrix is `signed`, values are q - middle in two's complement: their highest bit is turned. Numbers of levels lie as
-they are: a kernel looks the levels up, as bytes of `width` 8, and multiplies those, or levels + middle where unsigned.
+they are: a kernel looks the levels up, and multiplies those, or levels + middle where unsigned.
 
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Where a
 weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]. Rows beyond N, up to the
@@ -35,6 +35,9 @@ _STORED = {"scale": torch.float16, "offset": torch.float32, "row_scale": torch.f
 """Types of parts; the others are uint8."""
 
 
+_WIDTH_OF_LEVELS = 7
+
+
 def step_of(block: int) -> int:
     """Columns that share an activation's scale: 32, or 16 where those do not divide a block."""
     return STEP if block % STEP == 0 else 16
@@ -60,7 +63,7 @@ class Interleaved:
         rows, columns = form.shape_of(parts)
         block = columns // parts["scale"].shape[1]
         return Interleaved(
-            rows, columns, block, isa.lanes, isa.pairs, isa.is_signed(_width(form)), form, "row_scale" in parts
+            rows, columns, block, isa.lanes, isa.pairs, _is_signed(form, isa), form, "row_scale" in parts
         )
 
     @property
@@ -75,7 +78,7 @@ class Interleaved:
     @property
     def width(self) -> int:
         """Bits of what is multiplied."""
-        return _width(self.format)
+        return _WIDTH_OF_LEVELS if self.levels else self.bits
 
     @property
     def middle(self) -> int:
@@ -85,7 +88,7 @@ class Interleaved:
     @property
     def shift(self) -> int:
         """Bits by which a byte to multiply is shifted: signed values are at its upper end, so that the sign is the byte's."""
-        return 8 - self.width if self.signed else 0
+        return 8 - self.width if self.signed and not self.levels else 0
 
     @property
     def values(self) -> str:
@@ -193,8 +196,9 @@ class Interleaved:
         return pack_bits(tensor, self.bits) if part == "zero" else tensor.float()
 
 
-def _width(form: type[Blocks]) -> int:
-    return 8 if issubclass(form, Levels) else form.bits
+def _is_signed(form: type[Blocks], isa: Isa) -> bool:
+    """Levels are signed where it helps, at no cost: they are looked up either way."""
+    return isa.is_signed(8 if issubclass(form, Levels) else form.bits)
 
 
 def _join(plane: Plane, chunks: torch.Tensor) -> torch.Tensor:

@@ -95,8 +95,8 @@ def test_the_nearest_level(form: type[Levels]) -> None:
     """Against every distance; halfway between two, either is right."""
     levels = torch.tensor(form.levels, dtype=torch.float64)
     assert (levels.diff() > 0).all()
-    assert levels.abs().max() == form.reach() == -levels[0] == 127
-    steps = torch.cat([torch.arange(-600, 600) / 4, normal(4000) * 60, torch.tensor([torch.inf, -torch.inf])])
+    assert levels.abs().max() == form.reach() == -levels[0] == 63
+    steps = torch.cat([torch.arange(-600, 600) / 4, normal(4000) * 30, torch.tensor([torch.inf, -torch.inf])])
     steps = steps.clamp(-1e9, 1e9)
     found = levels[form.nearest(steps)]
     assert torch.equal((found - steps).abs(), (levels[:, None] - steps).abs().amin(0))
