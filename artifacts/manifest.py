@@ -84,6 +84,7 @@ class RecipeRecord:
     calibration_tokens: int | None
     rules: tuple[RuleRecord, ...] = ()
     expected: ExpectedRecord | None = None
+    format: str = "int4"
     scale_bits: int = 16
 
     def described(self) -> str:
@@ -98,7 +99,7 @@ class RecipeRecord:
             how = f"block {self.block or 'row'}, {'symmetric' if self.symmetric else 'asymmetric'}"
             how += f", scales of {self.scale_bits} bits" if self.scale_bits != 16 else ""
         eight = [what for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)) if bits == 8]
-        return f"int4 {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
+        return f"{self.format} {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context:
         [found.options_of(record)],
         block=recipe.block,
         symmetric=recipe.symmetric,
+        format=recipe.format,
         scale_bits=recipe.scale_bits,
         palette=recipe.palette,
         embedding_bits=recipe.embedding_bits,

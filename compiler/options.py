@@ -12,6 +12,7 @@ from typing import Any, cast
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
@@ -57,6 +58,12 @@ def parse_size(text: str) -> int:
 class StorageOptions(Options):
     """How weights are stored, which decides their size."""
 
+    format: str = option(
+        "int4",
+        "of weights: int4 (default), other widths, or nl3 and nl4, whose levels lie closer together near zero",
+        choices=tuple(name for name, form in FORMATS.items() if issubclass(form, Blocks)),
+        metavar="NAME",
+    )
     block: int = option(
         cast("int", None),  # by the recipe; set when the options are made
         "weights that share a scale: 16 to 256, or row for whole rows "
@@ -264,6 +271,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             name=self.recipe,
             block=default_block(self.recipe) if self.block is None else self.block,
             symmetric=self.symmetric,
+            format=self.format,
             scale_bits=self.scale_bits,
             palette=self.palette,
             embedding_bits=self.embedding_bits,

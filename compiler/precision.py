@@ -44,7 +44,8 @@ def rule_records(policy: Policy, recipe: RecipeRecord, tied: bool) -> tuple[Rule
 
 
 def _plain(recipe: str, o: CompileOptions | RecipeRecord, tied: bool) -> Policy:
-    return policy_of(recipe, o.block, o.symmetric, o.palette, o.embedding_bits, o.head_bits, o.scale_bits, tied)
+    widths = o.embedding_bits, o.head_bits
+    return policy_of(recipe, o.block, o.symmetric, o.palette, *widths, tied, form=o.format, scale_bits=o.scale_bits)
 
 
 def records(policy: Policy) -> tuple[RuleRecord, ...]:

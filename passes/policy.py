@@ -56,12 +56,14 @@ def policy_of(
     palette: int | None = None,
     embedding_bits: int = 4,
     head_bits: int = 4,
-    scale_bits: int = 16,
     tied: bool = False,
+    form: str = "int4",
+    scale_bits: int = 16,
 ) -> Policy:
     """The policy that the options of the command line say.
 
-    block: 0 for whole rows, the recipe's default if None; palette: rows that share a lookup table, in place of blocks
+    block: 0 for whole rows, the recipe's default if None; palette: rows that share a lookup table, in place of blocks; form: of
+    the weights that have no special number of bits
     tied: the embedding and the head are one weight, which gets the larger number of bits
 
     Raises InputError for an unknown recipe, and for what a recipe cannot make.
@@ -75,12 +77,14 @@ def policy_of(
         if bits in _FORMATS
     }
     if palette is None:
-        return Policy.of(make_quantizer(recipe, "int4", {"block": block, "symmetric": symmetric, **scales}), more)
+        zeros = {} if symmetric else {"symmetric": False}
+        return Policy.of(make_quantizer(recipe, form, {"block": block, **zeros, **scales}), more)
     made = make_quantizer(recipe, "palette", {"group": palette})
     if not symmetric:
         raise InputError("--palette: a table has no zero points; leave out --asymmetric")
-    if scales:
-        raise InputError("--palette: a table has no scales; leave out --scale-bits")
+    for flag, other in (("--scale-bits", scales), ("--format", form != "int4")):
+        if other:
+            raise InputError(f"--palette: tables are in place of blocks; leave out {flag}")
     return Policy.of(made, more)
 
 

@@ -20,8 +20,9 @@ class Runtime:
 
     float_bytes: of a norm's weight, a rotary value or a scale; activation_bytes: of a hidden value; buffers: how many times the
     tensors of a layer are held at once; scale_copies: of the scales, beyond the one in the file, and one more of those that lie
-    there in eight bits; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt; kv_per_token: bytes of keys and values over all
-    layers; kv_multiple: of which the cache's rows are a multiple; tables_end: whether the rotary tables end with the cache
+    there in eight bits; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt;
+    kv_per_token: bytes of keys and values over all layers; kv_multiple: of which the cache's rows are a multiple; tables_end:
+    whether the rotary tables end with the cache
     """
 
     float_bytes: int

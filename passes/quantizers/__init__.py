@@ -42,7 +42,8 @@ def quantizer_class(recipe: str, form: str = "int4") -> type[Quantizer]:
     found = {one.format.name: one for one in QUANTIZERS if one.recipe == recipe}
     if form not in found:
         does = next(iter(found.values())).does
-        raise InputError(f"--{named(form)}: --recipe {recipe} {does}; choose {' or '.join(recipes(form)) or 'another'}")
+        flag = "--palette" if form == "palette" else f"--format {named(form)}"
+        raise InputError(f"{flag}: --recipe {recipe} {does}; choose {' or '.join(recipes(form)) or 'another'}")
     return found[form]
 
 

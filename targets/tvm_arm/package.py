@@ -53,9 +53,9 @@ BOUND = (
 )
 """What of model.json the library holds as well: the runtime refuses a file that says otherwise."""
 
-_RUNTIME_BYTES, _OPERATOR_BYTES, _KERNEL_BYTES = 850_000, 2_600, 30_000
+_RUNTIME_BYTES, _OPERATOR_BYTES, _KERNEL_BYTES, _ROW_SCALE_BYTES = 850_000, 2_600, 30_000, 1_800
 """About: of the runtime and what each library has; of an operator's calls in all functions; of the kernels for one form of
-matrices. Measured on libraries for dotprod and avx512vnni."""
+matrices; of a weight's row scales in those calls. Measured on libraries for dotprod and avx512vnni."""
 
 
 class TvmBundle(Prepared):
@@ -70,9 +70,12 @@ class TvmBundle(Prepared):
         self._tuning = Tuning(self._platform, options.tuning, options.content("tuning"))
         self._params = ParamsFile.plan(program, self._platform.isa)
         self.bytes = self._params.layout.size
-        forms = {tuple(one.parts.items()) for one in program.weights_read().values() if format_of(one.parts)}
+        parts = [one.parts for one in program.weights_read().values() if format_of(one.parts)]
+        forms = {tuple(one.items()) for one in parts}
+        by_row = sum("row_scale" in one for one in parts)
         operators = program.operators().total()
         self.around = _RUNTIME_BYTES + operators * _OPERATOR_BYTES + len(forms) * _KERNEL_BYTES
+        self.around += by_row * _ROW_SCALE_BYTES
         self.notes = [self._platform.described(), *self._platform.notes()]
         toolchain = self._platform.toolchain()
         if not toolchain.links:

@@ -95,7 +95,7 @@ def test_a_manifest_holds_rules_only_where_its_fields_cannot_say_them() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (RuleRecord("*", "int7", "rtn", {}), "--int7: --recipe rtn rounds to nearest; choose another"),
+        (RuleRecord("*", "int7", "rtn", {}), "--format int7: --recipe rtn rounds to nearest; choose another"),
         (RuleRecord("*", "int4", "x\ny", {}), "expected one of search, rtn, keep"),
         (RuleRecord("*", "int4", "rtn", {"block": True}), "block is True, expected one of 0, 16"),
         (RuleRecord("*", "palette", "rtn", {"symmetric": True}), "symmetric is True, expected group only"),
@@ -137,6 +137,6 @@ def test_nothing_heavy_is_loaded() -> None:
     assert done.stdout.splitlines() == [
         "[2304, 2560, 2304]",
         "[['int4', 'int8', 'palette', 'palette2', 'palette3', 'palette6'], ['int2', 'int4', 'int8'], "
-        "['int2', 'int3', 'int4', 'int5', 'int6', 'int8']]",
+        "['int2', 'int3', 'int4', 'int5', 'int6', 'int8', 'nl3', 'nl4']]",
         "[]",
     ]
