@@ -164,6 +164,10 @@ class Target(ABC, Generic[O]):
         """What one of the target's codecs makes of a weight."""
         return int(codec.bytes_of(layout))
 
+    def is_fast(self, form: str, block: int) -> bool:
+        """Whether its runtime has a kernel for such blocks. A choice among formats leaves out those that it runs slowly."""
+        return True
+
     @abstractmethod
     def prepare(self, program: Program, options: O, asked: Asked) -> Prepared:
         """Plan the files of a quantized program. Raises InputError for what cannot be written as asked."""

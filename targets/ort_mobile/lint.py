@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from onnx import NodeProto, TensorProto, helper
 
+from pocketphi.targets.ort_mobile.codecs import FAST
 from pocketphi.targets.ort_mobile.lower import Lowered
 
-FAST_BLOCKS = (16, 32, 64, 128, 256)
-SLOW_BLOCKS = (16,)
-"""Accepted, but without an int8 kernel: three to four times slower than block 32 (measured)."""
-KERNELS = {2: (32, 64, 128), 4: FAST_BLOCKS, 8: FAST_BLOCKS}
-"""By bits: the blocks that have a kernel. Others give the same values some 200 times slower (one row times 3072 × 8192 in 2
-bits: blocks of 16 take 518 ms, of 32 1.8 ms; onnxruntime 1.32, one core of an x86 machine)."""
+FLOAT_BLOCKS = {4: (16,), 8: (16,)}
+"""By bits: the blocks that have a kernel in float alone."""
 
 
 def lint(lowered: Lowered) -> list[str]:
@@ -38,9 +35,9 @@ def _slow(node: NodeProto, float_weights: set[str]) -> list[str]:
         if len(node.input) > 4 and node.input[4]:
             reasons.append("MatMulNBits with a group index dequantizes the matrix at each call")
         bits, level = attributes["bits"], attributes.get("accuracy_level", 0)
-        if block not in KERNELS.get(bits, ()):
+        if block not in (*FAST.get(bits, ()), *FLOAT_BLOCKS.get(bits, ())):
             reasons.append(f"MatMulNBits has no kernel for {bits} bits in blocks of {block}")
-        elif block in SLOW_BLOCKS and level == 4:
+        elif block not in FAST[bits] and level == 4:
             reasons.append(
                 f"MatMulNBits has no int8 kernel for blocks of {block}; blocks of 32 run 3 to 4 times faster"
             )

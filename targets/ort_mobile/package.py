@@ -24,9 +24,10 @@ from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, split_target
+from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
-from pocketphi.targets.ort_mobile.lint import FAST_BLOCKS, lint
+from pocketphi.targets.ort_mobile.lint import lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
@@ -90,9 +91,9 @@ def _check_fits(program: Program) -> None:
     for name, weight in program.weights.items():
         form = format_of(weight.parts)
         block = form.block_of(weight.parts) if form else None
-        if block and block not in FAST_BLOCKS:
+        if block and block not in BLOCKS:
             raise InputError(
-                f"ort-mobile: {name} has blocks of {block}, MatMulNBits takes {', '.join(map(str, FAST_BLOCKS))}; "
+                f"ort-mobile: {name} has blocks of {block}, MatMulNBits takes {', '.join(map(str, BLOCKS))}; "
                 "choose such a --block, or compile it for coreml alone"
             )
     if program.config.rotary_dim % _ROTARY_STEP:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.targets.memory import Runtime
-from pocketphi.targets.ort_mobile.codecs import CODECS
+from pocketphi.targets.ort_mobile.codecs import CODECS, FAST
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked, Kit, Target, TextReader
@@ -49,6 +49,9 @@ class OrtMobileTarget(Target[OrtMobile]):
             kv_per_token=options.kv_cache_bytes(config),
             scale_copies=2,  # packed weights hold them again, with sums of blocks for int8 activations; the mapped ones stay
         )
+
+    def is_fast(self, form: str, block: int) -> bool:
+        return block in FAST[CODECS[form].format.bits]
 
     def prepare(self, program: Program, options: OrtMobile, asked: Asked) -> Prepared:
         from pocketphi.targets.ort_mobile.package import OrtBundle
