@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -473,6 +474,17 @@ def test_requests_that_are_none(machine: Any, bundle: Any) -> None:
     done = subprocess.run(command, input=requests, capture_output=True, check=True)
     lines = done.stdout.decode().splitlines()
     assert lines[1:-1] == ["error expected: prefill ID…, prefill_all ID…, decode ID or reset"] * 7
+    assert lines[-1].startswith("ok 0 ")
+
+
+def test_requests_longer_than_the_cache_take_no_memory(machine: Any, bundle: Any) -> None:
+    """The logits of three million tokens would take more than the process may have."""
+    command = [str(machine(host_arch())[1].runner), str(bundle(host_arch()))]
+    limits = f"ulimit -v {1 << 20}; exec {shlex.join(command)}"
+    requests = b"prefill_all" + b" 1" * 3_000_000 + b"\nreset\n"
+    done = subprocess.run(["bash", "-c", limits], input=requests, capture_output=True, check=True)
+    lines = done.stdout.decode().splitlines()
+    assert lines[1].startswith(f"error the cache holds {small.CONTEXT} tokens: 0 are in it, 3000000 more do not fit")
     assert lines[-1].startswith("ok 0 ")
 
 
