@@ -284,7 +284,7 @@ def test_a_bundle_that_does_not_fit_is_one_line(start: Any, copy: Any, changes: 
         ("model.json", b'{"format": 1.0}', "model.json: format: expected a whole number"),
         ("model.params", None, "model.params: No such file or directory"),
         ("model.params", b"12345", "model.params: 5 bytes, expected 14336"),
-        ("model.so", None, "model.so: cannot open shared object file"),
+        ("model.so", None, "model.so: No such file or directory"),
         ("model.so", b"\x7fELF" + bytes(100), "model.so"),
         ("model.so", b"", "model.so: file too short"),
     ],
@@ -299,7 +299,20 @@ def test_damaged_files(start: Any, copy: Any, file: str, data: bytes | None, mes
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["model.json", "model.params"])
+def test_a_library_that_is_cut(start: Any, copy: Any) -> None:
+    """The loader would map what is not there, and end the process when it is touched."""
+    library = copy() / "model.so"
+    size = library.stat().st_size
+    for left in (size - 1, size // 2, 4096, 64, 63, 1):
+        os.truncate(library, left)
+        with pytest.raises(InputError, match=r"/model.so: ") as caught:
+            start(library.parent)
+        assert left < 64 or str(caught.value).endswith(
+            f"{left} bytes, expected {size}: the copy is not complete, or of another model"
+        )
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.params", "model.so"])
 def test_what_is_no_file(start: Any, copy: Any, file: str) -> None:
     folder = copy()
     (folder / file).unlink()
