@@ -104,9 +104,13 @@ def _lack(error: Exception) -> str:
         return f"{named(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}: not all could be written; free some space and start again"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return f"{error.strerror}: not all could be written; raise the limit (ulimit -f) and start again"
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if short or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "not enough memory; nothing was kept. Try --recipe rtn, or a machine with more"
+    if "failed to map segment" in str(error):  # all that the loader says
+        return f"{error}: is there enough memory, and may files of its folder be run?"
     return ""
 
 

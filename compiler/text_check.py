@@ -175,7 +175,7 @@ def _lacks(config: ModelConfig, ours: Tokenizer, probes: Probes, expected: Answe
         found.append("no end token in config.json or generation_config.json: an answer ends where the cache is full")
     if ours.has_template and expected.chats[0] in (REFUSED, TOO_COSTLY):
         try:
-            ours.render_chat(probes.talks[0])
+            ours.encode_chat(probes.talks[0])
         except InputError as error:
             found.append(str(error))
     return found

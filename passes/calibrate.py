@@ -8,12 +8,14 @@ what was lost before it, as far as its inputs tell. One layer's statistics and o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from inspect import cleandoc, isclass, isfunction
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -97,7 +99,7 @@ def quantize_calibrated(
     path = cache.folder / f"{key}.stream"
     recalled = cache.recall(key, calibrated)
     if recalled is not None:
-        path.unlink(missing_ok=True)
+        _forget(path)
         return dict(recalled)
     head: Any = program.outputs["logits"]
     stream = Stream(path, key, program, head.args[0])
@@ -137,8 +139,14 @@ def quantize_calibrated(
         if node.target is aten.embedding.default:  # a tied one is done: the head's inputs tell more
             quantize(node.args[0], None)
     cache.remember(key, stored)
-    path.unlink(missing_ok=True)
+    _forget(path)
     return dict(stored)
+
+
+def _forget(stream: Path) -> None:
+    """Its run is done. In a cache that is read-only it may stay."""
+    with contextlib.suppress(OSError):
+        stream.unlink()
 
 
 def _resumed(

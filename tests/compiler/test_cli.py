@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -557,11 +559,41 @@ def test_force_through_a_link_replaces_what_it_points_to(capsys: pytest.CaptureF
         ("{} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", 0, ""),
         ("PYTHONIOENCODING=ascii {} > /dev/null", 0, ""),
         ("{} > /dev/full", 2, "pocketphi: No space left on device: not all could be written; free some space"),
+        (
+            "ulimit -f 0; {} > file",
+            2,
+            "pocketphi: File too large: not all could be written; raise the limit (ulimit -f)",
+        ),
     ],
 )
-def test_what_a_command_writes_to(shell: str, code: int, said: str, tiny_bundle: Path) -> None:
-    """A reader that has enough, a terminal without Greek letters, a disk that is full."""
-    command = f"'{sys.executable}' -m pocketphi.compiler inspect '{tiny_bundle}'"
-    done = subprocess.run(["bash", "-c", shell.format(command)], capture_output=True, text=True, check=False)
+def test_what_a_command_writes_to(shell: str, code: int, said: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    """A reader that has enough, a terminal without Greek letters, a disk that is full, a limit."""
+    command = f"'{sys.executable}' -m pocketphi.compiler inspect '{tiny_bundle.resolve()}'"
+    done = subprocess.run(
+        ["bash", "-c", shell.format(command)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.strip()[: len(said)]) == (code, said), done.stderr
     assert len(done.stderr.splitlines()) == bool(said)
+
+
+SHORT = """
+import ctypes, resource, sys
+from pocketphi.compiler import cli
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20),) * 2)
+try:
+    ctypes.CDLL(sys.argv[1])
+except OSError as error:
+    print(cli._lack(error))
+"""
+
+
+def test_a_library_that_memory_is_too_short_for() -> None:
+    package = importlib.util.find_spec("onnxruntime")
+    assert package
+    assert package.origin
+    (library,) = (Path(package.origin).parent / "capi").glob("onnxruntime_pybind11_state*.so")
+    done = subprocess.run([sys.executable, "-c", SHORT, str(library)], capture_output=True, text=True, check=True)
+    assert re.fullmatch(
+        rf"{re.escape(str(library))}: failed to map segment .*: is there enough memory, .*\n", done.stdout
+    )

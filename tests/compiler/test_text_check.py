@@ -276,14 +276,21 @@ def test_sentencepiece_is_converted_or_refused(model: Path, tmp_path: Path, monk
         read(folder)
 
 
-def test_what_a_chat_will_lack_is_said(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1/0 }}", "chat: the chat template failed (ZeroDivisionError: division by zero)"),
+        ("{{ '\\ud800' }}", "the text holds half of a character at 0: '\\ud800'"),
+    ],
+)
+def test_what_a_chat_will_lack_is_said(template: str, said: str, model: Path, tmp_path: Path) -> None:
     def edit(data: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
-        config["chat_template"] = "{{ 1/0 }}"
+        config["chat_template"] = template
 
     folder = add_tokenizer(model_folder(model, tmp_path / "m", eos_token_id=None), edit=edit)
     notices = read(folder).notices
     assert notices[0].startswith("no end token in config.json or generation_config.json: an answer ends where")
-    assert notices[1] == "chat: the chat template failed (ZeroDivisionError: division by zero)"
+    assert notices[1] == said
     options = compile_options(str(folder), tmp_path / "b", recipe="rtn")
     assert notices[0] in plan(options).notes
 

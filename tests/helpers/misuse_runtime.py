@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import sys
 import threading
+import traceback
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_size_t, c_void_p
 from typing import Any
 
@@ -12,7 +15,7 @@ library = ctypes.CDLL(sys.argv[1])
 FOLDER = sys.argv[2].encode()
 TOKENS, LOGITS = POINTER(c_int32), POINTER(c_float)
 VOCAB, CONTEXT = 96, 48
-UNKNOWN = b"no such model: it was closed, or never opened"
+UNKNOWN = b"no such model: it was closed, or not opened by this process"
 
 library.pocketphi_open.argtypes, library.pocketphi_open.restype = [c_char_p, c_char_p, c_char_p, c_size_t], c_void_p
 library.pocketphi_error.argtypes, library.pocketphi_error.restype = [c_void_p], c_char_p
@@ -92,6 +95,25 @@ def at_once(model: Any) -> None:
     unknown(model)
 
 
+def after_a_fork(model: Any) -> None:
+    """A child has no threads of its parent's: it is told so, opens its own model, and the parent goes on."""
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # a call that waits for a thread of its parent would never end
+        try:
+            unknown(model)
+            again, _ = opened()
+            assert decode(again, 3, row()) == 0
+            library.pocketphi_close(again)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert decode(model, 5, row()) == 0
+    library.pocketphi_reset(model)
+
+
 def main() -> None:
     for folder in (None, b""):
         assert opened(folder) == (None, b"no bundle folder: expected its path")
@@ -117,6 +139,7 @@ def main() -> None:
     assert library.pocketphi_length(other) == 2
     for handle in (None, 12345, other + 1):
         unknown(handle)
+    after_a_fork(other)
     at_once(other)
     opened()  # left open when the program ends
     sys.stdout.write("ok\n")

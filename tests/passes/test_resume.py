@@ -196,3 +196,33 @@ def test_killed_while_it_writes(fused: Program, whole: dict[str, str], tmp_path:
     assert found + computed == WEIGHTS
     assert found >= 5
     assert digests(tmp_path) == whole
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_resume as t
+program = t.trace(t.HashedCheckpoint(t.RandomWeights("random:tiny")))
+t.run_passes(program, t.fusions(None))
+print(t.run(program, Path(sys.argv[1])))
+"""
+
+
+def test_a_cache_that_holds_all_may_be_read_only(fused: Program, tmp_path: Path) -> None:
+    """Such a file system refuses to delete even what is not there."""
+    assert run(fused, tmp_path) == (0, WEIGHTS)
+    mount = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && "$@"',
+        "sh",
+    ]
+    if subprocess.run([*mount, tmp_path, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a read-only mount needs root")
+    code = AGAIN.format(tests=str(Path(__file__).parent))
+    command = [*mount, tmp_path, sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout == f"({WEIGHTS}, 0)\n", done.stderr

@@ -246,6 +246,11 @@ File::File(const std::string& path) : path(path), number(open(path.c_str(), O_RD
   }
 }
 
+void File::refuse(uint64_t expected) const {
+  throw Failure(path + ": " + std::to_string(status.st_size) + " bytes, expected " + std::to_string(expected) +
+                ": the copy is not complete, or of another model");
+}
+
 File::~File() {
   if (number >= 0) close(number);
 }
@@ -254,10 +259,7 @@ Mapping Mapping::file(const std::string& path, int64_t bytes) {
   Mapping mapping;
   mapping.file_ = std::make_unique<File>(path);
   const File& file = *mapping.file_;
-  if (file.status.st_size != bytes) {
-    throw Failure(path + ": " + std::to_string(file.status.st_size) + " bytes, expected " + std::to_string(bytes) +
-                  ": the copy is not complete, or of another model");
-  }
+  if (file.status.st_size != bytes) file.refuse(bytes);
   void* data = bytes ? mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.number, 0) : nullptr;
   if (data == MAP_FAILED) throw Failure(path + ": cannot be mapped: " + std::strerror(errno));
   mapping.data_ = data;

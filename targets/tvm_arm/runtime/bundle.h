@@ -67,6 +67,9 @@ class File {
   File(const File&) = delete;
   ~File();
 
+  // For a file of another size than is expected, in bytes.
+  [[noreturn]] void refuse(uint64_t expected) const;
+
   std::string path;
   int number;
   struct stat status;

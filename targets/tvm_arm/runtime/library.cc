@@ -1,8 +1,15 @@
 #include "library.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
+#if !defined(__APPLE__)
+#include <elf.h>
+#endif
+
+#include <cstring>
 
 #include "backend.h"
+#include "bundle.h"
 #include "failure.h"
 #include "reader.h"
 
@@ -24,9 +31,21 @@ std::string executable_in(Reader reader) {
   throw Failure("model.so: not a library that pocketphi built");
 }
 
+// Fails for a file that is cut: dlopen would map what is not there, and the system would end the process.
+void refuse_cut([[maybe_unused]] const File& file) {
+#if !defined(__APPLE__)
+  Elf64_Ehdr header;
+  bool whole = pread(file.number, &header, sizeof header, 0) == sizeof header;
+  if (!whole || std::memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_ident[EI_CLASS] != ELFCLASS64) return;
+  uint64_t end = header.e_shoff + uint64_t{header.e_shnum} * header.e_shentsize;  // the table of sections is last
+  if (end > static_cast<uint64_t>(file.status.st_size)) file.refuse(end);
+#endif
+}
+
 }  // namespace
 
 Library Library::open(const std::string& path) {
+  refuse_cut(File(path));
   Library library;
   library.name_ = "model.so";
   library.handle_.reset(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL), [](void* handle) {

@@ -1,6 +1,8 @@
 // The C API around a model: handles, one line for each failure, nothing thrown.
 #include "pocketphi_runtime.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <map>
 #include <memory>
@@ -20,6 +22,7 @@ using pocketphi_runtime::one_line;
 
 struct Session {
   std::unique_ptr<Model> model;  // of the worker's thread; null once it is closed
+  const pid_t process = getpid();
   std::atomic<int32_t> vocab{0}, context{0}, length{0};
   std::mutex guard;
   std::string error;                 // under the guard
@@ -44,11 +47,11 @@ pocketphi* keep(std::shared_ptr<Session> session) {
   return reinterpret_cast<pocketphi*>(sessions().last);
 }
 
-// Null for NULL and for a handle that is closed.
+// Null for NULL, for a handle that is closed, and for one of a process that forked: its threads are not here.
 std::shared_ptr<Session> find(const pocketphi* handle, bool forget = false) {
   std::lock_guard<std::mutex> lock(sessions().guard);
   auto found = sessions().open.find(reinterpret_cast<uintptr_t>(handle));
-  if (found == sessions().open.end()) return nullptr;
+  if (found == sessions().open.end() || found->second->process != getpid()) return nullptr;
   std::shared_ptr<Session> session = found->second;
   if (forget) sessions().open.erase(found);
   return session;
@@ -136,7 +139,7 @@ int32_t pocketphi_length(const pocketphi* handle) { return number(handle, &Sessi
 const char* pocketphi_error(const pocketphi* handle) try {
   thread_local std::string said;  // a copy: another thread's call may fail meanwhile
   auto session = find(handle);
-  if (!session) return "no such model: it was closed, or never opened";
+  if (!session) return "no such model: it was closed, or not opened by this process";
   std::lock_guard<std::mutex> lock(session->guard);
   said = session->error;
   return said.c_str();

@@ -12,6 +12,7 @@
  *
  * Threads: a handle runs on a thread of its own, with workers of its own, which sleep while there is nothing to do. Calls may
  * come from any thread; those of one handle wait for each other. A call with NULL or with a handle that is closed fails.
+ * Threads stay behind in a fork: there, a call with a handle of the parent fails, and the child opens the bundle itself.
  *
  * Files: what model.json says is compared with what the library was built for. model.params is mapped and must stay as it is
  * while the model is open. A call that finds it written to or cut fails; if it is cut during a call, the system ends the

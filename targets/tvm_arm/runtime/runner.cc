@@ -85,7 +85,8 @@ void answer(pocketphi *model, const std::string &text) {
     std::printf("error expected: prefill ID…, prefill_all ID…, decode ID or reset\n");
     return;
   }
-  std::vector<float> logits(verb == "reset" ? 0 : static_cast<size_t>(pocketphi_vocab(model)) * (all ? ids.size() : 1));
+  size_t rows = verb == "reset" ? 0 : all ? std::min<size_t>(ids.size(), pocketphi_context(model)) : 1;  // more are refused
+  std::vector<float> logits(rows * static_cast<size_t>(pocketphi_vocab(model)));
   int count = static_cast<int>(ids.size()), code = 0;
   Clock::time_point start = Clock::now();
   if (all) code = pocketphi_prefill_all(model, ids.data(), count, logits.data());

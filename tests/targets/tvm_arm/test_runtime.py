@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -283,7 +284,7 @@ def test_a_bundle_that_does_not_fit_is_one_line(start: Any, copy: Any, changes: 
         ("model.json", b'{"format": 1.0}', "model.json: format: expected a whole number"),
         ("model.params", None, "model.params: No such file or directory"),
         ("model.params", b"12345", "model.params: 5 bytes, expected 14336"),
-        ("model.so", None, "model.so: cannot open shared object file"),
+        ("model.so", None, "model.so: No such file or directory"),
         ("model.so", b"\x7fELF" + bytes(100), "model.so"),
         ("model.so", b"", "model.so: file too short"),
     ],
@@ -298,7 +299,20 @@ def test_damaged_files(start: Any, copy: Any, file: str, data: bytes | None, mes
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["model.json", "model.params"])
+def test_a_library_that_is_cut(start: Any, copy: Any) -> None:
+    """The loader would map what is not there, and end the process when it is touched."""
+    library = copy() / "model.so"
+    size = library.stat().st_size
+    for left in (size - 1, size // 2, 4096, 64, 63, 1):
+        os.truncate(library, left)
+        with pytest.raises(InputError, match=r"/model.so: ") as caught:
+            start(library.parent)
+        assert left < 64 or str(caught.value).endswith(
+            f"{left} bytes, expected {size}: the copy is not complete, or of another model"
+        )
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.params", "model.so"])
 def test_what_is_no_file(start: Any, copy: Any, file: str) -> None:
     folder = copy()
     (folder / file).unlink()
@@ -473,6 +487,17 @@ def test_requests_that_are_none(machine: Any, bundle: Any) -> None:
     done = subprocess.run(command, input=requests, capture_output=True, check=True)
     lines = done.stdout.decode().splitlines()
     assert lines[1:-1] == ["error expected: prefill ID…, prefill_all ID…, decode ID or reset"] * 7
+    assert lines[-1].startswith("ok 0 ")
+
+
+def test_requests_longer_than_the_cache_take_no_memory(machine: Any, bundle: Any) -> None:
+    """The logits of three million tokens would take more than the process may have."""
+    command = [str(machine(host_arch())[1].runner), str(bundle(host_arch()))]
+    limits = f"ulimit -v {1 << 20}; exec {shlex.join(command)}"
+    requests = b"prefill_all" + b" 1" * 3_000_000 + b"\nreset\n"
+    done = subprocess.run(["bash", "-c", limits], input=requests, capture_output=True, check=True)
+    lines = done.stdout.decode().splitlines()
+    assert lines[1].startswith(f"error the cache holds {small.CONTEXT} tokens: 0 are in it, 3000000 more do not fit")
     assert lines[-1].startswith("ok 0 ")
 
 
