@@ -106,6 +106,11 @@ def test_what_is_damaged_or_gone_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert (again.cached, data.read_bytes()) == (False, whole)
     forbid(monkeypatch)
     assert build_matrix(file, Ui())[0].exit_code == 0
+    data.rename(tmp_path / "moved")
+    data.symlink_to(tmp_path / "moved")  # still the file of the cache, but a bundle with a link out of it opens nowhere
+    assert build_matrix(file, Ui())[0].exit_code == 0
+    assert not data.is_symlink()
+    Bundle.open(result.bundle)
 
 
 def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: Path) -> None:
