@@ -42,7 +42,7 @@ def _is_same(bundle: Bundle, path: Path) -> bool:
     if manifest_at(path) != bundle.manifest:
         return False
     held = [found for found in path.rglob("*") if found.is_file() and found.name != SIGNATURE]
-    if len(held) != len(bundle.manifest.files) + 1:
+    if len(held) != len(bundle.manifest.files) + 1 or any(found.is_symlink() for found in path.rglob("*")):
         return False
     names = [MANIFEST, *bundle.manifest.files]
     if all((path / name).is_file() and os.path.samefile(path / name, bundle.path / name) for name in names):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import platform
 from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle
@@ -44,7 +45,8 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
     from pocketphi.compiler.text import read_text
 
     text = read_text(measure.text, "the text") if measure.text else None
-    digest = text and hashlib.sha256(text.encode()).hexdigest()
+    # without a text, what this Python says of itself
+    digest = hashlib.sha256(text.encode()).hexdigest() if text else f"python {platform.python_version()}"
     asked: dict[str, Any] = {"tokens": measure.tokens, "window": measure.window, "text": digest}
     path = bundle.path.parent / f"{bundle.path.name}.quality"
     content, _ = read_sealed(path) or ([], None)

@@ -5,10 +5,13 @@ Whether a bundle was verified is not part of it: a verified one serves every bui
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
+import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import Options
+from pocketphi.graph.reading import file_inside, read_json
 from pocketphi.targets import find_target
 
 _SHARED_LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "gguf", "safetensors", "jinja2")
@@ -93,7 +97,8 @@ def _files(model: str) -> list[Path]:
         return [sample_path()]
     path = Path(model)
     if path.is_dir():
-        return sorted(found for found in path.iterdir() if found.is_file() and not found.name.startswith("."))
+        held = {found for found in path.iterdir() if found.is_file() and not found.name.startswith(".")}
+        return sorted(held | _named(path) | set(path.glob("additional_chat_templates/*.jinja")))
     if not path.is_file():
         raise InputError(f"{model}: no such model; expected a folder, a .gguf file, 'sample' or 'random:SHAPE'")
     if path.suffix == ".gguf":
@@ -101,6 +106,29 @@ def _files(model: str) -> list[Path]:
 
         return list(all_parts(path))
     return [path]
+
+
+def _named(folder: Path) -> set[Path]:
+    """The files that config.json and indexes name as weights, which may lie in folders inside. What is wrong with one of these
+    is said by who reads the model."""
+    found: set[Path] = set()
+    new = {folder / "config.json", *folder.glob("*.index.json")}
+    while new:
+        found |= new
+        names = {name for path in new if path.suffix == ".json" for name in _names(path, folder)}
+        new = {folder / name for name in names} - found
+    return {path for path in found if os.path.isfile(path)}
+
+
+def _names(path: Path, folder: Path) -> Iterator[str]:
+    """Those in a config.json or an index, which count from the model's folder on."""
+    with contextlib.suppress(InputError):
+        data = read_json(path)
+        listed = data.get("weight_map")
+        for name in (data.get("transformers_weights"), *(listed.values() if isinstance(listed, dict) else ())):
+            if isinstance(name, str):
+                file_inside(folder, name, "", follow=True)
+                yield name
 
 
 def _versions(model: str) -> list[tuple[Path, int, int]]:

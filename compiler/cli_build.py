@@ -27,7 +27,7 @@ def add_build_commands(command: AddCommand) -> None:
     build.add_argument("--results", type=Path, metavar="FILE", help="also write the results as JSON")
     build.add_argument("--list", action="store_true", help="only name the bundles")
 
-    diff = command("diff", _diff, "what changed from one bundle to another: sizes, errors, operators")
+    diff = command("diff", _diff, "what changed from one bundle to another: files, errors, operators")
     diff.add_argument("old", type=Path)
     diff.add_argument("new", type=Path)
 
@@ -90,7 +90,7 @@ def _diff(a: argparse.Namespace) -> int:
     from pocketphi.compiler.diff import changes
 
     found = changes(*(Bundle.open(path, check=False).manifest for path in (a.old, a.new)))
-    human = "\n".join(change.described() for change in found) or "no difference in sizes, errors and operators"
+    human = "\n".join(change.described() for change in found) or "no difference in files, errors and operators"
     print_result(a, [vars(change) for change in found], human)
     if not a.json:
         sys.stderr.write("as compiled; the files were not checked here: 'pocketphi verify --files-only' does that\n")

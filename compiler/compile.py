@@ -78,7 +78,7 @@ def compile_model(
         if policy.calibrates:
             quantized.weights.update(calibrate(program, source, policy, options, ui))
         if verifies:
-            read.append(rounding_check(quantized.weights, source))
+            read.append(rounding_check(quantized.weights, source, policy))
             require(read)
         packaged = {}
         for name, one in lowered.prepared.items():

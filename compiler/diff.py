@@ -1,4 +1,4 @@
-"""What changed from one bundle to another: sizes, errors, operators. Only what differs is listed."""
+"""What changed from one bundle to another: files, errors, operators. Only what differs is listed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from pocketphi.artifacts.manifest import Manifest
 
-_KINDS = ("bytes", "verified", "error", "operators")
+_KINDS = ("bytes", "contents", "verified", "error", "operators")
 
 
 @dataclass(frozen=True)
 class Change:
-    """kind: `bytes`, `verified` (1 or 0), `error` or `operators`; before, after: None where there was none, or is none any
-    more."""
+    """kind: `bytes`, `contents` (of a file of the same size), `verified` (1 or 0), `error` or `operators`; before, after: None
+    where there was none, or is none any more, and of contents."""
 
     kind: str
     name: str
@@ -21,6 +21,8 @@ class Change:
 
     def described(self) -> str:
         """One line, with the difference in percent where both are there."""
+        if self.kind == "contents":
+            return f"{self.name}: other contents"
         before, after = (_shown(self.kind, value) for value in (self.before, self.after))
         more = ""
         if self.before and self.after is not None and self.kind != "verified":
@@ -29,10 +31,18 @@ class Change:
 
 
 def changes(old: Manifest, new: Manifest) -> list[Change]:
-    """Sizes of files and of all, what the verification measured, operators of graph and targets."""
+    """Sizes of files and of all, files with other contents, what the verification measured, operators of graph and targets."""
     before, after = _values(old), _values(new)
-    keys = sorted({**before, **after}, key=lambda key: _KINDS.index(key[0]))
-    return [Change(*key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+    found = [
+        Change(*key, before.get(key), after.get(key))
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
+    for name, entry in new.files.items():
+        was = old.files.get(name)
+        if was is not None and was.bytes == entry.bytes and was.sha256 != entry.sha256:
+            found.append(Change("contents", name, None, None))
+    return sorted(found, key=lambda change: _KINDS.index(change.kind))
 
 
 def _values(manifest: Manifest) -> dict[tuple[str, str], float]:

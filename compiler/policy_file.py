@@ -52,8 +52,15 @@ def check_policy(policy: Policy, config: ModelConfig, options: CompileOptions) -
     target's files cannot hold."""
     names = list(config.matrices())
     for rule in policy.rules:
-        if not any(fnmatchcase(name, rule.pattern) for name in names):
+        matched = [name for name in names if fnmatchcase(name, rule.pattern)]
+        if not matched:
             raise InputError(f"{options.policy}: {named(rule.pattern)} matches no weight; there is {names[0]}")
+        if rule.pattern != "*" and not any(policy.rule(name) is rule for name in matched):
+            first = policy.rule(matched[0])
+            raise InputError(
+                f"{options.policy}: no weight follows {named(rule.pattern)}: the first rule that matches counts, which is "
+                f"{named(first.pattern if first else '')} for {matched[0]}; put it before"
+            )
     for name in names:
         quantizer = policy.quantizer(name)
         if quantizer is None:

@@ -23,7 +23,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.reading import parse_object, show
-from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.graph.tokenizer import Tokenizer, library
 from pocketphi.graph.writing import write_files
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.base import Check
@@ -63,7 +63,7 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
             f"{source.config.vocab_size} rows; resize it (model.resize_token_embeddings(len(tokenizer))) and save the model "
             "again, or take the tokenizer that it was trained with"
         )
-    normal = normal_files(files, loaded, alone)
+    normal = library(lambda: normal_files(files, loaded, alone), f"{where}: the tokenizer")
     same = alone if normal["tokenizer.json"] == files.get("tokenizer.json") else None
     ours = Tokenizer.from_files(normal, where, same)
     came = probes.ask_ours(ours)

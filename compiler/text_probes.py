@@ -12,7 +12,7 @@ from typing import Any
 from pocketphi.compiler.text import PROBE
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.template_budget import TooCostly
-from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.graph.tokenizer import Tokenizer, library
 
 TEXTS = (
     PROBE,
@@ -74,21 +74,26 @@ class Probes:
         for talk in self.talks:
             try:
                 prompt = ours.render_chat(talk, now=NOW)
-                chats.append([prompt, ours.tokens(prompt)])
             except TooCostly:
                 chats.append(TOO_COSTLY)
             except InputError:
                 chats.append(REFUSED)
+            else:
+                chats.append([prompt, ours.tokens(prompt)])
         streams = [_streamed(ours, ours.tokens(text)) for text in TEXTS]
         decoded = [*map(ours.decode, self.runs), *streams]
         return Answers([ours.encode(text) for text in self.texts], chats, decoded)
 
     def ask_transformers(self, loaded: Any, ours: Answers) -> Answers:
         """A template that costs us too much is not run without our bounds."""
-        ids = [loaded(text).input_ids for text in self.texts]
-        chats = [a if a == TOO_COSTLY else _rendered(loaded, talk) for a, talk in zip(ours.chats, self.talks)]
-        runs = [*self.runs, *(loaded(text, add_special_tokens=False).input_ids for text in TEXTS)]
-        return Answers(ids, chats, [loaded.decode(run, skip_special_tokens=True) for run in runs])
+
+        def ask() -> Answers:
+            ids = [loaded(text).input_ids for text in self.texts]
+            chats = [a if a == TOO_COSTLY else _rendered(loaded, talk) for a, talk in zip(ours.chats, self.talks)]
+            runs = [*self.runs, *(loaded(text, add_special_tokens=False).input_ids for text in TEXTS)]
+            return Answers(ids, chats, [loaded.decode(run, skip_special_tokens=True) for run in runs])
+
+        return library(ask, "the tokenizer")
 
     def differences(self, kind: str, one: Answers, other: Answers) -> list[tuple[Any, Any, Any]]:
         """(question, answer, other answer) where two readers differ. kind: a field of `Answers`."""

@@ -40,8 +40,13 @@ class Policy:
         """One quantizer for all weights but some, which are given by name."""
         return Policy((*(Rule(name, one) for name, one in (special or {}).items()), Rule("*", quantizer)))
 
+    def rule(self, name: str) -> Rule | None:
+        """The one that a weight follows."""
+        return next((rule for rule in self.rules if fnmatchcase(name, rule.pattern)), None)
+
     def quantizer(self, name: str) -> Quantizer | None:
-        return next((rule.quantizer for rule in self.rules if fnmatchcase(name, rule.pattern)), None)
+        rule = self.rule(name)
+        return rule.quantizer if rule else None
 
     @property
     def calibrates(self) -> bool:

@@ -4,8 +4,8 @@ by a compile that was stopped and started again.
 A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the activation
 statistics. Files are safetensors with the canonical parts, and with a digest for each chunk of rows: what is read is compared
 with what was promised when the weight was computed or found, so that a file that changes meanwhile is an error. A run (all
-weights, one text) has a file of its own, which names theirs. Cheap recipes are not cached: rounding to nearest runs as fast as
-the disk.
+weights, one text) has a file of its own, which names theirs; each of them says itself which weight it is. Cheap recipes are
+not cached: rounding to nearest runs as fast as the disk.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class WeightCache:
 
     def quantized(self, weight: QuantizedWeight, statistics: Statistics | None) -> StoredWeight:
         """The weight quantized with the statistics of its inputs: from the cache, or computed now."""
-        key = self._key(weight, statistics)
-        path = self.folder / f"{key}.safetensors"
-        if (stored := _find(path, weight)) is not None:
+        measured = "" if statistics is None else digest(statistics.tensors())
+        path = self.folder / f"{_sha256(self._rounding_of(weight), measured)}.safetensors"
+        if (stored := self.known(path.name, weight)) is not None:
             self.found += 1
             return stored
         if statistics is not None:
@@ -107,11 +107,11 @@ class WeightCache:
         parts = _compute(weight)
         self.computed += 1
         # another process may have been first: its bytes stay, since it reads them
-        return _find(path, weight) or self._store(path, weight, parts)
+        return self.known(path.name, weight) or self._store(path, weight, parts)
 
     def known(self, name: str, weight: QuantizedWeight) -> StoredWeight | None:
-        """The weight in the file of a name, if it is there."""
-        return _find(self.folder / Path(name).name, weight)
+        """The weight in the file of a name, if it is there and says that it is this one."""
+        return _find(self.folder / Path(name).name, weight, self._rounding_of(weight))
 
     def recall(self, key: str, weights: Mapping[str, QuantizedWeight]) -> dict[str, StoredWeight] | None:
         """All weights of an earlier run with the same key, or None if any is missing."""
@@ -146,7 +146,8 @@ class WeightCache:
             digest({part: tensor[a:b] for part, tensor in parts.items()}) for a, b in row_chunks(dict(weight.parts))
         )
         ordered = dict(sorted(weight.parts.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
-        header, offsets = header_of(ordered, {"key": path.stem, "chunks": " ".join(promised)})
+        said = {"key": path.stem, "weight": self._rounding_of(weight), "chunks": " ".join(promised)}
+        header, offsets = header_of(ordered, said)
         self._make_folder()  # it may have been deleted since
         try:
             with new_file(path) as file:
@@ -159,15 +160,15 @@ class WeightCache:
             ) from None
         return StoredWeight(path, dict(weight.parts), weight.describe(), promised, offsets)
 
-    def _key(self, weight: QuantizedWeight, statistics: Statistics | None) -> str:
-        info = self.source.tensors[weight.source.tensor]
-        stored = f"{info.dtype} {list(info.shape)}"  # the same bytes under another type or shape are another weight
-        quantizer = weight.quantizer
-        parts = [self.source.digest(weight.source.tensor), stored, quantizer.describe(), str(quantizer.version)]
-        key = hashlib.sha256("\n".join(parts).encode())
-        if statistics is not None:
-            key.update(digest(statistics.tensors()).encode())
-        return key.hexdigest()
+    def _rounding_of(self, weight: QuantizedWeight) -> str:
+        """What is rounded and how, whatever its inputs are: the same bytes under another type or shape are another weight."""
+        info, quantizer = self.source.tensors[weight.source.tensor], weight.quantizer
+        stored = f"{info.dtype} {list(info.shape)}"
+        return _sha256(self.source.digest(weight.source.tensor), stored, quantizer.describe(), str(quantizer.version))
+
+
+def _sha256(*lines: str) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _compute(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
@@ -186,8 +187,11 @@ def _compute(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     return made
 
 
-def _find(path: Path, weight: QuantizedWeight) -> StoredWeight | None:
-    """What the file at `path` holds, if that is this weight with the bytes that were written; else it counts as missing."""
+def _find(path: Path, weight: QuantizedWeight, rounding: str) -> StoredWeight | None:
+    """What the file at `path` holds, if that is this weight with the bytes that were written; else it counts as missing.
+
+    rounding: see `_rounding_of`
+    """
     try:
         with path.open("rb", buffering=0) as file:
             descriptor = file.fileno()
@@ -195,11 +199,12 @@ def _find(path: Path, weight: QuantizedWeight) -> StoredWeight | None:
             if size > _MAX_HEADER:
                 return None
             entries = parse_object(bytes(read_at(descriptor, size, 8)), str(path))
-            promised = str(entries["__metadata__"]["chunks"]).split()
+            said = entries["__metadata__"]
+            promised = str(said["chunks"]).split()
             offsets = {part: 8 + size + int(entries[part]["data_offsets"][0]) for part in weight.parts}
             stored = StoredWeight(path, dict(weight.parts), weight.describe(), tuple(promised), offsets)
             chunks = list(stored.chunks())
-            if entries["__metadata__"]["key"] != path.stem or len(promised) != len(chunks):
+            if (said["key"], said["weight"]) != (path.stem, rounding) or len(promised) != len(chunks):
                 return None
             for number, (start, stop) in enumerate(chunks):
                 stored._read_chunk(descriptor, number, start, stop)

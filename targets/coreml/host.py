@@ -184,7 +184,14 @@ def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
     for part in set(codec.format.part_names()) - set(codec.parameters.values()):
         with contextlib.suppress(InputError):
             raw[part] = package.parts(function, f"{name}_{part}")[""]
-    return Saved(raw, codec)
+    saved = Saved(raw, codec)
+    shapes = {part: shape for part, (_, shape) in codec.blobs(saved.parts).items()}
+    if any(one.shape != shapes[part] for part, one in raw.items()):
+        found = ", ".join(f"{part} {list(one.shape)}" for part, one in raw.items())
+        raise InputError(
+            f"{package.path}: {name} is stored as {found}, which is not how {codec.format.words} is held; compile it again"
+        )
+    return saved
 
 
 @dataclass(frozen=True)

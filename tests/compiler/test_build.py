@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from pocketphi.compiler.diff import changes
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.targets.tvm_arm.platform import host_isa
+from tests.helpers.hf_folders import configure, save, tensors
 
 FILE = """
 [build]
@@ -103,6 +106,11 @@ def test_what_is_damaged_or_gone_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert (again.cached, data.read_bytes()) == (False, whole)
     forbid(monkeypatch)
     assert build_matrix(file, Ui())[0].exit_code == 0
+    data.rename(tmp_path / "moved")
+    data.symlink_to(tmp_path / "moved")  # still the file of the cache, but a bundle with a link out of it opens nowhere
+    assert build_matrix(file, Ui())[0].exit_code == 0
+    assert not data.is_symlink()
+    Bundle.open(result.bundle)
 
 
 def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: Path) -> None:
@@ -120,7 +128,9 @@ def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: 
     assert re.fullmatch(r"    model\.onnx\.data: [\d,]+ → [\d,]+ \(\+\d+\.\d%\)", line)
 
 
-def test_gates_that_are_not_met(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gates_that_are_not_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = FILE + '\n[gates]\nmax_bytes = "100kB"\nkl = 0.0001\nppl = 2\nlowering = 1\n'
     text += "\n[measure]\ntokens = 64\nwindow = 32\n"
     path = write(tmp_path, text)
@@ -145,6 +155,11 @@ def test_gates_that_are_not_met(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert any(message.startswith("gate ppl: ") and message.endswith(" over 2") for message in messages)
     assert main(arguments[:-4]) == 1  # found in the cache: what was measured is known, and still not good enough
     assert "evaluate" not in capsys.readouterr().err
+    monkeypatch.setattr("platform.python_version", lambda: "3.0.0")  # whose help texts are others
+    assert main(arguments[:-4]) == 1
+    said = capsys.readouterr().err
+    assert "found in the cache" in said
+    assert "evaluate" in said
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,10 +222,13 @@ def test_no_difference(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     manifest = Bundle.open(tiny_bundle).manifest
     assert changes(manifest, manifest) == []
     assert main(["diff", str(tiny_bundle), str(tiny_bundle)]) == 0
-    assert capsys.readouterr().out == "no difference in sizes, errors and operators\n"
+    assert capsys.readouterr().out == "no difference in files, errors and operators\n"
     fewer = replace(manifest, operators={**manifest.operators, "edge.attention": 2})
     (change,) = changes(manifest, fewer)
     assert change.described() == "edge.attention: 3 → 2 (-33.3%)"
+    name, entry = next(iter(manifest.files.items()))
+    other = replace(manifest, files={**manifest.files, name: replace(entry, sha256="0" * 64)})
+    assert [change.described() for change in changes(manifest, other)] == [f"{name}: other contents"]
 
 
 def test_claims() -> None:
@@ -316,6 +334,69 @@ def test_the_contents_of_every_file_decide(tmp_path: Path) -> None:
         assert keys[0] == keys[2] == key_of(tmp_path, **{option: b}, **chosen)
         assert keys[0] != keys[1]
         assert keys[0] != key_of(tmp_path, **chosen)
+
+
+def in_one_folder(folder: Path) -> list[str]:
+    save(folder, tensors(), shards=3)
+    return ["model-00002-of-00003.safetensors", "config.json", "model.safetensors.index.json", "generation_config.json"]
+
+
+def in_folders_of_an_index(folder: Path) -> list[str]:
+    save(folder, tensors(), shards=3)
+    (folder / "parts").mkdir()
+    for path in folder.glob("model-*"):
+        path.rename(folder / "parts" / path.name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-0", "parts/model-0"))
+    return ["parts/model-00003-of-00003.safetensors"]
+
+
+def as_the_config_says(folder: Path) -> list[str]:
+    in_folders_of_an_index(folder)
+    configure(folder, transformers_weights="parts/my.safetensors.index.json")
+    (folder / "model.safetensors.index.json").rename(folder / "parts" / "my.safetensors.index.json")
+    return ["parts/my.safetensors.index.json", "parts/model-00001-of-00003.safetensors"]
+
+
+def with_templates(folder: Path) -> list[str]:
+    save(folder, tensors())
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
+    return ["model.safetensors", "additional_chat_templates/default.jinja"]
+
+
+@pytest.mark.parametrize("lay", [in_one_folder, in_folders_of_an_index, as_the_config_says, with_templates])
+def test_every_file_of_a_model_decides_wherever_it_lies(lay: Callable[[Path], list[str]], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    decide = lay(folder)
+    (folder / "generation_config.json").write_text("{}")
+    opened = {path.relative_to(folder).as_posix() for path in open_checkpoint(folder).files}
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "model.safetensors").write_text("of a trainer, which nobody reads")
+    options = compile_options(str(folder), tmp_path / "x", recipe="rtn")
+    keys = [bundle_key(options, SourceDigests())]
+    for name in {*decide, *opened}:
+        sources = SourceDigests()
+        bundle_key(options, sources)
+        with (folder / name).open("ab") as file:
+            file.write(b" ")
+        keys.append(bundle_key(options, SourceDigests()))
+        with pytest.raises(InputError, match="changed during the build"):
+            sources.check(str(folder))
+    assert len(set(keys)) == len(keys)
+    (folder / "checkpoint-500" / "model.safetensors").write_text("and that changes")
+    assert bundle_key(options, SourceDigests()) == keys[-1]
+
+
+@pytest.mark.parametrize(
+    "names", ["[" * 9, '{"weight_map": 3}', '{"weight_map": {"a": 3, "b": "../x", "c": "' + "d" * 300 + '"}}']
+)
+def test_an_index_that_is_none_still_has_a_key(names: str, tmp_path: Path) -> None:
+    """What is wrong with it is said when the model is read."""
+    save(tmp_path, tensors())
+    (tmp_path / "model.safetensors.index.json").write_text(names)
+    assert bundle_key(compile_options(str(tmp_path), tmp_path / "x"), SourceDigests())
 
 
 def test_a_file_is_read_once(tmp_path: Path) -> None:

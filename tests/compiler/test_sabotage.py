@@ -13,18 +13,22 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
 from pocketphi.compiler.source_check import reading_checks
 from pocketphi.graph import gguf_file, gguf_rope, gguf_tokenizer, gguf_vocabulary, hf_folder, hf_weights
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import PocketphiError
+from pocketphi.graph.formats import Tables, format_of
 from pocketphi.graph.gguf_file import GgufFile
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.safetensors_file import RowReader
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizeWeights
-from pocketphi.passes.quantizers import EightBits, KMeans, Quantizer, RoundToNearest, ScaleSearch
+from pocketphi.passes.quantizers import QUANTIZERS as ALL_QUANTIZERS
+from pocketphi.passes.quantizers import Quantizer, RoundToNearest, make_quantizer
 from tests.graph.test_gguf_file import HIDDEN, random_tensors, write
 from tests.graph.test_tokenizer import byte_level_fields, phi3_fields
 from tests.helpers.decoder_folders import save_model
@@ -53,12 +57,15 @@ def gguf_model(path: Path, arch: str, fields: dict[str, Any], kind: Type = Type.
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    folders = {name: root / name for name in ("plain", "two heads", "two sets", "apart")}
+    folders = {name: root / name for name in ("plain", "two heads", "two sets", "apart", "heavy tails")}
     for folder in folders.values():
         folder.mkdir()
     save(folders["plain"], tensors())
     (folders["plain"] / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 11]}))
     configure(save(folders["two heads"], tensors()), tie_word_embeddings=True)
+    rng = np.random.default_rng(1)  # outliers, as weights have them
+    tails = {n: torch.from_numpy(rng.standard_t(3, w.shape)).mul(0.05).bfloat16() for n, w in tensors().items()}
+    save(folders["heavy tails"], {n: tails[n] if w.dim() > 1 else w for n, w in tensors().items()})
     save(folders["two sets"], tensors(seed=1), shards=3)
     save(folders["two sets"], tensors())
     save_model(folders["apart"], "LlamaForCausalLM", torch.bfloat16)
@@ -222,7 +229,13 @@ def test_a_broken_step_of_a_reader_is_seen(step: str, models: dict[str, Path], m
     assert wrong(models[name])
 
 
-QUANTIZERS = [RoundToNearest(32), RoundToNearest(64, symmetric=False), ScaleSearch(32), EightBits(32), KMeans(8)]
+QUANTIZERS = [
+    *(one(**{name: p.default for name, p in one.parameters.items()}) for one in ALL_QUANTIZERS),
+    *(make_quantizer(recipe, "int4", {"block": 0}) for recipe in ("rtn", "search")),
+    *(make_quantizer("rtn", form, {"symmetric": False}) for form in ("int2", "int3", "int4", "int5", "int6")),
+]
+"""Every one that there is."""
+TO_NEAREST = [one for one in QUANTIZERS if one.recipe == "rtn"]
 
 
 def quantized(quantizer: Quantizer, folder: Path) -> tuple[Program, Checkpoint]:
@@ -235,49 +248,95 @@ def quantized(quantizer: Quantizer, folder: Path) -> tuple[Program, Checkpoint]:
     return program, source
 
 
+@pytest.mark.parametrize("model", ["plain", "heavy tails"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: q.describe())
-def test_rounded_weights_are_the_models(quantizer: Quantizer, models: dict[str, Path]) -> None:
-    program, source = quantized(quantizer, models["plain"])
-    found = rounding_check(program.weights, source)
-    assert found.ok, found.detail
+def test_rounded_weights_are_the_models(quantizer: Quantizer, model: str, models: dict[str, Path]) -> None:
+    program, source = quantized(quantizer, models[model])
+    for policy in (Policy.of(quantizer), None):
+        found = rounding_check(program.weights, source, policy)
+        assert found.ok, found.detail
     assert same_norms(program.weights, source)
 
 
-def rounds(change: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
-    return broken(RoundToNearest, "quantize", lambda old: lambda self, w, feedback=None: old(self, change(w), feedback))
+@pytest.mark.parametrize(("target", "form"), [("ort-mobile", "int2"), ("coreml", "palette2"), ("coreml", "palette3")])
+def test_few_bits_that_were_searched_are_the_models(
+    target: str, form: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """With the errors of other layers made up for, which moves rows by most of their length."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f'[[rules]]\npattern = "*"\nformat = "{form}"\nrecipe = "search"\n')
+    options = {"policy": rules, "calibration_tokens": 512, "context": 64, "verify": "always"}
+    made = compile_model(compile_options(str(models["heavy tails"]), tmp_path / "b", (target,), **options))
+    assert made.manifest.verified
 
 
-def scaled(old: Any) -> Any:
-    def quantize(self: Any, w: torch.Tensor, feedback: Any = None) -> Any:
-        made = old(self, w, feedback)
-        return replace(made, scale=made.scale * 1.25)
+def values_changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
+    """Whole numbers or indices of a weight are other ones: uint8 [N, K], or [G, R, K] of a palette."""
 
-    return quantize
+    def changed(made: Any) -> Any:
+        more = [made.lut] if isinstance(made, Tables) else [made.scale, made.zeros()]
+        return type(made).pack(change(made.values()), *more)
 
-
-def one_row(w: torch.Tensor) -> torch.Tensor:
-    return torch.where(torch.arange(len(w))[:, None] == 5, 0.0, w)
+    return changed
 
 
-ROUNDING: dict[str, Patch] = {
-    "scale": broken(RoundToNearest, "quantize", scaled),
-    "nibbles": broken(RoundToNearest, "quantize", swapped_nibbles),
-    "zeros": rounds(torch.zeros_like),
-    "rows": rounds(lambda w: w.roll(1, 0)),
-    "columns": rounds(lambda w: w.flip(1)),
-    "one row": rounds(one_row),
+def scaled(by: float) -> Callable[[Any], Any]:
+    def changed(made: Any) -> Any:
+        part = "lut" if isinstance(made, Tables) else "scale"
+        return replace(made, **{part: getattr(made, part) * by})
+
+    return changed
+
+
+def only(columns: slice, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
+    def changed(values: torch.Tensor) -> torch.Tensor:
+        values = values.clone()
+        values[..., columns] = change(values[..., columns])
+        return values
+
+    return values_changed(changed)
+
+
+ROUNDING: dict[str, Callable[[Any], Any]] = {
+    "larger": scaled(1.25),
+    "smaller": scaled(0.7),
+    "sign": scaled(-1),
+    "order of rows": values_changed(lambda values: values.roll(1, -2)),
+    "order of columns": values_changed(lambda values: values.flip(-1)),
+    "pairs": values_changed(lambda values: values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)),
+    "lowest bit": values_changed(lambda values: values & 0xFE),
+    "the next level": values_changed(lambda values: torch.where(values > 0, values - 1, values)),
+    "last column": only(slice(-1, None), torch.zeros_like),
+    "a row": values_changed(lambda v: torch.where(torch.arange(v.shape[-2])[:, None] == v.shape[-2] // 2, 0 * v, v)),
 }
 
 
+@pytest.mark.parametrize("quantizer", TO_NEAREST, ids=lambda q: q.describe())
 @pytest.mark.parametrize("step", ROUNDING)
-def test_broken_rounding_is_seen(step: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    program, source = quantized(RoundToNearest(32), models["plain"])
-    ROUNDING[step](monkeypatch)
-    assert not rounding_check(program.weights, source).ok
+def test_broken_rounding_is_seen(
+    step: str, quantizer: Quantizer, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, source = quantized(quantizer, models["plain"])
+    change = ROUNDING[step]
+    broken(type(quantizer), "quantize", lambda old: lambda *given: change(old(*given)))(monkeypatch)
+    found = rounding_check(program.weights, source, Policy.of(quantizer))
+    assert found.measured == sum(bool(format_of(weight.parts)) for weight in program.weights.values()), found.detail
+
+
+SEARCHED = [one for one in QUANTIZERS if one.recipe == "search"]
+
+
+@pytest.mark.parametrize("quantizer", SEARCHED, ids=lambda q: q.describe())
+@pytest.mark.parametrize("step", ["sign", "order of rows", "order of columns", "pairs"])
+def test_broken_search_is_seen(
+    step: str, quantizer: Quantizer, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_broken_rounding_is_seen(step, quantizer, models, monkeypatch)
 
 
 def test_an_exchanged_weight_and_another_norm_are_seen(models: dict[str, Path]) -> None:
     program, source = quantized(RoundToNearest(32), models["plain"])
+    assert rounding_check(program.weights, source).ok
     kept = dict(program.weights)
     first, second = (f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1))
     program.weights[first] = kept[second]

@@ -5,6 +5,7 @@ The text is shorter than in a real verification: what is seen here is seen there
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,3 +178,88 @@ def test_a_broken_format_is_seen(
     options: dict[str, Any], sabotage: Callable[[pytest.MonkeyPatch], None], wrong: Callable[..., list[str]]
 ) -> None:
     assert wrong(sabotage, **options)
+
+
+RULES_OF_TABLES = """
+[[rules]]
+pattern = "model.embed*"
+format = "palette6"
+recipe = "rtn"
+[[rules]]
+pattern = "*qkv*"
+format = "palette3"
+recipe = "rtn"
+[[rules]]
+pattern = "*down*"
+format = "palette2"
+recipe = "rtn"
+[[rules]]
+pattern = "*"
+format = "palette"
+recipe = "rtn"
+group = 4
+"""
+
+
+def both_ways(part: str, change: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    """A part is another one when it is written, and turned back when it is read: `change` undoes itself."""
+
+    def sabotage(patch: pytest.MonkeyPatch) -> None:
+        encode, decode = codecs.PaletteCodec.encode, codecs.PaletteCodec.decode
+
+        def changed(self: Any, rows: Any) -> Any:
+            name = self.indices if part == "indices" else part
+            return {**rows, name: change(rows[name])}
+
+        patch.setattr(codecs.PaletteCodec, "encode", lambda self, *given: changed(self, encode(self, *given)))
+        patch.setattr(codecs.PaletteCodec, "decode", lambda self, *given: changed(self, decode(self, *given)))
+
+    return sabotage
+
+
+def a_table_for_columns(patch: pytest.MonkeyPatch) -> None:
+    blobs = codecs.PaletteCodec.blobs
+
+    def turned(self: Any, parts: Any) -> Any:
+        kind, (groups, one, *rest) = (found := blobs(self, parts))["lut"]
+        return {**found, "lut": (kind, (one, groups, *rest))}
+
+    patch.setattr(codecs.PaletteCodec, "blobs", turned)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> dict[str, Any]:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES_OF_TABLES)
+    return {"policy": rules}
+
+
+def test_nothing_is_said_of_tables_that_are_right(tables: dict[str, Any], wrong: Callable[..., list[str]]) -> None:
+    assert wrong(lambda patch: None, **tables) == []
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        both_ways("lut", lambda lut: lut.flip(-1)),
+        both_ways("lut", lambda lut: lut.roll(len(lut) // 2, 0)),
+        both_ways("indices", lambda packed: packed.flip(-1)),
+    ],
+    ids=["entries", "tables", "indices"],
+)
+def test_tables_that_are_written_and_read_otherwise_are_seen(
+    sabotage: Callable[[pytest.MonkeyPatch], None],
+    tables: dict[str, Any],
+    wrong: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sabotage(monkeypatch)
+    assert "KL prefill, exact" in wrong(lambda patch: None, **tables)
+
+
+def test_tables_of_another_shape_are_named(tables: dict[str, Any], wrong: Callable[..., list[str]]) -> None:
+    (said,) = wrong(a_table_for_columns, **tables)
+    assert re.search(
+        r"model_embed_tokens_weight is stored as index6 .*, lut \[1, 4, 64, 1\], which is not how a palette of 6 bits is held",
+        said,
+    )

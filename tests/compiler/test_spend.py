@@ -141,6 +141,14 @@ RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
         (RULE.replace("int4", "int3"), "is to be int3, which .* cannot hold; it holds int2, int4"),
         (RULE.replace('"*"', '"head*"'), r"head\* matches no weight; there is model.embed_tokens.weight"),
         (RULE.replace('"*"', '"lm_head*"'), "no rule matches model.embed_tokens.weight"),
+        (
+            RULE + RULE.replace('"*"', '"lm_head*"').replace("int4", "int8"),
+            r"no weight follows lm_head\*: the first rule that matches counts, which is \* for lm_head.weight; put it before",
+        ),
+        (
+            RULE.replace('"*"', '"model.*"') + RULE.replace('"*"', '"*mlp*"') + RULE,
+            r"no weight follows \*mlp\*: .* model\.\*",
+        ),
         ("rules = 3\n", "expected a list of rules"),
         ("rules = [3]\n", "rule 1 is 3, expected pattern, format and recipe"),
         (RULE.replace('pattern = "*"', "pattern = 3"), "rule 1: pattern is 3, expected a text"),
@@ -152,6 +160,13 @@ def test_a_policy_that_is_wrong(tmp_path: Path, text: str, message: str) -> None
     asked = options("random:tiny", ("ort-mobile",), policy=file)
     with pytest.raises(InputError, match=message):
         check_policy(read_policy(asked), SHAPE, asked)
+
+
+def test_a_last_rule_for_what_is_left_may_have_nothing_left(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(RULE.replace('"*"', '"model.*"') + RULE.replace('"*"', '"lm_head*"') + RULE)
+    asked = options("random:tiny", ("ort-mobile",), policy=file)
+    check_policy(read_policy(asked), SHAPE, asked)
 
 
 def test_a_policy_in_json(tmp_path: Path) -> None:

@@ -232,6 +232,20 @@ def test_a_token_of_the_post_processor_beyond_the_embedding(model: Path, tmp_pat
         read(folder)
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_tokens_over_which_the_tokenizers_library_panics(special: bool, model: Path, tmp_path: Path) -> None:
+    """`<|user|>` takes the line feed behind it, which is a token of its own: it panics on a prompt, not on plain texts."""
+
+    def edit(data: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+        flags = {"lstrip": True, "rstrip": False, "single_word": False, "normalized": False, "special": special}
+        config["added_tokens_decoder"]["314"] = {"content": "\n", **flags}
+        data["added_tokens"].append({"id": 314, "content": "\n", **flags})
+
+    folder = add_tokenizer(model_folder(model, tmp_path / "m"), edit=edit)
+    with pytest.raises(InputError, match="AddedVocabulary bad split"):
+        read(folder)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -271,6 +271,23 @@ def test_a_run_that_does_not_name_its_weights_is_none(tmp_path: Path, names: obj
     assert cache.recall("run", {HEAD: weight}) is None
 
 
+def test_a_run_that_names_the_file_of_another_weight_is_none(tmp_path: Path) -> None:
+    """Whole, sealed, and of the same shape."""
+    hashed = HashedCheckpoint(RandomWeights("random:tiny"))
+    cache = WeightCache(tmp_path, hashed)
+    names = ["model.embed_tokens.weight", HEAD]
+    weights = {name: QuantizedWeight(FloatWeight(hashed, name), RoundToNearest(32)) for name in names}
+    stored = {name: cache.quantized(weight, None) for name, weight in weights.items()}
+    assert len({str(dict(one.parts)) for one in stored.values()}) == 1
+    cache.remember("run", stored)
+    assert cache.recall("run", weights) == stored
+    cache.remember("run", dict(zip(names, reversed(stored.values()))))
+    assert cache.recall("run", weights) is None
+    other = {HEAD: QuantizedWeight(FloatWeight(hashed, HEAD), ScaleSearch(32))}  # the same weight, rounded otherwise
+    cache.remember("run", {HEAD: stored[HEAD]})
+    assert cache.recall("run", other) is None
+
+
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETPHI_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
