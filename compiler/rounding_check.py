@@ -128,7 +128,7 @@ def _not_nearest(pieces: Pieces, weight: LazyWeight, form: type[Format]) -> str:
 
 
 def _to_levels(value: torch.Tensor, form: type[Levels]) -> torch.Tensor:
-    """How far values lie from the nearest level, where the extreme of each block is on the lowest: float32 [R, blocks, block]."""
+    """How far values lie from the nearest level, where the extreme of a block is on the lowest: float32 [R, blocks, block]."""
     low, high = value.amin(-1, keepdim=True), value.amax(-1, keepdim=True)
     levels = torch.tensor(form.levels) * (torch.where(high > -low, high, low) / form.levels[0])
     return (levels.unsqueeze(-2) - value.unsqueeze(-1)).abs().amin(-1)

@@ -27,7 +27,7 @@ from pocketphi.graph.reading import typed
 from pocketphi.passes.allocate import Choice, allocate, smallest
 from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.policy import Policy, Rule
-from pocketphi.passes.sensitivity import Costs, sensitivities
+from pocketphi.passes.sensitivity import Costs, left_of, sensitivities
 from pocketphi.targets.target import TargetOptions
 
 _TOKENS, _WINDOW = 2048, 256
@@ -134,7 +134,7 @@ def known_costs(
         "source": source.digest_all(),
         "config": source.config.to_hf(),
         "tokens": tokens.tolist(),
-        "candidates": {name: [one.describe() for one in made] for name, made in candidates.items()},
+        "candidates": {name: [f"{one.describe()} {left_of(one)}" for one in made] for name, made in candidates.items()},
     }
     if (found := known.find(about)) is not None:
         try:

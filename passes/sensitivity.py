@@ -3,7 +3,7 @@ predictions, in nats a token.
 
 It is ½ Σ F E² for the error E of rounding to nearest; some rows of a weight, picked by their part in the cost, stand for all.
 `search` rounds better, and its errors make up for each other along what inputs have in common. What it leaves of the cost is
-taken to be the same for every weight and form. Measuring it for each, by E H Eᵀ with H = E[x xᵀ] of other text, made the choice
+taken to be the same for every weight. Measuring it for each, by E H Eᵀ with H = E[x xᵀ] of other text, made the choice
 worse: on the sample at 5.6 bits KL was 0.055 nats a token, and 0.037 with one factor for all.
 """
 
@@ -19,8 +19,11 @@ from pocketphi.passes.quantizers import Quantizer, make_quantizer
 
 _ROWS = 128
 """Of a weight that are rounded."""
-_LEFT = {"rtn": 1.0, "search": 0.4}
-"""Of the cost of rounding to nearest, by recipe: on the sample `search` left 0.35 to 0.54 at 4.25 to 5.6 bits a weight."""
+_LEFT = {"rtn": 1.0, "search": 0.34}
+_LEFT_BY_SEARCH = {("nl4", 16): 0.26, ("nl4", 32): 0.28, **{("int2", block): 0.47 for block in (16, 32, 64)}}
+"""Of the cost of rounding to nearest, by recipe, and by format and block where that differs: on the sample, with all weights in
+one format, `search` left 0.36, 0.34 and 0.33 (int4 in blocks of 64, 32 and 16), 0.33, 0.28 and 0.26 (nl4), 0.33 (int5, 64),
+0.32 (int6, 64), 0.34 (nl3, 32) and 0.47 (int2, 16)."""
 
 Costs = dict[str, list[float]]
 """By weight: nats a token for each of its candidates, in their order."""
@@ -44,8 +47,16 @@ def sensitivities(
         for i, quantizer in enumerate(candidates[found.name]):
             rows, mass = picked[quantizer.group]
             cost = _nearest_cost(w[rows], found.fisher[rows], mass, _nearest(quantizer))
-            costs[found.name][i] += _LEFT[quantizer.recipe] * total * cost
+            costs[found.name][i] += left_of(quantizer) * total * cost
     return costs
+
+
+def left_of(quantizer: Quantizer) -> float:
+    """Of the cost of rounding to nearest; all of it of a recipe that nothing is known about."""
+    found = _LEFT.get(quantizer.recipe, 1.0)
+    return (
+        _LEFT_BY_SEARCH.get((quantizer.format.name, quantizer.block), found) if quantizer.recipe == "search" else found
+    )
 
 
 def _nearest(quantizer: Quantizer) -> Quantizer:

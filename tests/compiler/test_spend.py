@@ -19,7 +19,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
 
-SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=6)
+SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=16)
 BOTH = ("ort-mobile", "coreml")
 
 
@@ -77,12 +77,13 @@ def test_sensitivities_are_measured_once_and_give_the_same(model: str) -> None:
 
 
 def test_a_bundle_keeps_to_its_bytes_and_its_rules_can_be_used_again(model: str, tmp_path: Path) -> None:
-    limit = 5_600_000
+    limit = 9_000_000
     made = compile_model(
         dataclasses.replace(options(model, max_bytes=limit), out=tmp_path / "a", verify="never"),
     )
     held = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert 0.99 * limit <= held <= limit
+    small = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.suffix not in (".data", ".bin"))
+    assert 0.99 * limit - 0.2 * small <= held <= limit  # what lies around the weights is estimated
     recipe = made.manifest.recipe
     assert recipe.expected is not None
     assert recipe.expected.budget == f"--max-bytes {limit}"
