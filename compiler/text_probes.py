@@ -74,9 +74,10 @@ class Probes:
         for talk in self.talks:
             try:
                 prompt = ours.render_chat(talk, now=NOW)
+                prompt.encode()
             except TooCostly:
                 chats.append(TOO_COSTLY)
-            except InputError:
+            except (InputError, UnicodeEncodeError):  # the latter of half a character
                 chats.append(REFUSED)
             else:
                 chats.append([prompt, ours.tokens(prompt)])

@@ -71,7 +71,7 @@ def test_the_manifest_says_what_its_other_fields_cannot(bundle: Bundle) -> None:
         {"pattern": "model.layers.[02].mlp.*", "format": "toy2", "recipe": "rtn", "parameters": {"block": 32}},
         {"pattern": "model.embed*", "format": "toy2", "recipe": "rtn", "parameters": {"block": 16}},
     ]
-    assert recorded[2]["parameters"] == {"block": 32, "symmetric": True}
+    assert recorded[2]["parameters"] == {"block": 32, "symmetric": True, "scale_bits": 16}
     again = recorded_policy(bundle.manifest.recipe, tied=False)
     assert [rule.quantizer.describe() for rule in again.rules] == [q.describe() for _, q in RULES]
     assert bundle.manifest.recipe.described() == "a mix of toy2 and int4 by 3 rules"
@@ -89,7 +89,7 @@ def test_a_target_that_cannot_hold_it(tmp_path: Path) -> None:
 def test_it_is_found_by_name() -> None:
     assert recipes("toy2") == ["rtn"]
     assert isinstance(make_quantizer("rtn", "toy2", {"block": 32}), TwoBits)
-    with pytest.raises(InputError, match="--toy2: --recipe keep keeps the file's blocks; choose rtn"):
+    with pytest.raises(InputError, match="--format toy2: --recipe keep keeps the file's blocks; choose rtn"):
         make_quantizer("keep", "toy2", {})
     with pytest.raises(InputError, match=r"rtn of toy2: symmetric is True, expected block only"):
         make_quantizer("rtn", "toy2", {"symmetric": True})
