@@ -7,6 +7,7 @@ that takes ten times its file in memory, beyond a constant.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import io
 import json
@@ -32,6 +33,7 @@ FACTOR, CONSTANT = 10, 64 << 20
 _BATCH = 400
 _STUCK = 120.0
 """Seconds after which a process that says nothing is ended."""
+_LIBC = ctypes.CDLL(None)
 _ROOM = 3 << 30
 """Bytes of addresses that a reading may take beyond those of its process: what asks for more is told so at once."""
 
@@ -201,6 +203,7 @@ def _work(reader: Reader, base: Files, work: Path, seed: int, numbers: range, lo
 def _one(reader: Reader, folder: Path, size: int) -> dict[str, object]:
     found: list[tuple[str, str, str]] = []
     refused = False
+    _LIBC.malloc_trim(0)  # what an earlier reading has freed could be taken again unseen
     _reset_peak()
     before, start = _peak(), time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
