@@ -32,7 +32,7 @@ def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     found: Candidates = {}
     for name, (rows, columns) in config.matrices().items():
         fit = [one for one in made if _fits(one, name, rows, columns)]
-        found[name] = [one for one in fit if _suits(one, options.target_names)] or fit
+        found[name] = [one for one in fit if _is_fast(one, options.target_names)] or fit
         if not found[name]:
             raise InputError(
                 f"{name}: [{rows}, {columns}] fits into no format that {' and '.join(options.target_names)} hold"
@@ -60,8 +60,8 @@ def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantize
                 yield make_quantizer(recipe, form.name, {**chosen, "symmetric": False})
 
 
-def _suits(quantizer: Quantizer, targets: Sequence[str]) -> bool:
-    return all(find_target(name).suits(quantizer.format.name, quantizer.block) for name in targets)
+def _is_fast(quantizer: Quantizer, targets: Sequence[str]) -> bool:
+    return all(find_target(name).is_fast(quantizer.format.name, quantizer.block) for name in targets)
 
 
 def _fits(quantizer: Quantizer, name: str, rows: int, columns: int) -> bool:

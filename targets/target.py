@@ -164,8 +164,8 @@ class Target(ABC, Generic[O]):
         """What one of the target's codecs makes of a weight."""
         return int(codec.bytes_of(layout))
 
-    def suits(self, form: str, block: int) -> bool:
-        """Whether its runtime is at its best with such blocks. A choice among formats leaves others out."""
+    def is_fast(self, form: str, block: int) -> bool:
+        """Whether its runtime has a kernel for such blocks. A choice among formats leaves out those that it runs slowly."""
         return True
 
     @abstractmethod

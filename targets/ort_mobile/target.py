@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 _VERSIONS = {"genai_version": "0.18.0", "ort_version": "1.32.0"}
 
 
-_FINE = 64
-
-
 class OrtMobileTarget(Target[OrtMobile]):
     """`--target ort-mobile`."""
 
@@ -53,10 +50,8 @@ class OrtMobileTarget(Target[OrtMobile]):
             scale_copies=2,  # packed weights hold them again, with sums of blocks for int8 activations; the mapped ones stay
         )
 
-    def suits(self, form: str, block: int) -> bool:
-        """Fast, and no larger than 64: activations are rounded in the weights' blocks, which costs 3e-3 nats a token in blocks
-        of 32 and 6e-3 in those of 64."""
-        return block in FAST[CODECS[form].format.bits] and block <= _FINE
+    def is_fast(self, form: str, block: int) -> bool:
+        return block in FAST[CODECS[form].format.bits]
 
     def prepare(self, program: Program, options: OrtMobile, asked: Asked) -> Prepared:
         from pocketphi.targets.ort_mobile.package import OrtBundle
