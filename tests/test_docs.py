@@ -179,15 +179,16 @@ def test_the_steps_of_extending(tmp_path: Path) -> None:
     assert {"toy", "mixed", "clipped"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_numbers_of_figures_are_on_the_page_of_measurements() -> None:
-    page = (DOCS / "measured.md").read_text("utf-8").replace(",", "")
+def test_numbers_of_figures_are_on_the_pages_of_measurements() -> None:
+    page = "".join((DOCS / name).read_text("utf-8") for name in ("measured.md", "quality.md")).replace(",", "")
     words = set(re.findall(r"[0-9]+(?:\.[0-9]+)?", page))
     said = {float(word) for word in words}
     for path in (DOCS / "figures").glob("*.json"):
         data = json.loads(path.read_text("utf-8"))
         panels = [value for panel in data.get("panels", ()) for value in panel["values"]]
         flat = [end for value in panels for end in (value if isinstance(value, list) else [value])]
-        flat += [point[key] for group in data.get("groups", ()) for point in group["points"] for key in ("mb", "kl")]
+        drawn = [*data.get("groups", ()), *data.get("lines", ())]
+        flat += [point[key] for group in drawn for point in group["points"] for key in ("mb", "kl")]
         assert flat
         assert [number for number in flat if number not in said] == [], path.name
 

@@ -122,11 +122,41 @@ def quality(theme: Theme, data: dict[str, Any]) -> Figure:
     return figure
 
 
+def curve(theme: Theme, data: dict[str, Any]) -> Figure:
+    """Bytes to the right, error upwards, a line for each tool: lower is better at every size."""
+    figure, ax = plt.subplots(figsize=(10, 4.2))
+    for line in data["lines"]:
+        ours = line["tool"].startswith("pocketphi")
+        colour, points = theme.ours if ours else theme.quiet, line["points"]
+        face = "none" if line.get("hollow") else colour
+        style = {"markersize": 7, "markeredgecolor": colour, "markerfacecolor": face, "linewidth": 1.3}
+        ax.plot([p["mb"] for p in points], [p["kl"] for p in points], "o-", color=colour, **style)
+        for point in points:
+            if "name" in point:
+                at = {"textcoords": "offset points", "va": "center", "color": theme.text, "size": 9.5}
+                ax.annotate(point["name"], (point["mb"], point["kl"]), (8, 7), **at)
+        x, y, side = line["label"]
+        ax.text(x, y, line["tool"], color=colour, weight="bold", size=11, va="center", ha=side)
+    ax.set(yscale="log")
+    ax.set_yticks(data["ticks"], [f"{tick:g}" for tick in data["ticks"]])
+    ax.minorticks_off()
+    ax.set_xlabel("MB, whole files", color=theme.text)
+    ax.set_ylabel("KL to the float model, nats a token", color=theme.text)
+    ax.set_facecolor("none")
+    ax.tick_params(colors=theme.quiet, labelcolor=theme.text)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(theme.quiet)
+    ax.grid(axis="y", color=theme.quiet, alpha=0.25)
+    figure.tight_layout()
+    return figure
+
+
 FIGURES: dict[str, Callable[[Theme, dict[str, Any]], Figure]] = {
     "pipeline": lambda theme, data: pipeline(theme),
     "speed": bars,
     "compile": bars,
     "quality": quality,
+    "curve": curve,
 }
 
 
