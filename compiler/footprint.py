@@ -9,11 +9,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import CompileOptions, StorageOptions
 from pocketphi.compiler.precision import asked_policy, recorded_policy
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.formats import Int4
 from pocketphi.graph.hf_config import read_config
+from pocketphi.graph.options import declared
 from pocketphi.passes.policy import Policy
 from pocketphi.targets import find_target
 from pocketphi.targets.memory import Footprint, Matrix, footprint_of
@@ -64,14 +65,8 @@ def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context:
         "-",
         bundle.path,
         [found.options_of(record)],
-        block=recipe.block,
-        symmetric=recipe.symmetric,
-        format=recipe.format,
-        scale_bits=recipe.scale_bits,
-        palette=recipe.palette,
-        embedding_bits=recipe.embedding_bits,
-        head_bits=recipe.head_bits,
         context=recipe.context if record.context is None else record.context,
+        **{name: getattr(recipe, name) for name in declared(StorageOptions)},
     )
     config = read_config(bundle.path)
     policy = recorded_policy(recipe, config.tied_embeddings)

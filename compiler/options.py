@@ -267,19 +267,16 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             for name, one in declared(target.options).items()
             if one.recorded
         }
+        storage = {name: getattr(self, name) for name in declared(StorageOptions)}
+        if self.block is None:
+            storage["block"] = default_block(self.recipe)
         return RecipeRecord(
             name=self.recipe,
-            block=default_block(self.recipe) if self.block is None else self.block,
-            symmetric=self.symmetric,
-            format=self.format,
-            scale_bits=self.scale_bits,
-            palette=self.palette,
-            embedding_bits=self.embedding_bits,
-            head_bits=self.head_bits,
             context=self.context,
             all_logits=self.all_logits,
             calibration=calibration,
             calibration_tokens=self.calibration_tokens if self.uses_text else None,
+            **storage,
             **of_targets,
         )
 

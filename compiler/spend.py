@@ -24,7 +24,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import typed
-from pocketphi.passes.allocate import Choice, allocate, smallest
+from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
 from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.sensitivity import Costs, left_of, sensitivities
@@ -114,14 +114,10 @@ def _fitted(
         if (1 - _WITHIN) * limit <= whole <= limit:
             break
         # what was chosen may be far below what was allowed: a little less of that would choose the same again
-        allowed = (allowed if whole <= limit else _size(tables, chosen)) + limit - whole
+        allowed = (allowed if whole <= limit else size_of(tables, chosen)) + limit - whole
         if not low < allowed < high:
             allowed = (low + high) // 2
     return best
-
-
-def _size(tables: Sequence[Sequence[Choice]], chosen: Sequence[int]) -> int:
-    return sum(table[i].size for table, i in zip(tables, chosen))
 
 
 def known_costs(

@@ -30,6 +30,11 @@ def smallest(tables: Sequence[Sequence[Choice]]) -> int:
     return sum(min(choice.size for choice in table) for table in tables)
 
 
+def size_of(tables: Sequence[Sequence[Choice]], chosen: Sequence[int]) -> int:
+    """Bytes of the choices, one by its number for each weight."""
+    return sum(table[index].size for table, index in zip(tables, chosen))
+
+
 def allocate(tables: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     """The number of a choice for each weight: of least total cost, of at most `budget` bytes in all.
 
@@ -65,7 +70,7 @@ def allocate(tables: Sequence[Sequence[Choice]], budget: int) -> list[int]:
 
 def _rest_spent(tables: Sequence[Sequence[Choice]], chosen: list[int], budget: int) -> list[int]:
     """What is left over goes, again and again, where it lowers the cost most."""
-    left = budget - sum(table[index].size for table, index in zip(tables, chosen))
+    left = budget - size_of(tables, chosen)
     while True:
         gains = [
             (table[chosen[number]].cost - choice.cost, -number, -index)

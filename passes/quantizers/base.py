@@ -283,12 +283,12 @@ class BlockQuantizer(Quantizer):
     def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
         return self.format.layout(shape, self.block, self.symmetric, self.scale_bits < 16)
 
-    def row_scale(self, w: torch.Tensor) -> torch.Tensor | None:
-        """What the scales of a row are multiples of: float32 [N, K] → [N, 1]; None where they are not."""
+    def row_scale(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor | None:
+        """What the scales of a row are multiples of, by the extremes of its blocks: float32 [N, K/block] each → [N, 1]. None
+        where they are not."""
         if self.scale_bits == 16:
             return None
-        blocks = w.view(len(w), -1, self.block or w.shape[1])
-        return row_scales(self._span(blocks.amin(-1), blocks.amax(-1)).abs().amax(1, keepdim=True))
+        return row_scales(self._span(low, high).abs().amax(1, keepdim=True))
 
     def levels(
         self, low: torch.Tensor, high: torch.Tensor, row_scale: torch.Tensor | None = None

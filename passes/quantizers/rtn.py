@@ -24,13 +24,16 @@ class RoundToNearest(BlockQuantizer):
     version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-
         blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
-        row_scale = self.row_scale(w)
-        scale, zero = self.levels(blocks.amin(-1), blocks.amax(-1), row_scale)  # aminmax takes four times as long
-        middle = self.middle if zero is None else zero[..., None]
-        q = _round(blocks.mul(reciprocal(scale)[..., None]), middle, self.most)
+        low, high = blocks.amin(-1), blocks.amax(-1)  # aminmax takes four times as long
+        row_scale = self.row_scale(low, high)
+        scale, zero = self.levels(low, high, row_scale)
+        q = self._nearest(blocks.mul(reciprocal(scale)[..., None]), zero)
         return self.format.pack(q.view(w.shape), scale, zero, row_scale)
+
+    def _nearest(self, steps: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+        """The integers for values in units of their scale [N, K/block, block], overwritten. zero: [N, K/block]."""
+        return _round(steps, self.middle if zero is None else zero[..., None], self.most)
 
 
 class LevelNearest(RoundToNearest):
@@ -39,12 +42,8 @@ class LevelNearest(RoundToNearest):
     format: ClassVar[type[Levels]]
     version = 1
 
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-        blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
-        row_scale = self.row_scale(w)
-        scale, _ = self.levels(blocks.amin(-1), blocks.amax(-1), row_scale)
-        q = self.format.nearest(blocks * reciprocal(scale)[..., None])
-        return self.format.pack(q.view(w.shape), scale, None, row_scale)
+    def _nearest(self, steps: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+        return self.format.nearest(steps)
 
 
 def _round(x: torch.Tensor, zero: torch.Tensor | int, most: int) -> torch.Tensor:

@@ -54,7 +54,8 @@ class ScaleSearch(BlockQuantizer):
         if (order.view(-1, block) // block).diff(dim=1).any():
             raise CompilerBug(f"feedback rounds columns in another order than blocks of {block}")
         blocks = iter(order.view(-1, block))
-        row_scale = self.row_scale(w)
+        whole = w.view(rows, -1, block)
+        row_scale = self.row_scale(whole.amin(-1), whole.amax(-1))
         by_part = [None] * -(-rows // _ROWS) if row_scale is None else row_scale.flatten().split(_ROWS)
 
         def levels(met: torch.Tensor) -> Nearest:
@@ -104,10 +105,15 @@ class ScaleSearch(BlockQuantizer):
         inverse = reciprocal(scale)
 
         def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            q = (column * inverse).round_().add_(zero).clamp_(0, self.most)
-            return q, (q - zero) * scale
+            q, level = self._nearest(column * inverse, zero)
+            return q, level.mul_(scale)
 
         return nearest
+
+    def _nearest(self, steps: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integers for values in units of their scale, overwritten, and the levels that these stand for: [N] each."""
+        q = steps.round_().add_(zero).clamp_(0, self.most)
+        return q, q - zero
 
 
 class LevelSearch(ScaleSearch):
@@ -121,14 +127,9 @@ class LevelSearch(ScaleSearch):
         for sign in (1, -1):
             yield sign, self.format.at(self.format.nearest(steps * sign)).mul_(sign)
 
-    def _to_levels(self, scale: torch.Tensor, zero: torch.Tensor) -> Nearest:
-        inverse = reciprocal(scale)
-
-        def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            q = self.format.nearest(column * inverse)
-            return q, self.format.at(q).mul_(scale)
-
-        return nearest
+    def _nearest(self, steps: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q = self.format.nearest(steps)
+        return q, self.format.at(q)
 
 
 class _Best:

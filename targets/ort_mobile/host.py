@@ -223,9 +223,8 @@ def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[st
     """The parts that stored ones stand for. Raises InputError for what no weight is stored as."""
     if not format_of(held):
         return dict(held)
-    flat = {
-        part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in held.items()
-    }  # other shapes are said
+    # the graph may say another shape
+    flat = {part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in held.items()}
     found = flat | ({"scale": replace(flat["scale"], dtype=torch.float32)} if "scale" in flat else {})
     if stored(found) != flat:
         raise InputError(f"{folder / GRAPH_FILE}: {show(name)} has scales of another type; copy or compile it again")
