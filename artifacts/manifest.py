@@ -68,6 +68,7 @@ class RecipeRecord:
 
     rules: which weight gets which format, the first that matches; none where the other fields say it
     expected: where they were chosen for a budget
+    smooth: norms gave off factors of their channels to the matrices behind them
     calibration: `default`, the SHA-256 of a text, or None for a recipe that has no use for one
     """
 
@@ -86,6 +87,7 @@ class RecipeRecord:
     expected: ExpectedRecord | None = None
     format: str = "int4"
     scale_bits: int = 16
+    smooth: bool = False
 
     def described(self) -> str:
         """How weights are quantized, in a few words."""

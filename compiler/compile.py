@@ -20,6 +20,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.plan import check_targets, decide, lower
 from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
+from pocketphi.compiler.smoothing import scales_check, smoothed
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.spend import Spent
 from pocketphi.compiler.ui import Ui
@@ -67,18 +68,19 @@ def compile_model(
         program, reports = build_program(source, graphs, options, ui)
         chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
         policy = chosen.policy
+        weights, program = smoothed(source, program, options, ui) if policy.smooth else (source, program)
         # before the work: what will be refused, is refused now
         lowered = lower(program, policy, reports, options, allowed)
         quantized = lowered.program
         verifies = wants_verification(options.verify, lowered.bytes, ui)
-        read = reading_checks(source) if verifies else []
+        read = [*reading_checks(source), scales_check(source, weights)] if verifies else []
         require(read)
 
     with new_folder(options.out, lowered.bytes, replace=options.force) as folder:
         if policy.calibrates:
-            quantized.weights.update(calibrate(program, source, policy, options, ui))
+            quantized.weights.update(calibrate(program, weights, policy, options, ui))
         if verifies:
-            read.append(rounding_check(quantized.weights, source, policy))
+            read.append(rounding_check(quantized.weights, weights, policy))
             require(read)
         packaged = {}
         for name, one in lowered.prepared.items():
@@ -90,7 +92,7 @@ def compile_model(
         write_files(folder, source.tokenizer_files())
         manifest = describe(source, options, lowered.reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
-        recipe = replace(manifest.recipe, rules=rules, expected=chosen.expected)
+        recipe = replace(manifest.recipe, rules=rules, smooth=policy.smooth, expected=chosen.expected)
         manifest = replace(manifest, text=text.recorded, recipe=recipe)
         if verifies:
             made = verify_made(folder, manifest, options.verify, ui, options.cache)

@@ -1,5 +1,7 @@
 """A policy as a file that a user can edit: TOML, or JSON of the same form.
 
+smooth = true  # norms give off factors of their channels first; left out, they do not
+
 [[rules]]
 pattern = "model.layers.*.mlp.down_proj.weight"
 format = "int8"
@@ -33,14 +35,17 @@ def read_policy(options: CompileOptions) -> Policy:
     json_file = options.policy is not None and options.policy.suffix == ".json"
     data: Any = (parse_json if json_file else parse_toml)(content, where)
     rules = data.get("rules") if isinstance(data, dict) else None
-    if not isinstance(rules, list) or not rules or set(data) != {"rules"}:
-        raise InputError(f"{where}: expected a list of rules, [[rules]], and nothing else")
-    return Policy(tuple(_rule(f"{where}: rule {number}", rule) for number, rule in enumerate(rules, 1)))
+    if not isinstance(rules, list) or not rules or not set(data) <= {"rules", "smooth"}:
+        raise InputError(f"{where}: expected a list of rules, [[rules]], and nothing else but smooth")
+    smooth = data.get("smooth", False)
+    if not isinstance(smooth, bool):
+        raise InputError(f"{where}: smooth is {show(smooth)}, expected true or false")
+    return Policy(tuple(_rule(f"{where}: rule {number}", rule) for number, rule in enumerate(rules, 1)), smooth)
 
 
-def write_policy(rules: Collection[RuleRecord]) -> str:
+def write_policy(rules: Collection[RuleRecord], smooth: bool = False) -> str:
     """Rules as such a file, in TOML; a text in JSON is one in TOML too."""
-    texts = []
+    texts = ["smooth = true"] if smooth else []
     for rule in rules:
         said = {"pattern": rule.pattern, "format": rule.format, "recipe": rule.recipe, **rule.parameters}
         texts.append("\n".join(["[[rules]]", *(f"{key} = {json.dumps(value)}" for key, value in said.items())]))

@@ -5,6 +5,8 @@ A manifest has fields for what the command line can ask; rules stand in it only 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
 from pocketphi.compiler.options import CompileOptions
@@ -27,14 +29,16 @@ def asked_policy(options: CompileOptions, tied: bool) -> Policy:
 def recorded_policy(recipe: RecipeRecord, tied: bool) -> Policy:
     """What a manifest says. Raises InputError for what there is not."""
     if recipe.rules:
-        return Policy(tuple(Rule(r.pattern, make_quantizer(r.recipe, r.format, r.parameters)) for r in recipe.rules))
-    return _plain(recipe.name, recipe, tied)
+        rules = tuple(Rule(r.pattern, make_quantizer(r.recipe, r.format, r.parameters)) for r in recipe.rules)
+        return Policy(rules, recipe.smooth)
+    return replace(_plain(recipe.name, recipe, tied), smooth=recipe.smooth)
 
 
 def policy_of_bundle(bundle: Bundle) -> str:
     """The rules of a bundle as a policy file."""
     recipe = bundle.manifest.recipe
-    return write_policy(records(recorded_policy(recipe, read_config(bundle.path).tied_embeddings)))
+    policy = recorded_policy(recipe, read_config(bundle.path).tied_embeddings)
+    return write_policy(records(policy), policy.smooth)
 
 
 def rule_records(policy: Policy, recipe: RecipeRecord, tied: bool) -> tuple[RuleRecord, ...]:

@@ -184,7 +184,8 @@ def _sizes(
 
 
 def _policy(candidates: Mapping[str, Sequence[Any]], chosen: Sequence[int]) -> Policy:
-    return Policy(tuple(Rule(name, made[i]) for (name, made), i in zip(candidates.items(), chosen)))
+    rules = tuple(Rule(name, made[i]) for (name, made), i in zip(candidates.items(), chosen))
+    return Policy(rules, smooth=True)
 
 
 def _smallest_in_words(config: ModelConfig, budget: Budget, least: int, targets: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from pocketphi.compiler.source_check import reading_checks, require, rewrites_ch
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
+from pocketphi.graph.channel_scales import scaled_alike
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
@@ -111,7 +112,7 @@ def verify_folder(
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
     if reference is not None:
-        result.checks += _against(reference, programs[0].quantized if programs else None, ui)
+        result.checks += _against(reference, programs[0].quantized if programs else None, manifest.recipe.smooth, ui)
     if reference is not None and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui)
     return result
@@ -148,8 +149,11 @@ def _verify_target(
     return found, rebuilt, None
 
 
-def _against(reference: str, program: Program | None, ui: Ui) -> list[Check]:
-    """Whether the reference is read as others read it, runs as the bundle does, and has the weights that were rounded."""
+def _against(reference: str, program: Program | None, smooth: bool, ui: Ui) -> list[Check]:
+    """Whether the reference is read as others read it, runs as the bundle does, and has the weights that were rounded.
+
+    smooth: the bundle's norms gave off factors of their channels
+    """
     source = open_checkpoint(reference)
     checks = reading_checks(source)
     if program is None or program.config.tensors() != source.config.tensors():
@@ -159,6 +163,8 @@ def _against(reference: str, program: Program | None, ui: Ui) -> list[Check]:
     odd = [f"{name} is {ours[name]} in the bundle, {theirs[name]} in the reference" for name in differ]
     detail = odd[0] if odd else f"{len(_RUNS)} compared"
     checks.append(Check("settings that the reference has otherwise", len(odd), 0, detail))
+    if smooth:
+        source = scaled_alike(source, program.weights)
     if same_norms(program.weights, source):
         checks.append(rounding_check(program.weights, source))
     else:

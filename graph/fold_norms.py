@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from pocketphi.graph.channel_scales import norm_before
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
-from pocketphi.graph.config import HEAD
 
 
 class FoldedNorms(Checkpoint):
@@ -19,7 +19,7 @@ class FoldedNorms(Checkpoint):
         self._inner = inner
         self.wrap(inner)
         self.tensors = {name: TensorInfo(info.shape, "fp32") for name, info in inner.tensors.items()}
-        self._norm_of = {name: norm for name in inner.tensors if (norm := self._norm(name))}
+        self._norm_of = {name: norm for name in inner.tensors if (norm := norm_before(self.config, name))}
         self._gain = {norm: inner.read(norm, 0, inner.tensors[norm].rows).float() for norm in self._norm_of.values()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -27,9 +27,3 @@ class FoldedNorms(Checkpoint):
             return torch.ones(stop - start)
         rows = self._inner.read(name, start, stop).float()
         return rows * self._gain[self._norm_of[name]] if name in self._norm_of else rows
-
-    def _norm(self, name: str) -> str | None:
-        if name == HEAD:
-            return "model.norm.weight"
-        ends = ((name.removesuffix(tail), norm) for tail, norm in self.config.form.folds if name.endswith(tail))
-        return next((layer + norm for layer, norm in ends), None)

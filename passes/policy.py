@@ -31,9 +31,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """An ordered list of rules. The first that matches counts; a weight that none matches stays in float."""
+    """An ordered list of rules. The first that matches counts; a weight that none matches stays in float.
+
+    smooth: whether norms give off factors of their channels first (`passes.smooth`)
+    """
 
     rules: tuple[Rule, ...]
+    smooth: bool = False
 
     @staticmethod
     def of(quantizer: Quantizer, special: Mapping[str, Quantizer] | None = None) -> Policy:

@@ -1,0 +1,60 @@
+"""Move factors of channels from norms into the matrices behind them, where a policy says so, before anything is rounded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pocketphi.compiler.calibration import calibration_tokens
+from pocketphi.compiler.known import Known
+from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.ui import Ui
+from pocketphi.graph.channel_scales import ChannelScales, Exponents, not_cancelled
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import FloatWeight
+from pocketphi.graph.program import Program
+from pocketphi.graph.reading import typed
+from pocketphi.passes.smooth import smoothing
+from pocketphi.targets.base import Check
+
+_TOKENS = 1024
+"""Of the calibration text, in which the largest values of channels are looked for."""
+
+
+def smoothed(
+    source: HashedCheckpoint, program: Program, options: CompileOptions, ui: Ui
+) -> tuple[HashedCheckpoint, Program]:
+    """The same checkpoint, and a program that reads it, with the factors of channels where int8 activations lose least."""
+    scaled = HashedCheckpoint(ChannelScales(source, _known_exponents(source, program, options, ui)))
+    reading = program.copy()
+    for name, weight in program.weights.items():
+        if isinstance(weight, FloatWeight):
+            reading.weights[name] = replace(weight, checkpoint=scaled)
+    return scaled, reading
+
+
+def scales_check(source: Checkpoint, scaled: Checkpoint) -> Check:
+    """What norms have given off is in the columns behind them, to the bit."""
+    wrong = not_cancelled(source, scaled)
+    return Check("projections that channel scales change", len(wrong), 0, f"first {wrong[0]}" if wrong else "none")
+
+
+def _known_exponents(source: HashedCheckpoint, program: Program, options: CompileOptions, ui: Ui) -> Exponents:
+    """Measured now, or by an earlier command on the same model and text."""
+    tokens = calibration_tokens(source, options, ui)
+    tokens = tokens[: max(1, _TOKENS // tokens.shape[1])]
+    known = Known("smoothing", ("torch",), options.cache)
+    about = {"source": source.digest_all(), "config": source.config.to_hf(), "tokens": tokens.tolist()}
+    if (found := known.find(about)) is not None:
+        try:
+            lists = typed(dict[str, list[int]], found[0], "stored channel scales")
+            return {norm: torch.tensor(values, dtype=torch.int32) for norm, values in lists.items()}
+        except InputError:
+            pass
+    with ui.task("measure channels", program.operators()["linear"], "layers") as advance:
+        exponents = smoothing(program, tokens, lambda: advance(1))
+    known.keep(about, {norm: values.tolist() for norm, values in exponents.items()})
+    return exponents
