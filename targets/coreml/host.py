@@ -23,7 +23,7 @@ from pocketphi.targets.coreml.mlpackage import MLPackage
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
-from pocketphi.targets.coreml.vectors import VECTORS, Recorder
+from pocketphi.targets.coreml.vectors import STEPS, VECTORS, Recorder
 from pocketphi.targets.coreml.weightfile import PACKAGE, AsHalf, identifier
 
 
@@ -73,7 +73,7 @@ class CoreMLHost(Host):
     def _short_run(self, interpreter: Interpreter, prompt: torch.Tensor, recorder: Recorder | None = None) -> None:
         """All but the last tokens as a prompt, those one by one."""
         runner = CoreMLRunner(interpreter, prompt.shape[1], recorder=recorder)
-        steps = min(4, prompt.shape[1] - 1)
+        steps = min(STEPS, prompt.shape[1] - 1)
         runner.step(prompt[:, : prompt.shape[1] - steps])
         for i in range(prompt.shape[1] - steps, prompt.shape[1]):
             runner.step(prompt[:, i : i + 1])

@@ -34,6 +34,7 @@ from pocketphi.targets.coreml.lint import Facts, lint
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
 from pocketphi.targets.coreml.options import CoreML
+from pocketphi.targets.coreml.vectors import vectors_bytes
 from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights, stored_weights
 from pocketphi.targets.target import Asked
 
@@ -70,7 +71,9 @@ class CoreMLBundle(Prepared):
         if asked.strict and best.slow:
             raise InputError(f"coreml: {best.slow[0]}; without --strict this is only reported")
         self.bytes = self._file.size
-        self.around = _SMALL_FILES + _NODE_BYTES * program.operators().total()
+        self.around = (
+            _SMALL_FILES + _NODE_BYTES * program.operators().total() + vectors_bytes(program.config.vocab_size)
+        )
         self.notes = [best.line(best=True), *(unit.line() for unit in others)]
         if self._form.flexible and options.model_id is None:
             self.notes.append("swift-transformers must be given a tokenizer: the package names no repository")

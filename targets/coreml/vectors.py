@@ -11,8 +11,19 @@ import numpy as np
 import torch
 
 VECTORS = "test_vectors.npz"
+STEPS = 4
+"""Tokens of the run, after its prompt, that are given one by one."""
 TOLERANCE = 1e-3
 """KL in nats a token: ten times what rounding after every operation explains here, for sums in another order."""
+
+
+_CALL_BYTES = 1500
+"""About: of a call, beside its logits."""
+
+
+def vectors_bytes(vocabulary: int) -> int:
+    """About what the file takes: the logits of a token of each call, in float16."""
+    return (STEPS + 1) * (2 * vocabulary + _CALL_BYTES)
 
 
 class Recorder:

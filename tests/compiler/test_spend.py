@@ -18,6 +18,7 @@ from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
+from pocketphi.targets.coreml.vectors import VECTORS, vectors_bytes
 
 SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=16)
 BOTH = ("ort-mobile", "coreml")
@@ -92,6 +93,15 @@ def test_a_bundle_keeps_to_its_bytes_and_its_rules_can_be_used_again(model: str,
     again = read_policy(options(model, policy=file))
     assert records(again) == recipe.rules == records(recorded_policy(recipe, SHAPE.tied_embeddings))
     check_policy(again, SHAPE, options(model, policy=file))
+
+
+def test_what_verification_adds_is_in_the_budget(model: str, tmp_path: Path) -> None:
+    """Core ML's test vectors, here 2 % of the bundle."""
+    asked = options(model, ("coreml",), max_bytes=4_500_000, verify="always")
+    compile_model(dataclasses.replace(asked, out=tmp_path / "b"))
+    held = sum(path.stat().st_size for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert 0.97 * 4_500_000 <= held <= 4_500_000
+    assert vectors_bytes(SHAPE.vocab_size) == pytest.approx((tmp_path / "b" / VECTORS).stat().st_size, rel=0.02)
 
 
 @pytest.mark.parametrize(
