@@ -133,7 +133,7 @@ def _verify_target(
     tokens = tokens_of(None, PROBE, read_tokenizer_files(folder), config, count)
     prompt = torch.tensor([tokens + random_tokens(config, count - len(tokens))])
     size = sum(spec.bytes for weight in rebuilt.traced.weights.values() for spec in weight.parts.values())
-    numerics = Numerics(host, rebuilt.traced, prompt, limit, keep=size < free_memory() // 4)
+    numerics = Numerics(host, rebuilt.traced, rebuilt.fused, prompt, limit, keep=size < free_memory() // 4)
     with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
         numerics.taken = advance
         found = [_weights_check(host, saved, manifest.targets[target].weights, rebuilt.quantized, advance)]

@@ -72,6 +72,9 @@ class Host(ABC):
 
     exact_bound = 1e-6
     """KL divergence (nats a token) to the quantized program that rounding of float32 explains."""
+    rounds_to: torch.dtype | None = None
+    """Of the files as they are saved, where each operator's result is rounded to a type. Some models are moved further by that
+    than `saved_bound`: what it does to the graph is measured then."""
 
     @property
     @abstractmethod

@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
+from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
+from pocketphi.graph.write_checkpoint import write_checkpoint
 from pocketphi.targets.coreml.interpreter import Interpreter
 from pocketphi.targets.coreml.mlpackage import MLPackage, find_model
 from pocketphi.targets.coreml.proto import model_pb2
 from pocketphi.targets.coreml.weightfile import PACKAGE
 
+HEAD = 20
+"""Logits are so many times larger: still within the bound in float32, but not in float16."""
 MATRIX = "model_layers_1_self_attn_o_proj_weight"
 
 
@@ -224,6 +230,44 @@ def test_a_wrong_lowering_is_caught(both: Path, tmp_path: Path, damage: Callable
     damage(folder)
     names = [name.removeprefix("coreml: ") for name in failed(verify(folder))]
     assert seen_by in names
+
+
+def packaged(tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A package of random:tiny with other weights."""
+    (tmp_path / "model").mkdir()
+    write_checkpoint(RandomWeights("random:tiny", PUBLISHED["tiny"]), tmp_path / "model", "fp32", lambda done: None)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
+    options = {"recipe": "rtn", "chunk": 16, "verify": "never", "context": 64}
+    return compile_model(compile_options(str(tmp_path / "model"), tmp_path / "bundle", ("coreml",), **options)).path
+
+
+def test_first_tokens_that_float16_cannot_hold_are_seen(tmp_path: Path) -> None:
+    """Rows of the embedding that the text of the other checks does not read are beyond half of float16's range."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        table = tensors["model.embed_tokens.weight"]
+        rows = torch.ones(len(table), dtype=torch.bool)
+        rows[random_tokens(PUBLISHED["tiny"], 200)] = False
+        table[rows] *= 40_000 / table[rows].abs().max()
+
+    (check,) = [check for check in verify(packaged(tmp_path, change)).checks if not check.ok]
+    assert check.name == "operations within a factor of 2 of float16's range"
+    assert "decode/" in check.detail
+
+
+def loud_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["lm_head.weight"] *= HEAD
+
+
+def test_a_model_that_rounding_moves_further_has_a_bound_of_its_own(tmp_path: Path) -> None:
+    result = verify(packaged(tmp_path, loud_head))
+    assert failed(result) == []
+    found = {check.name: check for check in result.checks}["KL prefill, as saved"]
+    assert 1e-4 < found.measured < found.bound < 1e-2
+    assert "rounding alone" in found.detail
 
 
 def test_the_script_for_a_mac(tmp_path: Path) -> None:
