@@ -73,7 +73,9 @@ def compile_model(
         lowered = lower(program, policy, reports, options, allowed)
         quantized = lowered.program
         verifies = wants_verification(options.verify, lowered.bytes, ui)
-        read = [*reading_checks(source), scales_check(source, weights)] if verifies else []
+        read = reading_checks(source) if verifies else []
+        if verifies and policy.smooth:
+            read.append(scales_check(source, weights))
         require(read)
 
     with new_folder(options.out, lowered.bytes, replace=options.force) as folder:

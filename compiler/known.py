@@ -11,14 +11,17 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
 from pocketphi.compiler.build_key import our_code, version_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
+from pocketphi.graph.reading import typed
 from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
+
+T = TypeVar("T")
 
 _MOST = 64
 """Entries of one kind."""
@@ -42,6 +45,15 @@ class Known:
         if found is None or not isinstance(found[0], dict) or found[0].get("about") != whole:
             return None
         return found[0].get("content"), found[1]
+
+    def recall(self, kind: type[T], about: Mapping[str, Any]) -> T | None:
+        """The value that was kept about this, or None; what is no such value counts as missing."""
+        if (found := self.find(about)) is None:
+            return None
+        try:
+            return typed(kind, found[0], f"a stored {self._kind}")
+        except InputError:
+            return None
 
     def keep(self, about: Mapping[str, Any], content: Any = None, data: Sequence[bytes | memoryview] = ()) -> None:
         """Where it cannot be written, it will be found out again."""

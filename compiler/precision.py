@@ -29,9 +29,10 @@ def asked_policy(options: CompileOptions, tied: bool) -> Policy:
 def recorded_policy(recipe: RecipeRecord, tied: bool) -> Policy:
     """What a manifest says. Raises InputError for what there is not."""
     if recipe.rules:
-        rules = tuple(Rule(r.pattern, make_quantizer(r.recipe, r.format, r.parameters)) for r in recipe.rules)
-        return Policy(rules, recipe.smooth)
-    return replace(_plain(recipe.name, recipe, tied), smooth=recipe.smooth)
+        policy = Policy(tuple(Rule(r.pattern, make_quantizer(r.recipe, r.format, r.parameters)) for r in recipe.rules))
+    else:
+        policy = _plain(recipe.name, recipe, tied)
+    return replace(policy, smooth=recipe.smooth)
 
 
 def policy_of_bundle(bundle: Bundle) -> str:

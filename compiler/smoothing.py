@@ -12,11 +12,9 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.channel_scales import ChannelScales, Exponents, not_cancelled
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import typed
 from pocketphi.passes.smooth import smoothing
 from pocketphi.targets.base import Check
 
@@ -48,12 +46,8 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
     tokens = tokens[: max(1, _TOKENS // tokens.shape[1])]
     known = Known("smoothing", ("torch",), options.cache)
     about = {"source": source.digest_all(), "config": source.config.to_hf(), "tokens": tokens.tolist()}
-    if (found := known.find(about)) is not None:
-        try:
-            lists = typed(dict[str, list[int]], found[0], "stored channel scales")
-            return {norm: torch.tensor(values, dtype=torch.int32) for norm, values in lists.items()}
-        except InputError:
-            pass
+    if (found := known.recall(dict[str, list[int]], about)) is not None:
+        return {norm: torch.tensor(values, dtype=torch.int32) for norm, values in found.items()}
     with ui.task("measure channels", program.operators()["linear"], "layers") as advance:
         exponents = smoothing(program, tokens, lambda: advance(1))
     known.keep(about, {norm: values.tolist() for norm, values in exponents.items()})

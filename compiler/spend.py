@@ -23,7 +23,6 @@ from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import typed
 from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
 from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.policy import Policy, Rule
@@ -132,11 +131,8 @@ def known_costs(
         "tokens": tokens.tolist(),
         "candidates": {name: [f"{one.describe()} {left_of(one)}" for one in made] for name, made in candidates.items()},
     }
-    if (found := known.find(about)) is not None:
-        try:
-            return typed(Costs, found[0], "stored sensitivities")
-        except InputError:
-            pass
+    if (found := known.recall(Costs, about)) is not None:
+        return found
     program = traced()
     fisher = Fisher(program, tokens)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:

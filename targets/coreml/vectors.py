@@ -15,8 +15,6 @@ STEPS = 4
 """Tokens of the run, after its prompt, that are given one by one."""
 TOLERANCE = 1e-3
 """KL in nats a token: ten times what rounding after every operation explains here, for sums in another order."""
-
-
 _CALL_BYTES = 1500
 """About: of a call, beside its logits."""
 
