@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 _FUSED = {
     "edge.attention": ("attention block", "attention blocks"),
+    "edge.sparse_attention": ("block-sparse attention block", "block-sparse attention blocks"),
     "edge.gated_silu": ("gated MLP", "gated MLPs"),
+    "edge.gegelu": ("gated MLP", "gated MLPs"),
     "edge.add_rms_norm": ("norm with the sum before it", "norms, each with the sum before it"),
     "edge.rms_norm": ("norm alone", "norms alone"),
 }

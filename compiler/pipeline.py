@@ -15,6 +15,7 @@ from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.canonicalize import Canonicalize
 from pocketphi.passes.fuse_attention import FuseAttention
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
+from pocketphi.passes.fuse_gegelu import FuseGegelu
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.passes.fuse_rms_norm import FuseRmsNorm
 from pocketphi.passes.last_logits import LastLogits
@@ -32,6 +33,7 @@ def fusions(context: int | None) -> list[Pass]:
         FuseAttention(context),
         FuseResidualNorm(),  # after the norms, which it extends
         FuseGatedMlp(),
+        FuseGegelu(),
     ]
 
 

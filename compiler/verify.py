@@ -46,7 +46,10 @@ log = logging.getLogger(__name__)
 _PREFILL = 65
 """Tokens of the text that is run, at most."""
 
-_RUNS = ("heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "rotary_dim", "long_rope", "sliding_window")
+_RUNS = (
+    *("heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "rotary_dim", "long_rope", "sliding_window"),
+    *("sparse", "own"),
+)
 """Settings of a model that decide what it computes, beside the shapes of its tensors."""
 
 _MEMORY_FACTOR = 5

@@ -20,24 +20,40 @@ class LongRope:
 
     short, long: `rotary_dim / 2` factors each; long applies once a position reaches `original_max_position`.
     attention_factor: what rotated vectors are multiplied with; None: what follows from the lengths
+    short_attention_factor: the same as long as the short factors apply; None: as with the long ones
     """
 
     short: tuple[float, ...]
     long: tuple[float, ...]
     original_max_position: int
     attention_factor: float | None = None
+    short_attention_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class BlockSparse:
+    """Which keys a head of a block-sparse layer sees (arXiv:2404.14219, figure 1): with blocks of `block` tokens, a query
+    of block q sees those of block k ≤ q, and not in its future, where q - k < local, or (k + step · head + 1) mod stride = 0.
+    """
+
+    block: int
+    local: int
+    stride: int
+    step: int
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a model is traced, saved and verified as: a class of transformers. `graph/models/` has one for each.
+    """What a model is traced, saved and verified as: a class of transformers, or one of ours. `graph/models/` has one for each.
 
     name:         for messages
-    architecture: transformers' class, which a bundle's `config.json` names
+    architecture: the class, which a bundle's `config.json` names
     period:       layers after which the pattern of layers repeats: 1 where all are alike
     tensors:      every tensor that a checkpoint holds: name → shape
     settings:     the content of `config.json`
     folds:        (the ending of a projection's name, that of the norm before it), within a layer
+    build:        makes the module that is traced, of a config with untied embeddings; None: transformers' class does. Its
+                  method `make_constants(config)` makes what is no weight, which has values when the module has none yet
     """
 
     name: str
@@ -46,13 +62,16 @@ class Form:
     tensors: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
     settings: Callable[[ModelConfig], dict[str, Any]]
     folds: tuple[tuple[str, str], ...]
+    build: Callable[[ModelConfig], Any] | None = None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """What the compiler needs to know of a model. Lengths are in tokens, sizes in elements.
 
-    where: the file that says so, for the message where sizes do not fit each other: an InputError
+    sparse: of the layers that are block-sparse, all but the last of each of the form's periods; None where none is
+    own:    what only this form has, in a frozen dataclass of the model's file
+    where:  the file that says so, for the message where sizes do not fit each other: an InputError
     """
 
     vocab_size: int
@@ -73,6 +92,8 @@ class ModelConfig:
     eos: tuple[int, ...]
     pad: int | None
     form: Form = field(repr=False)
+    sparse: BlockSparse | None = None
+    own: Any = None
     where: InitVar[str] = "config"
 
     def __post_init__(self, where: str) -> None:

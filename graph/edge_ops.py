@@ -46,6 +46,24 @@ def gated_silu(gate_up: Tensor) -> Tensor:
 gated_silu.register_fake(lambda gate_up: gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
+QUICK_GELU = 1.702
+"""x · sigmoid(1.702 x) stands for GELU (arXiv:1606.08415, section 2)."""
+
+
+@edge_operator("gegelu")
+def gegelu(gate_up: Tensor, limit: float) -> Tensor:
+    """gate · sigmoid(1.702 gate) · (up + 1) for gate_up = [gate | up], with gate ≤ limit and |up| ≤ limit (GEGLU,
+    arXiv:2002.05202, eq. 6, as Phi-3-small has it). float32 [B, S, 2I] → [B, S, I]. limit: 0 for none.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    if limit:
+        gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    return gate * torch.sigmoid(gate * QUICK_GELU) * (up + 1.0)
+
+
+gegelu.register_fake(lambda gate_up, limit: gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+
+
 @edge_operator("attention")
 def attention(
     qkv: Tensor,
@@ -74,6 +92,24 @@ def attention(
     position_ids[b, 0]. Shorter rows of a batch are padded on the right: their padding is never seen, being in the future
     of every real query, and later tokens overwrite it.
     """
+    return _attend(qkv, k_cache, v_cache, position_ids, cos, sin, heads, kv_heads, scale, window, long_after)
+
+
+def _attend(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    position_ids: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int,
+    long_after: int,
+    sparse: tuple[int, int, int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sparse: block, local, stride and step of a block-sparse layer."""
     batch, length, _ = qkv.shape
     dim = k_cache.shape[-1]
     q, k, v = qkv.view(batch, length, -1, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
@@ -88,21 +124,63 @@ def attention(
     visible = key_position <= query_position[..., None]
     if window:
         visible &= key_position > query_position[..., None] - window
+    visible = visible[:, None]
+    if sparse:
+        visible = visible & block_sparse(query_position, key_position, heads, *sparse)
     groups = heads // kv_heads
     out = functional.scaled_dot_product_attention(
-        q, _repeat(keys, groups), _repeat(values, groups), attn_mask=visible[:, None], scale=scale
+        q, _repeat(keys, groups), _repeat(values, groups), attn_mask=visible, scale=scale
     )
     return out.transpose(1, 2).reshape(batch, length, -1), keys, values
 
 
-@attention.register_fake
-def _(
+@edge_operator("sparse_attention")
+def sparse_attention(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    position_ids: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int,
+    long_after: int,
+    block: int,
+    local: int,
+    stride: int,
+    step: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `edge.attention`, but each head sees only the keys that `block_sparse` lets it see."""
+    sparse = block, local, stride, step
+    return _attend(qkv, k_cache, v_cache, position_ids, cos, sin, heads, kv_heads, scale, window, long_after, sparse)
+
+
+def block_sparse(query: Tensor, key: Tensor, heads: int, block: int, local: int, stride: int, step: int) -> Tensor:
+    """Which keys a head may see (`graph.config.BlockSparse`), whether they are in its future or not.
+
+    query: int64 [B, S], key: int64 [T], both positions; bool [B, H, S, T].
+    """
+    near = query[:, None, :, None] // block - key // block < local
+    vertical = (key // block + step * torch.arange(heads)[:, None, None] + 1) % stride == 0
+    return near | vertical
+
+
+def _attention_types(
     qkv: Tensor, k_cache: Tensor, v_cache: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor, heads: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, kv, past, dim = k_cache.shape
     length = qkv.shape[1]
     total = (batch, kv, past + length, dim)
     return qkv.new_empty(batch, length, heads * dim), k_cache.new_empty(total), v_cache.new_empty(total)
+
+
+attention.register_fake(_attention_types)
+sparse_attention.register_fake(_attention_types)
+
+ATTENTIONS = ("edge.attention", "edge.sparse_attention")
+"""The names of both; their first eleven arguments are the same."""
 
 
 @edge_operator("last_token")

@@ -34,9 +34,12 @@ unscaled ones. These errors are of the size of the unscaled one, which is larger
 def check_agreement(settings: Mapping[str, Any], config: ModelConfig, where: str) -> None:
     """settings: the content of config.json; config: what was read from it.
 
-    Raises InputError naming the first setting in which transformers' model would be another one.
+    Raises InputError naming the first setting in which transformers' model would be another one. Of a model that
+    transformers has no class for, nothing can be asked.
     """
     model, layers = find_model(settings, where), config.form.period
+    if config.form.build:
+        return
     try:
         theirs = probe(model.architecture, _spelled(settings, model), layers)
     except CompilerBug:

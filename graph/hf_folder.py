@@ -98,9 +98,9 @@ class HfFolder(Checkpoint):
         return found
 
     def _read_piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
-        """Rows that lie in pairs are read whole heads at a time, and put into order."""
+        """Rows that lie in pairs, or take turns with others, are read with those between them, and put into order."""
         stored = self._stored[piece.name]
-        if not piece.head_dim or start == stop:
+        if (not piece.head_dim and piece.step == 1) or start == stop:
             return self._rows.read(stored, piece.name, piece.first + start, piece.first + stop)
         numbers = piece.stored_rows(start, stop)
         first = int(numbers.min())

@@ -15,7 +15,8 @@ _ROWS = 64  # rows that share one seed, so that any range can be generated alone
 
 
 class RandomWeights(Checkpoint):
-    """`random:NAME` or `random:NAME@SEED`. Norm weights are near one, matrices N(0, 1/K): activations keep their size."""
+    """`random:NAME` or `random:NAME@SEED`. Norm weights are near one, biases near zero, matrices N(0, 1/K): activations keep
+    their size."""
 
     def __init__(self, spec: str, config: ModelConfig | None = None) -> None:
         """spec: the model's name; config: a shape of one's own instead of a published one."""
@@ -32,7 +33,8 @@ class RandomWeights(Checkpoint):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         info = self.tensors[name]
         if len(info.shape) == 1:
-            return (1 + 0.1 * self._normal(name, 0, info.rows))[start:stop].bfloat16()
+            middle = 0 if name.endswith(".bias") else 1
+            return (middle + 0.1 * self._normal(name, 0, info.rows))[start:stop].bfloat16()
         first = start // _ROWS
         groups = [self._normal(name, group, _ROWS, info.columns) for group in range(first, -(-stop // _ROWS))]
         rows = torch.cat(groups)[start - first * _ROWS : stop - first * _ROWS]

@@ -62,7 +62,7 @@ def _row_of(pieces: Sequence[Piece], number: int) -> tuple[str, int]:
             order = np.arange(piece.rows)
             if piece.head_dim:
                 order = order.reshape(-1, piece.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-            return piece.name, piece.first + int(order[number])
+            return piece.name, piece.first + piece.step * int(order[number])
         number -= piece.rows
     raise LookupError(number)
 

@@ -23,7 +23,8 @@ def hf_settings_off(folder: Path, files: Sequence[Path], tensors: Mapping[str, A
     transformers' model looks at are compared in `hf_agreement.py`.
     """
     data = _json(folder / "config.json")
-    defaults = make_config(find_model(data, str(folder)).architecture, {})
+    model = find_model(data, str(folder))
+    defaults = model.settings() if model.form.build else make_config(model.architecture, {})
     said = {**{name: getattr(defaults, name) for name in ("eos_token_id", "bos_token_id")}, **data}
     more = _json(folder / "generation_config.json").get("eos_token_id")
     off = []

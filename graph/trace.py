@@ -7,7 +7,9 @@ with every layer (0.5 s each).
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -82,12 +84,22 @@ def hf_config(config: ModelConfig, layers: int | None = None) -> Any:
     return make_config(config.form.architecture, untied.to_hf())
 
 
+def _settings(config: ModelConfig, layers: int) -> tuple[Any, Callable[[Any], Any]]:
+    """What a model of so many layers is made of, and what makes it: a class of transformers, or the form's own."""
+    if config.form.build:
+        return replace(config, layers=layers, tied_embeddings=False), config.form.build
+    return hf_config(config, layers), functools.partial(make_model, config.form.architecture)
+
+
 def _export(config: ModelConfig, layers: int) -> ExportedProgram:
-    hf = hf_config(config, layers)
+    settings, build = _settings(config, layers)
     mode = FakeTensorMode()
     with mode:
-        model = make_model(config.form.architecture, hf)
-    use_real_frequencies(model, hf)
+        model = build(settings)
+    if config.form.build:
+        model.make_constants(settings)
+    else:
+        use_real_frequencies(model, settings)
     batch, length, past = 2, 3, 5
     with mode:
         ids = torch.zeros(batch, length, dtype=torch.int64)

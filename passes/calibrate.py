@@ -126,11 +126,11 @@ def quantize_calibrated(
         made = quantize(node.args[1], args[0])  # type: ignore[arg-type]
         if made is None:
             return None
-        x, w = args
+        x, w, *bias = args
         out = x.new_empty(*x.shape[:-1], len(w))
         for half, of, matrix in zip(out.chunk(2), x.chunk(2), (w, weight_of(materialize(made)).dequantize())):
             torch.matmul(of, matrix.T, out=half)
-        return out
+        return out + bias[0] if bias else out
 
     inputs = program.prefill_inputs(tokens.repeat(2, 1))
     hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe, given)[head.args[0]]
@@ -163,10 +163,10 @@ def _resumed(
 
 
 def _quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
-    """Weights of linear layers without a bias and of embeddings: name → how they will be quantized."""
+    """Weights of linear layers and of embeddings: name → how they will be quantized."""
     found = {}
     for node in program.graph.nodes:
-        if node.target is aten.linear.default and len(node.args) == 2:
+        if node.target is aten.linear.default:
             name = str(node.args[1].target)
         elif node.target is aten.embedding.default:
             name = str(node.args[0].target)

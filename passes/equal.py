@@ -112,10 +112,13 @@ def _chosen_layers(config: ModelConfig, *sides: _Side) -> list[int]:
 
 
 def _long_cases(config: ModelConfig, context: int) -> Iterator[Case]:
-    """Across the window's edge, and the last and first total lengths with short and long rotary factors."""
+    """Across the edge of the window, or of near blocks; the last and first total lengths with short and long rotary factors."""
     window = config.sliding_window
     switch = config.long_rope.original_max_position if config.long_rope else None
     cases = [Case(4, max(window - 2, 0)), Case(2, window)] if window else []
+    if config.sparse:  # where the first block is no longer near, and where there are several of those
+        edge = config.sparse.block * config.sparse.local
+        cases += [Case(4, max(edge - 2, 0)), Case(2, (config.sparse.stride + 1) * edge + 1)]
     cases += [Case(2, max(switch - 2, 0)), Case(2, switch - 1), Case(3, switch)] if switch else []
     return (case for case in cases if case.end <= context)
 

@@ -143,10 +143,10 @@ class _Piece:
             return list(observed(run, self._note).values())
 
     def _note(self, node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
-        if node.target is not aten.linear.default or len(args) > 2:
+        if node.target is not aten.linear.default:
             return None
-        x, w = args
-        y = aten.linear.default(x, w)
+        x = args[0]
+        y = aten.linear.default(*args)
         self._met[str(node.args[1].target)] = x.detach().flatten(0, -2), y  # type: ignore[union-attr]
         return y
 

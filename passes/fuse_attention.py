@@ -1,6 +1,7 @@
 """Before: packed projection → slices → heads → rotary embedding → concatenation with the cache → repeated K/V heads →
 `scaled_dot_product_attention(…, mask)` → heads merged.
-After: `edge.attention(qkv, k_cache, v_cache, position_ids, cos, sin, …)`.
+After: `edge.attention(qkv, k_cache, v_cache, position_ids, cos, sin, …)`, or `edge.sparse_attention(…)` where heads see other
+keys, those of the config's blocks.
 
 The rotary tables and the mask are not matched but run: the traced subgraph that makes them is evaluated on chosen
 inputs, and the result becomes the table, or is compared with what `edge.attention` would see. So default and long rotary
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.edge_ops import block_sparse
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.program import Program, Weights, evaluate, free_inputs, shape_of
@@ -54,7 +56,7 @@ class FuseAttention(Pass):
             raise InputError(f"--context {self.context}: the model has {program.config.max_position} positions")
         pattern = _pattern()
         tables: dict[tuple[fx.Node, fx.Node], _Tables] = {}
-        windows: dict[fx.Node, int] = {}
+        masks: dict[fx.Node, tuple[int, tuple[int, ...]]] = {}
         inputs = {str(node.target): node for node in program.inputs}
         for node in list(program.graph.nodes):
             if node.target is not aten.scaled_dot_product_attention.default:
@@ -68,16 +70,24 @@ class FuseAttention(Pass):
                 rope, mask = (found["cos"], found["sin"]), _mask_of(node)
                 if rope not in tables:
                     tables[rope] = _rotary_tables(program, *rope, self.context or program.config.max_position)
-                if mask not in windows:
-                    windows[mask] = _window(program, mask)
-                self._fuse(program, node, merged, found, tables[rope], windows[mask], inputs["position_ids"])
+                if mask not in masks:
+                    by_head = shape_of(mask)[1] != 1
+                    masks[mask] = (0, _blocks(program, mask)) if by_head else (_window(program, mask), ())
+                self._fuse(program, node, merged, found, tables[rope], *masks[mask], inputs["position_ids"])
                 report.applied["attention"] += 1
             except Refused as reason:
                 report.refuse(node.name, str(reason))
 
     @staticmethod
     def _fuse(
-        program: Program, sdpa: fx.Node, merged: fx.Node, found: Bound, tables: _Tables, window: int, positions: fx.Node
+        program: Program,
+        sdpa: fx.Node,
+        merged: fx.Node,
+        found: Bound,
+        tables: _Tables,
+        window: int,
+        blocks: tuple[int, ...],
+        positions: fx.Node,
     ) -> None:
         qkv = found["qkv"]
         heads, kv_heads, dim = _head_counts(found)
@@ -90,9 +100,10 @@ class FuseAttention(Pass):
             for kind, table in (("cos", tables.cos), ("sin", tables.sin))
         )
         tensors = (qkv, found["past_k"], found["past_v"], positions, cos, sin)
-        arguments = (*tensors, heads, kv_heads, scale, window, tables.long_after)
+        arguments = (*tensors, heads, kv_heads, scale, window, tables.long_after, *blocks)
+        operation = torch.ops.edge.sparse_attention.default if blocks else torch.ops.edge.attention.default
         # right behind the projection: the caches that go out have earlier readers than the attention itself
-        fused = program.call(torch.ops.edge.attention.default, arguments, before=after)
+        fused = program.call(operation, arguments, before=after)
         for index, old in enumerate((merged, found["keys"], found["values"])):
             old.replace_all_uses_with(program.call(operator.getitem, (fused, index), before=after))
 
@@ -216,6 +227,24 @@ def _window(program: Program, mask: fx.Node) -> int:
                 f"its mask for {length} tokens after {past} is not causal with a window of {window or 'any size'}"
             )
     return window
+
+
+def _blocks(program: Program, mask: fx.Node) -> tuple[int, ...]:
+    """Run the traced mask, which differs by head, and compare it with the config's blocks; returns what describes those."""
+    sparse, config = program.config.sparse, program.config
+    if sparse is None:
+        raise Refused("its mask differs by head, and the model is not block-sparse")
+    pattern = sparse.block, sparse.local, sparse.stride, sparse.step
+    edge = sparse.block * sparse.local
+    for length, past in ((1, config.max_position), (5, 7), (9, 0), (4, max(edge - 2, 0)), (sparse.block + 3, edge + 1)):
+        padding = torch.ones(1, past + length, dtype=torch.int64)
+        padding[0, (past + length) // 3] = 0
+        came = _run_mask(program, mask, length, past, padding)
+        query, key = past + torch.arange(length)[None], torch.arange(past + length)
+        expected = _expected_mask(length, past, 0, padding) & block_sparse(query, key, config.heads, *pattern)
+        if not torch.equal(came, expected):
+            raise Refused(f"its mask for {length} tokens after {past} is not that of {sparse}")
+    return pattern
 
 
 def _expected_mask(length: int, past: int, window: int, padding: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import fx
 from pocketphi.graph.program import Program, op_name
 from pocketphi.passes.base import Pass, PassReport
 
-_BY_POSITION = ("add", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu")
+_BY_POSITION = ("add", "mul", "layer_norm", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu", "edge.gegelu")
 """Operators whose result at a position comes from their inputs at that position; so does that of projections."""
 
 
@@ -29,7 +29,7 @@ class LastLogits(Pass):
 
     def rewrite(self, program: Program, report: PassReport) -> None:
         head = program.outputs["logits"]
-        if not _is_projection(head):
+        if not _is_projection(head) and not _is_projection_with_bias(head):
             report.refuse(head.name, f"logits come from {op_name(head)}, not from a projection")
             return
         late = _late(program, head)
@@ -63,6 +63,12 @@ def _late(program: Program, head: fx.Node) -> list[fx.Node]:
 def _is_projection(node: fx.Node) -> bool:
     """A product with a weight, of whatever format."""
     return op_name(node) == "linear" or op_name(node).startswith("edge.matmul_")
+
+
+def _is_projection_with_bias(node: fx.Node) -> bool:
+    product, bias = (*node.args, None, None)[:2]
+    given = isinstance(bias, fx.Node) and bias.op == "get_attr"
+    return op_name(node) == "add" and given and isinstance(product, fx.Node) and _is_projection(product)
 
 
 def _is_item(node: fx.Node) -> bool:

@@ -1,5 +1,5 @@
 """Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`,
-or the operators of another format.
+or the operators of another format. `linear(x, W, b)` becomes the product and the sum behind it.
 
 Only the graph and the lazy weights change: nothing is read or computed here. A weight that both the embedding and the head
 read (tied) stays one weight.
@@ -69,10 +69,7 @@ class QuantizeWeights(Pass):
     def rewrite(self, program: Program, report: PassReport) -> None:
         for node in list(program.graph.nodes):
             if node.target is aten.linear.default:
-                if len(node.args) > 2:
-                    report.refuse(node.name, "it has a bias")
-                else:
-                    self._replace(program, node, node.args[0], node.args[1], 0, report)
+                self._replace(program, node, node.args[0], node.args[1], 0, report)
             elif node.target is aten.embedding.default:
                 self._replace(program, node, node.args[1], node.args[0], 1, report)
 
@@ -84,6 +81,8 @@ class QuantizeWeights(Pass):
             nodes = program.weight(str(weight.target), lazy, before=node)
             operator = operators_of(form)[which]
             made = program.call(operator, (x, *map(nodes.get, form.part_names())), before=node)
+            if which == 0 and len(node.args) > 2:
+                made = program.call(aten.add.Tensor, (made, node.args[2]), before=node)
             node.replace_all_uses_with(made)
             report.applied[operator._schema.name.removeprefix("edge::")] += 1
 
@@ -113,11 +112,11 @@ class QuantizeWeights(Pass):
 
 
 def _only_projections(program: Program, name: str) -> bool:
-    """Whether all readers of a weight can read it in parts: linear layers without a bias and embeddings."""
+    """Whether all readers of a weight can read it in parts: linear layers and embeddings."""
     for weight in (node for node in program.graph.nodes if node.op == "get_attr" and node.target == name):
         for user in weight.users:
             places = [i for i, arg in enumerate(user.args) if arg is weight]
-            linear = user.target is aten.linear.default and places == [1] and len(user.args) == 2
+            linear = user.target is aten.linear.default and places == [1]
             if not linear and not (user.target is aten.embedding.default and places == [0]):
                 return False
     return True

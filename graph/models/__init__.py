@@ -18,6 +18,7 @@ MODELS = {
     "Phi3ForCausalLM": "pocketphi.graph.models.phi3",
     "LlamaForCausalLM": "pocketphi.graph.models.llama",
     "MistralForCausalLM": "pocketphi.graph.models.mistral",
+    "Phi3SmallForCausalLM": "pocketphi.graph.models.phi3_small",
 }
 """The architecture that a `config.json` names → the module of its model."""
 

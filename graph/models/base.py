@@ -7,7 +7,7 @@ projections are stored apart. Then it is traced, saved and verified as that one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,14 @@ class Piece:
     name:        of the stored tensor
     rows, first: how many, from which one
     head_dim:    rows of a head, where they are stored in pairs that turn together; else 0
+    step:        from one stored row to the next, where those of several pieces take turns
     """
 
     name: str
     rows: int
     first: int = 0
     head_dim: int = 0
+    step: int = 1
 
     def stored_rows(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The numbers of the stored rows that are rows [start, stop) of this piece.
@@ -41,7 +43,7 @@ class Piece:
         if self.head_dim:
             within, half = row % self.head_dim, self.head_dim // 2
             row = row - within + 2 * (within % half) + within // half
-        return self.first + row
+        return self.first + self.step * row
 
 
 def cut(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
@@ -103,6 +105,7 @@ class Model:
     settings:      a dataclass: the keys of `config.json` that are honoured, with transformers' own defaults
     read:          (settings, file's name, notices to add to) → the config. Raises InputError for what cannot be honoured
     layer:         the tensors of a layer that are stored otherwise than the form has them
+    outside:       tensors outside of the layers that have another name in files: ours → theirs
     only:          keys that may have one value alone, beside those of `graph/hf_keys.py`
     harmless:      keys that change no logit, beside those of `graph/hf_keys.py`
     published:     shapes for `random:NAME`
@@ -115,6 +118,7 @@ class Model:
     settings: type[Any]
     read: Callable[[Any, str, list[str]], ModelConfig]
     layer: Callable[[ModelConfig], Stacks] = lambda config: {}
+    outside: Mapping[str, str] = field(default_factory=dict)
     gguf: Gguf | None = None
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
@@ -136,7 +140,10 @@ class Model:
         """The stored tensors that each tensor of the config is stacked from; the head too, which a tied model may have."""
         stacks = self.layer(config)
         shapes = {**config.tensors(), HEAD: (config.vocab_size, config.hidden_size)}
-        return {name: _in_layer(name, stacks) or [Piece(name, shape[0])] for name, shape in shapes.items()}
+        return {
+            name: _in_layer(name, stacks) or [Piece(self.outside.get(name, name), shape[0])]
+            for name, shape in shapes.items()
+        }
 
     def stored_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Every tensor that a file may hold: name → shape."""
@@ -144,7 +151,7 @@ class Model:
         stored: dict[str, tuple[int, ...]] = {}
         for name, pieces in self.pieces(config).items():
             for piece in pieces:
-                rows = max(piece.first + piece.rows, *stored.get(piece.name, (0,))[:1])
+                rows = max(piece.first + piece.step * (piece.rows - 1) + 1, *stored.get(piece.name, (0,))[:1])
                 stored[piece.name] = (rows, *shapes[name][1:])
         return stored
 
@@ -153,4 +160,4 @@ def _in_layer(name: str, stacks: Stacks) -> list[Piece]:
     layer = layer_of(name)
     prefix = f"model.layers.{layer}."
     own = stacks.get(name.removeprefix(prefix), ()) if layer is not None else ()
-    return [Piece(prefix + piece.name, piece.rows, piece.first, piece.head_dim) for piece in own]
+    return [replace(piece, name=prefix + piece.name) for piece in own]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
@@ -51,6 +51,39 @@ class Settings:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
+class Decoder(Protocol):
+    """What is asked of the settings of any decoder, whatever its keys are called."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int | None: ...
+    @property
+    def head_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def layer_types(self) -> tuple[str, ...] | None: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_id(self) -> int | tuple[int, ...] | None: ...
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class Rotary:
     """dim: how many of a head's elements are turned; long_rope: what scales the frequencies."""
@@ -61,9 +94,12 @@ class Rotary:
 
 
 def decoder_config(
-    form: Form, settings: Settings, rotary: Rotary, window: int | None, where: str, notices: list[str]
+    form: Form, settings: Decoder, rotary: Rotary, window: int | None, where: str, notices: list[str], **own: Any
 ) -> ModelConfig:
-    """window: tokens that each one sees, None for all. Raises InputError for what does not fit together."""
+    """window: tokens that each one sees, None for all; own: fields of the config that few models have.
+
+    Raises InputError for what does not fit together.
+    """
     windowed = "full_attention" if window is None else "sliding_attention"
     if settings.layer_types is not None and settings.layer_types != (windowed,) * settings.num_hidden_layers:
         raise InputError(
@@ -94,6 +130,7 @@ def decoder_config(
         pad=settings.pad_token_id,
         form=form,
         where=where,
+        **own,
     )
     check_heads_of_long_rope(config, where)
     return config

@@ -50,7 +50,7 @@ class OrtHost(Host):
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights."""
-        nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("SimplifiedLayerNormalization")]
+        nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("LayerNormalization")]
         wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"

@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import fx
 
+from pocketphi.graph.edge_ops import QUICK_GELU
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls, once
@@ -25,6 +26,9 @@ from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 
 OPSET = 21
 IR_VERSION = 10
+
+HIDDEN = -1e30
+"""Added to a score that must not be seen: exp gives 0."""
 
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torch.int64: TensorProto.INT64}
 
@@ -179,8 +183,12 @@ class Emitter:
     @once
     def total_length(self) -> str:
         """int32 scalar: columns of the attention mask."""
-        scalar = self.emit("Squeeze", [self.mask_columns()], ["mask_columns_0"])
-        return self.emit("Cast", [scalar], ["total_sequence_length"], to=TensorProto.INT32)
+        return self.emit("Cast", [self.columns()], ["total_sequence_length"], to=TensorProto.INT32)
+
+    @once
+    def columns(self) -> str:
+        """int64 scalar: columns of the attention mask."""
+        return self.emit("Squeeze", [self.mask_columns()], ["mask_columns_0"])
 
     @once
     def last_column(self) -> str:
@@ -192,6 +200,25 @@ class Emitter:
         raw = self.emit("Sub", [total, past], ["last_token_raw"])
         index = self.emit("Max", [raw, self.constant("zero", [0])], ["last_token"])
         return self.emit("Unsqueeze", [index, self.constant("axis_1", [1])], ["last_token_column"])
+
+    @once
+    def block_sparse_bias(self, heads: int, block: int, local: int, stride: int, step: int) -> str:
+        """float32 [B, H, S, T]: 0 for keys that a head sees by `edge_ops.block_sparse`, HIDDEN for others."""
+        size, of = self.constant("sparse_block", [block]), "sparse"
+        first, count = self.constant("sparse_first", 0), self.constant("sparse_one", 1)
+        keys = self.emit("Range", [first, self.columns(), count], [f"{of}_keys"])
+        key = self.emit("Div", [keys, size], [f"{of}_key_blocks"])
+        query = self.emit("Div", ["position_ids", size], [f"{of}_query_blocks"])
+        rows = self.emit("Unsqueeze", [query, self.constant("sparse_axes", [1, 3])], [f"{of}_rows"])
+        distance = self.emit("Sub", [rows, key], [f"{of}_distance"])
+        near = self.emit("Less", [distance, self.constant("sparse_local", [local])], [f"{of}_near"])
+        offsets = (np.arange(heads) * step + 1).reshape(heads, 1, 1)
+        turned = self.emit("Add", [key, self.constant("sparse_offsets", offsets)], [f"{of}_turned"])
+        rest = self.emit("Mod", [turned, self.constant("sparse_stride", [stride])], [f"{of}_rest"])
+        column = self.emit("Equal", [rest, self.constant("sparse_zero", [0])], [f"{of}_vertical"])
+        seen = self.emit("Or", [near, column], [f"{of}_seen"])
+        nothing, hidden = (self.constant(f"{of}_{n}", v, np.float32) for n, v in (("nothing", 0), ("hidden", HIDDEN)))
+        return self.emit("Where", [seen, nothing, hidden], [f"{of}_bias"])
 
     @once
     def rotary_rows(self, long_after: int) -> str:
@@ -238,11 +265,14 @@ def _add_rms_norm(e: Emitter, node: fx.Node) -> None:
 
 
 def _attention(e: Emitter, node: fx.Node) -> None:
-    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = node.args
+    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after, *sparse = node.args
     inputs = [e.name(qkv), "", "", e.name(k_cache), e.name(v_cache), e.total_minus_one(), e.total_length()]
     inputs += [e.name(cos), e.name(sin)]
     if long_after:
         inputs.append(e.rotary_rows(int(long_after)))  # type: ignore[arg-type]
+    if sparse:
+        bias = e.block_sparse_bias(heads, *sparse)  # type: ignore[arg-type]
+        inputs += [*([] if long_after else [""]), bias]
     outputs = _tuple_names(e, node, 3)
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1}
     if window:
@@ -258,14 +288,36 @@ def _gated_silu(e: Emitter, node: fx.Node) -> None:
     e.emit("Mul", [up, silu], [e.result(node)])
 
 
+def _gegelu(e: Emitter, node: fx.Node) -> None:
+    name, limit = node.name, float(node.args[1])  # type: ignore[arg-type]
+    gate, up = f"{name}_gate", f"{name}_up"
+    e.emit("Split", [e.name(node.args[0])], [gate, up], axis=-1, num_outputs=2)
+    if limit:
+        high, low = (e.constant(f"gegelu_{n}_{limit}", v, np.float32) for n, v in (("most", limit), ("least", -limit)))
+        gate = e.emit("Clip", [gate, "", high], [f"{name}_gate_limited"])
+        up = e.emit("Clip", [up, low, high], [f"{name}_up_limited"])
+    gelu = e.emit("QuickGelu", [gate], [f"{name}_gelu"], domain=MS, alpha=QUICK_GELU)
+    more = e.emit("Add", [up, e.constant("one_float", 1.0, np.float32)], [f"{name}_up_and_1"])
+    e.emit("Mul", [gelu, more], [e.result(node)])
+
+
+def _layer_norm(e: Emitter, node: fx.Node) -> None:
+    x, _, weight, bias, eps = node.args[:5]
+    e.emit("LayerNormalization", [e.name(x), e.name(weight), e.name(bias)], [e.result(node)], axis=-1, epsilon=eps)
+
+
 def _last_token(e: Emitter, node: fx.Node) -> None:
     row = e.emit("GatherND", [e.name(node.args[0]), e.last_column()], [f"{node.name}_row"], batch_dims=1)
     e.emit("Unsqueeze", [row, e.constant("axis_1", [1])], [e.result(node)])
 
 
 def _linear(e: Emitter, node: fx.Node) -> None:
-    x, weight = (e.name(arg) for arg in node.args[:2])
-    e.emit("MatMul", [x, e.turned(weight)], [e.result(node)])
+    x, weight, *bias = (e.name(arg) for arg in node.args)
+    if not bias:
+        e.emit("MatMul", [x, e.turned(weight)], [e.result(node)])
+        return
+    product = e.emit("MatMul", [x, e.turned(weight)], [f"{node.name}_product"])
+    e.emit("Add", [product, *bias], [e.result(node)])
 
 
 def _embedding(e: Emitter, node: fx.Node) -> None:
@@ -276,14 +328,23 @@ def _add(e: Emitter, node: fx.Node) -> None:
     e.emit("Add", [e.name(node.args[0]), e.name(node.args[1])], [e.result(node)])
 
 
+def _mul(e: Emitter, node: fx.Node) -> None:
+    factor = float(node.args[1])  # type: ignore[arg-type]
+    e.emit("Mul", [e.name(node.args[0]), e.constant(f"factor_{factor}", factor, np.float32)], [e.result(node)])
+
+
 _RULES: dict[str, Rule] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,
     "edge.attention": _attention,
+    "edge.sparse_attention": _attention,
     "edge.gated_silu": _gated_silu,
+    "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,
+    "mul": _mul,
+    "layer_norm": _layer_norm,
 }

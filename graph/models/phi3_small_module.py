@@ -1,0 +1,202 @@
+"""The module of a Phi-3-small, for which transformers has no class: its structure, written to be traced.
+
+Sources: the Phi-3 report (arXiv:2404.14219, section 2), and the files `configuration_phi3_small.py`, `modeling_phi3_small.py`,
+`positional_embedding.py` and `triton_blocksparse_attention_layer.py` beside the checkpoint microsoft/Phi-3-small-8k-instruct.
+
+What the published files store interleaved is taken apart when it is read (`phi3_small.py`), so that the projections here are
+those of a Phi-3: rows of q, then k, then v; and those of the gate, then of the linear part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocketphi.graph.config import LongRope, ModelConfig
+
+QUICK_GELU = 1.702
+"""x · sigmoid(1.702 x) stands for GELU (arXiv:1606.08415, section 2)."""
+
+
+@dataclass
+class Output:
+    logits: Tensor
+
+
+class Rotary(nn.Module):
+    """Rotary embedding (arXiv:2104.09864) whose frequencies are divided by LongRoPE's factors (arXiv:2402.13753).
+
+    The long ones count for all tokens of a call once its last position is beyond the original maximum.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, rope = config.rotary_dim, config.long_rope
+        powers = config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        self.original = rope.original_max_position if rope else 0
+        factors = [torch.tensor(one) for one in (rope.short, rope.long)] if rope else [torch.ones(dim // 2)]
+        self.frequencies = nn.Buffer(torch.stack([1.0 / (one * powers) for one in factors]), persistent=False)
+        scales = attention_factors(rope, config.max_position) if rope else (1.0,)
+        self.scales = nn.Buffer(torch.tensor(scales, dtype=torch.float32), persistent=False)
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [B, S] → cosine and sine, each float32 [B, S, D]."""
+        frequencies, scale = self.frequencies[0], self.scales[0]
+        if self.original:
+            is_long = position_ids.max() >= self.original
+            frequencies = torch.where(is_long, self.frequencies[1], frequencies)
+            scale = torch.where(is_long, self.scales[1], scale)
+        angles = position_ids[..., None].float() * frequencies
+        both = torch.cat((angles, angles), dim=-1)
+        return both.cos() * scale, both.sin() * scale
+
+
+def attention_factors(rope: LongRope, longest: int) -> tuple[float, float]:
+    """What cosine and sine are multiplied with, short and long: where a file leaves them out, they follow from how much
+    longer texts may be (arXiv:2402.13753, equation 5)."""
+    ratio = longest / rope.original_max_position
+    follows = math.sqrt(1 + math.log(ratio) / math.log(rope.original_max_position)) if ratio > 1 else 1.0
+    long = follows if rope.attention_factor is None else rope.attention_factor
+    return (long if rope.short_attention_factor is None else rope.short_attention_factor), long
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, H, S, D] turned, first half paired with second (GPT-NeoX's order)."""
+    half = x.shape[-1] // 2
+    crossed = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos.unsqueeze(1) + crossed * sin.unsqueeze(1)
+
+
+class Attention(nn.Module):
+    """Causal attention whose scores are multiplied with multiplier / D instead of 1 / sqrt(D): muP (arXiv:2203.03466)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.kv_heads, self.dim = layer, config.heads, config.kv_heads, config.head_dim
+        self.scale = config.own.scale(config.head_dim)
+        self.qkv_proj = nn.Linear(config.hidden_size, config.qkv_size)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.hidden_size)
+
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, cache: Any) -> Tensor:
+        """x: float32 [B, S, K]; mask: bool [B or 1, 1 or H, S, T]."""
+        batch, length, _ = x.shape
+        q_end, k_end = self.heads * self.dim, (self.heads + self.kv_heads) * self.dim
+        qkv = self.qkv_proj(x)
+        q, k, v = (
+            part.view(batch, length, -1, self.dim).transpose(1, 2)
+            for part in (qkv[..., :q_end], qkv[..., q_end:k_end], qkv[..., k_end:])
+        )
+        keys, values = cache.update(rotated(k, *turns), v, self.layer)
+        out = nn.functional.scaled_dot_product_attention(
+            rotated(q, *turns), self._for_all(keys), self._for_all(values), attn_mask=mask, scale=self.scale
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+    def _for_all(self, x: Tensor) -> Tensor:
+        """Keys or values [B, KV, T, D] for each query head of a group."""
+        groups = self.heads // self.kv_heads
+        batch, _, total, dim = x.shape
+        whole = (batch, self.kv_heads, groups, total, dim)
+        return x if groups == 1 else x[:, :, None].expand(whole).reshape(batch, self.heads, total, dim)
+
+
+class Gegelu(nn.Module):
+    """GELU(gate) · (linear + 1), with gate ≤ limit and |linear| ≤ limit (GEGLU: arXiv:2002.05202, equation 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.limit = config.own.gegelu_limit
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, linear = self.gate_up_proj(x).chunk(2, dim=-1)
+        if self.limit is not None:
+            gate, linear = gate.clamp(max=self.limit), linear.clamp(min=-self.limit, max=self.limit)
+        return self.down_proj(gate * torch.sigmoid(gate * QUICK_GELU) * (linear + 1.0))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, number: int) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = (
+            nn.LayerNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2)
+        )
+        self.self_attn = Attention(config, number)
+        self.mlp = Gegelu(config)
+        every = config.own.dense_every
+        self.is_sparse = config.sparse is not None and (not every or (number + 1) % every != 0)
+
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor], cache: Any) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turns, masks[self.is_sparse], cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    """The model without its head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.sparse, self.multiplier = config.heads, config.sparse, config.own.embedding_multiplier
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb: nn.Module
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+        x = self.embed_tokens(input_ids)
+        if self.multiplier:
+            x = x * self.multiplier
+        turns = self.rotary_emb(position_ids)
+        masks = self._masks(attention_mask, cache.get_seq_length(), input_ids.shape[1])
+        for layer in self.layers:
+            x = layer(x, turns, masks, cache)
+        return self.norm(x)
+
+    def _masks(self, attention_mask: Tensor, past: int, length: int) -> tuple[Tensor, Tensor]:
+        """Which keys each query sees: of dense layers bool [B, 1, S, T], and of sparse ones bool [B, H, S, T]."""
+        query, key = past + torch.arange(length)[:, None], torch.arange(past + length)[None]
+        seen = (key <= query) & attention_mask.bool()[:, None, None]
+        if self.sparse is None:
+            return seen, seen
+        block, local, stride, step = self.sparse.block, self.sparse.local, self.sparse.stride, self.sparse.step
+        near = query // block - key // block < local
+        vertical = (key // block + step * torch.arange(self.heads)[:, None, None] + 1) % stride == 0
+        return seen, seen & (near | vertical)
+
+
+class Phi3Small(nn.Module):
+    """Logits are divided by muP's width multiplier; of tokens that stand for nothing they are the smallest float32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model = Body(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.width = config.own.width_multiplier
+        self.has_unused = bool(config.own.dummy_tokens)
+        self.make_constants(config)
+
+    def make_constants(self, config: ModelConfig) -> None:
+        """What is no weight: rotary frequencies, and which tokens stand for nothing."""
+        self.model.rotary_emb = Rotary(config)
+        if self.has_unused:
+            bias = torch.zeros(config.vocab_size)
+            bias[list(config.own.dummy_tokens)] = torch.finfo(torch.float32).min
+            self.unused_bias = nn.Buffer(bias, persistent=False)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any, use_cache: bool
+    ) -> Output:
+        x = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        if self.width:
+            x = x * (1.0 / self.width)
+        return Output(nn.functional.linear(x, self.lm_head.weight, self.unused_bias if self.has_unused else None))
+
+
+def build(config: ModelConfig) -> nn.Module:
+    """The module of a config, whose embeddings are not tied; of the mode that is on."""
+    return Phi3Small(config).eval()
