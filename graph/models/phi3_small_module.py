@@ -22,6 +22,11 @@ QUICK_GELU = 1.702
 """x · sigmoid(1.702 x) stands for GELU (arXiv:1606.08415, section 2)."""
 
 
+UNUSED = -16384.0
+"""Added to the logits of tokens that stand for nothing. The published code has the smallest float32 there; exp gives 0 for
+either, and float16 holds this one."""
+
+
 @dataclass
 class Output:
     logits: Tensor
@@ -170,7 +175,7 @@ class Body(nn.Module):
 
 
 class Phi3Small(nn.Module):
-    """Logits are divided by muP's width multiplier; of tokens that stand for nothing they are the smallest float32."""
+    """Logits are divided by muP's width multiplier; those of tokens that stand for nothing are too small for any share."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -185,7 +190,7 @@ class Phi3Small(nn.Module):
         self.model.rotary_emb = Rotary(config)
         if self.has_unused:
             bias = torch.zeros(config.vocab_size)
-            bias[list(config.own.dummy_tokens)] = torch.finfo(torch.float32).min
+            bias[list(config.own.dummy_tokens)] = UNUSED
             self.unused_bias = nn.Buffer(bias, persistent=False)
 
     def forward(

@@ -27,7 +27,7 @@ HIDDEN = -16384.0
 def lower(e: Emitter, node: fx.Node) -> Var:
     """qkv [1, S, (H + 2·KV)·D] → [1, S, H·D]; keys and values go into the states."""
     args: Any = node.args
-    qkv, _, _, _, cos, sin, heads, kv_heads, scale, window, long_after = args
+    qkv, _, _, _, cos, sin, heads, kv_heads, scale, window, long_after, *sparse = args
     name, dim = node.name, e.program.config.head_dim
     split = e.op("reshape", f"{name}_split", x=e.value(qkv), shape=[1, e.length, heads + 2 * kv_heads, dim])
     turned = e.op("transpose", f"{name}_heads", x=split, perm=[0, 2, 1, 3])
@@ -40,7 +40,8 @@ def lower(e: Emitter, node: fx.Node) -> Var:
     rows = -1 if e.form.flexible else groups * e.length
     folded = q if groups == 1 else e.op("reshape", f"{name}_fold", x=q, shape=[1, kv_heads, rows, dim])
     attend = _fused if e.form.attention == "sdpa" else _decomposed
-    seen = attend(e, name, folded, keys, values, scale, _visible(e, groups, window))
+    visible = _visible_in_blocks(e, heads, kv_heads, *sparse) if sparse else _visible(e, groups, window)
+    seen = attend(e, name, folded, keys, values, scale, visible)
     if groups > 1:
         seen = e.op("reshape", f"{name}_unfold", x=seen, shape=[1, heads, e.length, dim])
     merged = e.op("transpose", f"{name}_merge", x=seen, perm=[0, 2, 1, 3])
@@ -134,6 +135,25 @@ def _visible(e: Emitter, groups: int, window: int) -> Var:
         near = e.op("greater", f"{name}_near", x=keys, y=first)
         seen = e.op("logical_and", f"{name}_both", x=seen, y=near)
     return e.op("expand_dims", name, x=seen, axes=[0, 1])
+
+
+@once
+def _visible_in_blocks(e: Emitter, heads: int, kv_heads: int, block: int, local: int, stride: int, step: int) -> Var:
+    """bool [1, KV, groups · S, rows]: which keys each head's queries see by `edge_ops.block_sparse`. Once for all layers."""
+    name, keys = "visible_blocks", _keys(e)
+    queries = e.op("expand_dims", f"{name}_queries", x=e.positions(1), axes=[1])
+    past = e.op("less_equal", f"{name}_past", x=keys, y=queries)
+    key = e.op("floor_div", f"{name}_key", x=keys, y=np.int32(block))
+    query = e.op("floor_div", f"{name}_query", x=queries, y=np.int32(block))
+    near = e.op("less", f"{name}_near", x=e.op("sub", f"{name}_apart", x=query, y=key), y=np.int32(local))
+    offsets = (step * np.arange(heads, dtype=np.int32) + 1).reshape(heads, 1, 1)
+    turned = e.op("add", f"{name}_turned", x=e.op("expand_dims", f"{name}_keys", x=key, axes=[0]), y=offsets)
+    rest = e.op("mod", f"{name}_rest", x=turned, y=np.int32(stride))
+    vertical = e.op("equal", f"{name}_vertical", x=rest, y=np.int32(0))
+    near_or_vertical = e.op("logical_or", f"{name}_either", x=near, y=vertical)
+    seen = e.op("logical_and", f"{name}_seen", x=past, y=near_or_vertical)
+    rows = -1 if e.form.flexible else heads // kv_heads * e.length
+    return e.op("reshape", name, x=seen, shape=[1, kv_heads, rows, e.form.positions])
 
 
 @once

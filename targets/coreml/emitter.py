@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import known_format
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
@@ -33,7 +34,7 @@ def inputs_of(program: Program, form: Form, function: str) -> dict[str, Input]:
     called = [(op_name(node), node.args) for node in program.graph.nodes]
     if length > 1 and any(kind == "edge.last_token" for kind, _ in called):
         names.append("length")
-    if any(kind == "edge.attention" and 0 < args[10] < form.positions for kind, args in called):  # two rotary tables
+    if any(kind in ATTENTIONS and 0 < args[10] < form.positions for kind, args in called):  # two rotary tables
         names.append("total")
     return {"inputIds": Input((1, length), "int32"), **{name: Input((1,), "int32") for name in names}, **states}
 

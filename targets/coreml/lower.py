@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from pocketphi.graph.edge_ops import QUICK_GELU
 from pocketphi.graph.program import Program
 from pocketphi.targets.coreml import attention, norms
 from pocketphi.targets.coreml.codecs import CODECS
@@ -77,6 +78,24 @@ def _gated_silu(e: Emitter, node: fx.Node) -> None:
     e.values[node] = e.op("mul", e.name(node), x=up, y=silu)
 
 
+def _gegelu(e: Emitter, node: fx.Node) -> None:
+    name, limit = node.name, float(node.args[1])  # type: ignore[arg-type]
+    gate, up = e.op("split", f"{name}_halves", x=e.value(node.args[0]), num_splits=2, axis=-1)
+    if limit:
+        gate = e.op("minimum", f"{name}_gate", x=gate, y=np.float16(limit))
+        up = e.op("clip", f"{name}_up", x=up, alpha=np.float16(-limit), beta=np.float16(limit))
+    power = e.op("sigmoid", f"{name}_power", x=e.op("mul", f"{name}_sharper", x=gate, y=np.float16(QUICK_GELU)))
+    gelu = e.op("mul", f"{name}_gelu", x=gate, y=power)
+    more = e.op("add", f"{name}_up_and_1", x=up, y=np.float16(1))
+    e.values[node] = e.op("mul", e.name(node), x=gelu, y=more)
+
+
+def _layer_norm(e: Emitter, node: fx.Node) -> None:
+    x, _, weight, bias, eps = node.args[:5]
+    values = (e.value(arg) for arg in (x, weight, bias))
+    e.values[node] = norms.layer_norm(e, *values, float(eps), e.name(node))  # type: ignore[arg-type]
+
+
 def _last_token(e: Emitter, node: fx.Node) -> None:
     """Row `length - 1`; the only one of a call of one token. A flexible function's caller picks the row itself."""
     x = e.value(node.args[0])
@@ -87,8 +106,9 @@ def _last_token(e: Emitter, node: fx.Node) -> None:
 
 
 def _linear(e: Emitter, node: fx.Node) -> None:
-    x, weight = node.args[:2]
-    e.values[node] = e.times(e.name(node), e.value(x), e.value(weight), e.width(node))
+    x, weight, *bias = (e.value(arg) for arg in node.args)
+    product = e.times(f"{node.name}_product" if bias else e.name(node), x, weight, e.width(node))
+    e.values[node] = e.op("add", e.name(node), x=product, y=bias[0]) if bias else product
 
 
 def _embedding(e: Emitter, node: fx.Node) -> None:
@@ -99,14 +119,23 @@ def _add(e: Emitter, node: fx.Node) -> None:
     e.values[node] = e.op("add", e.name(node), x=e.value(node.args[0]), y=e.value(node.args[1]))
 
 
+def _mul(e: Emitter, node: fx.Node) -> None:
+    factor = np.float16(node.args[1])  # type: ignore[arg-type]
+    e.values[node] = e.op("mul", e.name(node), x=e.value(node.args[0]), y=factor)
+
+
 _RULES: dict[str, Rule] = {
     operator.getitem.__name__: _getitem,
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,
     "edge.attention": _attention,
+    "edge.sparse_attention": _attention,
     "edge.gated_silu": _gated_silu,
+    "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,
+    "mul": _mul,
+    "layer_norm": _layer_norm,
 }

@@ -1,4 +1,4 @@
-"""RMS norm in float16, two ways."""
+"""RMS norm and layer norm in float16, two ways."""
 
 from __future__ import annotations
 
@@ -16,6 +16,29 @@ SMALLEST_PEAK = 2.0**-10
 def rms_norm(e: Emitter, x: Var, weight: Var, eps: float, name: str) -> Var:
     """weight · x / sqrt(mean(x²) + eps) over the last axis of float16 [1, S, K]."""
     return (_max_scaled if e.form.norm == "max-scaled" else _in_float32)(e, x, weight, eps, name)
+
+
+def layer_norm(e: Emitter, x: Var, weight: Var, bias: Var, eps: float, name: str) -> Var:
+    """weight · (x - mean) / sqrt(variance + eps) + bias (arXiv:1607.06450, eq. 4): the RMS norm of x less its mean."""
+    centred = (_centred if e.form.norm == "max-scaled" else _centred_in_float32)(e, x, name)
+    return e.op("add", name, x=rms_norm(e, centred, weight, eps, f"{name}_scaled"), y=bias)
+
+
+def _centred(e: Emitter, x: Var, name: str) -> Var:
+    """x less its mean, which is taken of x / max|x|: a sum of many values leaves float16."""
+    size = e.op("abs", f"{name}_abs", x=x)
+    peak = e.op("reduce_max", f"{name}_max", x=size, axes=[-1], keep_dims=True)
+    m = e.op("maximum", f"{name}_peak", x=peak, y=np.float16(SMALLEST_PEAK))
+    z = e.op("real_div", f"{name}_z", x=x, y=m)
+    share = e.op("reduce_mean", f"{name}_share", x=z, axes=[-1], keep_dims=True)
+    return e.op("sub", f"{name}_centred", x=x, y=e.op("mul", f"{name}_mean", x=share, y=m))
+
+
+def _centred_in_float32(e: Emitter, x: Var, name: str) -> Var:
+    wide = e.op("cast", f"{name}_wide", x=x, dtype="fp32")
+    mean = e.op("reduce_mean", f"{name}_mean", x=wide, axes=[-1], keep_dims=True)
+    centred = e.op("sub", f"{name}_centred_wide", x=wide, y=mean)
+    return e.op("cast", f"{name}_centred", x=centred, dtype="fp16")
 
 
 def _max_scaled(e: Emitter, x: Var, weight: Var, eps: float, name: str) -> Var:

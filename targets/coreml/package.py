@@ -43,6 +43,8 @@ MODEL_FILE = _DATA / "model.mlmodel"
 WEIGHT_FILE = _DATA / "weights/weight.bin"
 MANIFEST_FILE = Path("Manifest.json")
 MAC_SCRIPT = "verify_on_mac.py"
+NORMS = ("edge.rms_norm", "edge.add_rms_norm", "layer_norm")
+"""The operators that `norms.py` spells."""
 _NODE_BYTES, _SMALL_FILES = 3400, 17_000
 """About: of one operator of the graph in model.mlmodel, over both functions; of the other files, and what each model has."""
 _AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
@@ -156,7 +158,7 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
         palettes=len(compressed) - len(scales),
         dense_bytes=sum(2 * rows * columns for (rows, columns), _ in compressed),
         float_weights=[name for name in matrices if name in floats],
-        float32_norms=operators["edge.rms_norm"] + operators["edge.add_rms_norm"] if form.norm == "fp32" else 0,
+        float32_norms=sum(operators[norm] for norm in NORMS) if form.norm == "fp32" else 0,
         flexible=form.flexible,
     )
 

@@ -15,6 +15,7 @@ from pocketphi.artifacts.stream import Layout, Rows
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
 from pocketphi.targets.coreml.codecs import CODECS, Blobs
@@ -108,9 +109,10 @@ def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
         if op_name(node) == "linear" or op_name(node).startswith("edge.matmul_"):
             size = int(shape_of(node)[-1])
             found[f"const.zeros_{size}"] = np.zeros(size, np.float16)
-        elif op_name(node) == "edge.attention":
+        elif op_name(node) in ATTENTIONS and not form.flexible:
             heads, kv_heads = node.args[6:8]
-            for fold in sorted({1, heads // kv_heads}) if not form.flexible else []:
+            folds = {1, heads // kv_heads} if op_name(node) == "edge.attention" else {1}
+            for fold in sorted(folds):
                 found[f"const.steps_{fold}"] = steps(form.chunk, fold)
     return {name: value for name, value in found.items() if value.size >= INLINE}
 
@@ -138,7 +140,7 @@ def rotary_rows(program: Program, form: Form) -> dict[str, int]:
     """How many rows of each rotary table the positions of the cache need. Raises InputError where the table has fewer."""
     found = {}
     for node in program.graph.nodes:
-        if op_name(node) == "edge.attention":
+        if op_name(node) in ATTENTIONS:
             long_after = node.args[10]
             for table in node.args[4:6]:
                 rows = int(shape_of(table)[0])
