@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from pocketphi.artifacts.stream import Layout, Rows
+from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import LazyWeight
-from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
 from pocketphi.targets.coreml.codecs import CODECS, Blobs

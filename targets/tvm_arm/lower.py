@@ -15,12 +15,14 @@ from torch import fx
 from tvm import IRModule, relax, tirx
 from tvm.ir import StringImm
 
+from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.affine import add, gegelu, layer_norm, scaled
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
 from pocketphi.targets.tvm_arm.kernels.elementwise import gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
@@ -206,17 +208,18 @@ def _norm(f: Function, inputs: Sequence[Any], weight: Any, eps: Any) -> Any:
 
 def long_after(program: Program) -> int:
     """The position at which LongRoPE's factors change, 0 where the tables of the program end before it."""
-    return max((int(n.args[-1]) for n in program.graph.nodes if op_name(n) == "edge.attention"), default=0)
+    return max((int(n.args[10]) for n in program.graph.nodes if op_name(n) in ATTENTIONS), default=0)
 
 
 def _attention(f: Function, node: fx.Node) -> None:
     args: Any = node.args
-    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after = args
+    qkv, k_cache, v_cache, _, cos, sin, heads, kv_heads, scale, window, long_after, *sparse = args
     table_rows, half = map(int, shape_of(cos))
     dim, rows = f.program.config.head_dim, f.rows(qkv)
     sizes = heads, kv_heads, dim, 2 * half, table_rows
-    form = AttentionForm(*sizes, scale, window, long_after, f.cache, isinstance(rows, int))
-    kernel = f.kernels.get("attention", attention, form)
+    blocks = (sparse[0], sparse[1], sparse[2], sparse[3]) if sparse else None
+    form = AttentionForm(*sizes, scale, window, long_after, f.cache, isinstance(rows, int), blocks)
+    kernel = f.kernels.get("sparse_attention" if sparse else "attention", attention, form)
     taken = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
     out = relax.TensorType((rows, form.heads * dim), "float32")
     called = relax.call_tir_inplace(kernel, taken, [1, 2, -1], [f.capacity, f.capacity, out])
@@ -228,6 +231,33 @@ def _attention(f: Function, node: fx.Node) -> None:
 def _gated_silu(f: Function, node: fx.Node) -> None:
     size, rows = int(shape_of(node)[-1]), f.rows(node)
     kernel = f.kernels.get("gated_silu", gated_silu, size, isinstance(rows, int))
+    f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
+
+
+def _gegelu(f: Function, node: fx.Node) -> None:
+    size, rows = int(shape_of(node)[-1]), f.rows(node)
+    limit = float(node.args[1])  # type: ignore[arg-type]
+    kernel = f.kernels.get("gegelu", gegelu, size, limit, isinstance(rows, int))
+    f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
+
+
+def _layer_norm(f: Function, node: fx.Node) -> None:
+    x, _, weight, bias, eps = node.args[:5]
+    size, rows = int(shape_of(node)[-1]), f.rows(node)
+    kernel = f.kernels.get("norm_layer", layer_norm, size, float(eps), isinstance(rows, int))  # type: ignore[arg-type]
+    f.values[node] = f.call(kernel, [f.value(x), f.value(weight), f.value(bias)], size, rows)
+
+
+def _add(f: Function, node: fx.Node) -> None:
+    x, y = node.args
+    size, rows = int(shape_of(node)[-1]), f.rows(node)
+    kernel = f.kernels.get("add", add, size, len(shape_of(y)) == 1, isinstance(rows, int))  # type: ignore[arg-type]
+    f.values[node] = f.call(kernel, [f.value(x), f.value(y)], size, rows)
+
+
+def _mul(f: Function, node: fx.Node) -> None:
+    size, rows = int(shape_of(node)[-1]), f.rows(node)
+    kernel = f.kernels.get("scaled", scaled, size, float(node.args[1]), isinstance(rows, int))  # type: ignore[arg-type]
     f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
 
 
@@ -255,8 +285,13 @@ _RULES: dict[str, Rule] = {
     "edge.rms_norm": _rms_norm,
     "edge.add_rms_norm": _add_rms_norm,
     "edge.attention": _attention,
+    "edge.sparse_attention": _attention,
     "edge.gated_silu": _gated_silu,
+    "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
     "linear": _left_in_float,
     "embedding": _left_in_float,
+    "layer_norm": _layer_norm,
+    "add": _add,
+    "mul": _mul,
 }

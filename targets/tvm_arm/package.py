@@ -177,6 +177,10 @@ def _refuse_unfit(program: Program) -> None:
     ):
         if size % 16:
             raise InputError(f"tvm-arm: the {what} is {size}, expected a multiple of 16")
+    if config.sparse and config.sparse.block % KEYS:
+        raise InputError(
+            f"tvm-arm: blocks of attention hold {config.sparse.block} tokens, expected a multiple of {KEYS}"
+        )
 
 
 def _operators(module: Any) -> Counter[str]:

@@ -4,13 +4,17 @@ One task for each key/value head. It first writes the head's new keys and values
 tile of rows at a time, so that keys and values that were loaded once meet all rows of the tile: consecutive queries of a
 head in prefill, the heads of a group in decode.
 
+Where heads see blocks (`edge.sparse_attention`), only those are read: the near ones, which all rows of a tile share, and then
+the columns of each head, which are its own. Scores lie at their key's position then, and gaps between them are never looked at.
+
 Longer than most files: the four steps of one function share its buffers and rows. How a cache holds keys and values is in
 `cache.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +35,8 @@ _PREFILL_ROWS = 4
 class AttentionForm:
     """The arguments of `edge.attention`, and how a kernel is made: for one query or many, with a cache of which type.
 
-    rotary: rotated dimensions; table_rows: rows of the rotary tables
+    rotary: rotated dimensions; table_rows: rows of the rotary tables; sparse: block, local, stride and step of
+    `edge.sparse_attention`
     """
 
     heads: int
@@ -44,10 +49,28 @@ class AttentionForm:
     long_after: int
     cache: KvCache = KV_CACHES["fp16"]
     single: bool = False
+    sparse: tuple[int, int, int, int] | None = None
 
     @property
     def group(self) -> int:
         return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Keys that rows of a tile see.
+
+    begin, count: blocks of KEYS that follow each other, or with `stride` columns of sparse blocks, that many of them apart
+    keys:         how many of the keys count: the last block may be cut
+    shift:        blocks between a key and its score
+    """
+
+    rows: tuple[int, ...]
+    begin: Expr
+    count: Expr
+    keys: Expr
+    shift: Expr
+    stride: int = 0
 
 
 def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
@@ -150,43 +173,104 @@ class _Body:
             self._rotate(query, self._head(head, row) * form.dim, table + query, write)
         kv = head if form.single else head // form.group
         last = past + (_int64(0) if form.single else tirx.Min(first + self.rows, self.s) - 1)
-        begin = tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS if form.window else _int64(0)
-        blocks = last // KEYS + 1 - begin
-        peaks = self._score(kv, first, past, begin, blocks, queries, scores)
-        sums = self._exponentials(kv, begin, blocks, peaks, scores)
-        self._mix(head, kv, first, begin, last + 1 - begin * KEYS, scores, sums)
+        spans = self._spans(head, first, past, last)
+        peaks = self._score(head, kv, first, past, spans, queries, scores)
+        sums = self._exponentials(kv, spans, peaks, scores)
+        for span in spans:
+            self._mix(head, kv, first, span, scores, sums, add=span is not spans[0])
+
+    # the keys of a tile
+
+    def _spans(self, head: Expr, first: Expr, past: Expr, last: Expr) -> list[_Span]:
+        """Those that a tile reads, whose first query is new token `first` and whose last one stands at position `last`."""
+        form, every = self.form, tuple(range(self.rows))
+        if not form.sparse:
+            begin = tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS if form.window else _int64(0)
+            return [_Span(every, begin, last // KEYS + 1 - begin, last + 1 - begin * KEYS, begin)]
+        block, local, stride, _ = form.sparse
+        far = Register(
+            "int64", tirx.Max((past + first) // block - (local - 1), _int64(0))
+        ).value  # sparse blocks not near
+        begin = far * (block // KEYS)
+        spans = [_Span(every, begin, last // KEYS + 1 - begin, last + 1 - begin * KEYS, _int64(0))]
+        for rows in [(row,) for row in every] if form.single else [every]:
+            column = Register("int64", self._first_column(self._head(head, rows[0]))).value
+            count = Register("int64", tirx.Max(far - column + stride - 1, _int64(0)) // stride).value
+            spans.append(_Span(rows, column, count, count * block, _int64(0), stride))
+        return spans
+
+    def _first_column(self, head: Expr) -> Expr:
+        """The first sparse block k with (k + step · head + 1) mod stride = 0."""
+        _, _, stride, step = self.form.sparse or (0, 0, 1, 0)
+        return _int64(stride - 1) - (T.cast(head, "int64") * step) % stride
+
+    @contextmanager
+    def _blocks(self, span: _Span) -> Iterator[tuple[Expr, Expr]]:
+        """A loop over blocks of KEYS: (number of the block, number of the block of its scores)."""
+        if not span.stride:
+            with T.serial(0, span.count) as i:
+                yield span.begin + i, span.begin - span.shift + i
+            return
+        within = self._sparse_block // KEYS
+        with T.serial(0, span.count) as column, T.serial(0, within) as i:
+            block = (span.begin + column * span.stride) * within + i
+            yield block, block
+
+    @contextmanager
+    def _positions(self, span: _Span) -> Iterator[tuple[Expr, Expr]]:
+        """A loop over keys: (position, place of its score)."""
+        if not span.stride:
+            with T.serial(0, span.keys) as t:
+                yield span.begin * KEYS + t, (span.begin - span.shift) * KEYS + t
+            return
+        with T.serial(0, span.count) as column, T.serial(0, self._sparse_block) as t:
+            position = (span.begin + column * span.stride) * self._sparse_block + t
+            yield position, position
+
+    @property
+    def _sparse_block(self) -> int:
+        return self.form.sparse[0] if self.form.sparse else 0
 
     def _score(
-        self, kv: Expr, first: Expr, past: Expr, begin: Expr, blocks: Expr, queries: Any, scores: Any
+        self, head: Expr, kv: Expr, first: Expr, past: Expr, spans: list[_Span], queries: Any, scores: Any
     ) -> list[Register]:
         """q · k of each row with each key it may see, and each row's largest."""
         lanes, parts = self.lanes, KEYS // self.lanes
         f32 = vector("float32", lanes)
         peaks = [Register(f32, floats(_HIDDEN, lanes)) for _ in range(self.rows)]
         limit = self.registers // 2 // parts or 1
-        with T.serial(0, blocks) as block:
-            for start in range(0, self.rows, limit):
-                rows = range(start, min(start + limit, self.rows))
-                sums = {(row, part): Register(f32, floats(0.0, lanes)) for row in rows for part in range(parts)}
-                with T.serial(0, self.form.dim) as d:
-                    for part in range(parts):
-                        key = Register(f32, self.cache.key(kv, begin + block, d, part)).value
-                        for row in rows:
-                            query = broadcast(queries[row, d], lanes)
-                            s = sums[row, part]
-                            s.set(emit.fma(query, key, s.value, lanes))
-                for (row, part), s in sums.items():
-                    column = block * KEYS + part * lanes
-                    score = self.cache.scaled_scores(kv, (begin + block) * parts + part, s.value)
-                    masked = self._masked(score, begin * KEYS + column, past + self._query(first, row))
-                    T.buffer_store(scores, masked, [row, tirx.Ramp(column, 1, lanes)])
-                    peaks[row].set(emit.maximum(peaks[row].value, masked, lanes))
+        for span in spans:
+            with self._blocks(span) as (block, place):
+                for start in range(0, len(span.rows), limit):
+                    rows = span.rows[start : start + limit]
+                    sums = {(row, part): Register(f32, floats(0.0, lanes)) for row in rows for part in range(parts)}
+                    with T.serial(0, self.form.dim) as d:
+                        for part in range(parts):
+                            key = Register(f32, self.cache.key(kv, block, d, part)).value
+                            for row in rows:
+                                query = broadcast(queries[row, d], lanes)
+                                s = sums[row, part]
+                                s.set(emit.fma(query, key, s.value, lanes))
+                    for (row, part), s in sums.items():
+                        score = self.cache.scaled_scores(kv, block * parts + part, s.value)
+                        if not span.stride:  # all of a column is seen
+                            score = self._masked(
+                                score, head, block * KEYS + part * lanes, past + self._query(first, row)
+                            )
+                        T.buffer_store(scores, score, [row, tirx.Ramp(place * KEYS + part * lanes, 1, lanes)])
+                        peaks[row].set(emit.maximum(peaks[row].value, score, lanes))
         return [Register("float32", emit.largest(peak.value, lanes)) for peak in peaks]
 
-    def _masked(self, score: Expr, first_key: Expr, position: Expr) -> Expr:
-        """Scores of keys in the future, or before the window, are hidden."""
+    def _masked(self, score: Expr, head: Expr, first_key: Expr, position: Expr) -> Expr:
+        """Scores of keys in the future, before the window, or in a block that this row does not see, are hidden."""
         lanes = self.lanes
-        ahead = broadcast(T.cast(position - first_key, "int32"), lanes)
+        apart = T.cast(position - first_key, "int32")
+        if self.form.sparse and not self.form.single:  # the queries of a tile may lie in two blocks
+            block, local, stride, _ = self.form.sparse
+            near = position // block - first_key // block < local
+            column = (first_key // block - self._first_column(head) + stride) % stride == 0
+            apart = tirx.Select(tirx.Or(near, column), apart, tirx.IntImm("int32", -1))
+        ahead = broadcast(apart, lanes)
         distance = Register(vector("int32", lanes), ahead - tirx.Ramp(0, 1, lanes)).value
         visible = distance >= emit.ints(0, lanes)
         kept = tirx.Select(visible, score, floats(_HIDDEN, lanes))
@@ -194,50 +278,55 @@ class _Body:
             kept = tirx.Select(distance < emit.ints(self.form.window, lanes), kept, floats(_HIDDEN, lanes))
         return Register(vector("float32", lanes), kept).value
 
-    def _exponentials(self, kv: Expr, begin: Expr, blocks: Expr, peaks: list[Register], scores: Any) -> list[Register]:
+    def _exponentials(self, kv: Expr, spans: list[_Span], peaks: list[Register], scores: Any) -> list[Register]:
         """Scores become weights: e^(score - largest), as the cache's values want them; returns each row's sum of powers."""
         lanes = self.lanes
         f32 = vector("float32", lanes)
         sums = [Register(f32, floats(0.0, lanes)) for _ in peaks]
-        with T.serial(0, blocks * (KEYS // lanes)) as part:
-            for row, peak in enumerate(peaks):
-                score = load(scores, [row, part * lanes], lanes)
-                power = Register(f32, emit.exponential(score - broadcast(peak.value, lanes), lanes)).value
-                shown = Register(f32, tirx.Select(score > floats(_HIDDEN / 2, lanes), power, floats(0.0, lanes))).value
-                weight = self.cache.scaled_weights(kv, begin * (KEYS // lanes) + part, shown)
-                T.buffer_store(scores, weight, [row, tirx.Ramp(part * lanes, 1, lanes)])
-                sums[row].set(sums[row].value + shown)
+        for span in spans:
+            with self._blocks(span) as (block, place), T.serial(0, KEYS // lanes) as part:
+                for row in span.rows:
+                    column = place * KEYS + part * lanes
+                    score = load(scores, [row, column], lanes)
+                    power = Register(f32, emit.exponential(score - broadcast(peaks[row].value, lanes), lanes)).value
+                    seen = score > floats(_HIDDEN / 2, lanes)
+                    shown = Register(f32, tirx.Select(seen, power, floats(0.0, lanes))).value
+                    weight = self.cache.scaled_weights(kv, block * (KEYS // lanes) + part, shown)
+                    T.buffer_store(scores, weight, [row, tirx.Ramp(column, 1, lanes)])
+                    sums[row].set(sums[row].value + shown)
         return [Register("float32", emit.total(s.value, lanes)) for s in sums]
 
     def _mix(
-        self, head: Expr, kv: Expr, first: Expr, begin: Expr, count: Expr, scores: Any, sums: list[Register]
+        self, head: Expr, kv: Expr, first: Expr, span: _Span, scores: Any, sums: list[Register], add: bool
     ) -> None:
-        """The values of `count` positions, weighted: as many dimensions at a time as the registers hold."""
+        """The values of a span, weighted: as many dimensions at a time as the registers hold. add: to those before."""
         lanes = self.lanes
         f32 = vector("float32", lanes)
         vectors = self.form.dim // lanes
-        rows = min(self.rows, 4)
+        rows = min(len(span.rows), 4)
         width = max(1, (self.registers - 6) // rows)
-        for low in range(0, self.rows, rows):
-            group = range(low, min(low + rows, self.rows))
+        for low in range(0, len(span.rows), rows):
+            group = span.rows[low : low + rows]
             for start in range(0, vectors, width):
                 parts = range(start, min(start + width, vectors))
                 mixed = {(row, part): Register(f32, floats(0.0, lanes)) for row in group for part in parts}
-                with T.serial(0, count) as t:
-                    weights = {row: broadcast(scores[row, t], lanes) for row in group}
+                with self._positions(span) as (position, place):
+                    weights = {row: broadcast(scores[row, place], lanes) for row in group}
                     for part in parts:
-                        value = Register(f32, self.cache.value(kv, begin * KEYS + t, part * lanes)).value
+                        value = Register(f32, self.cache.value(kv, position, part * lanes)).value
                         for row in group:
                             m = mixed[row, part]
                             m.set(emit.fma(weights[row], value, m.value, lanes))
                 for (row, part), m in mixed.items():
                     share = broadcast(floats(1.0, 1) / sums[row].value, lanes)
-                    self._write(head, first, row, part * lanes, m.value * share)
+                    self._write(head, first, row, part * lanes, m.value * share, add)
 
-    def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr) -> None:
+    def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr, add: bool) -> None:
         column = self._head(head, row) * self.form.dim + d
         query = 0 if self.form.single else first + row
         with emit.where(None if self.form.single else query < self.s):
+            if add:
+                value = value + load(self.out, [query, column], self.lanes)
             T.buffer_store(self.out, value, [query, tirx.Ramp(column, 1, self.lanes)])
 
 

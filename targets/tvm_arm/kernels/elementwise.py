@@ -27,7 +27,7 @@ def rms_norm(name: str, isa: Isa, size: int, eps: float, add: bool, single: bool
         weight = emit.argument("weight", (size,))
         out = emit.argument("out", (m, size))
         total = emit.argument("total", (m, size)) if add else None
-        with _rows(m, single) as row:
+        with rows_of(m, single) as row:
             squares = Register(f32, floats(0.0, lanes))
             with T.serial(0, size // lanes) as part:
                 value = load(x, [row, part * lanes], lanes)
@@ -54,7 +54,7 @@ def gated_silu(name: str, isa: Isa, size: int, single: bool) -> tirx.PrimFunc:
         m = 1 if single else T.int64()
         gate_up = emit.argument("gate_up", (m, 2 * size))
         out = emit.argument("out", (m, size))
-        with _rows(m, single) as row, T.serial(0, size // lanes) as part:
+        with rows_of(m, single) as row, T.serial(0, size // lanes) as part:
             gate = Register(f32, load(gate_up, [row, part * lanes], lanes)).value
             up = load(gate_up, [row, size + part * lanes], lanes)
             power = Register(f32, emit.exponential(-emit.absolute(gate, lanes), lanes)).value
@@ -113,7 +113,7 @@ def last_row(name: str, isa: Isa, size: int) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _rows(m: Expr, single: bool) -> Any:
+def rows_of(m: Expr, single: bool) -> Any:
     """A loop over rows: in parallel where there are many."""
     loop: Callable[..., Any] = T.serial if single else T.parallel
     return loop(0, m)

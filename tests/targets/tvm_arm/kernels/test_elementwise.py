@@ -13,6 +13,7 @@ pytest.importorskip("tvm")
 from pocketphi.graph import edge_ops
 from pocketphi.graph.formats import Blocks
 from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.affine import add, gegelu, layer_norm, scaled
 from pocketphi.targets.tvm_arm.kernels.elementwise import embedding, gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.matmul import Form
 
@@ -78,3 +79,39 @@ def check_embedding(isa: Isa, weight: Blocks) -> None:
 def test_last_row(isa: Isa) -> None:
     x = random(5, 96)
     assert torch.equal(run(isa, last_row("f", isa, 96), x, torch.zeros(1, 96))[-1][0], x[-1])
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("rows", [1, 5])
+def test_layer_norm(isa: Isa, rows: int) -> None:
+    """Of values far from zero too, whose variance is small."""
+    x = (
+        torch.randn(rows, 96, generator=torch.Generator().manual_seed(1))
+        + torch.tensor([[0.0], [50.0]])[:rows].repeat(3, 1)[:rows]
+    )
+    weight, bias = torch.randn(2, 96, generator=torch.Generator().manual_seed(2))
+    out = run(isa, layer_norm("f", isa, 96, 1e-5, rows == 1), x, weight, bias, torch.zeros(rows, 96))[-1]
+    expected = torch.nn.functional.layer_norm(x.double(), [96], weight.double(), bias.double(), 1e-5)
+    bound = 96 * torch.finfo(torch.float32).eps * x.abs().amax(1, keepdim=True) * weight.abs().max() * 2
+    assert ((out - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("size", [96, 101])
+def test_sums_and_multiples(isa: Isa, rows: int, size: int) -> None:
+    x, y = torch.randn(2, rows, size, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(run(isa, add("f", isa, size, False, rows == 1), x, y, torch.zeros(rows, size))[-1], x + y)
+    assert torch.equal(run(isa, add("f", isa, size, True, rows == 1), x, y[0], torch.zeros(rows, size))[-1], x + y[0])
+    if size == 96:
+        assert torch.equal(run(isa, scaled("f", isa, size, 0.3, rows == 1), x, torch.zeros(rows, size))[-1], x * 0.3)
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("limit", [0.0, 1.5])
+def test_gegelu(isa: Isa, rows: int, limit: float) -> None:
+    x = 6 * torch.randn(rows, 192, generator=torch.Generator().manual_seed(1))
+    out = run(isa, gegelu("f", isa, 96, limit, rows == 1), x, torch.zeros(rows, 96))[-1]
+    expected = edge_ops.gegelu(x[None].double(), limit)[0]
+    assert (out - expected).abs().max() <= 8 * torch.finfo(torch.float32).eps * expected.abs().max()
