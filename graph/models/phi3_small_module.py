@@ -169,8 +169,9 @@ class Body(nn.Module):
         if self.sparse is None:
             return seen, seen
         block, local, stride, step = self.sparse.block, self.sparse.local, self.sparse.stride, self.sparse.step
-        near = query // block - key // block < local
-        vertical = (key // block + step * torch.arange(self.heads)[:, None, None] + 1) % stride == 0
+        key_block = key // block
+        near = query // block - key_block < local
+        vertical = (key_block + step * torch.arange(self.heads)[:, None, None] + 1) % stride == 0
         return seen, seen & (near | vertical)
 
 

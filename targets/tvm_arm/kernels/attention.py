@@ -205,16 +205,21 @@ class _Body:
         return _int64(stride - 1) - (T.cast(head, "int64") * step) % stride
 
     @contextmanager
-    def _blocks(self, span: _Span) -> Iterator[tuple[Expr, Expr]]:
-        """A loop over blocks of KEYS: (number of the block, number of the block of its scores)."""
+    def _blocks(self, span: _Span, together: int = 1) -> Iterator[tuple[Expr, Expr]]:
+        """A loop over blocks of KEYS, so many at a time: (number of the first, number of the block of its scores)."""
         if not span.stride:
             with T.serial(0, span.count) as i:
                 yield span.begin + i, span.begin - span.shift + i
             return
         within = self._sparse_block // KEYS
-        with T.serial(0, span.count) as column, T.serial(0, within) as i:
-            block = (span.begin + column * span.stride) * within + i
+        with T.serial(0, span.count) as column, T.serial(0, within // together) as i:
+            block = (span.begin + column * span.stride) * within + i * together
             yield block, block
+
+    def _together(self, span: _Span) -> int:
+        """How many blocks of a column are scored at a time: where there is one row, its sums would wait for each other."""
+        within = self._sparse_block // KEYS
+        return next(count for count in (4, 2, 1) if within % count == 0) if span.stride else 1
 
     @contextmanager
     def _positions(self, span: _Span) -> Iterator[tuple[Expr, Expr]]:
@@ -240,24 +245,25 @@ class _Body:
         peaks = [Register(f32, floats(_HIDDEN, lanes)) for _ in range(self.rows)]
         limit = self.registers // 2 // parts or 1
         for span in spans:
-            with self._blocks(span) as (block, place):
-                for start in range(0, len(span.rows), limit):
-                    rows = span.rows[start : start + limit]
-                    sums = {(row, part): Register(f32, floats(0.0, lanes)) for row in rows for part in range(parts)}
+            together = self._together(span)
+            with self._blocks(span, together) as (block, place):
+                units = [(i, row) for i in range(together) for row in span.rows]
+                for start in range(0, len(units), limit):
+                    chunk = units[start : start + limit]
+                    sums = {(*unit, part): Register(f32, floats(0.0, lanes)) for unit in chunk for part in range(parts)}
                     with T.serial(0, self.form.dim) as d:
-                        for part in range(parts):
-                            key = Register(f32, self.cache.key(kv, block, d, part)).value
-                            for row in rows:
-                                query = broadcast(queries[row, d], lanes)
-                                s = sums[row, part]
-                                s.set(emit.fma(query, key, s.value, lanes))
-                    for (row, part), s in sums.items():
-                        score = self.cache.scaled_scores(kv, block * parts + part, s.value)
+                        for i, part in dict.fromkeys((i, part) for i, _, part in sums):
+                            key = Register(f32, self.cache.key(kv, block + i, d, part)).value
+                            for row in (row for number, row in chunk if number == i):
+                                s = sums[i, row, part]
+                                s.set(emit.fma(broadcast(queries[row, d], lanes), key, s.value, lanes))
+                    for (i, row, part), s in sums.items():
+                        score = self.cache.scaled_scores(kv, (block + i) * parts + part, s.value)
                         if not span.stride:  # all of a column is seen
-                            score = self._masked(
-                                score, head, block * KEYS + part * lanes, past + self._query(first, row)
-                            )
-                        T.buffer_store(scores, score, [row, tirx.Ramp(place * KEYS + part * lanes, 1, lanes)])
+                            position = past + self._query(first, row)
+                            score = self._masked(score, head, (block + i) * KEYS + part * lanes, position)
+                        column = (place + i) * KEYS + part * lanes
+                        T.buffer_store(scores, score, [row, tirx.Ramp(column, 1, lanes)])
                         peaks[row].set(emit.maximum(peaks[row].value, score, lanes))
         return [Register("float32", emit.largest(peak.value, lanes)) for peak in peaks]
 
