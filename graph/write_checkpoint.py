@@ -10,6 +10,7 @@ from typing import BinaryIO
 import torch
 
 from pocketphi.graph import safetensors_file
+from pocketphi.graph.as_stored import as_stored
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
@@ -31,6 +32,7 @@ def write_checkpoint(
     Raises InputError for a value that the dtype cannot hold, and for settings that transformers reads otherwise.
     """
     source.check_settings()
+    source = as_stored(source)
     specs = {name: PartSpec(info.shape, DTYPES[dtype]) for name, info in source.tensors.items()}
     settings = {**source.config.to_hf(), "torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(settings, indent=1))

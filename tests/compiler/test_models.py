@@ -10,6 +10,8 @@ import pytest
 import torch
 from decoder_folders import save_model
 from hf_folders import our_logits, transformers_logits
+from small_folders import SU
+from small_folders import save as save_small
 from text_folders import add_tokenizer
 from tiny_phi3 import inputs, rounding
 
@@ -57,7 +59,7 @@ def test_a_llama_with_a_tokenizer(tmp_path: Path) -> None:
 def test_a_model_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_model(tmp_path / "model", "HeliumForCausalLM", head_dim=16)
     with pytest.raises(
-        InputError, match="unknown architecture 'helium', expected Phi3ForCausalLM, LlamaForCausalLM or"
+        InputError, match="unknown architecture 'helium', expected Phi3ForCausalLM, LlamaForCausalLM, Mistral"
     ):
         open_checkpoint(folder)
     monkeypatch.setitem(MODELS, "HeliumForCausalLM", "toy_helium")
@@ -67,3 +69,15 @@ def test_a_model_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert source.notices == ()
     assert float((want - got).abs().max()) <= rounding(source.config, float(want.abs().max()), tokens.shape[1])
     verified(folder, tmp_path / "bundle", "--target", "ort-mobile")
+
+
+@pytest.mark.parametrize("target", ["ort-mobile", "coreml", "tvm-arm"])
+def test_a_phi3_small_by_every_target(target: str, tmp_path: Path) -> None:
+    """From a folder as it is published: block-sparse and dense layers, biases, layer norms, LongRoPE beyond its switch."""
+    pytest.importorskip({"ort-mobile": "onnxruntime", "coreml": "coremltools", "tvm-arm": "tvm"}[target])
+    save_small(tmp_path, rope_scaling=SU)
+    more = {"tvm-arm": ("--os", "host"), "coreml": ("--context", "128")}.get(target, ())
+    config = verified(tmp_path, tmp_path / "bundle", "--target", target, "--block", "32", *more)
+    assert config["architectures"] == ["Phi3SmallForCausalLM"]
+    operators = Bundle.open(tmp_path / "bundle").manifest.operators
+    assert (operators["edge.sparse_attention"], operators["edge.attention"]) == (2, 1)

@@ -10,29 +10,30 @@ import numpy as np
 import pytest
 import small_reference as reference
 import torch
-from safetensors.torch import save_file
+from hf_folders import _traced as traced
+from hf_folders import our_logits
+from safetensors.torch import load_file
+from small_folders import SU, published_tensors, save
 from tiny_phi3 import inputs, rounding
 
 from pocketphi.compiler.pipeline import fusions, run_passes
+from pocketphi.graph.as_stored import as_stored
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.edge_ops import block_sparse, gegelu
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import config_of_hf, read_hf_config
+from pocketphi.graph.lazy_weights import Dequantized
 from pocketphi.graph.models.phi3_small_module import attention_factors
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.second_reading import second_reading
-from pocketphi.graph.trace import trace
+from pocketphi.graph.write_checkpoint import write_checkpoint
+from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantize_weights import QuantizeWeights
+from pocketphi.passes.quantizers import RoundToNearest
 
 TINY = PUBLISHED["phi-3-small-tiny"]
-SU = {
-    "type": "su",
-    "short_factor": [1 + i / 16 for i in range(8)],
-    "long_factor": [1.0 + 2 * i for i in range(8)],
-    "short_mscale": 1.1,
-    "long_mscale": 1.4,
-    "original_max_position_embeddings": 64,
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "8k": {},
     "su": {"rope_scaling": SU},
@@ -94,66 +95,26 @@ PUBLISHED_8K = {
 }
 
 
-def published_tensors(data: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Random ones under their published names and shapes."""
-    hidden, inner, vocabulary = data["hidden_size"], data["ff_intermediate_size"], data["vocab_size"]
-    dim = hidden // data["num_attention_heads"]
-    qkv = (data["num_attention_heads"] + 2 * data["num_key_value_heads"]) * dim
-    projections = {
-        "self_attn.query_key_value": (qkv, hidden),
-        "self_attn.dense": (hidden, hidden),
-        "mlp.up_proj": (2 * inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    generator = torch.Generator().manual_seed(5)
-    made = {"model.embed_tokens.weight": torch.randn(vocabulary, hidden, generator=generator)}
-    for layer in range(data["num_hidden_layers"]):
-        for name, shape in projections.items():
-            made[f"model.layers.{layer}.{name}.weight"] = (
-                torch.randn(shape, generator=generator) * 1.5 * shape[1] ** -0.5
-            )
-            made[f"model.layers.{layer}.{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.2
-    norms = [
-        f"layers.{i}.{n}"
-        for i in range(data["num_hidden_layers"])
-        for n in ("input_layernorm", "post_attention_layernorm")
-    ]
-    for name in (*norms, "final_layernorm"):
-        made[f"model.{name}.weight"] = 1 + 0.2 * torch.randn(hidden, generator=generator)
-        made[f"model.{name}.bias"] = 0.2 * torch.randn(hidden, generator=generator)
-    if not data["tie_word_embeddings"]:
-        made["lm_head.weight"] = torch.randn(vocabulary, hidden, generator=generator)
-    return made
-
-
-def save(folder: Path, **changes: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    data = {**TINY.to_hf(), **changes}
-    tensors = published_tensors(data)
-    (folder / "config.json").write_text(json.dumps(data))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return tensors, data
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("length", [40, 90])
-def test_logits_are_those_of_the_reference(variant: str, length: int, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_reference(variant: str, tmp_path: Path) -> None:
+    """Of a text within the short factors' range, and of one beyond."""
     tensors, data = save(tmp_path, **VARIANTS[variant])
-    source = open_checkpoint(tmp_path)
-    assert source.notices == ()
-    tokens = inputs(source.config, length)["input_ids"]
-    want = reference.logits({n: t.numpy() for n, t in tensors.items()}, data, tokens[0].tolist())
-    program = trace(source)
-    logits = program.run(program.prefill_inputs(tokens))["logits"][0].double().numpy()
-    real = np.isfinite(want)
-    bound = rounding(source.config, float(np.abs(want[real]).max()), length)
-    assert np.abs(want - logits)[real].max() <= bound < 0.05
-    assert (np.exp(logits[~real] - logits.min(initial=0, where=real)) == 0).all()
-    assert (~real).sum() == length * len(data["dummy_token_indices"])
+    stored = {name: tensor.numpy() for name, tensor in tensors.items()}
+    for length in (40, 90):
+        tokens = inputs(config_of_hf(data), length)["input_ids"]
+        want = reference.logits(stored, data, tokens[0].tolist())
+        came, source = our_logits(tmp_path, tokens)
+        assert source.notices == ()
+        logits, real = came[0].double().numpy(), np.isfinite(want)
+        bound = rounding(source.config, float(np.abs(want[real]).max()), length)
+        assert np.abs(want - logits)[real].max() <= bound < 0.05
+        assert (np.exp(logits[~real] - logits.min(initial=0, where=real)) == 0).all()
+        assert (~real).sum() == length * len(data["dummy_token_indices"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rewrites_change_no_bit(variant: str) -> None:
-    program = trace(checkpoint(variant))
+    program = traced(config_of_hf({**TINY.to_hf(), **VARIANTS[variant]}))
     fused = program.copy()
     reports = run_passes(fused, fusions(None))
     assert [report.refused for report in reports] == [[]] * len(reports)
@@ -167,11 +128,21 @@ def test_rewrites_change_no_bit(variant: str) -> None:
         assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def checkpoint(variant: str) -> Any:
-    from pocketphi.graph.random_weights import RandomWeights
-
-    config = config_of_hf({**TINY.to_hf(), **VARIANTS[variant]})
-    return RandomWeights("random:small", config)
+def test_quantized_projections_keep_their_biases() -> None:
+    """Every matrix is quantized, none is refused for its bias, and what is computed is x · Wᵀ + b of the rounded W."""
+    program = traced(TINY).copy()
+    run_passes(program, fusions(None))
+    rounded = program.copy()
+    (report,) = run_passes(rounded, [QuantizeWeights(Policy.of(RoundToNearest(32)))])
+    assert (report.refused, dict(report.applied)) == ([], {"matmul_nbits": 13, "embedding_nbits": 1})
+    for name, weight in rounded.weights.items():
+        if "q" in weight.parts:
+            program.weights[name] = Dequantized(weight)
+    run_passes(rounded, [LastLogits()])
+    feeds = inputs(TINY, 30)
+    want, came = program.run(feeds)["logits"][:, -1], rounded.run(feeds)["logits"][:, 0]
+    real = want.abs() < 1000
+    assert (want - came)[real].abs().max() <= rounding(TINY, float(want[real].abs().max()), 30)
 
 
 def test_the_sparse_pattern_is_the_definition() -> None:
@@ -225,6 +196,24 @@ def test_rows_are_taken_apart(tmp_path: Path) -> None:
     assert np.array_equal(source.read("model.layers.2.mlp.gate_up_proj.bias", 100, 190).numpy(), both[100:190])
     assert np.array_equal(second.rows("model.layers.2.mlp.gate_up_proj.bias", range(256)).numpy(), both)
     assert second.off({}) == []
+
+
+def test_a_written_checkpoint_has_the_published_layout(tmp_path: Path) -> None:
+    """A folder that is read and written again holds the same tensors, in whatever chunks they are read."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    tensors, _ = save(tmp_path / "a")
+    source = open_checkpoint(tmp_path / "a")
+    write_checkpoint(source, tmp_path / "b", "fp32")
+    written = load_file(tmp_path / "b" / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert [name for name in tensors if not torch.equal(written[name], tensors[name])] == []
+    assert open_checkpoint(tmp_path / "b").config == source.config
+    stored = as_stored(source)
+    for name in ("self_attn.query_key_value.weight", "mlp.up_proj.weight", "mlp.up_proj.bias"):
+        whole = tensors[f"model.layers.0.{name}"]
+        for start, stop in ((0, 1), (15, 17), (31, 100), (127, 128), (5, 5)):
+            assert torch.equal(stored.read(f"model.layers.0.{name}", start, stop), whole[start:stop])
 
 
 def test_the_published_config_is_read() -> None:
