@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.devices import Device
-from pocketphi.compiler.footprint import PROMPT, footprint, kept_offsets
+from pocketphi.compiler.footprint import PROMPT, footprint, kept_weights
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hf_config import read_config
+from pocketphi.graph.kept import Kept
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.passes.policy import Policy
@@ -73,13 +74,13 @@ def config_of(model: str) -> ModelConfig:
     return open_checkpoint(model).config
 
 
-def _offsets(options: CompileOptions) -> set[str]:
-    """Only the file knows which of its blocks have an offset; where it is not kept, none have."""
+def _kept(options: CompileOptions) -> dict[str, Kept]:
+    """Only the file knows what is taken over of it."""
     if options.recipe != "keep":
-        return set()
+        return {}
     from pocketphi.graph.opening import open_checkpoint
 
-    return kept_offsets(open_checkpoint(options.model))
+    return kept_weights(open_checkpoint(options.model))
 
 
 def runs_on(target: str, device: Device) -> bool:
@@ -106,7 +107,7 @@ def fit(
     """policy: what the options say if None. Raises InputError for a target that the device's system does not run."""
     check_runs_on(target, device)
     found = find_target(target)
-    made = footprint(config, target, options, prompt, offsets=_offsets(options), policy=policy)
+    made = footprint(config, target, options, prompt, kept=_kept(options), policy=policy)
     return Fit(
         device=device.name,
         target=target,

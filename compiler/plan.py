@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.manifest import ExpectedRecord
-from pocketphi.compiler.footprint import footprint, kept_offsets
+from pocketphi.compiler.footprint import footprint, kept_weights
 from pocketphi.compiler.format_rows import FormatRow, format_rows
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
@@ -80,16 +80,14 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     policy = chosen.policy
     lowered = lower(program, policy, reports, options, allowed)
     reports = lowered.reports
-    offsets = kept_offsets(source) if options.recipe == "keep" else ()
+    kept = kept_weights(source) if options.recipe == "keep" else {}
     return Plan(
         model=source.label,
         parameters=source.config.parameters,
         layers=source.config.layers,
         artifact=lowered.bytes,
         compile_memory=compile_memory(source.config, options),
-        run={
-            name: footprint(source.config, name, options, offsets=offsets, policy=policy) for name in lowered.prepared
-        },
+        run={name: footprint(source.config, name, options, kept=kept, policy=policy) for name in lowered.prepared},
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(lowered.program.operators()),

@@ -76,10 +76,12 @@ def _same_rows(
     except LookupError:
         return False
     same = torch.equal(source.read(name, start, stop)[places].float(), expected)
-    if source.int4_kind(name):
-        # d·(q - 8) + (m + 8·d) is rounded otherwise than d·q + m: by a unit of float32 of the largest term
-        kept = source.read_int4(name, start, stop).dequantize()[places]
-        return same and torch.allclose(kept, expected, rtol=0, atol=16 * float(expected.abs().max()) * 2**-23)
+    if held := source.kept(name):
+        # (q - 8)·d + (m + 8·d) is rounded otherwise than q·d + m: by a unit of float32 of the largest term; and float16 of a
+        # scale that it does not have, by half of a unit of that
+        unit = 2**-10 if held.rounds else 2**-23
+        kept = source.read_kept(name, start, stop).dequantize()[places]
+        return same and torch.allclose(kept, expected, rtol=0, atol=16 * float(expected.abs().max()) * unit)
     return same
 
 

@@ -7,6 +7,7 @@
     scale                         float16 [N, K/block]       exact, or a bug of the quantizer
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
     q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
+    q8, with offset               uint8 [N, K]               as it is; the offset as above, with 128 for 8
     index, of a palette           uint2 … uint6 [N, K]       as it is
     lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
 
@@ -44,7 +45,6 @@ from pocketphi.graph.formats import (
     Values,
     bytes_of,
 )
-from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
 from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
 from pocketphi.targets.coreml.blob import BlobType
 
@@ -120,7 +120,7 @@ class BlocksCodec(Codec):
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         if {"zero", "offset"} <= parts.keys():
-            raise CompilerBug("a weight with zero points and offsets: no int4 operator of Core ML has both")
+            raise CompilerBug("a weight with zero points and offsets: no operator of Core ML has both")
         unsigned = BlobType[f"UINT{self.format.bits}"]
         values = unsigned if {"zero", "offset"} & parts.keys() else BlobType[self.signed.upper()]
         kinds = {self.values: values, "zero": unsigned, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
@@ -134,12 +134,11 @@ class BlocksCodec(Codec):
             zeros = unpack_nibbles(rows["zero"], rows["scale"].shape[1])
             stored["zero"] = pack_nibbles(zeros.reshape(1, -1))
         if "offset" in rows:
-            stored["offset"] = _lowest(name, rows["offset"], rows["scale"])
+            stored["offset"] = _lowest(name, rows["offset"], rows["scale"], self.format.middle())
         return stored
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        kinds = {self.signed, f"u{self.signed}"} if self.format.has_zeros() else {self.signed}
-        return "data" in stored and stored["data"].dtype in kinds
+        return "data" in stored and stored["data"].dtype in (self.signed, f"u{self.signed}")
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
         shape, more = raw[self.values].shape, {"offset": True} if "offset" in raw else {}
@@ -153,15 +152,15 @@ class BlocksCodec(Codec):
         if "zero" in raw:
             found["zero"] = pack_nibbles(raw["zero"].tensor()[start:stop])
         if "offset" in raw:
-            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
+            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + self.format.middle() * scale
         return found
 
 
-class Int4Codec(BlocksCodec):
+class OffsetCodec(BlocksCodec):
     """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
-        x, offset = node.args[0], node.args[4]
+        x, offset = node.args[0], self._offset(node)
         if offset is None:
             super().lower_matmul(e, node)
             return
@@ -172,7 +171,7 @@ class Int4Codec(BlocksCodec):
         e.values[node] = e.op("add", e.name(node), x=scaled, y=lowest)
 
     def lower_embedding(self, e: Emitter, node: fx.Node) -> None:
-        offset = node.args[4]
+        offset = self._offset(node)
         if offset is None:
             super().lower_embedding(e, node)
             return
@@ -182,6 +181,9 @@ class Int4Codec(BlocksCodec):
         column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
         total = e.op("add", f"{node.name}_sum", x=e.in_blocks(node, scaled, e.width(offset)), y=column)
         e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, e.width(node)])
+
+    def _offset(self, node: fx.Node) -> fx.Node | None:
+        return dict(zip(self.format.part_names(), node.args[1:])).get("offset")  # type: ignore[return-value]
 
 
 class PaletteCodec(Codec):
@@ -219,17 +221,19 @@ class PaletteCodec(Codec):
 
 
 CODECS: dict[str, Codec] = {
-    "int4": Int4Codec(Int4),
-    "int8": BlocksCodec(Int8),
+    "int4": OffsetCodec(Int4),
+    "int8": OffsetCodec(Int8),
     **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
 
 
-def _lowest(name: str, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _lowest(name: str, offset: torch.Tensor, scale: torch.Tensor, middle: int) -> torch.Tensor:
     """The value of q = 0 in each block. Raises InputError unless float16 has it, and the canonical offset comes back."""
-    half = _half(offset - SYMMETRIC_ZERO * scale, f"{name}: a block's smallest value", InputError)
-    if not bool((half.float() + SYMMETRIC_ZERO * scale == offset).all()):
-        raise InputError(f"{name}: offset - 8 · scale is not exact in float32; compile from the float checkpoint")
+    half = _half(offset - middle * scale, f"{name}: a block's smallest value", InputError)
+    if not bool((half.float() + middle * scale == offset).all()):
+        raise InputError(
+            f"{name}: offset - {middle} · scale is not exact in float32; compile from the float checkpoint"
+        )
     return half
 
 

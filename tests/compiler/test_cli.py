@@ -484,10 +484,8 @@ def test_what_can_be_refused_early_is(
     ("options", "message"),
     [
         (("--calibration", "x", "--recipe", "rtn"), "--calibration: --recipe rtn has no use for it"),
-        (("--recipe", "keep", "--asymmetric"), "leave out --asymmetric"),
         (("--recipe", "keep", "--palette"), "--palette: --recipe keep keeps the file's blocks; choose search or rtn"),
         (("--palette", "--asymmetric"), "--palette: a table has no zero points; leave out --asymmetric"),
-        (("--recipe", "keep", "--block", "64"), "the file's blocks are of 32, not --block 64"),
         (("--cache", "/proc/none"), "/proc/none: the cache cannot be made"),
     ],
 )

@@ -48,6 +48,12 @@ SAID = {
         "int8 rtn block row",
     ),
     "keep": ({"recipe": "keep"}, *["int4 keep block 32 symmetric"] * 3),
+    "keep, others in 8 bits": (
+        {"recipe": "keep", "embedding_bits": 8, "head_bits": 8, "block": 64},
+        "int4 keep block 64 symmetric",
+        "int8 keep block 64",
+        "int8 keep block 64",
+    ),
 }
 
 
@@ -109,7 +115,7 @@ def test_rules_of_a_manifest_that_cannot_be(rule: RuleRecord, message: str) -> N
 def test_every_recipe_says_what_it_is() -> None:
     assert recipes() == ["search", "rtn", "keep"]
     assert {form: sorted(recipes(form)) for form in FORMATS} == {
-        form: ["keep", "rtn", "search"] if form == "int4" else ["rtn", "search"] for form in FORMATS
+        form: ["keep", "rtn", "search"] if form in ("int4", "int8") else ["rtn", "search"] for form in FORMATS
     }
     assert [default_block(recipe) for recipe in recipes()] == [64, 64, 32]
     for made in QUANTIZERS:
