@@ -93,9 +93,7 @@ class Checkpoint(ABC):
         for bit. Raises InputError for one that is quantized in a way that cannot be taken over."""
         kept = self.kept(name)
         return (
-            kept.rounds
-            if kept
-            else f"is stored as {self.tensors[name].dtype}, which cannot be kept: rounded to nearest"
+            kept.rounds if kept else f"stored as {self.tensors[name].dtype}, which cannot be kept: rounded to nearest"
         )
 
     def tokenizer_files(self) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pocketphi.graph.errors import CompilerBug
@@ -68,6 +68,11 @@ class Grouped:
             return self.q.float() * scale + self._spread(self.bias)
         zero = float(1 << (self.bits - 1)) if self.zero is None else self._spread(self.zero.float())
         return (self.q.float() - zero) * scale
+
+    def picked(self, rows: torch.Tensor) -> Grouped:
+        """Some rows by their numbers int64 [n]."""
+        zero, bias = (None if part is None else part[rows] for part in (self.zero, self.bias))
+        return replace(self, q=self.q[rows], scale=self.scale[rows], zero=zero, bias=bias)
 
     def _spread(self, values: torch.Tensor) -> torch.Tensor:
         if self.order is not None:

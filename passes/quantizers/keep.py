@@ -45,7 +45,7 @@ class Keep(Quantizer):
 
     def remark(self, source: FloatWeight) -> str | None:
         said = source.checkpoint.check_kept(source.tensor)
-        return f"{source.tensor} {said}" if said else None
+        return f"{source.tensor}: {said}" if said else None
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Format:
         return self._others.quantize(w)

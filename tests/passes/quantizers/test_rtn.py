@@ -182,7 +182,7 @@ def test_keep_takes_over_blocks_of_the_file() -> None:
     assert Keep(32).quantize_rows(FloatWeight(source, "lm_head.weight"), 0, 2, None) is kept
     other = FloatWeight(source, "model.embed_tokens.weight")
     assert Keep(32).remark(FloatWeight(source, "lm_head.weight")) is None
-    assert "embed_tokens.weight is stored as bf16, which cannot be kept: rounded to nearest" in str(
+    assert "embed_tokens.weight: stored as bf16, which cannot be kept: rounded to nearest" in str(
         Keep(32).remark(other)
     )
     want = RoundToNearest(32).quantize_rows(other, 3, 9, None)
