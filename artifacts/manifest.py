@@ -92,9 +92,9 @@ class RecipeRecord:
     def described(self) -> str:
         """How weights are quantized, in a few words."""
         if self.rules:
-            return (
-                f"a mix of {' and '.join(dict.fromkeys(rule.format for rule in self.rules))} by {len(self.rules)} rules"
-            )
+            formats = " and ".join(dict.fromkeys(rule.format for rule in self.rules))
+            kept = self.name == "keep"
+            return f"{formats}, as the file has them" if kept else f"a mix of {formats} by {len(self.rules)} rules"
         if self.palette:
             how = f"palettes of {self.palette} rows"
         else:

@@ -16,7 +16,7 @@ from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.policy_file import check_policy
-from pocketphi.compiler.precision import asked_policy
+from pocketphi.compiler.precision import asked_policy, kept_policy
 from pocketphi.compiler.spend import Spent, spend
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import CHUNK_BYTES
@@ -110,7 +110,7 @@ def decide(source: HashedCheckpoint, graphs: KnownGraphs, program: Program, opti
         return spend(
             source, lambda: graphs.traced, options, lambda policy: _whole(program, policy, source, options), ui
         )
-    policy = asked_policy(options, source.config.tied_embeddings)
+    policy = kept_policy(asked_policy(options, source.config.tied_embeddings), source)
     if options.policy is not None:
         check_policy(policy, source.config, options)
     return Spent(policy)

@@ -3,6 +3,10 @@
 A stack of projections may hold values of several widths, blocks of several sizes, some with zero points and some with a float
 minimum. What all of them fit into is found here, and none of it rounds: a value of 4 bits is one of 8 bits too, a block is two
 halves with the same scale, and a zero point z is an offset of (middle - z) · scale.
+
+Where blocks have offsets, narrow values are spread over the wider range: q · 2^j with scale / 2^j. A runtime that rounds
+activations takes their rounded values times q - middle, and their exact ones times the offset. Were values of 4 bits left at
+the bottom of 8, both would be large, and their difference all error. Where scale / 2^j is no value of float16, j is smaller.
 """
 
 from __future__ import annotations
@@ -91,7 +95,8 @@ class Grouped:
             lowest = half_precision(self.bias)
         else:
             lowest = (-own if self.zero is None else -self.zero.float()) * scale
-        return _repeated(form, self.q, scale, repeat, offset=lowest + middle * scale)
+        q, scale = _spread_out(self.q, scale, form.bits - self.bits)
+        return _repeated(form, q, scale, repeat, offset=lowest + middle * scale)
 
     def _zeros(self, kept: Kept) -> torch.Tensor:
         import torch
@@ -112,14 +117,14 @@ def kept_of(bits: int, group: int, zero: bool = False, bias: bool = False, round
     form = next((form for form in _FORMATS if form.bits >= bits and not (bias and form is Int2)), None)
     if block is None or form is None:
         return None
-    return Kept(form, block, "offset" if bias or (zero and not form.has_zeros()) else "zero" if zero else "", rounds)
+    return Kept(form, block, "offset" if bias else "zero" if zero else "", rounds)
 
 
 def kept_together(several: Sequence[Kept]) -> Kept:
     """What all of these fit into."""
     form = max((one.format for one in several), key=lambda form: form.bits)
     more = {one.more for one in several}
-    offset = "offset" in more or ("zero" in more and not form.has_zeros())
+    offset = "offset" in more
     if offset and form is Int2:
         form = Int4
     block = math.gcd(*(one.block for one in several))
@@ -139,13 +144,32 @@ def fitted(blocks: Blocks, kept: Kept) -> Blocks:
         "zero" if zero is not None else "" if offset is None else "offset",
     ):
         return blocks
-    up = form.middle() - blocks.middle()
-    if kept.more == "zero" and zero is None:
-        zero = torch.full(scale.shape, blocks.middle(), dtype=torch.uint8)
-    elif kept.more == "offset" and offset is None:
-        centre = blocks.middle() if zero is None else zero.float()
-        offset, zero = (blocks.middle() - centre) * scale, None
-    return _repeated(form, blocks.values() + up, scale, repeat, None if zero is None else zero + up, offset)
+    up, middle = form.middle() - blocks.middle(), blocks.middle()
+    if kept.more == "offset":
+        if offset is None:
+            offset = (middle - (middle if zero is None else zero.float())) * scale
+        lowest = offset - middle * scale  # stays as it is: a target may keep that as float16
+        q, scale = _spread_out(blocks.values(), scale, form.bits - blocks.bits)
+        return _repeated(form, q, scale, repeat, offset=lowest + form.middle() * scale)
+    if kept.more == "zero":
+        zero = torch.full(scale.shape, middle, dtype=torch.uint8) if zero is None else zero
+        return _repeated(form, blocks.values(), scale, repeat, zero)
+    return _repeated(form, blocks.values() + up, scale, repeat)
+
+
+def _spread_out(q: torch.Tensor, scale: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values q [N, K] that use so many bits less than there are, and their scales [N, blocks]: q · 2^j and scale / 2^j, j at
+    most `bits`, of each block the largest with which the scale is one of float16."""
+    import torch
+
+    if not bits:
+        return q, scale
+    times = torch.ones_like(scale)
+    for j in range(1, bits + 1):
+        less = scale / 2**j
+        times = torch.where(half_precision(less) == less, 2.0**j, times)
+    wider = q.view(*scale.shape, -1) * times[..., None]
+    return wider.to(torch.uint8).view(q.shape), scale / times
 
 
 def _repeated(

@@ -27,6 +27,8 @@ _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
 _SHIFT_DAMPING = 1.0
 """As much for the shift of a layer's target, which fits all of W to that text, not the last bit of it."""
+NO_ZEROS = 8
+"""From so many bits on, zero points gain nothing."""
 _TINY = 1e-30
 """Below this a block counts as zero: the reciprocal of its scale would overflow."""
 _STRIP = 1024
@@ -218,8 +220,8 @@ class Quantizer(ABC):
 
     @classmethod
     def to(cls, form: type[Format]) -> type[Self]:
-        """The same algorithm for another width. Where that has no zero points, there is no choice of them."""
-        zeros = "zero" in form.part_names()
+        """The same algorithm for another width. Where that has no zero points, or has no use for them, there is no choice."""
+        zeros = "zero" in form.part_names() and form.bits < NO_ZEROS
         parameters = {name: one for name, one in cls.parameters.items() if zeros or name != "symmetric"}
         return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form, "parameters": parameters})
 

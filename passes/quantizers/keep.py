@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pocketphi.graph.formats import Blocks, Format, Int4, Layout
 from pocketphi.graph.kept import Kept
 from pocketphi.passes.choices import FILE_BLOCK
-from pocketphi.passes.quantizers.base import BLOCK, SYMMETRIC, Feedback, Parameter, Quantizer
+from pocketphi.passes.quantizers.base import BLOCK, NO_ZEROS, SYMMETRIC, Feedback, Parameter, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class Keep(Quantizer):
 
     def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
         return stored.layout(shape) if stored else self._others.layout(shape)
+
+    def taking(self, kept: Kept) -> Keep:
+        """The one that says of a weight which the file holds so what it is."""
+        zeros = {"symmetric": kept.more != "zero"} if kept.format.bits < NO_ZEROS else {}
+        return Keep.to(kept.format)(kept.block, **zeros)
 
     def check_weight(self, source: FloatWeight) -> None:
         if not source.checkpoint.kept(source.tensor):

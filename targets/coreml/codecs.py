@@ -3,11 +3,11 @@
     part                          blob                       bytes
     q, symmetric                  int4 [N, K]                packed ^ 0x88: nibble n stands for n - 8, in two's complement
     q, with zero or offset        uint4 [N, K]               packed
-    zero                          uint4 [N, K/block]         repacked without the padding at the end of odd rows
+    zero                          uint4/8 [N, K/block]       repacked without the padding at the end of odd rows
     scale                         float16 [N, K/block]       exact, or a bug of the quantizer
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
     q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
-    q8, with offset               uint8 [N, K]               as it is; the offset as above, with 128 for 8
+    q8, with zero or offset       uint8 [N, K]               as it is; the offset as above, with 128 for 8
     index, of a palette           uint2 … uint6 [N, K]       as it is
     lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
 
@@ -45,7 +45,7 @@ from pocketphi.graph.formats import (
     Values,
     bytes_of,
 )
-from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
+from pocketphi.graph.packing import pack_bits, unpack_bits
 from pocketphi.targets.coreml.blob import BlobType
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ class BlocksCodec(Codec):
         turned = 0 if {"zero", "offset"} & rows.keys() else self.highest
         stored = {self.values: rows[self.values] ^ turned, "scale": _half(rows["scale"], f"{name}: a scale")}
         if "zero" in rows:
-            zeros = unpack_nibbles(rows["zero"], rows["scale"].shape[1])
-            stored["zero"] = pack_nibbles(zeros.reshape(1, -1))
+            zeros = unpack_bits(rows["zero"], self.format.bits, rows["scale"].shape[1])
+            stored["zero"] = pack_bits(zeros.reshape(1, -1), self.format.bits)
         if "offset" in rows:
             stored["offset"] = _lowest(name, rows["offset"], rows["scale"], self.format.middle())
         return stored
@@ -150,7 +150,7 @@ class BlocksCodec(Codec):
         turned = self.highest if q.dtype == self.signed else 0
         found = {self.values: q.data.view(stop - start, -1) ^ turned, "scale": scale}
         if "zero" in raw:
-            found["zero"] = pack_nibbles(raw["zero"].tensor()[start:stop])
+            found["zero"] = pack_bits(raw["zero"].tensor()[start:stop], self.format.bits)
         if "offset" in raw:
             found["offset"] = raw["offset"].rows(start, stop).tensor().float() + self.format.middle() * scale
         return found

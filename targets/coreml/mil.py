@@ -34,6 +34,7 @@ _NUMPY = {
     BlobType.FLOAT16: np.dtype(np.float16),
     BlobType.INT32: np.dtype(np.int32),
     BlobType.INT8: np.dtype(np.int8),
+    BlobType.UINT8: np.dtype(np.uint8),
     BlobType.INT4: types.np_int4_dtype,
     BlobType.UINT2: types.np_uint2_dtype,
     BlobType.UINT3: types.np_uint3_dtype,

@@ -115,7 +115,7 @@ def test_rules_of_a_manifest_that_cannot_be(rule: RuleRecord, message: str) -> N
 def test_every_recipe_says_what_it_is() -> None:
     assert recipes() == ["search", "rtn", "keep"]
     assert {form: sorted(recipes(form)) for form in FORMATS} == {
-        form: ["keep", "rtn", "search"] if form in ("int4", "int8") else ["rtn", "search"] for form in FORMATS
+        form: ["keep", "rtn", "search"] if form in ("int2", "int4", "int8") else ["rtn", "search"] for form in FORMATS
     }
     assert [default_block(recipe) for recipe in recipes()] == [64, 64, 32]
     for made in QUANTIZERS:

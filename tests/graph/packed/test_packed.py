@@ -27,7 +27,7 @@ HELD: dict[str, Kept | None] = {
     "gptq-4-sym-llama": FOUR,
     "gptq-4-asym-phi3": Kept(Int4, 16, "zero"),
     "gptq-4-asym-v1-phi3": Kept(Int4, 64, "zero"),  # whole rows of 64
-    "gptq-8-asym-llama": Kept(Int8, 32, "offset"),
+    "gptq-8-asym-llama": Kept(Int8, 32, "zero"),
     "gptq-2-asym-llama": Kept(Int2, 32, "zero"),
     "gptq-4-desc_act-llama": None,
     "gptq-4-blocks-phi3": Kept(Int4, 16, "zero"),  # blocks of 32 whose halves were put apart
@@ -36,7 +36,7 @@ HELD: dict[str, Kept | None] = {
     "ct-4-sym-llama": FOUR,
     "ct-4-asym-phi3": Kept(Int4, 16, "zero"),
     "ct-8-channel-llama": Kept(Int8, 64),
-    "ct-8-asym-phi3": Kept(Int8, 32, "offset"),
+    "ct-8-asym-phi3": Kept(Int8, 32, "zero"),
     "mlx-mixed-llama": OFFSET,
     "mlx-3-phi3": Kept(Int4, 64, "offset"),
 }
