@@ -67,7 +67,7 @@ class StorageOptions(Options):
     block: int = option(
         cast("int", None),  # by the recipe; set when the options are made
         "weights that share a scale: 16 to 256, or row for whole rows "
-        f"(default {default_block('search')}; of --recipe keep {FILE_BLOCK})",
+        f"(default {default_block('search')}; with --recipe keep {FILE_BLOCK}, for what is not kept)",
         metavar="N",
         parse=parse_block,
     )
@@ -95,7 +95,7 @@ class RecipeOptions(StorageOptions):
 
     recipe: str = option(
         "search",
-        "search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
+        "search (default): scales by activations; rtn: round to nearest; keep: the blocks of a file that is quantized",
         choices=recipes(),
         metavar="NAME",
     )
