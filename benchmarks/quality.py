@@ -84,7 +84,7 @@ class Benchmark:
 
     def _kl(self, model: Path) -> dict[str, float]:
         """Of each text, kept beside the model for the next run."""
-        kept = model.with_suffix(".kl.json")
+        kept = model.with_name(f"{model.name}.kl.json")
         found: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
         for name, path in self.texts.items():
             key = f"{name} {self.tokens}"
