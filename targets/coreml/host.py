@@ -17,6 +17,7 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec
+from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage
@@ -68,7 +69,8 @@ class CoreMLHost(Host):
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         norms = epsilon_check(self.package, self._config.rms_norm_eps)
-        return [norms, self._typecheck(), self._headroom(prompt)]
+        constants = constant_check(self.package, [identifier(name) for name in self._names])
+        return [norms, constants, self._typecheck(), self._headroom(prompt)]
 
     def write_extras(self, prompt: torch.Tensor) -> None:
         recorder = Recorder()
