@@ -209,6 +209,8 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"{flags[0]} and {flags[1]}: each decides the formats of weights; leave out one of them")
         if deciding and self.recipe == "keep":
             raise InputError(f"{flags[0]}: --recipe keep takes the formats of the file; leave out one of them")
+        if self.policy is not None and self.recipe != declared(RecipeOptions)["recipe"].default:
+            raise InputError(f"--policy: its rules say the recipe of each weight; leave out --recipe {self.recipe}")
         if self.bits is not None and not 1 <= self.bits <= 16:
             raise InputError(f"--bits {self.bits}: expected 1 to 16 bits a weight")
 

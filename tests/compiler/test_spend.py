@@ -115,6 +115,10 @@ def test_what_verification_adds_is_in_the_budget(model: str, tmp_path: Path) -> 
             {"policy": Path("x"), "recipe": "keep"},
             "--policy: --recipe keep takes the formats of the file; leave out one",
         ),
+        (
+            {"policy": Path("x"), "recipe": "rtn"},
+            "--policy: its rules say the recipe of each weight; leave out --recipe rtn",
+        ),
         ({"bits": 0.5}, "--bits 0.5: expected 1 to 16 bits a weight"),
         ({"preset": "best"}, "--preset best: expected small or balanced"),
     ],
