@@ -75,6 +75,7 @@ class Fisher:
                 outputs = piece.run(stop, self._inputs(window), given)
                 above = gradients[window] if gradients else self._drawn(piece, outputs[0])
                 below[window] = piece.backward([given[node] for node in start], outputs, above)
+                del given, outputs, above  # the logits' are as large as all else
                 progress()
             gradients = below
             yield from piece.measured(self._tokens.numel())
@@ -172,7 +173,8 @@ class _Piece:
         return below
 
     def measured(self, tokens: int) -> Iterator[Measured]:
-        """The means; each weight's sums go with it."""
+        """The means; each weight's sums go with it. The last that is asked of this part: its weights go first."""
+        del self._weights
         while self._sums:
             _, found = self._sums.popitem()
             found.fisher.div_(tokens)

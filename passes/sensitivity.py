@@ -48,6 +48,7 @@ def sensitivities(
             rows, mass = picked[quantizer.group]
             cost = _nearest_cost(w[rows], found.fisher[rows], mass, _nearest(quantizer))
             costs[found.name][i] += left_of(quantizer) * total * cost
+        del found, w, picked  # as large as the weight: the next part of the model is run without them
     return costs
 
 
