@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, path_of, show
@@ -250,6 +250,12 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     def asked(self) -> Asked:
         """What every target wants to know."""
         return Asked(context=self.context, strict=self.strict, version=__version__, recipe=self.described())
+
+    def check_memory(self, needed: int, instead: str) -> None:
+        """Raise CheckFailed where a step would take more bytes than --max-memory. instead: what would work."""
+        if self.max_memory is not None and needed > self.max_memory:
+            over = needed - self.max_memory
+            raise CheckFailed(f"compiling would take {needed:,} bytes of memory, {over:,} over --max-memory; {instead}")
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""

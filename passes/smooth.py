@@ -9,6 +9,7 @@ token, and what int4 weights cost from 0.139 to 0.131.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,15 @@ import torch
 from torch import fx
 
 from pocketphi.graph.channel_scales import LARGEST, norm_before
+from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.program import Program, Weights, evaluate
 
 aten = torch.ops.aten
 
 _STRENGTH = 0.5
 """α. With ¾ activations cost 0.0031, but weights 0.138; with ¾ and the root mean square for m, weights cost 0.176."""
+
+_LIBRARIES = 40_000_000
 
 
 def smoothing(
@@ -49,6 +53,15 @@ def smoothing(
         meet(str(head.args[1].target), hidden)
     progress()
     return {norm: _exponents(channels) for norm, channels in largest.items()}
+
+
+def working_bytes(config: ModelConfig, tokens: int, window: int) -> int:
+    """What `smoothing` takes at most: the embedding, or a layer's largest matrix with the activations of all tokens; and what
+    torch takes at the first products."""
+    embedding = config.vocab_size * config.hidden_size
+    largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
+    wide = max(3 * config.intermediate_size, config.qkv_size) + 8 * config.hidden_size + config.heads * window
+    return _LIBRARIES + 4 * max(embedding, largest + tokens * wide)
 
 
 def _exponents(largest: torch.Tensor) -> torch.Tensor:
