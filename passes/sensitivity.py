@@ -75,8 +75,8 @@ def _nearest_cost(rows: torch.Tensor, fisher: torch.Tensor, mass: torch.Tensor, 
 
 def _picked(fisher: torch.Tensor, group: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of about `count` rows in whole groups, each group as often as its part of the sum of F says (systematic sampling
-    with probability proportional to size), and that part of each group. Rows that are fewer than a group, as an embedding's are of
-    a text with few different tokens, make up one by being taken again and again."""
+    with probability proportional to size), and that part of each group. Of fewer rows than a group, as an embedding's are of a
+    text with few different tokens, each is taken several times."""
     read = len(fisher)
     if read < group:
         fisher = fisher[torch.arange(group) % read]
