@@ -143,7 +143,7 @@ def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 
     largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
     kept = 14 * hidden + 3 * config.qkv_size + 5 * heads + 8 * config.intermediate_size + 3 * config.heads * window
     layer = 2 * max(count for name, count in layers.items() if name is not None) + largest + window * kept
-    head = 2 * config.vocab_size * hidden + (2 + samples) * window * config.vocab_size
+    head = 2 * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
     between, states = 2 * samples * tokens * hidden, (config.layers + 1) * tokens * hidden
     width = 4 if 4 * states <= _EXACT else 2
     return _GRADIENTS + int(_SPREAD * (4 * (max(layer, head) + between) + width * states))

