@@ -16,7 +16,7 @@ from typing import Any
 from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options, parse_size
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.options import KINDS, Option, declared
-from pocketphi.graph.reading import named, parse_toml, read_whole, show
+from pocketphi.graph.reading import named, parse_toml, read_whole, resolved, show
 from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
 
@@ -84,7 +84,7 @@ def read_build_file(path: Path) -> BuildFile:
 class _Reader:
     def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
         self._path, self._data = path, data
-        self._folder = path.resolve().parent
+        self._folder = resolved(path).parent
 
     def read(self) -> BuildFile:
         self._check_keys("", self._data, _SECTIONS)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 verification or budget not met, 2 bad input, 3 our bug.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import io
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         _refuse_empty(arguments)
+        _check_current_folder()
         level = logging.INFO if arguments.verbose else logging.ERROR
         logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
         _quiet_libraries(arguments.verbose)
@@ -64,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PocketphiError as error:
         if stopping.was_heard():
             return _stopped()
-        print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return _ended(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _stopped()
     except BrokenPipeError:
@@ -75,11 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stopping.was_heard():
             return _stopped()
         if lack := _lack(error):
-            print(f"pocketphi: {lack}", file=sys.stderr)  # noqa: T201
-            return 2
-        traceback.print_exc()
-        print(f"pocketphi: this is a bug of ours: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        return 3
+            return _ended(lack, 2)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return _ended(f"this is a bug of ours: {type(error).__name__}: {error}", 3)
+
+
+def _ended(line: str, code: int) -> int:
+    """The exit code, with what there is to say: it is told all the same where nobody can be told the line."""
+    with contextlib.suppress(OSError):
+        print(f"pocketphi: {line}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
 
 
 def _refuse_empty(arguments: argparse.Namespace) -> None:
@@ -88,6 +95,14 @@ def _refuse_empty(arguments: argparse.Namespace) -> None:
         values = value if isinstance(value, list) else [value]
         if "" in values and name not in ("prompt", "system"):
             raise InputError(f"{name.replace('_', '-')}: an empty text was given; is a variable of the shell not set?")
+
+
+def _check_current_folder() -> None:
+    """Libraries end the process in one that was deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the current folder was deleted; go to another one and start again") from None
 
 
 def _stopped() -> int:
