@@ -11,7 +11,7 @@ _KINDS = ("adapter", "bytes", "contents", "verified", "error", "operators")
 
 @dataclass(frozen=True)
 class Change:
-    """kind: `adapter` (its weight, by name and digest), `bytes`, `contents` (of a file of the same size), `verified` (1 or 0),
+    """kind: `adapter` (by name and digest), `bytes`, `contents` (of a file of the same size), `verified` (1 or 0),
     `error` or `operators`; before, after: None where there was none, or is none any more, and of contents."""
 
     kind: str

@@ -158,7 +158,11 @@ class _Opened:
         """What the settings say to be there is there, and nothing else."""
         has = {
             kind: {name for name, held in self._parts.items() if held.keys() & set(parts)}
-            for kind, parts in (("low", ("lora_A", "embedding_A")), ("whole", ("weight",)), ("tokens", ("tokens",)))
+            for kind, parts in (
+                ("low", ("lora_A", "lora_B", "embedding_A", "embedding_B")),
+                ("whole", ("weight",)),
+                ("tokens", ("tokens",)),
+            )
         }
         said = {
             "low": targeted(self._settings, self._modules, self._tied),

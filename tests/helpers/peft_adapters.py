@@ -23,7 +23,7 @@ def save_adapter(base: Path, folder: Path, dtype: torch.dtype = torch.float32, s
     model = get_peft_model(load(base), LoraConfig(**given))
     for name, value in model.named_parameters():
         if value.requires_grad:
-            scale = 1.0 if "trainable_tokens" in name else 0.3 * float(value.abs().mean())
+            scale = 1.0 if "trainable_tokens" in name else 0.3 * float(value.detach().abs().mean())
             value.data += scale * torch.randn_like(value)
     model.to(dtype).save_pretrained(folder)
     return folder
