@@ -28,6 +28,7 @@ from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, R
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.reading import named
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
@@ -156,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a bundle's files and numbers; exit 1 where a check fails")
     verify.add_argument("bundle", type=Path)
     verify.add_argument("--reference", metavar="MODEL", help="also measure the quantization error against this model")
+    add_options(verify, ProgramOptions, ["lora"])
     verify.add_argument("--key", type=Path, metavar="PEM", help="also the signature, by this Ed25519 public key")
     verify.add_argument("--files-only", action="store_true", help="checksums and signature, and nothing is run")
     _target_argument(verify)
@@ -164,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="BUNDLE|MODEL")
     evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: documentation of Python's library)")
     evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
+    add_options(evaluate, ProgramOptions, ["lora"])
     evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
     evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
     _target_argument(evaluate)
@@ -191,6 +194,7 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
+    add_options(inspect, ProgramOptions, ["lora"])
     inspect.add_argument("--policy", action="store_true", help="print a bundle's rules as a file for compile --policy")
 
     add_build_commands(command)
@@ -200,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
 
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
+    add_options(make, ProgramOptions, ["lora"])
     make.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
     make.add_argument(
         "--fold-norms", action="store_true", help="fold the norm weights into the projections behind them"
@@ -270,7 +275,8 @@ def _verify(a: argparse.Namespace) -> int:
         files = {"bundle": str(a.bundle), "files": len(bundle.manifest.files), "signed_by": signed}
         _print(a, files, lambda: show.files(bundle, signed))
         return 0
-    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
+    lora = _lora(a)
+    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target, lora=lora)
     _print(a, result.recorded().as_json(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
 
@@ -281,7 +287,7 @@ def _eval(a: argparse.Namespace) -> int:
     from pocketphi.compiler.text import read_text
 
     text = read_text(a.text, "the text") if a.text else None
-    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target)
+    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target, _lora(a))
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
 
@@ -334,6 +340,8 @@ def _inspect(a: argparse.Namespace) -> int:
     from pocketphi.graph.opening import open_checkpoint
 
     if (Path(a.model) / MANIFEST).is_file():
+        if _lora(a):
+            raise InputError(f"--lora: {a.model} is a bundle, which holds its adapters already")
         bundle = Bundle.open(Path(a.model), check=False)
         if a.policy:
             _write(policy_of_bundle(bundle))
@@ -343,9 +351,11 @@ def _inspect(a: argparse.Namespace) -> int:
         return 0
     if a.policy:
         raise InputError(f"--policy: {a.model} is a model, not a bundle: it has no rules")
-    source = open_checkpoint(a.model)
+    source = open_checkpoint(a.model, _lora(a))
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
-    told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
+    adapters = [{"name": one.lora.name, "blake3": one.blake3, "weight": one.lora.weight} for one in source.adapters]
+    told: dict[str, Any] = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
+    told |= {"adapters": adapters} if adapters else {}
     _print(a, told, lambda: show.checkpoint(source))
     return 0
 
@@ -356,7 +366,7 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
     from pocketphi.graph.opening import open_checkpoint
     from pocketphi.graph.write_checkpoint import DTYPES, write_checkpoint
 
-    source = open_checkpoint(a.model)
+    source = open_checkpoint(a.model, _lora(a))
     for notice in source.notices:
         _ui(a).say(notice)
     source = FoldedNorms(source) if a.fold_norms else source
@@ -367,6 +377,10 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
         write_checkpoint(source, folder, a.dtype, advance)
     _print(a, {"checkpoint": str(a.out), "bytes": total}, lambda: _write(f"{a.out}: {total / 1e6:,.0f} MB\n"))
     return 0
+
+
+def _lora(a: argparse.Namespace) -> tuple[Lora, ...]:
+    return tuple(getattr(a, "lora", ()))
 
 
 def _print(a: argparse.Namespace, data: Any, human: Any) -> None:

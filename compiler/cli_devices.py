@@ -30,7 +30,7 @@ def add_device_command(command: AddCommand) -> None:
     devices.add_argument("model", nargs="?", metavar="MODEL")
     target_argument(devices, "default: all that run there")
     add_options(devices, StorageOptions)
-    add_options(devices, ProgramOptions, ["context"])
+    add_options(devices, ProgramOptions, ["context", "lora"])
     add_target_options(devices)
     devices.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="longest text that is read at once (default 512)"
@@ -115,7 +115,7 @@ def _devices(a: argparse.Namespace) -> int:
         print_result(a, data, "\n".join(lines))
         return 0
     options = options_of(a, Path("-"), TARGETS, recipe="rtn")
-    config = config_of(a.model)
+    config = config_of(a.model, options.lora)
     longest = config.max_position
     check_number("--context", options.context or longest, 2, longest, f"{a.model} has no more positions")
     if a.prompt_tokens is not None:

@@ -13,6 +13,7 @@ from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
+from pocketphi.graph.lora.named import Lora, parse_lora
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
@@ -138,6 +139,13 @@ class ProgramOptions(Options):
         None, "longest sequence, in tokens (default: the model's, or the target's limit)", metavar="N"
     )
     all_logits: bool = option(False, "logits of every position instead of the last")
+    lora: tuple[Lora, ...] = option(
+        (),
+        "a PEFT adapter to merge into the weights before they are rounded, with its weight if that is not 1; may be repeated, "
+        "and the order counts",
+        metavar="DIR[=WEIGHT]",
+        parse=parse_lora,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

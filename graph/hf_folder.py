@@ -14,7 +14,7 @@ from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.hf_config import end_tokens, read_hf_config
 from pocketphi.graph.hf_weights import assign, find_weights
-from pocketphi.graph.models.base import Piece, cut
+from pocketphi.graph.models.base import Model, Piece, cut
 from pocketphi.graph.reading import is_lfs_pointer, lfs_pointer, named, parse_object, read_whole, show
 from pocketphi.graph.safetensors_file import RowReader
 
@@ -43,6 +43,7 @@ class HfFolder(Checkpoint):
     out is refused, or is one of the notices."""
 
     settings: Mapping[str, Any]
+    family: Model
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder that cannot be read whole."""
@@ -53,13 +54,13 @@ class HfFolder(Checkpoint):
         lacks = "" if path.exists() else _why_none(folder)
         self.settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
         read = read_hf_config(self.settings, self._where)
-        self.config, self._family = read.model, read.family
+        self.config, self.family = read.model, read.family
         self.notices = read.notices
         self._add_end_tokens()
         weights = find_weights(folder, read.weights)
         self.notices = (*self.notices, *weights.notices)
-        self._stored = assign(self.config, self._family, weights, str(folder))
-        self._pieces = self._family.pieces(self.config)
+        self._stored = assign(self.config, self.family, weights, str(folder))
+        self._pieces = self.family.pieces(self.config)
         self._rows = RowReader({file.path: file.version for file in weights.files})
         self._tie()
         self.tensors = {name: TensorInfo(shape, self._dtype(name)) for name, shape in self.config.tensors().items()}
@@ -84,8 +85,8 @@ class HfFolder(Checkpoint):
     def text_settings(self) -> dict[str, Any]:
         return {
             **self.config.to_hf(),
-            "model_type": self._family.model_type,
-            "architectures": [self._family.architecture],
+            "model_type": self.family.model_type,
+            "architectures": [self.family.architecture],
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -134,7 +135,7 @@ class HfFolder(Checkpoint):
 def _why_none(folder: Path) -> str:
     """What to say where there is no config.json: a folder inside may hold one, or this is an adapter's."""
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter: merge it into its base model, and save that"
+        return f"this is an adapter: compile its base model, with --lora {folder}"
     if files := sorted(path.name for path in folder.glob("*.gguf")):
         return f"to compile {named(files[0])}, name that file"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))[:1]
