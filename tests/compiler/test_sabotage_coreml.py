@@ -51,7 +51,8 @@ def wrong(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     monkeypatch.setattr(numerics, "_DECODE", 3)
 
     def run(sabotage: Callable[[pytest.MonkeyPatch], None], **options: Any) -> list[str]:
-        asked = {"recipe": "rtn", "verify": "never", "chunk": 8, "context": CONTEXT, "cache": cache, **options}
+        recipe = {} if "policy" in options else {"recipe": "rtn"}
+        asked = {**recipe, "verify": "never", "chunk": 8, "context": CONTEXT, "cache": cache, **options}
         with monkeypatch.context() as patch:
             sabotage(patch)
             bundle = compile_model(compile_options("random:sabotage", tmp_path / "b", ("coreml",), **asked))
