@@ -81,7 +81,8 @@ class CoreMLBundle(Prepared):
     def write(self, folder: Path, progress: Progress) -> Packaged:
         form = self._form
         file = replace(self._file, weights=stored_weights(self._program, form))
-        model = to_proto(lower(self._program, form, file), "main" if form.flexible else "decode", file.blobs)
+        functions, default = lower(self._program, form, file), "main" if form.flexible else "decode"
+        model = to_proto(functions, default, file.blobs, form.release)
         self._describe(model)
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)
@@ -128,6 +129,7 @@ class CoreMLBundle(Prepared):
             "attention": form.attention,
             "norm": form.norm,
             "flavor": form.flavor,
+            "ios": form.ios,
             "state_bytes": self._facts.state_bytes,
             "kv_cache_bytes_per_token": self._options.kv_cache_bytes(self._program.config),
             "weight_bytes": self._file.size,
