@@ -101,7 +101,7 @@ class Function:
 
 @dataclass(frozen=True)
 class MLPackage:
-    """An opened package. specification: its version (see `releases.py`); metadata: the user-defined texts of the description."""
+    """An opened package. specification: its version (`releases.py`); metadata: the user-defined texts of the description."""
 
     path: Path
     specification: int
