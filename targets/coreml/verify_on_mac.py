@@ -89,7 +89,9 @@ def main() -> int:
         return 2
     needed = needed_macos(folder / "manifest.json")
     if int(platform.mac_ver()[0].partition(".")[0]) < needed:
-        sys.stderr.write(f"verify_on_mac.py: this package takes macOS {needed}; this is macOS {platform.mac_ver()[0]}\n")
+        sys.stderr.write(
+            f"verify_on_mac.py: this package takes macOS {needed}; this is macOS {platform.mac_ver()[0]}\n"
+        )
         return 2
     vectors = np.load(folder / "test_vectors.npz")
     functions = list(dict.fromkeys(step["function"] for step in json.loads(str(vectors["calls"]))))

@@ -70,8 +70,8 @@ def decoded_by_coremltools(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("form", "symmetric"), WAYS)
 def test_the_values_that_coremltools_decodes(tmp_path: Path, form: str, symmetric: bool) -> None:
-    """Its own numpy version of the two operators, on blobs that Apple's reader reads, gives the values of the format: whole
-    numbers times scales, rounded to float16 once."""
+    """Apple's reader reads the numbers, scales and zero points of the format, and coremltools' own numpy version of the two
+    operators makes the same values of them: whole numbers times scales, rounded to float16 once."""
     made = program(form, symmetric)
     package(made, tmp_path, ios=26)
     model = spec(tmp_path)
@@ -84,15 +84,13 @@ def test_the_values_that_coremltools_decodes(tmp_path: Path, form: str, symmetri
             expected = weight_of(materialize(recipe)).dequantize().half()
             assert torch.equal(torch.from_numpy(found.pop(identifier(name))), expected)
     assert found == {}
+    check_blobs(tmp_path, made, symmetric)
 
 
-@pytest.mark.parametrize(("form", "symmetric"), WAYS)
-def test_the_blobs_are_the_numbers_of_the_format(tmp_path: Path, form: str, symmetric: bool) -> None:
-    made = program(form, symmetric)
-    package(made, tmp_path, ios=26)
+def check_blobs(folder: Path, made: Program, symmetric: bool) -> None:
     weight = weight_of(materialize(made.weights[MATRIX]))
     assert isinstance(weight, Blocks)
-    blobs, found = Blobs(tmp_path), {op.outputs[0].name: op for op in functions(spec(tmp_path))["decode"]}
+    blobs, found = Blobs(folder), {op.outputs[0].name: op for op in functions(spec(folder))["decode"]}
     outer, inner = found[identifier(MATRIX)], found[f"{identifier(MATRIX)}_levels"]
     assert outer.inputs["data"].arguments[0].name == inner.outputs[0].name
     indices = blobs.read(inner.inputs["indices"].arguments[0].value)
@@ -107,10 +105,10 @@ def test_the_blobs_are_the_numbers_of_the_format(tmp_path: Path, form: str, symm
         assert np.array_equal(offset, zeros.numpy().astype(int) - weight.middle())
 
 
-@pytest.mark.parametrize(("form", "symmetric"), [*WAYS])
-@pytest.mark.parametrize("block", [16, 0])
-def test_weights_are_read_back_as_they_were(tmp_path: Path, form: str, symmetric: bool, block: int) -> None:
-    """With whole rows as blocks too, where no row of zero points is a whole byte in the canonical form."""
+@pytest.mark.parametrize(("form", "symmetric"), WAYS)
+def test_weights_are_read_back_as_they_were(tmp_path: Path, form: str, symmetric: bool) -> None:
+    """With zero points in whole rows, where a row has one: no whole byte in the canonical form."""
+    block, zeros = (16, {}) if symmetric else (0, {"symmetric": False})
     made = program(form, symmetric, block, "tied")
     packaged = package(made, tmp_path, ios=26)
     (tmp_path / "config.json").write_text(json.dumps(made.config.to_hf()))
@@ -122,12 +120,8 @@ def test_weights_are_read_back_as_they_were(tmp_path: Path, form: str, symmetric
             expected, came = materialize(recipe), materialize(saved[name])
             assert expected.keys() == came.keys()
             assert all(torch.equal(came[part], expected[part]) for part in expected)
-            layout = make_quantizer("rtn", form, {"block": block}).layout(tuple(FORMATS[form].shape_of(expected)))
-            if not symmetric:
-                layout = make_quantizer("rtn", form, {"block": block, "symmetric": False}).layout(
-                    tuple(FORMATS[form].shape_of(expected))
-                )
-            size += CODECS[form].bytes_of(layout)
+            quantizer = make_quantizer("rtn", form, {"block": block, **zeros})
+            size += CODECS[form].bytes_of(quantizer.layout(FORMATS[form].shape_of(expected)))
     blobs = [
         argument.arguments[0].value.blobFileValue.offset
         for op in functions(spec(tmp_path))["decode"]
@@ -257,7 +251,9 @@ def test_ios_18_refuses_and_says_what_would_do(tmp_path: Path, form: str) -> Non
 
 
 def test_no_release_holds_five_bits(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^coreml: .* is int5, which the target cannot hold; choose another format \("):
+    with pytest.raises(
+        InputError, match=r"^coreml: .* is int5, which the target cannot hold; choose another format \("
+    ):
         compile_model(options(tmp_path / "b", "int5"))
 
 
