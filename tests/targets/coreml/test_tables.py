@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coreml_package import Blobs, functions, package, spec
+from target_files import prepared
 from tiny_phi3 import quantized_by
 
 pytest.importorskip("coremltools")
@@ -29,12 +30,14 @@ from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.policy_file import check_policy, read_policy
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
+from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks, Int2, Levels, format_of, weight_of
-from pocketphi.graph.lazy_weights import materialize
+from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.passes.last_logits import LastLogits
+from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets import find_target
 from pocketphi.targets.coreml.codecs import CODECS, TableCodec
@@ -43,6 +46,7 @@ from pocketphi.targets.coreml.mlpackage import find_model
 from pocketphi.targets.coreml.options import CoreML
 from pocketphi.targets.coreml.proto import model_pb2
 from pocketphi.targets.coreml.weightfile import PACKAGE, identifier
+from pocketphi.targets.tvm_arm.options import TvmArm
 
 TINY = PUBLISHED["tiny"]
 NAMES = ("int2", "int3", "int6", "nl3", "nl4")
@@ -164,11 +168,16 @@ def options(folder: Path, form: str = "nl4", targets: tuple[str, ...] = ("coreml
     return compile_options("random:tiny", folder, targets, **{**asked, **given})
 
 
-@pytest.fixture(scope="module", params=["int2", "nl4"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With zero points where the format may have them."""
+RULES = {"*embed*": "nl3", "*qkv*": "int2", "*o_proj*": "nl4", "*gate*": "int3", "*": "int6"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every format, with zero points where it may have them."""
     folder = tmp_path_factory.mktemp("tables") / "bundle"
-    compile_model(options(folder, request.param, symmetric=request.param != "int2"))
+    made = {form: make_quantizer("rtn", form, {} if "nl" in form else {"symmetric": False}) for form in NAMES}
+    policy = Policy(tuple(Rule(pattern, made[form]) for pattern, form in RULES.items()))
+    compile_model(options(folder, "int4", block=64), policy=policy)
     return folder
 
 
@@ -219,14 +228,20 @@ def test_a_zero_point_that_no_number_is(tmp_path: Path) -> None:
         saved.read(0, saved.parts["scale"].shape[0])
 
 
-def test_another_table_is_seen(bundle: Path, tmp_path: Path) -> None:
-    """One level of it: in the file, or in the model for a table that is small."""
+@pytest.mark.parametrize("form", ["nl3", "nl4"])
+def test_another_table_is_no_weight_of_ours(bundle: Path, tmp_path: Path, form: str) -> None:
+    """One level of it: in the model for a table that is small, or in the file. Its weights are missing then."""
     folder = shutil.copytree(bundle, tmp_path / "bundle")
+    names = Bundle.open(bundle).manifest.targets["coreml"].weights
+    before = CoreMLHost(bundle, names).weights().keys()
     path = find_model(folder / PACKAGE)
     model = model_pb2().Model()
     model.ParseFromString(path.read_bytes())
-    tables = tables_of(model)
-    if tables[0].WhichOneof("value") == "immediateValue":
+    tables = [
+        table for table in tables_of(model) if table.type.tensorType.dimensions[2].constant.size == 2 ** int(form[2])
+    ]
+    tables = [table for table in tables if levels(folder, table) == [*FORMATS[form].levels]]  # type: ignore[attr-defined]
+    if form == "nl3":
         for table in tables:
             values = bytearray(table.immediateValue.tensor.bytes.values)
             values[1] ^= 1
@@ -237,8 +252,17 @@ def test_another_table_is_seen(bundle: Path, tmp_path: Path) -> None:
         content = bytearray(file.read_bytes())
         content[int.from_bytes(content[(at := tables[0].blobFileValue.offset) + 16 : at + 24], "little") + 1] ^= 1
         file.write_bytes(bytes(content))
-    with pytest.raises(CheckFailed, match=r"not those of the program: .* is on one side only"):
-        verify(folder)
+    lost = before - CoreMLHost(folder, names).weights().keys()
+    assert lost == ({EMBEDDING} if form == "nl3" else {name for name in names if "o_proj" in name})
+    if form == "nl4":
+        with pytest.raises(CheckFailed, match=r"not those of the program: .* is on one side only"):
+            verify(folder)
+
+
+def levels(folder: Path, table: Any) -> list[int]:
+    if table.WhichOneof("value") == "immediateValue":
+        return np.frombuffer(table.immediateValue.tensor.bytes.values, np.int8).tolist()
+    return [int(value) for value in Blobs(folder).read(table).flatten()]
 
 
 # what is refused, and what is chosen
@@ -304,13 +328,13 @@ def test_the_release_is_in_the_key_of_a_build() -> None:
 
 
 def test_two_targets_share_their_weights(tmp_path: Path) -> None:
+    """Both plan files for one program. What Core ML wrote is in canonical form what the program has."""
     pytest.importorskip("tvm")
-    made = compile_model(options(tmp_path / "b", targets=("coreml", "tvm-arm"), os="host"))
-    held = {name: target.weights for name, target in made.manifest.targets.items()}
-    quantized = {name for name in held["coreml"] if "proj" in name or "embed" in name or "head" in name}
-    assert len(quantized) == 14
-    assert [name for name in quantized if held["coreml"][name] != held["tvm-arm"][name]] == []
-    assert failed(verify_folder(made.path, made.manifest, Ui(), only="coreml")) == []
+    made = program("nl4")
+    assert prepared(made, TvmArm(os="host"), context=64).bytes > 0
+    written = package(made, tmp_path, ios=26).weights
+    quantized = {name: recipe for name, recipe in made.weights.items() if format_of(recipe.parts)}
+    assert {name: written[name] for name in quantized} == {n: digest(materialize(r)) for n, r in quantized.items()}
 
 
 # around it
