@@ -203,7 +203,7 @@ def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
     prepared = {}
     for one in options.of_targets:
         target = find_target(one.target)
-        check_formats(target, program)
+        check_formats(target, one, program)
         with packages_of(target):
             prepared[target.name] = target.prepare(program, one, options.asked)
     return prepared

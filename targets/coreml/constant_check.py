@@ -1,5 +1,5 @@
-"""Constants of a package that are no weights: positions and zeros. A prompt reads the first positions only, and a function may
-refer to other bytes than its sister, so that all values are compared with what their names say, in every function."""
+"""Constants of a package that are no weights, and what functions share. A prompt reads the first positions only, and a function
+may refer to other bytes than its sister: all values are compared with what their names say, in every function."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ def _stored(package: MLPackage) -> Iterator[tuple[str, str, Raw]]:
     """Function, name and value of every constant that lies in the weight file."""
     for function in package.functions.values():
         for op in function.every_operation():
-            for value in op.attributes.values() if op.constant else ():
-                if isinstance(value, Raw) and value.count >= INLINE:
-                    yield function.name, op.name, value
+            if not op.constant:
+                continue
+            held = [(op.name, value) for value in op.attributes.values()]
+            for name, value in held + [(f"{op.name}_{part}", value) for part, (value, *_) in op.inputs.items()]:
+                if isinstance(value, Raw) and (value.count >= INLINE or op.kind != "const"):
+                    yield function.name, name, value
 
 
 def _is_right(name: str, raw: Raw, weights: Collection[str], seen: dict[str, Raw]) -> bool:
     """Whether functions that have a constant of this name share its bytes, and whether these are what the name says."""
     before = seen.setdefault(name, raw)
-    same = before.data.data_ptr(), before.shape, before.dtype
-    if same != (raw.data.data_ptr(), raw.shape, raw.dtype):
+    if (before.shape, before.dtype) != (raw.shape, raw.dtype):
+        return False
+    if before.data.data_ptr() != raw.data.data_ptr() and not torch.equal(before.data, raw.data):
         return False
     if any(name.startswith(weight) for weight in weights):
         return True

@@ -20,7 +20,7 @@ from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
-from pocketphi.targets.coreml.mlpackage import MLPackage
+from pocketphi.targets.coreml.mlpackage import MLPackage, Operation
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
@@ -192,6 +192,12 @@ def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
         return None
     if "" in stored:
         return SavedFloat(stored)
+    source = stored.get("data")
+    if isinstance(source, Operation):  # decoded by one operator for the next one
+        stored = {**stored, **package.parts(function, source.outputs[0][0])}
+        del stored["data"]
+    if not all(isinstance(one, Raw) for one in stored.values()):
+        return None
     codec = next((codec for codec in CODECS.values() if codec.holds(stored)), None)
     if codec is None:
         return None
