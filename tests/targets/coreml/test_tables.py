@@ -218,6 +218,23 @@ def test_a_changed_byte_is_seen(bundle: Path, tmp_path: Path, end: str, paramete
     assert (result.checks[0].measured, result.checks[0].detail) == (1, f"first {MATRIX}")
 
 
+def test_another_table_in_one_function_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = TableCodec.decoded
+
+    def in_prefill(self: TableCodec, e: Any, name: str, held: Any) -> Any:
+        """Its table turned round, without a record of its own."""
+        with pytest.MonkeyPatch.context() as patch:
+            if e.length > 1:
+                values = {f"{key}_": value[..., ::-1, :].copy() for key, value in self.constants().items()}
+                patch.setattr(self, "table", f"{self.table}_")
+                patch.setattr(self, "constants", lambda: values)
+            return decoded(self, e, name, held)
+
+    monkeypatch.setattr(TableCodec, "decoded", in_prefill)
+    compile_model(options(tmp_path / "bundle", "nl3"))
+    assert "constants with other values" in failed(verify(tmp_path / "bundle"))
+
+
 def test_a_zero_point_that_no_number_is(tmp_path: Path) -> None:
     made = program("int2", symmetric=False)
     packaged = package(made, tmp_path, ios=26)
