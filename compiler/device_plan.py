@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.kept import Kept
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.passes.policy import Policy
@@ -62,8 +63,13 @@ class Fit:
         return f"does not fit: {over:,} bytes too many ({need} of {have}, {self.context:,} tokens)"
 
 
-def config_of(model: str) -> ModelConfig:
-    """A model's shape, without reading a weight. Raises InputError as `open_checkpoint` does."""
+def config_of(model: str, lora: Sequence[Lora] = ()) -> ModelConfig:
+    """A model's shape, without reading a weight, but where an adapter may change it. Raises InputError as `open_checkpoint`
+    does."""
+    if lora:
+        from pocketphi.graph.opening import open_checkpoint
+
+        return open_checkpoint(model, lora).config
     kind, _, shape = model.partition(":")
     if kind == "random" and (name := shape.partition("@")[0]) in PUBLISHED:
         return PUBLISHED[name]
@@ -80,7 +86,7 @@ def _kept(options: CompileOptions) -> dict[str, Kept]:
         return {}
     from pocketphi.graph.opening import open_checkpoint
 
-    return kept_weights(open_checkpoint(options.model))
+    return kept_weights(open_checkpoint(options.model, options.lora))
 
 
 def runs_on(target: str, device: Device) -> bool:
@@ -128,7 +134,7 @@ def check_fits(
     options: CompileOptions, device: Device, say: Callable[[str], None], policy: Policy | None = None
 ) -> None:
     """Say how much of the device each target takes. Raises CheckFailed where one does not fit. policy: as in `fit`."""
-    config = config_of(options.model)
+    config = config_of(options.model, options.lora)
     for target in options.target_names:
         found = fit(config, options, target, device, policy=policy)
         if not found.ok:
@@ -141,7 +147,7 @@ def fit_options(options: CompileOptions, device: Device, choose: bool) -> Compil
 
     Raises CheckFailed saying by how many bytes it does not fit, and what would.
     """
-    config = config_of(options.model)
+    config = config_of(options.model, options.lora)
     found = [fit(config, options, target, device) for target in options.target_names]
     over = max(found, key=lambda one: one.needed - one.available)
     if over.ok:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from pocketphi.graph.formats import Blocks
     from pocketphi.graph.kept import Kept
+    from pocketphi.graph.lora.adapter import Adapter
+    from pocketphi.graph.models.base import Model
 
 ROWS_TOGETHER = 16
 """A chunk of a weight begins at a multiple of this many rows: a target may interleave as many."""
@@ -50,6 +52,9 @@ class Checkpoint(ABC):
     files:     those that hold the tensors, none where they are generated
     notices:   one line each on what was found and is not used, or not as it says
     settings:  what `check_settings` judges, as its file has it; None where there is nothing to judge
+    family:    the model that its files are of, which names the modules of transformers' class; None: as the config's form
+    adapters:  what was merged into the weights of the files, in this order
+    unmerged:  the checkpoint without them, None where there are none
     """
 
     label: str
@@ -58,11 +63,14 @@ class Checkpoint(ABC):
     files: Sequence[Path] = ()
     notices: Sequence[str] = ()
     settings: Mapping[str, Any] | None = None
+    family: Model | None = None
+    adapters: Sequence[Adapter] = ()
+    unmerged: Checkpoint | None = None
 
     def wrap(self, inner: Checkpoint, *more: str) -> None:
         """Say of the model what another checkpoint says. more: names of attributes and methods that are its own too."""
         shared = ("label", "config", "notices", "settings", "check_settings", "tokenizer_files", "text_settings")
-        for name in (*shared, *more):
+        for name in (*shared, "family", "adapters", "unmerged", *more):
             setattr(self, name, getattr(inner, name))
 
     @abstractmethod

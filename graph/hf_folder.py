@@ -17,7 +17,7 @@ from pocketphi.graph.formats import Blocks
 from pocketphi.graph.hf_config import end_tokens, read_hf_config
 from pocketphi.graph.hf_weights import Weights, assign, find_weights
 from pocketphi.graph.kept import Grouped, Kept, fitted, kept_together, stacked
-from pocketphi.graph.models.base import Piece, cut
+from pocketphi.graph.models.base import Model, Piece, cut
 from pocketphi.graph.packed.base import ROUND_AGAIN
 from pocketphi.graph.reading import is_lfs_pointer, lfs_pointer, named, parse_object, read_whole, show
 from pocketphi.graph.safetensors_file import DTYPES, RowReader
@@ -47,6 +47,7 @@ class HfFolder(Checkpoint):
     transformers' `from_pretrained`; what that would leave out is refused, or is one of the notices."""
 
     settings: Mapping[str, Any]
+    family: Model
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder that cannot be read whole."""
@@ -57,16 +58,16 @@ class HfFolder(Checkpoint):
         lacks = "" if path.exists() else _why_none(folder)
         self.settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
         read = read_hf_config(self.settings, self._where)
-        self.config, self._family = read.model, read.family
+        self.config, self.family = read.model, read.family
         self.notices = read.notices
         self._add_end_tokens()
         weights = find_weights(folder, read.weights)
         self.notices = (*self.notices, *weights.notices)
-        found = assign(self.config, self._family, weights, str(folder), read.packing)
+        found = assign(self.config, self.family, weights, str(folder), read.packing)
         self._stored = found.plain
-        self._pieces = self._family.pieces(self.config)
+        self._pieces = self.family.pieces(self.config)
         self._rows = RowReader({file.path: file.version for file in weights.files})
-        shapes = self._family.stored_shapes(self.config)
+        shapes = self.family.stored_shapes(self.config)
         self._packed = {
             name: read.packing.matrix(module, (shapes[name][0], shapes[name][1]), parts, self._rows)
             for name, (module, parts) in found.packed.items()
@@ -132,8 +133,8 @@ class HfFolder(Checkpoint):
     def text_settings(self) -> dict[str, Any]:
         return {
             **self.config.to_hf(),
-            "model_type": self._family.model_type,
-            "architectures": [self._family.architecture],
+            "model_type": self.family.model_type,
+            "architectures": [self.family.architecture],
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -178,7 +179,7 @@ class HfFolder(Checkpoint):
             stored = weights.tensors.get(name)
             if stored and (stored.dtype not in DTYPES or bool(self._rows.read(stored, name, 0, stored.shape[0]).any())):
                 raise InputError(
-                    f"{stored.file}: holds {name!r}, which is not zero; a {self._family.name} has no such bias"
+                    f"{stored.file}: holds {name!r}, which is not zero; a {self.family.name} has no such bias"
                 )
 
     def _add_end_tokens(self) -> None:
@@ -206,7 +207,7 @@ class HfFolder(Checkpoint):
 def _why_none(folder: Path) -> str:
     """What to say where there is no config.json: a folder inside may hold one, or this is an adapter's."""
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter: merge it into its base model, and save that"
+        return f"this is an adapter: compile its base model, with --lora {folder}"
     if files := sorted(path.name for path in folder.glob("*.gguf")):
         return f"to compile {named(files[0])}, name that file"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))[:1]

@@ -54,7 +54,8 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
     beside = _weight_files(folder)
     if "adapter_config.json" in beside:
         raise InputError(
-            f"{folder}: holds an adapter (adapter_config.json), which transformers adds to the weights; merge it first"
+            f"{folder}: holds an adapter (adapter_config.json), which transformers adds to the weights; move it to a "
+            "folder of its own, and name that with --lora"
         )
     if found := [name for name in beside if _DISTRIBUTED.match(name)]:
         raise InputError(
@@ -191,7 +192,7 @@ def _our_name(name: str, wanted: Mapping[str, Any]) -> str:
 def _reason(name: str, config: ModelConfig, model: Model, packing: Packing | None) -> str:
     layer = layer_of(name)
     if "lora_" in name or name.startswith("base_model."):
-        return "part of an adapter; merge it into the weights first"
+        return "part of an adapter; save the model without it, and name the adapter with --lora"
     if layer is not None and layer >= config.layers:
         return f"but config.json says num_hidden_layers = {config.layers}"
     if name.endswith((".qweight", ".qzeros", ".g_idx", ".weight_packed", ".weight_scale", ".scales", ".biases")):

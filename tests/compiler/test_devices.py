@@ -332,6 +332,12 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert not out.exists()
     assert main(["compile", "random:tiny", "-o", str(out), "--fit"]) == 2
     assert "--fit: to what? name a --device" in capsys.readouterr().err
+    for speed in ("1e-320", "0", "nan", "inf"):
+        slow = ["--device", "pixel-8", "--min-tokens-per-second", speed]
+        assert main(["compile", "random:tiny", "-o", str(out), *slow, "--dry-run"]) == 2
+        assert f"--min-tokens-per-second {speed}: expected a number, 0.001 or more" in capsys.readouterr().err.replace(
+            "9.99989e-321", speed
+        )
     assert (
         main(
             ["compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--device", "pixel-8", "--dry-run", "--json"]
