@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.locks import ATTEMPTS, Lock, is_at, release, try_lock
+from pocketphi.graph.reading import resolved
 from pocketphi.graph.renaming import Unsupported, exchange, rename_new
 from pocketphi.graph.stopping import held
 from pocketphi.graph.writing import left_over_names, partial_name
@@ -32,7 +33,7 @@ def new_folder(path: Path, needed_bytes: int, replace: bool = False) -> Iterator
     replace: what stands at `path` then may be replaced; it stands there until the new folder does. Raises InputError where it
     may not be, where the folder cannot be written, or where the disk has less free space than needed.
     """
-    path = path.resolve()
+    path = resolved(path)
     with held(), workspace(path) as work:
         made = work / "new"
         try:

@@ -35,13 +35,24 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class AdapterRecord:
+    """An adapter that was merged into the weights. name: of its folder; blake3: digest of its two files; weight: what its
+    change was multiplied with."""
+
+    name: str
+    blake3: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class SourceRecord:
     """What was compiled. model: its name; blake3: digest of its tensors and tokenizer; notices: what was found in it that a
-    user should know."""
+    user should know; adapters: merged into its tensors, in this order."""
 
     model: str
     blake3: str
     notices: tuple[str, ...] = ()
+    adapters: tuple[AdapterRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,9 @@ class RecipeRecord:
     def described(self) -> str:
         """How weights are quantized, in a few words."""
         if self.rules:
-            return (
-                f"a mix of {' and '.join(dict.fromkeys(rule.format for rule in self.rules))} by {len(self.rules)} rules"
-            )
+            formats = " and ".join(dict.fromkeys(rule.format for rule in self.rules))
+            kept = self.name == "keep"
+            return f"{formats}, as the file has them" if kept else f"a mix of {formats} by {len(self.rules)} rules"
         if self.palette:
             how = f"palettes of {self.palette} rows"
         else:

@@ -26,17 +26,17 @@ def sbom(bundle: Bundle) -> str:
     manifest, own = bundle.manifest, file_digest(bundle.path / MANIFEST)
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"pocketphi:{own}"))
     bom.metadata.timestamp = None
-    model, source, libraries = _components(manifest, own)
+    model, sources, libraries = _components(manifest, own)
     bom.metadata.component = model
     bom.metadata.tools.components.update(libraries)
-    bom.components.add(source)
-    bom.register_dependency(model, [source])
+    bom.components.update(sources)
+    bom.register_dependency(model, sources)
     return str(JsonV1Dot6(bom).output_as_string(indent=1)) + "\n"
 
 
-def _components(manifest: Manifest, own: str) -> tuple[Any, Any, list[Any]]:
+def _components(manifest: Manifest, own: str) -> tuple[Any, list[Any], list[Any]]:
     """The bundle, a machine-learning model of files, each with its digest; the checkpoint that it was made of, by the digest of
-    its tensors and tokenizer; the libraries. own: the manifest's digest."""
+    its tensors and tokenizer, and its adapters; the libraries. own: the manifest's digest."""
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
@@ -66,6 +66,16 @@ def _components(manifest: Manifest, own: str) -> tuple[Any, Any, list[Any]]:
         bom_ref="source",
         hashes=hashed(manifest.source.blake3, HashAlgorithm.BLAKE3),
     )
+    adapters = [
+        Component(
+            type=ComponentType.MACHINE_LEARNING_MODEL,
+            name=adapter.name,
+            bom_ref=f"adapter:{number}",
+            hashes=hashed(adapter.blake3, HashAlgorithm.BLAKE3),
+            properties=[Property(name="pocketphi:weight", value=f"{adapter.weight:g}")],
+        )
+        for number, adapter in enumerate(manifest.source.adapters, 1)
+    ]
     libraries = [
         Component(
             type=ComponentType.LIBRARY,
@@ -76,4 +86,4 @@ def _components(manifest: Manifest, own: str) -> tuple[Any, Any, list[Any]]:
         )
         for name, version in {"pocketphi": manifest.pocketphi, **manifest.versions}.items()
     ]
-    return model, source, libraries
+    return model, [source, *adapters], libraries

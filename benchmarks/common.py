@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FULL_MODEL = "random:phi-3-mini-4k"
-POCKETPHI = [sys.executable, "-c", "import sys; from pocketphi.compiler.cli import main; sys.exit(main())"]
+POCKETPHI = [sys.executable, "-m", "pocketphi.compiler"]
 BUILDER = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
 GNU_TIME = Path("/usr/bin/time")
 _CHUNK = 8 << 20

@@ -17,17 +17,21 @@ from common import POCKETPHI, Bar, StepError, print_table, run, size_of, with_ll
 from llama_cpp import quantized
 
 TYPES = ("Q3_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
-TARGETS = ("ort-mobile", "coreml", "tvm-arm")
+TARGETS = {
+    "ort-mobile": ("--target", "ort-mobile"),
+    "coreml": ("--target", "coreml"),
+    "coreml-ios26": ("--target", "coreml", "--ios", "26"),
+    "tvm-arm": ("--target", "tvm-arm", "--os", "host"),
+}
+"""By name: the target, and options with which its bundle runs here at full speed."""
 BUDGETS = ("66MB", "80.5MB", "91.2MB", "101.6MB", "107.2MB")
-HOST = {"tvm-arm": ("--os", "host")}
-"""Options with which a target's bundle runs here at full speed."""
 RECIPES = (("--recipe", "rtn", "--block", "32"), ("--block", "64"), ("--block", "32"))
 BARS = {
-    "66MB": {"coreml": 0.40, "tvm-arm": 0.40},
+    "66MB": dict.fromkeys(("coreml", "coreml-ios26", "tvm-arm"), 0.40),
     "80.5MB": dict.fromkeys(TARGETS, 0.11),
     "91.2MB": dict.fromkeys(TARGETS, 0.075),
-    "101.6MB": {"coreml": 0.037, "tvm-arm": 0.037, "ort-mobile": 0.055},
-    "107.2MB": {"coreml": 0.028, "tvm-arm": 0.028, "ort-mobile": 0.045},
+    "101.6MB": {**dict.fromkeys(TARGETS, 0.037), "ort-mobile": 0.055},
+    "107.2MB": {**dict.fromkeys(TARGETS, 0.028), "ort-mobile": 0.045},
 }
 """KL in nats a token on the first text, by budget and target."""
 
@@ -76,15 +80,14 @@ class Benchmark:
         out = self.work / "-".join([target, *(option.strip("-") for option in options)])
         try:
             if not out.exists():
-                here = ["--target", target, *HOST.get(target, ())]
-                run([*POCKETPHI, "compile", str(self.checkpoint), "-o", str(out), *here, *options])
+                run([*POCKETPHI, "compile", str(self.checkpoint), "-o", str(out), *TARGETS[target], *options])
         except StepError as error:
             return Row(target, " ".join(options), note=str(error))
         return Row(target, " ".join(options), size_of(out), self._kl(out))
 
     def _kl(self, model: Path) -> dict[str, float]:
         """Of each text, kept beside the model for the next run."""
-        kept = model.with_suffix(".kl.json")
+        kept = model.with_name(f"{model.name}.kl.json")
         found: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
         for name, path in self.texts.items():
             key = f"{name} {self.tokens}"

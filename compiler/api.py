@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -15,7 +15,9 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.plan import Plan
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import Verification, verify_folder
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.opening import open_checkpoint
+from pocketphi.graph.options import declared
 from pocketphi.graph.reading import path_of
 
 P = ParamSpec("P")
@@ -64,11 +66,18 @@ def open_bundle(path: str | Path) -> Bundle:
     return Bundle.open(path_of(path))
 
 
-def verify(bundle: Bundle | str | Path, reference: str | None = None, target: str | None = None) -> Verification:
+def verify(
+    bundle: Bundle | str | Path,
+    reference: str | None = None,
+    target: str | None = None,
+    lora: str | Sequence[str | Lora] = (),
+) -> Verification:
     """Check a bundle's files and numbers on this machine; `ok` of the result says whether all is well.
 
-    reference: a model, to measure the quantization error against; target: only this one of the bundle's. Raises InputError
-    for files that are damaged, CannotRun for what this machine cannot run.
+    reference: a model, to measure the quantization error against; target: only this one of the bundle's; lora: adapters of the
+    reference, which have to be those of the bundle. Raises InputError for files that are damaged, CannotRun for what this
+    machine cannot run.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    return verify_folder(opened.path, opened.manifest, Ui(), reference, target)
+    adapters = declared(CompileOptions)["lora"].check(lora)
+    return verify_folder(opened.path, opened.manifest, Ui(), reference, target, lora=adapters)

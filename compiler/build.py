@@ -99,12 +99,18 @@ def _compile(cell: Cell, store: Path, cache: Path, sources: SourceDigests, ui: U
     options = dataclasses.replace(cell.options, out=store, cache=cache, force=store.exists())
     remove_left_over(store.parent)
     try:
-        return compile_model(options, ui, lambda: sources.check(cell.options.model))
+        return compile_model(options, ui, lambda: _check_sources(cell, sources))
     except InputError:
         made = find_bundle(store)  # by another build, meanwhile
         if made is None or not (made.manifest.verified or cell.options.verify == "never"):
             raise
         return made
+
+
+def _check_sources(cell: Cell, sources: SourceDigests) -> None:
+    sources.check(cell.options.model)
+    for one in cell.options.lora:
+        sources.check(one)
 
 
 def _write_sbom(bundle: Bundle) -> None:

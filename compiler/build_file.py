@@ -9,14 +9,15 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options, parse_size
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lora.named import parse_lora
 from pocketphi.graph.options import KINDS, Option, declared
-from pocketphi.graph.reading import named, parse_toml, read_whole, show
+from pocketphi.graph.reading import named, parse_toml, read_whole, resolved, show
 from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
 
@@ -84,7 +85,7 @@ def read_build_file(path: Path) -> BuildFile:
 class _Reader:
     def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
         self._path, self._data = path, data
-        self._folder = path.resolve().parent
+        self._folder = resolved(path).parent
 
     def read(self) -> BuildFile:
         self._check_keys("", self._data, _SECTIONS)
@@ -171,8 +172,16 @@ class _Reader:
     def _option(self, where: str, value: Any, one: Option) -> Any:
         if one.parse is parse_size:
             return self._size(where, one.name, value)
+        if one.many:
+            return [self._lora(where, one, text) for text in (value if isinstance(value, list) else [value])]
         self._typed(where, one.name, value, str if one.kind is Path else one.kind)
         return self._at(f"{where}.{one.name}", value) if one.kind is Path else value
+
+    def _lora(self, where: str, one: Option, text: Any) -> Any:
+        """An adapter's folder counts from the file's folder on."""
+        self._typed(where, one.name, text, str)
+        found = parse_lora(text)
+        return replace(found, folder=self._at(f"{where}.{one.name}", str(found.folder)))
 
     def _gates(self, targets: list[str]) -> dict[str, Gates]:
         """Gates for every target: the common ones, and its own over them."""

@@ -57,7 +57,8 @@ def _quality(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict[str, 
     from pocketphi.compiler.evaluate import evaluate_model
 
     target = cell.options.target_names[0]
-    result = evaluate_model(str(bundle.path), text, measure.tokens, measure.window, cell.options.model, ui, target)
+    tokens, window, options = measure.tokens, measure.window, cell.options
+    result = evaluate_model(str(bundle.path), text, tokens, window, options.model, ui, target, options.lora)
     found = {"ppl": float(result.perplexity), "kl": float(result.kl or 0.0)}
     with contextlib.suppress(OSError):  # then it is measured again the next time
         write_sealed(path, [*kept, {"asked": asked, "found": found}])

@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from blake3 import blake3
 
@@ -21,6 +21,7 @@ from pocketphi.compiler import __version__
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.options import Options
 from pocketphi.graph.reading import file_inside, read_json
 from pocketphi.targets import find_target
@@ -34,17 +35,17 @@ class SourceDigests:
     """BLAKE3 of models' files, each read once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-        self._versions: dict[str, list[tuple[Path, int, int]]] = {}
+        self._known: dict[str | Lora, str] = {}
+        self._versions: dict[str | Lora, list[tuple[Path, int, int]]] = {}
 
-    def of(self, model: str) -> str:
-        """model: as `open_checkpoint` takes it. Raises InputError where it is not there."""
+    def of(self, model: str | Lora) -> str:
+        """model: as `open_checkpoint` takes it, or an adapter. Raises InputError where it is not there."""
         if model not in self._known:
             self._versions[model] = _versions(model)
-            self._known[model] = model if model.startswith("random:") else digest_files(_files(model))
+            self._known[model] = model if _is_random(model) else digest_files(_files(model))
         return self._known[model]
 
-    def check(self, model: str) -> None:
+    def check(self, model: str | Lora) -> None:
         """Raises InputError where a model's files are no longer those of which the digest was taken."""
         if _versions(model) != self._versions.get(model):
             raise InputError(f"{model}: changed during the build; start again when nothing writes to it")
@@ -57,6 +58,7 @@ def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
         "options": _digested(options),
         "targets": {one.target: [_digested(one), targets[one.target].key(one)] for one in options.of_targets},
         "source": sources.of(options.model),
+        "adapters": [sources.of(one) for one in options.lora],
         "name": Path(options.model).name,
         "pocketphi": __version__,
         "code": our_code(),
@@ -90,7 +92,13 @@ def _digested(options: Options) -> dict[str, Any]:
     return {name: blake3(held).hexdigest() if isinstance(held, bytes) else held for name, held in found.items()}
 
 
-def _files(model: str) -> list[Path]:
+def _is_random(model: str | Lora) -> TypeGuard[str]:
+    return isinstance(model, str) and model.startswith("random:")
+
+
+def _files(model: str | Lora) -> list[Path]:
+    if isinstance(model, Lora):
+        return list(model.files)
     if model == "sample":
         from pocketphi.graph.gguf_file import sample_path
 
@@ -131,9 +139,9 @@ def _names(path: Path, folder: Path) -> Iterator[str]:
                 yield name
 
 
-def _versions(model: str) -> list[tuple[Path, int, int]]:
+def _versions(model: str | Lora) -> list[tuple[Path, int, int]]:
     """What changes when one of a model's files is written or replaced."""
-    if model.startswith("random:"):
+    if _is_random(model):
         return []
     try:
         return [(path, status.st_size, status.st_mtime_ns) for path in _files(model) for status in [path.stat()]]

@@ -24,7 +24,7 @@ Candidates = dict[str, list[Quantizer]]
 
 def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     """By weight, those that all targets carry."""
-    held = [find_target(name).codecs for name in options.target_names]
+    held = [find_target(one.target).holds(one) for one in options.of_targets]
     forms = [form for name, form in FORMATS.items() if all(name in codecs for codecs in held)]
     levels = {form.bits for form in forms if issubclass(form, Levels)}  # closer than even steps, at the same bytes
     forms = [form for form in forms if form.bits not in levels or issubclass(form, Levels)]

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 verification or budget not met, 2 bad input, 3 our bug.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import io
@@ -27,6 +28,7 @@ from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, R
 from pocketphi.compiler.ui import PlainUi, RichUi, Ui
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.reading import named
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         _refuse_empty(arguments)
+        _check_current_folder()
         level = logging.INFO if arguments.verbose else logging.ERROR
         logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
         _quiet_libraries(arguments.verbose)
@@ -64,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PocketphiError as error:
         if stopping.was_heard():
             return _stopped()
-        print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return _ended(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _stopped()
     except BrokenPipeError:
@@ -75,11 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stopping.was_heard():
             return _stopped()
         if lack := _lack(error):
-            print(f"pocketphi: {lack}", file=sys.stderr)  # noqa: T201
-            return 2
-        traceback.print_exc()
-        print(f"pocketphi: this is a bug of ours: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        return 3
+            return _ended(lack, 2)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return _ended(f"this is a bug of ours: {type(error).__name__}: {error}", 3)
+
+
+def _ended(line: str, code: int) -> int:
+    """The exit code, with what there is to say: it is told all the same where nobody can be told the line."""
+    with contextlib.suppress(OSError):
+        print(f"pocketphi: {line}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
 
 
 def _refuse_empty(arguments: argparse.Namespace) -> None:
@@ -88,6 +96,14 @@ def _refuse_empty(arguments: argparse.Namespace) -> None:
         values = value if isinstance(value, list) else [value]
         if "" in values and name not in ("prompt", "system"):
             raise InputError(f"{name.replace('_', '-')}: an empty text was given; is a variable of the shell not set?")
+
+
+def _check_current_folder() -> None:
+    """Libraries end the process in one that was deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the current folder was deleted; go to another one and start again") from None
 
 
 def _stopped() -> int:
@@ -141,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a bundle's files and numbers; exit 1 where a check fails")
     verify.add_argument("bundle", type=Path)
     verify.add_argument("--reference", metavar="MODEL", help="also measure the quantization error against this model")
+    add_options(verify, ProgramOptions, ["lora"])
     verify.add_argument("--key", type=Path, metavar="PEM", help="also the signature, by this Ed25519 public key")
     verify.add_argument("--files-only", action="store_true", help="checksums and signature, and nothing is run")
     _target_argument(verify)
@@ -149,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="BUNDLE|MODEL")
     evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: documentation of Python's library)")
     evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
+    add_options(evaluate, ProgramOptions, ["lora"])
     evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
     evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
     _target_argument(evaluate)
@@ -176,6 +194,7 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
     inspect.add_argument("model", metavar="BUNDLE|MODEL")
+    add_options(inspect, ProgramOptions, ["lora"])
     inspect.add_argument("--policy", action="store_true", help="print a bundle's rules as a file for compile --policy")
 
     add_build_commands(command)
@@ -185,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
 
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
+    add_options(make, ProgramOptions, ["lora"])
     make.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
     make.add_argument(
         "--fold-norms", action="store_true", help="fold the norm weights into the projections behind them"
@@ -255,7 +275,8 @@ def _verify(a: argparse.Namespace) -> int:
         files = {"bundle": str(a.bundle), "files": len(bundle.manifest.files), "signed_by": signed}
         _print(a, files, lambda: show.files(bundle, signed))
         return 0
-    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target)
+    lora = _lora(a)
+    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target, lora=lora)
     _print(a, result.recorded().as_json(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
 
@@ -266,7 +287,7 @@ def _eval(a: argparse.Namespace) -> int:
     from pocketphi.compiler.text import read_text
 
     text = read_text(a.text, "the text") if a.text else None
-    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target)
+    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target, _lora(a))
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
 
@@ -319,6 +340,8 @@ def _inspect(a: argparse.Namespace) -> int:
     from pocketphi.graph.opening import open_checkpoint
 
     if (Path(a.model) / MANIFEST).is_file():
+        if _lora(a):
+            raise InputError(f"--lora: {a.model} is a bundle, which holds its adapters already")
         bundle = Bundle.open(Path(a.model), check=False)
         if a.policy:
             _write(policy_of_bundle(bundle))
@@ -328,9 +351,11 @@ def _inspect(a: argparse.Namespace) -> int:
         return 0
     if a.policy:
         raise InputError(f"--policy: {a.model} is a model, not a bundle: it has no rules")
-    source = open_checkpoint(a.model)
+    source = open_checkpoint(a.model, _lora(a))
     tensors = {name: {"shape": info.shape, "dtype": info.dtype} for name, info in source.tensors.items()}
-    told = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
+    adapters = [{"name": one.lora.name, "blake3": one.blake3, "weight": one.lora.weight} for one in source.adapters]
+    told: dict[str, Any] = {"config": source.config.to_hf(), "tensors": tensors, "notices": list(source.notices)}
+    told |= {"adapters": adapters} if adapters else {}
     _print(a, told, lambda: show.checkpoint(source))
     return 0
 
@@ -341,7 +366,7 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
     from pocketphi.graph.opening import open_checkpoint
     from pocketphi.graph.write_checkpoint import DTYPES, write_checkpoint
 
-    source = open_checkpoint(a.model)
+    source = open_checkpoint(a.model, _lora(a))
     for notice in source.notices:
         _ui(a).say(notice)
     source = FoldedNorms(source) if a.fold_norms else source
@@ -352,6 +377,10 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
         write_checkpoint(source, folder, a.dtype, advance)
     _print(a, {"checkpoint": str(a.out), "bytes": total}, lambda: _write(f"{a.out}: {total / 1e6:,.0f} MB\n"))
     return 0
+
+
+def _lora(a: argparse.Namespace) -> tuple[Lora, ...]:
+    return tuple(getattr(a, "lora", ()))
 
 
 def _print(a: argparse.Namespace, data: Any, human: Any) -> None:

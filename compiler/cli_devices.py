@@ -30,7 +30,7 @@ def add_device_command(command: AddCommand) -> None:
     devices.add_argument("model", nargs="?", metavar="MODEL")
     target_argument(devices, "default: all that run there")
     add_options(devices, StorageOptions)
-    add_options(devices, ProgramOptions, ["context"])
+    add_options(devices, ProgramOptions, ["context", "lora"])
     add_target_options(devices)
     devices.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="longest text that is read at once (default 512)"
@@ -54,6 +54,10 @@ def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
         p.add_argument("--fit", action="store_true", help="take the recipe and context that fit --device")
 
 
+_SLOWEST = 1e-3
+"""Tokens a second. Below it the bytes that a memory gives in the meantime soon are no number that a manifest can hold."""
+
+
 def read_limit(a: argparse.Namespace) -> dict[str, Any]:
     """`--min-tokens-per-second` as the option that it stands for: the bytes that the device's memory gives in that time."""
     if a.min_tokens_per_second is None:
@@ -63,8 +67,8 @@ def read_limit(a: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{flag}: on what? name a --device; 'pocketphi devices' lists them")
     if getattr(a, "max_read", None) is not None:
         raise InputError(f"{flag} and --max-read: each decides the formats of weights; leave out one of them")
-    if not 0 < a.min_tokens_per_second < math.inf:
-        raise InputError(f"{flag}: expected a positive number")
+    if not _SLOWEST <= a.min_tokens_per_second < math.inf:
+        raise InputError(f"{flag}: expected a number, {_SLOWEST:g} or more")
     from pocketphi.compiler.devices import find_device
 
     return {"max_read": int(find_device(a.device, a.devices).bandwidth / a.min_tokens_per_second)}
@@ -111,7 +115,7 @@ def _devices(a: argparse.Namespace) -> int:
         print_result(a, data, "\n".join(lines))
         return 0
     options = options_of(a, Path("-"), TARGETS, recipe="rtn")
-    config = config_of(a.model)
+    config = config_of(a.model, options.lora)
     longest = config.max_position
     check_number("--context", options.context or longest, 2, longest, f"{a.model} has no more positions")
     if a.prompt_tokens is not None:

@@ -50,4 +50,6 @@ def _add(parser: argparse._ActionsContainer, one: Option) -> None:
     if one.const is not None:
         said |= {"nargs": "?", "const": one.const}
     metavar = one.metavar or (f"{{{','.join(map(str, one.choices))}}}" if one.choices else None)
+    if one.many:
+        said["action"] = "append"
     parser.add_argument(f"--{one.flag}", type=one.parse or one.kind, metavar=metavar, **said)

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
 from pocketphi.artifacts.folder import new_folder
-from pocketphi.artifacts.manifest import FORMAT, Manifest, ModelRecord, PassRecord, SourceRecord, TargetRecord
+from pocketphi.artifacts.manifest import (
+    FORMAT,
+    AdapterRecord,
+    Manifest,
+    ModelRecord,
+    PassRecord,
+    SourceRecord,
+    TargetRecord,
+)
 from pocketphi.compiler import __version__
 from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.hosts import check_runs_here
@@ -149,12 +157,13 @@ def describe(
     config = source.config
     packages = [package for name in packaged for package in find_target(name).recorded]
     libraries = ["torch", "transformers", *packages]
+    adapters = tuple(AdapterRecord(one.lora.name, one.blake3, one.lora.weight) for one in source.adapters)
     held = {name for name in libraries if any(importlib.metadata.distributions(name=name))}
     return Manifest(
         format=FORMAT,
         pocketphi=__version__,
         versions={name: importlib.metadata.version(name) for name in libraries if name in held},
-        source=SourceRecord(Path(source.label).name, source.digest_all(), tuple(source.notices)),
+        source=SourceRecord(Path(source.label).name, source.digest_all(), tuple(source.notices), adapters),
         recipe=options.recorded(),
         model=ModelRecord(
             parameters=config.parameters,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.devices import Device
-from pocketphi.compiler.footprint import PROMPT, footprint, kept_offsets
+from pocketphi.compiler.footprint import PROMPT, footprint, kept_weights
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hf_config import read_config
+from pocketphi.graph.kept import Kept
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.passes.policy import Policy
@@ -61,8 +63,13 @@ class Fit:
         return f"does not fit: {over:,} bytes too many ({need} of {have}, {self.context:,} tokens)"
 
 
-def config_of(model: str) -> ModelConfig:
-    """A model's shape, without reading a weight. Raises InputError as `open_checkpoint` does."""
+def config_of(model: str, lora: Sequence[Lora] = ()) -> ModelConfig:
+    """A model's shape, without reading a weight, but where an adapter may change it. Raises InputError as `open_checkpoint`
+    does."""
+    if lora:
+        from pocketphi.graph.opening import open_checkpoint
+
+        return open_checkpoint(model, lora).config
     kind, _, shape = model.partition(":")
     if kind == "random" and (name := shape.partition("@")[0]) in PUBLISHED:
         return PUBLISHED[name]
@@ -73,13 +80,13 @@ def config_of(model: str) -> ModelConfig:
     return open_checkpoint(model).config
 
 
-def _offsets(options: CompileOptions) -> set[str]:
-    """Only the file knows which of its blocks have an offset; where it is not kept, none have."""
+def _kept(options: CompileOptions) -> dict[str, Kept]:
+    """Only the file knows what is taken over of it."""
     if options.recipe != "keep":
-        return set()
+        return {}
     from pocketphi.graph.opening import open_checkpoint
 
-    return kept_offsets(open_checkpoint(options.model))
+    return kept_weights(open_checkpoint(options.model, options.lora))
 
 
 def runs_on(target: str, device: Device) -> bool:
@@ -106,7 +113,7 @@ def fit(
     """policy: what the options say if None. Raises InputError for a target that the device's system does not run."""
     check_runs_on(target, device)
     found = find_target(target)
-    made = footprint(config, target, options, prompt, offsets=_offsets(options), policy=policy)
+    made = footprint(config, target, options, prompt, kept=_kept(options), policy=policy)
     return Fit(
         device=device.name,
         target=target,
@@ -127,7 +134,7 @@ def check_fits(
     options: CompileOptions, device: Device, say: Callable[[str], None], policy: Policy | None = None
 ) -> None:
     """Say how much of the device each target takes. Raises CheckFailed where one does not fit. policy: as in `fit`."""
-    config = config_of(options.model)
+    config = config_of(options.model, options.lora)
     for target in options.target_names:
         found = fit(config, options, target, device, policy=policy)
         if not found.ok:
@@ -140,7 +147,7 @@ def fit_options(options: CompileOptions, device: Device, choose: bool) -> Compil
 
     Raises CheckFailed saying by how many bytes it does not fit, and what would.
     """
-    config = config_of(options.model)
+    config = config_of(options.model, options.lora)
     found = [fit(config, options, target, device) for target in options.target_names]
     over = max(found, key=lambda one: one.needed - one.available)
     if over.ok:

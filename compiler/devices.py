@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,9 @@ class Device:
 def read_devices(more: Path | None = None) -> dict[str, Device]:
     """The table, over it the user's (`~/.config/pocketphi/devices.toml`), over it a file. Raises InputError for a bad line."""
     found = _read(_TABLE)
-    if _USERS.expanduser().is_file():
-        found |= _read(_USERS.expanduser())
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        if (own := _USERS.expanduser()).is_file():
+            found |= _read(own)
     return found | _read(more) if more else found
 
 

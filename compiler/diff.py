@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from pocketphi.artifacts.manifest import Manifest
 
-_KINDS = ("bytes", "contents", "verified", "error", "operators")
+_KINDS = ("adapter", "bytes", "contents", "verified", "error", "operators")
 
 
 @dataclass(frozen=True)
 class Change:
-    """kind: `bytes`, `contents` (of a file of the same size), `verified` (1 or 0), `error` or `operators`; before, after: None
-    where there was none, or is none any more, and of contents."""
+    """kind: `adapter` (by name and digest), `bytes`, `contents` (of a file of the same size), `verified` (1 or 0),
+    `error` or `operators`; before, after: None where there was none, or is none any more, and of contents."""
 
     kind: str
     name: str
@@ -25,7 +25,7 @@ class Change:
             return f"{self.name}: other contents"
         before, after = (_shown(self.kind, value) for value in (self.before, self.after))
         more = ""
-        if self.before and self.after is not None and self.kind != "verified":
+        if self.before and self.after is not None and self.kind not in ("verified", "adapter"):
             more = f" ({(self.after - self.before) / self.before:+.1%})"
         return f"{self.name}: {before} → {after}{more}"
 
@@ -47,7 +47,8 @@ def changes(old: Manifest, new: Manifest) -> list[Change]:
 
 def _values(manifest: Manifest) -> dict[tuple[str, str], float]:
     """By kind and name."""
-    found: dict[tuple[str, str], float] = {("bytes", "all files"): manifest.bytes}
+    found = {("adapter", f"adapter {one.name} {one.blake3[:12]}"): one.weight for one in manifest.source.adapters}
+    found |= {("bytes", "all files"): manifest.bytes}
     found |= {("bytes", name): entry.bytes for name, entry in manifest.files.items()}
     found["verified", "verified"] = float(manifest.verified)
     found |= {("error", check.name): check.measured for check in manifest.checks}
@@ -62,4 +63,6 @@ def _shown(kind: str, value: float | None) -> str:
         return "none"
     if kind == "verified":
         return "yes" if value else "no"
+    if kind == "adapter":
+        return f"weight {value:g}"
     return f"{value:.2g}" if kind == "error" else f"{value:,.0f}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.artifacts.manifest import MANIFEST
+from pocketphi.artifacts.manifest import MANIFEST, SourceRecord
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
@@ -17,9 +17,11 @@ from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.hf_folder import read_tokenizer_files
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.ranges import check_number
@@ -53,16 +55,22 @@ def evaluate_model(
     reference: str | None,
     ui: Ui,
     target: str | None = None,
+    lora: Sequence[Lora] = (),
 ) -> Evaluation:
     """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
 
-    text: documentation of Python's library if None.
+    text: documentation of Python's library if None. lora: adapters of the checkpoint; of a bundle's reference.
     """
+    is_bundle = (Path(model) / MANIFEST).is_file()
+    if is_bundle and (reference is not None or lora):
+        check_adapters(Bundle.open(Path(model), check=False).manifest.source, reference, lora)
     check_number("--tokens", tokens, least=2)
     check_number("--window", window, least=2)
-    runner, files, config = open_runner(model, window, target)
+    runner, files, config = open_runner(model, window, target, () if is_bundle else lora)
     rows = windows(tokens_of(text, held_out_text() if text is None else "", files, config, tokens), window)
-    other, _, other_config = open_runner(reference, window) if reference is not None else (None, None, config)
+    other, _, other_config = (None, None, config)
+    if reference is not None:
+        other, _, other_config = open_runner(reference, window, None, lora if is_bundle else ())
     if other_config.vocab_size != config.vocab_size:
         raise InputError(f"--reference {reference}: {other_config.vocab_size} tokens, {model} has {config.vocab_size}")
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()
@@ -80,7 +88,25 @@ def evaluate_model(
     return Evaluation(model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1)
 
 
-def open_runner(model: str, window: int, target: str | None = None) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
+def check_adapters(made_of: SourceRecord, reference: str | None, lora: Sequence[Lora]) -> None:
+    """Raises InputError where a reference for a bundle is its model with other adapters than the bundle's."""
+    if reference is None:
+        raise InputError("--lora: a bundle holds its adapters; they are for a --reference")
+    said = [f"{one.name}={one.weight:g}" for one in made_of.adapters]
+    needs = f"the bundle was made with {', '.join(said) or 'no adapter'}"
+    if not lora and made_of.adapters and Path(reference).name == made_of.model:
+        raise InputError(f"--reference {reference}: {needs}; name each with --lora, in this order, with its weight")
+    if lora and [(digest_files(one.files), one.weight) for one in lora] != [
+        (a.blake3, a.weight) for a in made_of.adapters
+    ]:
+        raise InputError(
+            f"--lora {' '.join(map(str, lora))}: {needs}, from other files, with other weights, or in another order"
+        )
+
+
+def open_runner(
+    model: str, window: int, target: str | None = None, lora: Sequence[Lora] = ()
+) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
     """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
@@ -91,7 +117,7 @@ def open_runner(model: str, window: int, target: str | None = None) -> tuple[Run
         return host.runner(window, every_position=True), files, read_config(folder)
     if target:
         raise InputError(f"--target {target}: {model} is a model, not a bundle")
-    source = open_checkpoint(model)
+    source = open_checkpoint(model, lora)
     _check_window(window, source.config.max_position, model)
     program = trace(source)  # as transformers runs it: a wrong rewrite must not be in both sides of a comparison
     keep = 4 * source.config.parameters < _KEEP_BELOW
@@ -109,13 +135,15 @@ def _check_window(window: int, positions: int, model: str) -> None:
         raise InputError(f"--window {window}: {model} has {positions} positions")
 
 
-def quantization_error(program: Program, reference: str, folder: Path, ui: Ui, tokens: int = 2048) -> dict[str, float]:
+def quantization_error(
+    program: Program, reference: str, folder: Path, ui: Ui, tokens: int = 2048, lora: Sequence[Lora] = ()
+) -> dict[str, float]:
     """KL and agreement of a program with the float reference, on a text that it was not calibrated on.
 
     program: the traced graph with the saved weights
     """
     window = min(512, program.config.max_position)
-    float_runner, files, config = open_runner(reference, window)
+    float_runner, files, config = open_runner(reference, window, None, lora)
     if config.tensors() != program.config.tensors():
         raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
     rows = windows(tokens_of(None, held_out_text(), files, config, tokens), window)

@@ -5,14 +5,13 @@ here; what a runtime does with a model is said by its target (`Target.runtime`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.options import CompileOptions, StorageOptions
 from pocketphi.compiler.precision import asked_policy, recorded_policy
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.formats import Int4
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.options import declared
 from pocketphi.passes.policy import Policy
@@ -21,6 +20,7 @@ from pocketphi.targets.memory import Footprint, Matrix, footprint_of
 
 if TYPE_CHECKING:
     from pocketphi.graph.checkpoint import Checkpoint
+    from pocketphi.graph.kept import Kept
 
 PROMPT = 512
 """Tokens of the longest prompt that is planned for, unless the user says another number."""
@@ -32,11 +32,11 @@ def footprint(
     options: CompileOptions,
     prompt: int = PROMPT,
     context: int | None = None,
-    offsets: Collection[str] = (),
+    kept: Mapping[str, Kept] | None = None,
     policy: Policy | None = None,
 ) -> Footprint:
     """Of one target. prompt: the longest text that is read at once; context: tokens of the cache, the options' or the
-    runtime's default if None; offsets: weights whose blocks have one (`--recipe keep` of a file in Q4_1); policy: what the
+    runtime's default if None; kept: how the file holds weights that are taken over (`kept_weights`); policy: what the
     options say if None."""
     found = find_target(target)
     longest = min(options.context or config.max_position, config.max_position)
@@ -47,15 +47,16 @@ def footprint(
     for name, shape in config.matrices().items():
         quantizer = policy.quantizer(name)
         if quantizer is not None:
-            layout = Int4.layout(shape, options.block, offset=True) if name in offsets else quantizer.layout(shape)
-            size = found.weight_bytes(quantizer.format.name, layout, options.of(target))
+            held_as = (kept or {}).get(name)
+            layout, form = quantizer.layout(shape, held_as), held_as.format if held_as else quantizer.format
+            size = found.weight_bytes(form.name, layout, options.of(target))
             matrices[name] = Matrix.of(layout, size)
     return footprint_of(config, runtime, matrices, longest, held, prompt)
 
 
-def kept_offsets(source: Checkpoint) -> set[str]:
-    """The weights that a file holds in blocks with an offset (Q4_1), and `--recipe keep` leaves so."""
-    return {name for name in source.tensors if source.int4_kind(name) == "offset"}
+def kept_weights(source: Checkpoint) -> dict[str, Kept]:
+    """The weights that `--recipe keep` takes over, and how."""
+    return {name: kept for name in source.tensors if (kept := source.kept(name))}
 
 
 def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context: int | None = None) -> Footprint:

@@ -55,7 +55,7 @@ def integrate(
         raise InputError(
             "the chat template writes the date of the day, which the kits cannot do without Jinja; simplify it"
         )
-    chat = read_chat_format(lambda messages: _render(tokenizer, messages))
+    chat = read_chat_format(lambda messages: _render(tokenizer, messages), tokenizer.template_words)
     values = _values(bundle, target, kit, chat, tokenizer, context) | {"name": module, "package": package}
     if out.exists():
         raise InputError(f"{out}: exists; choose another -o")

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
+from pocketphi.graph.lora.named import Lora, parse_lora
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
@@ -67,7 +68,7 @@ class StorageOptions(Options):
     block: int = option(
         cast("int", None),  # by the recipe; set when the options are made
         "weights that share a scale: 16 to 256, or row for whole rows "
-        f"(default {default_block('search')}; of --recipe keep {FILE_BLOCK})",
+        f"(default {default_block('search')}; with --recipe keep {FILE_BLOCK}, for what is not kept)",
         metavar="N",
         parse=parse_block,
     )
@@ -95,7 +96,7 @@ class RecipeOptions(StorageOptions):
 
     recipe: str = option(
         "search",
-        "search (default): scales by activations; rtn: round to nearest; keep: the file's own 4-bit blocks",
+        "search (default): scales by activations; rtn: round to nearest; keep: the blocks of a file that is quantized",
         choices=recipes(),
         metavar="NAME",
     )
@@ -138,6 +139,13 @@ class ProgramOptions(Options):
         None, "longest sequence, in tokens (default: the model's, or the target's limit)", metavar="N"
     )
     all_logits: bool = option(False, "logits of every position instead of the last")
+    lora: tuple[Lora, ...] = option(
+        (),
+        "a PEFT adapter to merge into the weights before they are rounded, with its weight if that is not 1; may be repeated, "
+        "and the order counts",
+        metavar="DIR[=WEIGHT]",
+        parse=parse_lora,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +217,8 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"{flags[0]} and {flags[1]}: each decides the formats of weights; leave out one of them")
         if deciding and self.recipe == "keep":
             raise InputError(f"{flags[0]}: --recipe keep takes the formats of the file; leave out one of them")
+        if self.policy is not None and self.recipe != declared(RecipeOptions)["recipe"].default:
+            raise InputError(f"--policy: its rules say the recipe of each weight; leave out --recipe {self.recipe}")
         if self.bits is not None and not 1 <= self.bits <= 16:
             raise InputError(f"--bits {self.bits}: expected 1 to 16 bits a weight")
 
@@ -248,6 +258,12 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     def asked(self) -> Asked:
         """What every target wants to know."""
         return Asked(context=self.context, strict=self.strict, version=__version__, recipe=self.described())
+
+    def check_memory(self, needed: int, instead: str) -> None:
+        """Raise CheckFailed where a step would take more bytes than --max-memory. instead: what would work."""
+        if self.max_memory is not None and needed > self.max_memory:
+            over = needed - self.max_memory
+            raise CheckFailed(f"compiling would take {needed:,} bytes of memory, {over:,} over --max-memory; {instead}")
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""

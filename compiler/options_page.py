@@ -47,7 +47,7 @@ def _section(title: str, section: type[Options]) -> Iterator[str]:
             f"`--{one.flag}`",
             f"`{one.name}`",
             ", ".join(f"`{choice}`" for choice in one.choices) or one.expected,
-            "" if one.default is None else f"`{str(one.default).lower() if one.kind is bool else one.default}`",
+            "" if one.default in (None, ()) else f"`{str(one.default).lower() if one.kind is bool else one.default}`",
             "yes" if one.decides else "no",
             one.help.replace("{default}", str(one.default)).replace("|", "\\|"),
         )

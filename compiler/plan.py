@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.manifest import ExpectedRecord
-from pocketphi.compiler.footprint import footprint, kept_offsets
+from pocketphi.compiler.footprint import footprint, kept_weights
 from pocketphi.compiler.format_rows import FormatRow, format_rows
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.policy_file import check_policy
-from pocketphi.compiler.precision import asked_policy
-from pocketphi.compiler.spend import Spent, spend
+from pocketphi.compiler.precision import asked_policy, kept_policy
+from pocketphi.compiler.smoothing import smoothing_bytes
+from pocketphi.compiler.spend import Spent, measuring_bytes, spend
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import CHUNK_BYTES
 from pocketphi.graph.config import ModelConfig
@@ -76,20 +77,21 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     source, text = opened(options)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
+    start = resident_now()
     chosen = decide(source, graphs, program, options, ui or Ui())
     policy = chosen.policy
     lowered = lower(program, policy, reports, options, allowed)
     reports = lowered.reports
-    offsets = kept_offsets(source) if options.recipe == "keep" else ()
+    kept = kept_weights(source) if options.recipe == "keep" else {}
+    smoothing = smoothing_bytes(source.config) if policy.smooth else 0
+    measuring = measuring_bytes(source.config) if options.spends else smoothing
     return Plan(
         model=source.label,
         parameters=source.config.parameters,
         layers=source.config.layers,
         artifact=lowered.bytes,
-        compile_memory=compile_memory(source.config, options),
-        run={
-            name: footprint(source.config, name, options, offsets=offsets, policy=policy) for name in lowered.prepared
-        },
+        compile_memory=max(start + measuring, compile_memory(source.config, options, policy)),
+        run={name: footprint(source.config, name, options, kept=kept, policy=policy) for name in lowered.prepared},
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(lowered.program.operators()),
@@ -112,7 +114,7 @@ def decide(source: HashedCheckpoint, graphs: KnownGraphs, program: Program, opti
         return spend(
             source, lambda: graphs.traced, options, lambda policy: _whole(program, policy, source, options), ui
         )
-    policy = asked_policy(options, source.config.tied_embeddings)
+    policy = kept_policy(asked_policy(options, source.config.tied_embeddings), source)
     if options.policy is not None:
         check_policy(policy, source.config, options)
     return Spent(policy)
@@ -144,7 +146,7 @@ def lower(
     quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
     prepared = prepare(quantized, options)
     done = [*reports, *more]
-    return Lowered(quantized, done, prepared, check_plan(quantized, done, prepared, options))
+    return Lowered(quantized, done, prepared, check_plan(quantized, done, prepared, options, policy))
 
 
 def quantize(
@@ -164,14 +166,14 @@ def _whole(program: Program, policy: Policy, source: HashedCheckpoint, options: 
     return sum(one.bytes + one.around for one in prepared) + sum(map(len, files.values())) + records
 
 
-def compile_memory(config: ModelConfig, options: CompileOptions) -> int:
-    """Peak bytes of a compile from here on: what is resident now, and the chunks (or, for calibration, one matrix with the
-    activations that meet it and the statistics of its inputs)."""
+def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy) -> int:
+    """Peak bytes of a compile that knows its policy, from here on: what is resident now, and the chunks (or, for calibration,
+    one matrix with the activations that meet it and the statistics of its inputs)."""
     now = resident_now()
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
     if options.verify != "never":
         streaming = max(streaming, working_bytes(config, options.context or config.max_position))
-    if options.recipe != "search":
+    if not policy.calibrates:
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
     hidden, widest = config.hidden_size, max(2 * config.intermediate_size, config.qkv_size)
@@ -199,14 +201,18 @@ def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
     prepared = {}
     for one in options.of_targets:
         target = find_target(one.target)
-        check_formats(target, program)
+        check_formats(target, one, program)
         with packages_of(target):
             prepared[target.name] = target.prepare(program, one, options.asked)
     return prepared
 
 
 def check_plan(
-    program: Program, reports: Sequence[PassReport], prepared: Mapping[str, Prepared], options: CompileOptions
+    program: Program,
+    reports: Sequence[PassReport],
+    prepared: Mapping[str, Prepared],
+    options: CompileOptions,
+    policy: Policy,
 ) -> int:
     """Bytes that the bundle needs on disk.
 
@@ -221,10 +227,5 @@ def check_plan(
     if options.max_bytes is not None and needed > options.max_bytes:
         over = needed - options.max_bytes
         raise CheckFailed(f"the bundle would take {needed:,} bytes, {over:,} over --max-bytes; choose a larger --block")
-    memory = compile_memory(program.config, options)
-    if options.max_memory is not None and memory > options.max_memory:
-        over = memory - options.max_memory
-        raise CheckFailed(
-            f"compiling would take {memory:,} bytes of memory, {over:,} over --max-memory; try --recipe rtn"
-        )
+    options.check_memory(compile_memory(program.config, options, policy), "try --recipe rtn")
     return needed

@@ -71,11 +71,13 @@ def check_policy(policy: Policy, config: ModelConfig, options: CompileOptions) -
         if quantizer is None:
             raise InputError(f'{options.policy}: no rule matches {name}; a last one with pattern = "*" takes the rest')
         form = quantizer.format
-        for target in (find_target(one) for one in options.target_names):
-            if form.name not in target.codecs:
+        for one in options.of_targets:
+            target = find_target(one.target)
+            held = target.holds(one)
+            if form.name not in held:
                 raise InputError(
-                    f"{options.policy}: {name} is to be {form.name}, which {target.name} cannot hold; it holds "
-                    f"{', '.join(target.codecs)}"
+                    f"{options.policy}: {name} is to be {form.name}, which {target.name} cannot hold; "
+                    f"{target.instead(form)} (it holds {', '.join(held)})"
                 )
 
 

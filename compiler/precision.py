@@ -5,7 +5,10 @@ A manifest has fields for what the command line can ask; rules stand in it only 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
@@ -13,7 +16,10 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.policy_file import read_policy, write_policy
 from pocketphi.graph.hf_config import read_config
 from pocketphi.passes.policy import Policy, Rule, policy_of
-from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.passes.quantizers import Keep, make_quantizer
+
+if TYPE_CHECKING:
+    from pocketphi.graph.checkpoint import Checkpoint
 
 
 def asked_policy(options: CompileOptions, tied: bool) -> Policy:
@@ -24,6 +30,29 @@ def asked_policy(options: CompileOptions, tied: bool) -> Policy:
     if options.policy is not None:
         return read_policy(options)
     return _plain(options.recipe, options, tied)
+
+
+def kept_policy(policy: Policy, source: Checkpoint) -> Policy:
+    """The same with a rule for each kind of weight that `keep` takes over in another form than the options say, so that a
+    manifest says of each weight what it is. All layers alike get one rule."""
+    held: dict[str, dict[str, Rule]] = {}
+    for name in source.tensors:
+        quantizer, kept = policy.quantizer(name), source.kept(name)
+        if kept and isinstance(quantizer, Keep):
+            kind = re.sub(r"^(model\.layers\.)\d+\.", r"\1*.", name)
+            held.setdefault(kind, {})[name] = Rule(name, quantizer.taking(kept))
+    rules = []
+    for kind, found in held.items():
+        said = {rule.quantizer.describe() for rule in found.values()}
+        alike = len(said) == 1 and sum(fnmatchcase(name, kind) for name in source.tensors) == len(found)
+        made = [replace(next(iter(found.values())), pattern=kind)] if alike else list(found.values())
+        rules += [rule for rule in made if rule.quantizer.describe() != _described(policy, next(iter(found)))]
+    return replace(policy, rules=(*rules, *policy.rules))
+
+
+def _described(policy: Policy, name: str) -> str:
+    quantizer = policy.quantizer(name)
+    return quantizer.describe() if quantizer else ""
 
 
 def recorded_policy(recipe: RecipeRecord, tied: bool) -> Policy:

@@ -29,6 +29,8 @@ def bundle(made: Bundle, checked: bool) -> None:
     table = _table(f"{made.path}: {manifest.source.model}, {model.parameters / 1e6:,.0f} M parameters")
     recipe = manifest.recipe
     table.add_row("recipe", plain(recipe.described()))
+    for adapter in manifest.source.adapters:
+        table.add_row("adapter", plain(f"{adapter.name}, weight {adapter.weight:g}, {adapter.blake3[:12]}"))
     _graph(table, manifest.operators)
     table.add_row("on disk", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
     for name, target in manifest.targets.items():

@@ -12,10 +12,13 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.channel_scales import ChannelScales, Exponents, not_cancelled
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.program import Program
-from pocketphi.passes.smooth import smoothing
+from pocketphi.graph.resident import resident_now
+from pocketphi.passes.calibrate import WINDOW
+from pocketphi.passes.smooth import smoothing, working_bytes
 from pocketphi.targets.base import Check
 
 _TOKENS = 1024
@@ -40,6 +43,11 @@ def scales_check(source: Checkpoint, scaled: Checkpoint) -> Check:
     return Check("projections that channel scales change", len(wrong), 0, f"first {wrong[0]}" if wrong else "none")
 
 
+def smoothing_bytes(config: ModelConfig) -> int:
+    """What measuring channels takes at most, beside what is resident."""
+    return working_bytes(config, _TOKENS, WINDOW)
+
+
 def _known_exponents(source: HashedCheckpoint, program: Program, options: CompileOptions, ui: Ui) -> Exponents:
     """Measured now, or by an earlier command on the same model and text."""
     tokens = calibration_tokens(source, options, ui)
@@ -48,6 +56,8 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
     about = {"source": source.digest_all(), "config": source.config.to_hf(), "tokens": tokens.tolist()}
     if (found := known.recall(dict[str, list[int]], about)) is not None:
         return {norm: torch.tensor(values, dtype=torch.int32) for norm, values in found.items()}
+    needed = resident_now() + smoothing_bytes(source.config)
+    options.check_memory(needed, "leave out smooth = true, which measures channels")
     with ui.task("measure channels", program.operators()["linear"], "layers") as advance:
         exponents = smoothing(program, tokens, lambda: advance(1))
     known.keep(about, {norm: values.tolist() for norm, values in exponents.items()})

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.program import Program
+from pocketphi.graph.second_adapters import merged_row
 from pocketphi.graph.second_reading import SecondReading, second_reading
 from pocketphi.passes.equal import compare_graphs
 from pocketphi.targets.base import Check
@@ -36,6 +38,8 @@ def reading_checks(source: Checkpoint) -> list[Check]:
 
     Empty for a checkpoint without files.
     """
+    if source.unmerged is not None:
+        return [*reading_checks(source.unmerged), adapters_check(source, source.unmerged)]
     theirs = second_reading(source.label, source.files, source.config)
     if theirs is None:
         return []
@@ -60,6 +64,24 @@ def reading_checks(source: Checkpoint) -> list[Check]:
     ]
 
 
+def adapters_check(source: Checkpoint, base: Checkpoint) -> Check:
+    """The merged weights are the base's with the adapters, as numpy makes them of what safetensors' own library reads."""
+    wrong, rows = [], 0
+    for name in source.tensors:
+        stored = EMBEDDING if name not in base.tensors else name
+        for row in _scattered(source.tensors[name].rows):
+            own = base.read(stored, row, row + 1)[0].double().numpy()
+            expected, largest = merged_row(source, base, name, row, own)
+            rows += 1
+            came = source.read(name, row, row + 1)[0].double().numpy()
+            # rounded once to float32; and what sums in another order may differ by in float64
+            if not bool((abs(came - expected) <= 2.0**-24 * abs(expected) + 2.0**-40 * largest).all()):
+                wrong.append(name)
+                break
+    detail = f"{rows} rows of {len(source.tensors)} tensors" if not wrong else f"first {wrong[0]}"
+    return Check("rows that are not the base's with its adapters", len(wrong), 0, detail)
+
+
 def _scattered(rows: int) -> list[int]:
     """Row numbers from each sixteenth of a tensor, each at another place of it: none is the first of every head."""
     step = max(1, rows // _SCATTERED)
@@ -76,10 +98,12 @@ def _same_rows(
     except LookupError:
         return False
     same = torch.equal(source.read(name, start, stop)[places].float(), expected)
-    if source.int4_kind(name):
-        # d·(q - 8) + (m + 8·d) is rounded otherwise than d·q + m: by a unit of float32 of the largest term
-        kept = source.read_int4(name, start, stop).dequantize()[places]
-        return same and torch.allclose(kept, expected, rtol=0, atol=16 * float(expected.abs().max()) * 2**-23)
+    if held := source.kept(name):
+        # (q - 8)·d + (m + 8·d) is rounded otherwise than q·d + m: by a unit of float32 of the largest term; and float16 of a
+        # scale that it does not have, by half of a unit of that
+        unit = 2**-10 if held.rounds else 2**-23
+        kept = source.read_kept(name, start, stop).dequantize()[places]
+        return same and torch.allclose(kept, expected, rtol=0, atol=16 * float(expected.abs().max()) * unit)
     return same
 
 

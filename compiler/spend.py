@@ -18,13 +18,15 @@ from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.options import PRESETS, CompileOptions
+from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
+from pocketphi.graph.resident import resident_now
 from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
-from pocketphi.passes.fisher import Fisher
+from pocketphi.passes.fisher import Fisher, working_bytes
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.sensitivity import Costs, left_of, sensitivities
 from pocketphi.targets.target import TargetOptions
@@ -119,6 +121,11 @@ def _fitted(
     return best
 
 
+def measuring_bytes(config: ModelConfig) -> int:
+    """What measuring takes at most where a budget is spent, beside what is resident."""
+    return max(working_bytes(config, _TOKENS, _WINDOW), smoothing_bytes(config))
+
+
 def known_costs(
     source: HashedCheckpoint, traced: Callable[[], Program], candidates: Candidates, options: CompileOptions, ui: Ui
 ) -> Costs:
@@ -133,6 +140,8 @@ def known_costs(
     }
     if (found := known.recall(Costs, about)) is not None:
         return found
+    needed = resident_now() + measuring_bytes(source.config)
+    options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
     program = traced()
     fisher = Fisher(program, tokens)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:

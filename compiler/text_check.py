@@ -15,15 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from pocketphi.artifacts.manifest import TextRecord
-from pocketphi.compiler.text_files import load_files, normal_files, open_with_transformers
+from pocketphi.compiler.text_files import keep_spaces, load_files, normal_files, open_with_transformers
 from pocketphi.compiler.text_probes import REFUSED, TOO_COSTLY, Answers, Probes, digest
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.reading import parse_object, show
-from pocketphi.graph.tokenizer import Tokenizer, library
+from pocketphi.graph.tokenizer import Tokenizer, library, quiet_library
 from pocketphi.graph.writing import write_files
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.base import Check
@@ -34,6 +36,16 @@ _KINDS = {
     "chats": "chats whose prompts differ from transformers'",
     "decoded": "tokens whose texts differ from transformers'",
 }
+
+
+_SPACES = (
+    "tokenizer_config.json: clean_up_tokenization_spaces, which takes spaces before punctuation out of what the model writes, "
+    "is switched off"
+)
+_WHOLE_MARKERS = (
+    "tokenizer_config.json: split_special_tokens is true: transformers and pocketphi read markers in a text as plain text; "
+    "apps, whose tokenizers do not know the setting, read them as markers"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,22 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     if not files:
         return ModelText()
     loaded, alone = load_files(files, source.text_settings(), where)
-    probes = Probes(loaded)
+    told = [_SPACES] if keep_spaces(loaded) else []
+    told += [_WHOLE_MARKERS] if loaded.split_special_tokens else []
+    with quiet_library():  # a panic of the library is one line of ours
+        return _checked(source, files, loaded, alone, targets, told)
+
+
+def _checked(
+    source: Checkpoint,
+    files: dict[str, bytes],
+    loaded: Any,
+    alone: tokenizers.Tokenizer | None,
+    targets: Collection[str],
+    told: list[str],
+) -> ModelText:
+    """loaded, alone: of `load_files`; told: notices of what was switched off."""
+    where, probes = source.label, Probes(loaded)
     beyond = tokens_beyond(loaded, probes.vocabulary, source.config.vocab_size)
     if beyond:
         raise InputError(
@@ -77,7 +104,7 @@ def check_text(source: Checkpoint, targets: Collection[str] = ()) -> ModelText:
     made = expected.digests()
     vocabulary = digest(sorted(probes.vocabulary.items()))
     recorded = TextRecord(vocabulary, made["ids"], made["chats"], made["decoded"])
-    notices = [*_changes(files, normal), *_lacks(source.config, ours, probes, expected)]
+    notices = [*_changes(files, normal), *told, *_lacks(source.config, ours, probes, expected)]
     for reader in _readers(targets):
         with tempfile.TemporaryDirectory(prefix="pocketphi-") as name:
             write_files(Path(name), {**normal, **reader.settings()})

@@ -70,6 +70,16 @@ def load_files(files: Files, settings: Mapping[str, Any], where: str) -> tuple[A
             raise InputError(f"{where}: {str(error).replace(name, where)}") from None
 
 
+def keep_spaces(loaded: Any) -> bool:
+    """Whether transformers would take the space before punctuation out of what it decodes, which is switched off: bytes and
+    words then no longer are what the model made. It does so for other kinds of tokenizers than byte-pair merges."""
+    kind = type(loaded.backend_tokenizer.model).__name__
+    forced = loaded.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
+    cleans = bool(loaded.clean_up_tokenization_spaces) and (kind != "BPE" or bool(forced))
+    loaded.clean_up_tokenization_spaces = False
+    return cleans
+
+
 def normal_files(files: Files, loaded: Any, alone: tokenizers.Tokenizer | None) -> dict[str, bytes]:
     """The files that a bundle holds: the same to every reader as `loaded` is to transformers.
 
@@ -111,6 +121,9 @@ def _normal_config(config: Mapping[str, Any], loaded: Any) -> dict[str, Any]:
     """`tokenizer_config.json` with the special tokens, start and end token, and flags that transformers came to."""
     said = {**config, **_start_and_end(config, loaded)}
     said.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    said["clean_up_tokenization_spaces"] = (
+        False  # else swift-transformers takes out spaces, also where the key is missing
+    )
     known = named_tokens(config)
     extra = config.get("extra_special_tokens")
     inside = extra if isinstance(extra, dict) else {}

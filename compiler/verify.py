@@ -9,7 +9,7 @@ Quantization error (with a reference): the saved weights against those of the fl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
-from pocketphi.compiler.evaluate import quantization_error
+from pocketphi.compiler.evaluate import check_adapters, quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.numerics import Numerics
@@ -34,6 +34,7 @@ from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.hf_folder import read_tokenizer_files
 from pocketphi.graph.lazy_weights import Constant, LazyWeight, digest, materialize
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
@@ -92,12 +93,16 @@ def verify_folder(
     extras: bool = False,
     as_far_as_it_runs: bool = False,
     tracer: Callable[[Checkpoint], Program] = trace,
+    lora: Sequence[Lora] = (),
 ) -> Verification:
     """Check a bundle's files against the traced graph with its weights. folder may still lack its manifest file.
 
     only: a target's name, to leave the others out; extras: add the files that come out of running a good bundle;
     as_far_as_it_runs: note what this machine cannot run, in place of raising CannotRun; tracer: see `rebuild`
+    lora: adapters of the reference, which have to be the bundle's
     """
+    if reference is not None or lora:
+        check_adapters(manifest.source, reference, lora)
     result = Verification()
     programs = []
     several = len(manifest.targets) > 1
@@ -115,9 +120,14 @@ def verify_folder(
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
     if reference is not None:
-        result.checks += _against(reference, programs[0].quantized if programs else None, manifest.recipe.smooth, ui)
+        result.checks += _against(
+            open_checkpoint(reference, lora),
+            programs[0].quantized if programs else None,
+            manifest.recipe.smooth,
+            lambda why: ui.say(f"--reference {reference}: {why}"),
+        )
     if reference is not None and result.ok:
-        result.reference = quantization_error(programs[0].traced, reference, folder, ui)
+        result.reference = quantization_error(programs[0].traced, reference, folder, ui, lora=lora)
     return result
 
 
@@ -152,12 +162,11 @@ def _verify_target(
     return found, rebuilt, None
 
 
-def _against(reference: str, program: Program | None, smooth: bool, ui: Ui) -> list[Check]:
+def _against(source: Checkpoint, program: Program | None, smooth: bool, say: Callable[[str], None]) -> list[Check]:
     """Whether the reference is read as others read it, runs as the bundle does, and has the weights that were rounded.
 
     smooth: the bundle's norms gave off factors of their channels
     """
-    source = open_checkpoint(reference)
     checks = reading_checks(source)
     if program is None or program.config.tensors() != source.config.tensors():
         return checks
@@ -172,7 +181,7 @@ def _against(reference: str, program: Program | None, smooth: bool, ui: Ui) -> l
         checks.append(rounding_check(program.weights, source))
     else:
         why = "its norms are not the bundle's: it is another model, or one whose norms were folded"
-        ui.say(f"--reference {reference}: {why}; weights were not compared")
+        say(f"{why}; weights were not compared")
     return checks
 
 

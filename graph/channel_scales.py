@@ -13,7 +13,8 @@ import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import HEAD, ModelConfig
-from pocketphi.graph.formats import Int4
+from pocketphi.graph.formats import Blocks
+from pocketphi.graph.kept import Kept
 from pocketphi.graph.lazy_weights import LazyWeight
 
 LARGEST = 8
@@ -55,11 +56,11 @@ class ChannelScales(Checkpoint):
             return rows
         return torch.ldexp(rows.float(), turn[start:stop] if rows.dim() == 1 else turn)
 
-    def int4_kind(self, name: str) -> str | None:
-        return None if name in self._turns else self._inner.int4_kind(name)
+    def kept(self, name: str) -> Kept | None:
+        return None if name in self._turns else self._inner.kept(name)
 
-    def read_int4(self, name: str, start: int, stop: int) -> Int4:
-        return self._inner.read_int4(name, start, stop)
+    def read_kept(self, name: str, start: int, stop: int) -> Blocks:
+        return self._inner.read_kept(name, start, stop)
 
 
 def scaled_alike(source: Checkpoint, weights: Mapping[str, LazyWeight]) -> Checkpoint:

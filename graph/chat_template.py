@@ -27,11 +27,15 @@ from pocketphi.graph.template_budget import CHARGE, JOIN, LOOP, Budget, TooCostl
 _LONGEST = 1 << 17
 """Characters of a template. The longest published ones have a sixth of it."""
 
+_SCOPES = ("_loop_vars", "_block_vars")
+"""What Jinja passes with a call in a loop or a block: all variables there. The function does not get them."""
+
 Messages = Sequence[Mapping[str, str]]
 
 
 class ChatTemplate:
-    """One template, compiled. tells_time: whether what it writes depends on the date."""
+    """One template, compiled. tells_time: whether what it writes depends on the date; words: the texts that its expressions
+    hold, each once."""
 
     def __init__(self, source: str) -> None:
         """Raises InputError for what is not a template."""
@@ -44,6 +48,8 @@ class ChatTemplate:
         tree = self._environment.parse(source)
         self._nodes = sum(1 for _ in tree.find_all(nodes.Node))
         self.tells_time = any(name.name == "strftime_now" for name in tree.find_all(nodes.Name))
+        texts = [const.value for const in tree.find_all(nodes.Const) if isinstance(const.value, str)]
+        self.words = tuple(dict.fromkeys(filter(None, texts)))
         tree = count_everything(tree)
         tree.set_environment(self._environment)
         code = self._environment.compile(tree)
@@ -97,7 +103,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.budget.charge(super().getattr(obj, attribute))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # as in the base class
-        __self.budget.call(__obj, [*args, *kwargs.values()])
+        __self.budget.call(__obj, [*args, *(value for name, value in kwargs.items() if name not in _SCOPES)])
         return __self.budget.charge(super().call(__context, __obj, *args, **kwargs))
 
     def _paid(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,10 @@ from pocketphi.graph.errors import CompilerBug, InputError
 if TYPE_CHECKING:
     import torch
 
-    from pocketphi.graph.formats import Int4
+    from pocketphi.graph.formats import Blocks
+    from pocketphi.graph.kept import Kept
+    from pocketphi.graph.lora.adapter import Adapter
+    from pocketphi.graph.models.base import Model
 
 ROWS_TOGETHER = 16
 """A chunk of a weight begins at a multiple of this many rows: a target may interleave as many."""
@@ -49,6 +52,9 @@ class Checkpoint(ABC):
     files:     those that hold the tensors, none where they are generated
     notices:   one line each on what was found and is not used, or not as it says
     settings:  what `check_settings` judges, as its file has it; None where there is nothing to judge
+    family:    the model that its files are of, which names the modules of transformers' class; None: as the config's form
+    adapters:  what was merged into the weights of the files, in this order
+    unmerged:  the checkpoint without them, None where there are none
     """
 
     label: str
@@ -57,11 +63,14 @@ class Checkpoint(ABC):
     files: Sequence[Path] = ()
     notices: Sequence[str] = ()
     settings: Mapping[str, Any] | None = None
+    family: Model | None = None
+    adapters: Sequence[Adapter] = ()
+    unmerged: Checkpoint | None = None
 
     def wrap(self, inner: Checkpoint, *more: str) -> None:
         """Say of the model what another checkpoint says. more: names of attributes and methods that are its own too."""
         shared = ("label", "config", "notices", "settings", "check_settings", "tokenizer_files", "text_settings")
-        for name in (*shared, *more):
+        for name in (*shared, "family", "adapters", "unmerged", *more):
             setattr(self, name, getattr(inner, name))
 
     @abstractmethod
@@ -79,13 +88,21 @@ class Checkpoint(ABC):
         """From now on every tensor is read for the last time: the system need not keep it in memory."""
         return
 
-    def int4_kind(self, name: str) -> str | None:
-        """How a tensor is stored if that is as 4-bit blocks of 32: `symmetric`, or with an `offset`; else None."""
+    def kept(self, name: str) -> Kept | None:
+        """How a tensor is quantized in the file, where that can be taken over; else None."""
         return None
 
-    def read_int4(self, name: str, start: int, stop: int) -> Int4:
-        """Rows [start, stop) of a tensor with an `int4_kind`, exactly as stored."""
-        raise CompilerBug(f"{self.label}: {name!r} is not stored as 4-bit blocks")
+    def read_kept(self, name: str, start: int, stop: int) -> Blocks:
+        """Rows [start, stop) of a tensor that can be taken over, as `kept` says. Safe to call from several threads."""
+        raise CompilerBug(f"{self.label}: {name!r} cannot be taken over")
+
+    def check_kept(self, name: str) -> str:
+        """What is not quite the file's in what `read_kept` gives, or why a tensor is not kept at all; empty where it is, bit
+        for bit. Raises InputError for one that is quantized in a way that cannot be taken over."""
+        kept = self.kept(name)
+        return (
+            kept.rounds if kept else f"stored as {self.tensors[name].dtype}, which cannot be kept: rounded to nearest"
+        )
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of a Hugging Face tokenizer folder, chat template included; empty when there is none."""

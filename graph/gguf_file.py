@@ -11,12 +11,11 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf import GGMLQuantizationType
 
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Int4
-from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
+from pocketphi.graph.formats import Blocks
+from pocketphi.graph.gguf_blocks import BLOCKS
 from pocketphi.graph.gguf_config import config_of
 from pocketphi.graph.gguf_header import GgufHeader, StoredTensor
 from pocketphi.graph.gguf_layout import find_parts
@@ -24,17 +23,10 @@ from pocketphi.graph.gguf_metadata import decimal
 from pocketphi.graph.gguf_parse import parse_header
 from pocketphi.graph.gguf_rope import ROPE_TENSORS
 from pocketphi.graph.gguf_tokenizer import tokenizer_files_from_gguf
+from pocketphi.graph.kept import Kept, fitted, kept_together, stacked
 from pocketphi.graph.models.base import cut
-from pocketphi.graph.packing import pack_nibbles
 from pocketphi.graph.writing import read_into
 
-_BLOCK = 32  # elements in a block of Q4_0 and Q4_1
-_Q4_0, _Q4_1 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1
-_BLOCKS = {
-    _Q4_0: np.dtype([("d", "<f2"), ("q", "u1", _BLOCK // 2)]),
-    _Q4_1: np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", _BLOCK // 2)]),
-}
-_KINDS = {_Q4_0: "symmetric", _Q4_1: "offset"}
 _MOST_ROPE_FACTORS = 1 << 16
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -67,16 +59,17 @@ class GgufFile(Checkpoint):
         rows = [self._floats(*part) for part in self._ranges(name, start, stop)]
         return torch.from_numpy(np.concatenate(rows))
 
-    def int4_kind(self, name: str) -> str | None:
+    def kept(self, name: str) -> Kept | None:
         types = {self._places[part.name].type for part in self._parts[name]}
-        return _KINDS.get(types.pop()) if len(types) == 1 and len(self.tensors[name].shape) == 2 else None
+        if len(self.tensors[name].shape) != 2 or not types <= BLOCKS.keys():
+            return None
+        return kept_together([BLOCKS[one].kept for one in types])
 
-    def read_int4(self, name: str, start: int, stop: int) -> Int4:
-        """Q4_0 is w = d·(q - 8): symmetric. Q4_1 is w = d·q + m with a float m, here d·(q - 8) + (m + 8·d).
-
-        Raises InputError for a block whose d or m is not a finite number.
-        """
-        return Int4.concat([self._int4(*part) for part in self._ranges(name, start, stop)])
+    def read_kept(self, name: str, start: int, stop: int) -> Blocks:
+        """Raises InputError for a block whose scale or minimum is not a finite number."""
+        kept = self.kept(name)
+        assert kept is not None
+        return stacked([fitted(self._blocks(*part), kept) for part in self._ranges(name, start, stop)])
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return tokenizer_files_from_gguf(parse_header(self.files[0]).fields, str(self.files[0]))
@@ -105,17 +98,13 @@ class GgufFile(Checkpoint):
                 self._check(stored, numbers, rows, "a value")
         return rows
 
-    def _int4(self, stored: StoredTensor, numbers: npt.NDArray[np.int64]) -> Int4:
-        """Byte j of a block holds elements j (low nibble) and j + 16 (high nibble)."""
-        blocks = self._rows(stored, numbers).view(_BLOCKS[stored.type])
-        values = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(numbers), -1)
-        d = self._check(stored, numbers, blocks["d"].astype(np.float32), "a scale")
-        if stored.type == _Q4_0:
-            return Int4(pack_nibbles(torch.from_numpy(values)), torch.from_numpy(d))
-        m = self._check(stored, numbers, blocks["m"].astype(np.float32), "a minimum")
-        return Int4(
-            pack_nibbles(torch.from_numpy(values)), torch.from_numpy(d), offset=torch.from_numpy(m + SYMMETRIC_ZERO * d)
-        )
+    def _blocks(self, stored: StoredTensor, numbers: npt.NDArray[np.int64]) -> Blocks:
+        form = BLOCKS[stored.type]
+        rows = form.rows(self._rows(stored, numbers))
+        self._check(stored, numbers, rows.scale.numpy(), "a scale")
+        if rows.bias is not None:
+            self._check(stored, numbers, rows.bias.numpy(), "a minimum")
+        return rows.as_blocks(form.kept)
 
     def _check(self, stored: StoredTensor, numbers: npt.NDArray[np.int64], values: Floats, what: str) -> Floats:
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))

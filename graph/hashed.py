@@ -24,7 +24,7 @@ class HashedCheckpoint(Checkpoint):
 
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
-        self.wrap(inner, "tensors", "files", "forget_behind", "int4_kind", "read_int4")
+        self.wrap(inner, "tensors", "files", "forget_behind", "kept", "read_kept", "check_kept")
         self._next = dict.fromkeys(inner.tensors, 0)
         self._hashes = {name: blake3() for name in inner.tensors}
         self._slots = {name: _SLOT * i for i, name in enumerate(inner.tensors)}

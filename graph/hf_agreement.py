@@ -16,6 +16,7 @@ from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.hf_keys import HARMLESS
 from pocketphi.graph.models import find_model
 from pocketphi.graph.models.base import Model
+from pocketphi.graph.packed import KEYS as QUANTIZED
 from pocketphi.graph.reading import show
 from pocketphi.graph.transformers_inside import Probe, probe
 
@@ -92,7 +93,7 @@ def _check_rotary(theirs: Probe, traced: Probe, tolerance: float, where: str) ->
 def _spelled(settings: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """The settings without those that change nothing, and with two old spellings that transformers 5.23 stumbles over:
     `su` for longrope, and `"head_dim": null`."""
-    harmless = HARMLESS | model.harmless
+    harmless = HARMLESS | model.harmless | {*QUANTIZED}
     kept = {key: value for key, value in settings.items() if key not in harmless and (key, value) != ("head_dim", None)}
     for key in ("rope_scaling", "rope_parameters"):
         if rope := kept.get(key):

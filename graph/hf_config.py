@@ -16,6 +16,7 @@ from pocketphi.graph.hf_keys import check_keys
 from pocketphi.graph.models import find_model
 from pocketphi.graph.models.base import Model
 from pocketphi.graph.models.settings import Token, rows_only
+from pocketphi.graph.packed import Packing, read_packing
 from pocketphi.graph.reading import read_json, typed
 
 
@@ -29,12 +30,13 @@ class _Generation:
 @dataclass(frozen=True)
 class HfConfig:
     """family: what the file says that it is; weights: the file that `transformers_weights` names; notices: one line each on
-    what was left out."""
+    what was left out; packing: how the weights are quantized, where they are."""
 
     family: Model
     model: ModelConfig
     weights: str | None
     notices: tuple[str, ...]
+    packing: Packing | None = None
 
 
 def read_hf_config(data: Mapping[str, Any], where: str) -> HfConfig:
@@ -43,7 +45,7 @@ def read_hf_config(data: Mapping[str, Any], where: str) -> HfConfig:
     settings = typed(family.settings, data, where)
     notices = check_keys(data, family, where)
     model = family.read(settings, where, notices)
-    return HfConfig(family, model, settings.transformers_weights, tuple(notices))
+    return HfConfig(family, model, settings.transformers_weights, tuple(notices), read_packing(data, where))
 
 
 def end_tokens(data: Mapping[str, Any], model: ModelConfig, where: str) -> tuple[tuple[int, ...], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,15 @@ import torch
 
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import EMBEDDING, HEAD
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Blocks
 from pocketphi.graph.hf_config import end_tokens, read_hf_config
-from pocketphi.graph.hf_weights import assign, find_weights
-from pocketphi.graph.models.base import Piece, cut
+from pocketphi.graph.hf_weights import Weights, assign, find_weights
+from pocketphi.graph.kept import Grouped, Kept, fitted, kept_together, stacked
+from pocketphi.graph.models.base import Model, Piece, cut
+from pocketphi.graph.packed.base import ROUND_AGAIN
 from pocketphi.graph.reading import is_lfs_pointer, lfs_pointer, named, parse_object, read_whole, show
-from pocketphi.graph.safetensors_file import RowReader
+from pocketphi.graph.safetensors_file import DTYPES, RowReader
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,10 +43,11 @@ _LARGEST_CONFIG = 1 << 20
 
 
 class HfFolder(Checkpoint):
-    """Reads the folder of a known model in bf16, fp16 or fp32 as transformers' `from_pretrained` does; what that would leave
-    out is refused, or is one of the notices."""
+    """Reads the folder of a known model in bf16, fp16 or fp32, or as a tool has quantized it (`graph/packed`), in the way of
+    transformers' `from_pretrained`; what that would leave out is refused, or is one of the notices."""
 
     settings: Mapping[str, Any]
+    family: Model
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder that cannot be read whole."""
@@ -53,17 +58,26 @@ class HfFolder(Checkpoint):
         lacks = "" if path.exists() else _why_none(folder)
         self.settings = parse_object(read_whole(path, lacks, _LARGEST_CONFIG), self._where)
         read = read_hf_config(self.settings, self._where)
-        self.config, self._family = read.model, read.family
+        self.config, self.family = read.model, read.family
         self.notices = read.notices
         self._add_end_tokens()
         weights = find_weights(folder, read.weights)
         self.notices = (*self.notices, *weights.notices)
-        self._stored = assign(self.config, self._family, weights, str(folder))
-        self._pieces = self._family.pieces(self.config)
+        found = assign(self.config, self.family, weights, str(folder), read.packing)
+        self._stored = found.plain
+        self._pieces = self.family.pieces(self.config)
         self._rows = RowReader({file.path: file.version for file in weights.files})
+        shapes = self.family.stored_shapes(self.config)
+        self._packed = {
+            name: read.packing.matrix(module, (shapes[name][0], shapes[name][1]), parts, self._rows)
+            for name, (module, parts) in found.packed.items()
+            if read.packing
+        }
+        self._check_biases([module for module, _ in found.packed.values()], weights)
         self._tie()
         self.tensors = {name: TensorInfo(shape, self._dtype(name)) for name, shape in self.config.tensors().items()}
-        self.files = sorted({stored.file for stored in self._stored.values()})
+        packed = (stored for matrix in self._packed.values() for stored in matrix.parts.values())
+        self.files = sorted({stored.file for stored in (*self._stored.values(), *packed)})
 
     def check_settings(self) -> None:
         from pocketphi.graph.hf_agreement import check_agreement
@@ -77,15 +91,50 @@ class HfFolder(Checkpoint):
         parts = [self._read_piece(*part) for part in cut(self._pieces[name], start, stop)]
         if not parts:
             parts = [self._read_piece(self._pieces[name][0], 0, 0)]
-        if "+" in self._dtype(name):
+        if len({part.dtype for part in parts}) > 1:
             parts = [part.float() for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def kept(self, name: str) -> Kept | None:
+        several = [
+            self._packed[piece.name].kept if piece.name in self._packed else None for piece in self._pieces[name]
+        ]
+        found = [one for one in several if one]
+        return kept_together(found) if len(found) == len(several) else None
+
+    def read_kept(self, name: str, start: int, stop: int) -> Blocks:
+        kept, rows = self.kept(name), []
+        assert kept is not None
+        for piece, first, last in cut(self._pieces[name], start, stop):
+            own = self._packed[piece.name].kept
+            assert own is not None
+            made = self._grouped(piece, first, last).as_blocks(own)
+            if not bool(made.half_values.sum().isfinite()):
+                raise InputError(f"{piece.name}: a scale of rows {first} to {last} is beyond the range of float16")
+            rows.append(fitted(made, kept))
+        return stacked(rows)
+
+    def check_kept(self, name: str) -> str:
+        matrices = {piece.name: self._packed.get(piece.name) for piece in self._pieces[name]}
+        for own, matrix in matrices.items():
+            if matrix and not matrix.kept:
+                raise InputError(f"--recipe keep: {own} {matrix.why}")
+        packed = [matrix for matrix in matrices.values() if matrix]
+        if not packed:
+            return super().check_kept(name)
+        if len(packed) < len(matrices):
+            first = next(own for own, matrix in matrices.items() if not matrix)
+            raise InputError(
+                f"--recipe keep: {packed[0].module} is quantized, and {first}, which becomes one weight with it, is "
+                f"{self._stored[first].info.dtype}; {ROUND_AGAIN}"
+            )
+        return next((said for matrix in packed if (said := matrix.remark())), "")
 
     def text_settings(self) -> dict[str, Any]:
         return {
             **self.config.to_hf(),
-            "model_type": self._family.model_type,
-            "architectures": [self._family.architecture],
+            "model_type": self.family.model_type,
+            "architectures": [self.family.architecture],
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -99,6 +148,8 @@ class HfFolder(Checkpoint):
 
     def _read_piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
         """Rows that lie in pairs, or take turns with others, are read with those between them, and put into order."""
+        if piece.name in self._packed:
+            return self._grouped(piece, start, stop).dequantize()
         stored = self._stored[piece.name]
         if (not piece.head_dim and piece.step == 1) or start == stop:
             return self._rows.read(stored, piece.name, piece.first + start, piece.first + stop)
@@ -106,9 +157,30 @@ class HfFolder(Checkpoint):
         first = int(numbers.min())
         return self._rows.read(stored, piece.name, first, int(numbers.max()) + 1)[numbers - first]
 
+    def _grouped(self, piece: Piece, start: int, stop: int) -> Grouped:
+        """Rows of a packed weight, those that lie in pairs in order."""
+        matrix = self._packed[piece.name]
+        if not piece.head_dim or start == stop:
+            return matrix.rows(piece.first + start, piece.first + stop)
+        numbers = piece.stored_rows(start, stop)
+        first = int(numbers.min())
+        return matrix.rows(first, int(numbers.max()) + 1).picked(torch.from_numpy(numbers - first))
+
     def _dtype(self, name: str) -> str:
         """Of several types, all are read as float32."""
-        return "+".join(dict.fromkeys(self._stored[piece.name].info.dtype for piece in self._pieces[name]))
+        names = (piece.name for piece in self._pieces[name])
+        return "+".join(
+            dict.fromkeys(self._packed[n].dtype if n in self._packed else self._stored[n].info.dtype for n in names)
+        )
+
+    def _check_biases(self, modules: Sequence[str], weights: Weights) -> None:
+        """Raises InputError for the bias of a packed weight that is not zero: the model has none."""
+        for name in (f"{module}.bias" for module in modules):
+            stored = weights.tensors.get(name)
+            if stored and (stored.dtype not in DTYPES or bool(self._rows.read(stored, name, 0, stored.shape[0]).any())):
+                raise InputError(
+                    f"{stored.file}: holds {name!r}, which is not zero; a {self.family.name} has no such bias"
+                )
 
     def _add_end_tokens(self) -> None:
         path = self._folder / "generation_config.json"
@@ -120,11 +192,12 @@ class HfFolder(Checkpoint):
 
     def _tie(self) -> None:
         """Where a head is stored beside a tied embedding, transformers ties them if they are equal, and else keeps both."""
-        if not self.config.tied_embeddings or HEAD not in self._stored:
+        held = self._packed if HEAD in self._packed else self._stored
+        if not self.config.tied_embeddings or HEAD not in held:
             return
-        self.tensors = {HEAD: self._stored[HEAD].info}
+        self.tensors = {HEAD: TensorInfo((self.config.vocab_size, self.config.hidden_size), self._dtype(HEAD))}
         if all(torch.equal(*(self.read(n, *rows).float() for n in (EMBEDDING, HEAD))) for rows in self.chunks(HEAD)):
-            del self._stored[HEAD]
+            del held[HEAD]
             return
         self.config = replace(self.config, tied_embeddings=False)
         told = f"tie_word_embeddings is true, but {HEAD} is another matrix than the embedding; both are used"
@@ -134,7 +207,7 @@ class HfFolder(Checkpoint):
 def _why_none(folder: Path) -> str:
     """What to say where there is no config.json: a folder inside may hold one, or this is an adapter's."""
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter: merge it into its base model, and save that"
+        return f"this is an adapter: compile its base model, with --lora {folder}"
     if files := sorted(path.name for path in folder.glob("*.gguf")):
         return f"to compile {named(files[0])}, name that file"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))[:1]

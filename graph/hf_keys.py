@@ -7,6 +7,7 @@ from typing import Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.base import Model
+from pocketphi.graph.packed import KEYS as QUANTIZED
 from pocketphi.graph.reading import show, some
 
 _ONLY: dict[str, tuple[object, ...]] = {
@@ -23,8 +24,6 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "configuration_files": (None,),
 }
 """Keys that another value of would make another model, whichever it is. A model's file may have more."""
-
-_QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 HARMLESS = frozenset(
     """
@@ -44,20 +43,15 @@ HARMLESS = frozenset(
 
 
 def check_keys(data: Mapping[str, Any], model: Model, where: str) -> list[str]:
-    """Returns the notices. Raises InputError for weights that are quantized, and for a value that makes another model."""
-    for key in _QUANTIZED:
-        if data.get(key) is not None:
-            raise InputError(
-                f"{where}: {key} is {show(data[key], 120)}: the weights are quantized already; compile the float checkpoint "
-                "that they were made from"
-            )
+    """Returns the notices. Raises InputError for a value that makes another model. What says that the weights are quantized is
+    not judged here."""
     only = {**_ONLY, **model.only}
     for key, allowed in only.items():
         if key in data and data[key] not in allowed:
             raise InputError(
                 f"{where}: {key} is {show(data[key])}, expected {allowed[0]!r}: nothing else is known of a {model.name}"
             )
-    known = HARMLESS.union(model.harmless, model.settings.__dataclass_fields__, only, _QUANTIZED)
+    known = HARMLESS.union(model.harmless, model.settings.__dataclass_fields__, only, QUANTIZED)
     unknown = [f"{show(key)} = {show(data[key])}" for key in sorted(data.keys() - known) if data[key] is not None]
     told = f"{where}: not used, as transformers' {model.name} has no such setting: {some(unknown, 4)}"
     return [told] if unknown else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pocketphi.graph.checkpoint import check_shapes
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.base import Model
+from pocketphi.graph.packed import Packing
 from pocketphi.graph.reading import file_inside, named, parse_object, read_whole, show, some, typed
 from pocketphi.graph.safetensors_file import DTYPES, SafetensorsFile, Stored
 
@@ -53,7 +54,8 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
     beside = _weight_files(folder)
     if "adapter_config.json" in beside:
         raise InputError(
-            f"{folder}: holds an adapter (adapter_config.json), which transformers adds to the weights; merge it first"
+            f"{folder}: holds an adapter (adapter_config.json), which transformers adds to the weights; move it to a "
+            "folder of its own, and name that with --lora"
         )
     if found := [name for name in beside if _DISTRIBUTED.match(name)]:
         raise InputError(
@@ -77,42 +79,108 @@ def find_weights(folder: Path, chosen: str | None = None) -> Weights:
     return Weights(files, tensors, (f"{folder}: read {name}, {why}; not read: {_listed(unread)}",) if unread else ())
 
 
-def assign(config: ModelConfig, model: Model, weights: Weights, where: str) -> dict[str, Stored]:
+@dataclass(frozen=True)
+class Assigned:
     """The tensors of a model by the names that transformers has for them; the head too, where it is stored beside a tied
     embedding.
 
-    Raises InputError for a tensor that the model has no place for, one that is there twice, is missing or has another shape
-    or type.
+    plain: those that are stored as floats; packed: of each that a tool has quantized, its name in the files without `.weight`,
+    and the tensors that it is made of
     """
+
+    plain: dict[str, Stored]
+    packed: Mapping[str, tuple[str, Mapping[str, Stored]]]
+
+
+def assign(config: ModelConfig, model: Model, weights: Weights, where: str, packing: Packing | None = None) -> Assigned:
+    """Raises InputError for a tensor that the model has no place for, one that is there twice, is missing or has another shape
+    or type. packing: how weights are quantized, where they are."""
     if 6 * config.layers > len(weights.tensors):
         raise InputError(
             f"{where}: config.json says num_hidden_layers = {config.layers:,}, each of six tensors, but the files hold "
             f"{len(weights.tensors)} tensors"
         )
     wanted = model.stored_shapes(config)
+    groups, rest = _packed_groups(weights.tensors, packing)
     named: dict[str, str] = {}
     odd = []
-    for stored in weights.tensors:
+    for stored in [*rest, *(f"{module}.weight" for module in groups)]:
         name = _our_name(stored, wanted)
         if name in named:
             raise InputError(f"{where}: holds {named[name]!r} and {stored!r}, which are one tensor; remove one of them")
         if name in wanted:
             named[name] = stored
-        elif not _UNUSED.search(name):
+        elif not _UNUSED.search(name) and not (packing and _no_bias(stored, groups)):
             odd.append(stored)
     if odd:
         listed = some([show(name, 200) for name in odd], 1)
-        raise InputError(f"{where}: holds the tensor {listed}, {_reason(odd[0], config, model)}")
-    ours = {name: weights.tensors[stored] for name, stored in named.items()}
+        raise InputError(f"{where}: holds the tensor {listed}, {_reason(odd[0], config, model, packing)}")
+    packed = {
+        name: (module, groups[module])
+        for name, stored in named.items()
+        if (module := stored.removesuffix(".weight")) in groups
+    }
+    if packing:
+        _check_packed(packed, wanted, packing, where)
+    ours = {name: weights.tensors[stored] for name, stored in named.items() if name not in packed}
     for name, place in ours.items():
         if place.dtype not in DTYPES:
             raise InputError(f"{place.file}: {name!r} has dtype {place.dtype}, expected one of {', '.join(DTYPES)}")
-    if config.tied_embeddings and HEAD in ours and EMBEDDING not in ours:
-        ours[EMBEDDING] = ours.pop(HEAD)  # transformers ties to the one that is there
-    tied = config.tied_embeddings and HEAD not in ours
-    needed = {name: shape for name, shape in wanted.items() if not (tied and name == HEAD)}
+    if config.tied_embeddings:
+        for held in (ours, packed):  # transformers ties to the one that is there
+            _move_head(held, ours.keys() | packed.keys())
+    tied = config.tied_embeddings and not {HEAD} & (ours.keys() | packed.keys())
+    needed = {n: shape for n, shape in wanted.items() if n not in packed and not (tied and n == HEAD)}
     check_shapes(needed, {name: place.info for name, place in ours.items()}, where)
-    return ours
+    return Assigned(ours, packed)
+
+
+def _move_head(held: dict[str, Any], there: Set[str]) -> None:
+    if HEAD in held and EMBEDDING not in there:
+        held[EMBEDDING] = held.pop(HEAD)
+
+
+def _check_packed(
+    packed: Mapping[str, tuple[str, Mapping[str, Stored]]],
+    wanted: Mapping[str, tuple[int, ...]],
+    packing: Packing,
+    where: str,
+) -> None:
+    """Raises InputError where the files hold packed what the settings or the model have otherwise, or hold nothing packed."""
+    for name, (module, parts) in packed.items():
+        if len(wanted[name]) != 2:
+            raise InputError(f"{where}: {name!r} is packed, but the config asks for {list(wanted[name])}")
+        if packing.in_float(name.removesuffix(".weight")):
+            first = next(iter(parts))
+            raise InputError(f"{where}: {module!r} is packed ({first}), but config.json says that it is left in float")
+    if not packed:
+        raise InputError(
+            f"{where}: config.json says that weights are quantized by {packing.tool}, but the files hold none of its"
+        )
+
+
+def _packed_groups(
+    tensors: Mapping[str, Stored], packing: Packing | None
+) -> tuple[dict[str, dict[str, Stored]], list[str]]:
+    """The parts of packed weights by the names of these without `.weight`, and the names of all other tensors."""
+    if packing is None:
+        return {}, list(tensors)
+    mark = f".{packing.marks}"
+    groups: dict[str, dict[str, Stored]] = {n.removesuffix(mark): {} for n in tensors if n.endswith(mark)}
+    rest = []
+    for name, stored in tensors.items():
+        module, _, part = name.rpartition(".")
+        if module in groups and part in packing.parts:
+            groups[module][part] = stored
+        else:
+            rest.append(name)
+    return groups, rest
+
+
+def _no_bias(name: str, groups: Mapping[str, Any]) -> bool:
+    """Whether it is the bias of a packed weight, as old tools write one of zeros where the model has none; see
+    `HfFolder._check_biases`."""
+    return name.endswith(".bias") and name.removesuffix(".bias") in groups
 
 
 def _our_name(name: str, wanted: Mapping[str, Any]) -> str:
@@ -121,12 +189,16 @@ def _our_name(name: str, wanted: Mapping[str, Any]) -> str:
     return short if short in wanted else _BASE + name if _BASE + name in wanted else name
 
 
-def _reason(name: str, config: ModelConfig, model: Model) -> str:
+def _reason(name: str, config: ModelConfig, model: Model, packing: Packing | None) -> str:
     layer = layer_of(name)
     if "lora_" in name or name.startswith("base_model."):
-        return "part of an adapter; merge it into the weights first"
+        return "part of an adapter; save the model without it, and name the adapter with --lora"
     if layer is not None and layer >= config.layers:
         return f"but config.json says num_hidden_layers = {config.layers}"
+    if name.endswith((".qweight", ".qzeros", ".g_idx", ".weight_packed", ".weight_scale", ".scales", ".biases")):
+        if packing:
+            return f"part of a quantized weight, but not one as {packing.tool} packs it, which config.json names"
+        return "part of a quantized weight; config.json does not say how it was quantized (quantization_config)"
     return f"which has no place in {model.name}; it cannot be compiled"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.reading import named, path_of
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ KINDS: dict[type, str] = {
     str: "a text",
     bool: "true or false",
     Path: "a path",
+    Lora: "a folder, or `FOLDER=WEIGHT`",
 }
 
 
@@ -40,6 +42,7 @@ class Option:
     parse:   text → value; raises InputError
     decides: whether the bytes of a bundle depend on it
     recorded: whether it stands among the recipe's options in a manifest
+    many:    the field is a tuple of such values; on the command line, the flag may be repeated
     """
 
     name: str
@@ -55,14 +58,18 @@ class Option:
     parse: Callable[[str], Any] | None = None
     decides: bool = True
     recorded: bool = False
+    many: bool = False
 
     @property
     def expected(self) -> str:
         """What a value has to be, in words."""
-        return KINDS[self.kind]
+        return KINDS[self.kind] + (", or a list of such" if self.many else "")
 
     def check(self, value: Any) -> Any:
         """The value, a path made of a text. Raises InputError for one that it cannot be."""
+        if self.many:
+            values = value if isinstance(value, list | tuple) else [value]
+            return tuple(self._parsed(one) for one in values)
         if value is None and (self.optional or self.default is None):
             return None
         if self.kind is Path and isinstance(value, str):
@@ -74,6 +81,14 @@ class Option:
             choices = [str(choice) for choice in self.choices]
             words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
             raise InputError(f"--{self.flag} {named(value)}: expected {' '.join(filter(None, [words, self.unit]))}")
+        return value
+
+    def _parsed(self, value: Any) -> Any:
+        """One of several values, which is of a kind that is parsed."""
+        if isinstance(value, str | Path) and self.parse:
+            return self.parse(str(value))
+        if not isinstance(value, self.kind):
+            raise InputError(f"--{self.flag} {named(value)}: expected {self.expected}")
         return value
 
 
@@ -118,7 +133,8 @@ class Options:
         found = {}
         for name, one in declared(type(self)).items():
             if one.decides:
-                found[name] = self.content(name) if one.kind is Path else getattr(self, name)
+                value: Any = self.content(name) if one.kind is Path else getattr(self, name)
+                found[name] = [each.deciding() for each in value] if one.many else value
         return found
 
 
@@ -135,7 +151,7 @@ def declared(section: type[Options]) -> dict[str, Option]:
         if "option" not in one.metadata:
             continue
         kinds = typing.get_args(hints[one.name]) or (hints[one.name],)
-        (kind,) = (k for k in kinds if k is not types.NoneType)
-        said = {"flag": one.name.replace("_", "-"), **one.metadata["option"]}
+        (kind,) = (k for k in kinds if k not in (types.NoneType, Ellipsis))
+        said = {"many": Ellipsis in kinds, "flag": one.name.replace("_", "-"), **one.metadata["option"]}
         found[one.name] = Option(one.name, kind, types.NoneType in kinds, one.default, **said)
     return _DECLARED.setdefault(section, found)

@@ -38,9 +38,11 @@ class Weights:
         name, part = split_target(target)
         made = self._made.get(name)
         if made is None:
+            if not self._keep:
+                self._made = {}  # before the next is made: two of the largest would be most of what a run takes
             made = materialize(self._weights[name])
             # q, scale and zero of a weight are asked for one after the other: the last weight is always kept
-            self._made = {**self._made, name: made} if self._keep else {name: made}
+            self._made[name] = made
         return made[part]
 
 

@@ -174,6 +174,13 @@ def lost_link(path: Path) -> InputError | None:
     )
 
 
+def resolved(path: Path) -> Path:
+    """The path without links. Raises InputError for a link that leads to itself: Python raises what is no OSError."""
+    if _is_loop(path):
+        raise InputError(f"{path}: a link that leads to itself; remove it")
+    return path.resolve()
+
+
 def _is_loop(path: Path) -> bool:
     """Whether it is a link that leads to itself, which `resolve` of Python 3.13 does not say any more."""
     try:

@@ -26,12 +26,17 @@ from pocketphi.graph.writing import read_into
 
 DTYPES = {"BF16": ("bf16", torch.bfloat16), "F16": ("fp16", torch.float16), "F32": ("fp32", torch.float32)}
 """What is read: name in the file → name in `TensorInfo`, dtype."""
+_READ = {name: dtype for name, (_, dtype) in DTYPES.items()}
+_READ |= {"I8": torch.int8, "I32": torch.int32, "U32": torch.int32, "I64": torch.int64}
+"""And of what packed weights are made of; the bits of a U32 are those of an int32."""
 _NAMES = {**{dtype: name for name, (_, dtype) in DTYPES.items()}, torch.uint8: "U8"}
 
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 _BITS |= {"C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _LONGEST_HEADER = 1 << 23  # 50,000 tensors; Phi-3 has 200
+_STRIP, _STRIPS = 1 << 22, 3 << 23
+"""Bytes of a strip of columns, and of all that are kept."""
 _AHEAD = 1 << 22
 """Bytes of a tensor that are asked for before they are read."""
 
@@ -99,11 +104,12 @@ class RowReader:
         self.forgets = False
         self._versions = dict(files)
         self._descriptors: dict[tuple[int, Path], int] = {}
-        self._lock = threading.Lock()
+        self._lock, self._strip_lock = threading.Lock(), threading.Lock()
+        self._strips: dict[tuple[int, Path, int, int], torch.Tensor] = {}
 
     def read(self, stored: Stored, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) as stored. Raises InputError where the file is no longer the one that was opened."""
-        dtype = DTYPES[stored.dtype][1]
+        dtype = _READ[stored.dtype]
         row = math.prod(stored.shape[1:]) * dtype.itemsize
         want = (stop - start) * row
         buffer = torch.empty(want, dtype=torch.uint8)
@@ -119,10 +125,55 @@ class RowReader:
         except OSError as error:
             raise InputError(f"{stored.file}: cannot be read ({error.strerror})") from None
         if changed or got != want:
-            raise InputError(
-                f"{stored.file}: changed while {show(name, 200)} was read; start again when nothing writes to it"
-            )
+            raise _changed(stored, name)
         return buffer.view(dtype).view(stop - start, *stored.shape[1:])
+
+    def read_columns(self, stored: Stored, name: str, start: int, stop: int) -> torch.Tensor:
+        """Columns [start, stop) of all rows of a matrix [R, C], as stored: [R, stop - start].
+
+        They are read in strips of some megabytes, of which the last are kept: what lies across the rows is asked for a few
+        columns at a time. Raises InputError as `read` does.
+        """
+        size = _READ[stored.dtype].itemsize
+        rows, columns = stored.shape
+        width = max(64, _STRIP // max(1, rows * size) // 64 * 64)
+        strips = []
+        for first in range(start // width * width, max(stop, start + 1), width):
+            strip = self._strip(stored, name, first, min(first + width, columns))
+            strips.append(strip[:, max(start - first, 0) : stop - first])
+        return strips[0] if len(strips) == 1 else torch.cat(strips, 1)
+
+    def _strip(self, stored: Stored, name: str, start: int, stop: int) -> torch.Tensor:
+        key = os.getpid(), stored.file, stored.offset, start
+        with self._strip_lock:
+            if key in self._strips:
+                self._strips[key] = self._strips.pop(key)
+                return self._strips[key]
+            if (start, stop) == (0, stored.shape[1]):
+                made = self.read(stored, name, 0, stored.shape[0])
+            else:
+                made = self._read_strip(stored, name, start, stop)
+            self._strips[key] = made
+            while sum(strip.nbytes for strip in self._strips.values()) > _STRIPS and len(self._strips) > 1:
+                del self._strips[next(iter(self._strips))]
+            return made
+
+    def _read_strip(self, stored: Stored, name: str, start: int, stop: int) -> torch.Tensor:
+        dtype = _READ[stored.dtype]
+        rows, columns = stored.shape
+        buffer = torch.empty(rows, (stop - start) * dtype.itemsize, dtype=torch.uint8)
+        view, want, got = tensor_bytes(buffer), buffer.shape[1], 0
+        try:
+            descriptor = self._descriptor(stored.file)
+            for row in range(rows):
+                at = stored.offset + (row * columns + start) * dtype.itemsize
+                got += read_into(descriptor, view[row * want : (row + 1) * want], at)
+            changed = _version_of(os.fstat(descriptor)) != self._versions[stored.file]
+        except OSError as error:
+            raise InputError(f"{stored.file}: cannot be read ({error.strerror})") from None
+        if changed or got != rows * want:
+            raise _changed(stored, name)
+        return buffer.view(dtype)
 
     def _descriptor(self, path: Path) -> int:
         key = os.getpid(), path
@@ -134,6 +185,10 @@ class RowReader:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def _changed(stored: Stored, name: str) -> InputError:
+    return InputError(f"{stored.file}: changed while {show(name, 200)} was read; start again when nothing writes to it")
 
 
 def header_of(tensors: Mapping[str, PartSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:

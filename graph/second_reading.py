@@ -6,6 +6,7 @@ the libraries say; the order of its rows is computed in another way. It is slow,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.models import find_gguf, find_model
 from pocketphi.graph.models.apart import hf_apart
 from pocketphi.graph.models.base import Piece
+from pocketphi.graph.packed import read_packing
 from pocketphi.graph.second_settings import gguf_settings_off, hf_settings_off
 from pocketphi.graph.second_text import gguf_text_off
 
@@ -39,7 +41,10 @@ class BySafetensors:
             opened = safe_open(path, "pt")
             self._holds.update(dict.fromkeys(opened.keys(), opened))
         where = folder / "config.json"
-        self._pieces = find_model(json.loads(where.read_bytes()), str(where)).pieces(config)
+        data = json.loads(where.read_bytes())
+        model = find_model(data, str(where))
+        self._pieces, self._shapes = model.pieces(config), model.stored_shapes(config)
+        self._packing = read_packing(data, str(where))
 
     def off(self, text: Mapping[str, bytes]) -> list[str]:
         return hf_settings_off(self._folder, self._files, self._holds, self._config)
@@ -49,10 +54,20 @@ class BySafetensors:
 
     def _row(self, name: str, number: int) -> torch.Tensor:
         for spelled in (name, name.removeprefix("model."), f"model.{name}"):
+            module, packing = spelled.removesuffix(".weight"), self._packing
+            if packing and f"{module}.{packing.marks}" in self._holds:
+                rows, columns = self._shapes[name]
+                return packing.second(functools.partial(self._part, module), number, (rows, columns))
             if spelled in self._holds:
                 row: torch.Tensor = self._holds[spelled].get_slice(spelled)[number]
                 return row.float()
         raise LookupError(name)
+
+    def _part(self, module: str, part: str) -> Any:
+        name = f"{module}.{part}"
+        if name not in self._holds:
+            raise LookupError(name)
+        return self._holds[name].get_slice(name)
 
 
 def _row_of(pieces: Sequence[Piece], number: int) -> tuple[str, int]:

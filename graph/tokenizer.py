@@ -71,6 +71,11 @@ class Tokenizer:
         return self._template is not None and self._template.tells_time
 
     @property
+    def template_words(self) -> tuple[str, ...]:
+        """The texts in the chat template's expressions, such as those that it looks for in a message."""
+        return () if self._template is None else self._template.words
+
+    @property
     def unknown(self) -> int | None:
         """The id of the token that stands for what the tokenizer does not know; None where it knows everything."""
         model = parse_json(self._tokenizer.to_str().encode(), "tokenizer.json")["model"]

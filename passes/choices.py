@@ -4,7 +4,7 @@ BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes, beside whole rows."""
 
 FILE_BLOCK = 32
-"""Of the 4-bit blocks that a GGUF may hold."""
+"""Of what `--recipe keep` does not take over, as that of GGUF files."""
 
 
 GROUPS = (1, 2, 4, 8, 16, 32, 64)

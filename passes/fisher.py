@@ -16,6 +16,8 @@ again, with gradients of its activations alone. A weight is read twice, and one 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
 from pocketphi.passes.segments import Segments
 
@@ -31,6 +34,10 @@ aten = torch.ops.aten
 
 _EXACT = 1 << 29
 """Bytes up to which values between layers are kept in float32; more are kept in bfloat16."""
+_SPREAD = 1.2
+"""What the system holds back of values that are freed, as a factor."""
+_GRADIENTS = 75_000_000
+"""Bytes that torch takes at the first use of gradients."""
 
 
 @dataclass
@@ -75,6 +82,7 @@ class Fisher:
                 outputs = piece.run(stop, self._inputs(window), given)
                 above = gradients[window] if gradients else self._drawn(piece, outputs[0])
                 below[window] = piece.backward([given[node] for node in start], outputs, above)
+                del given, outputs, above  # the logits' are as large as all else
                 progress()
             gradients = below
             yield from piece.measured(self._tokens.numel())
@@ -125,6 +133,22 @@ class Fisher:
         yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._tokens.numel()), rows)
 
 
+def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 2) -> int:
+    """What `Fisher` takes at most, beside the program: the states between layers, and the larger of the head and a layer, each
+    with its weights, their sums, and what one window leaves for the way back."""
+    hidden, heads = config.hidden_size, config.heads * config.head_dim
+    layers: Counter[int | None] = Counter()
+    for name, shape in config.tensors().items():
+        layers[layer_of(name)] += math.prod(shape)
+    largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
+    kept = 14 * hidden + 3 * config.qkv_size + 5 * heads + 8 * config.intermediate_size + 3 * config.heads * window
+    layer = 2 * max(count for name, count in layers.items() if name is not None) + largest + window * kept
+    head = 2 * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
+    between, states = 2 * samples * tokens * hidden, (config.layers + 1) * tokens * hidden
+    width = 4 if 4 * states <= _EXACT else 2
+    return _GRADIENTS + int(_SPREAD * (4 * (max(layer, head) + between) + width * states))
+
+
 class _Piece:
     """A part of the model on its way back: sums over windows and samples for each of its weights."""
 
@@ -172,7 +196,8 @@ class _Piece:
         return below
 
     def measured(self, tokens: int) -> Iterator[Measured]:
-        """The means; each weight's sums go with it."""
+        """The means; each weight's sums go with it. The last that is asked of this part: its weights go first."""
+        del self._weights
         while self._sums:
             _, found = self._sums.popitem()
             found.fisher.div_(tokens)

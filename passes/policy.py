@@ -80,8 +80,9 @@ def policy_of(
     block = default_block(recipe) if block is None else block
     head = EMBEDDING if tied else HEAD
     scales = {"scale_bits": scale_bits} if scale_bits != 16 else {}  # not every recipe has a choice
+    rounds = "keep" if recipe == "keep" else "rtn"
     more = {
-        name: make_quantizer("rtn", _FORMATS[bits], {"block": 0 if palette else block, **scales})
+        name: make_quantizer(rounds, _FORMATS[bits], {"block": 0 if palette else block, **scales})
         for name, bits in ((EMBEDDING, embedding_bits), (head, head_bits))
         if bits in _FORMATS
     }

@@ -19,7 +19,7 @@ from pocketphi.graph.checkpoint import ROWS_TOGETHER
 from pocketphi.graph.edge_ops import operators_of
 from pocketphi.graph.formats import Format, PartSpec, format_of, known_format
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight
-from pocketphi.graph.program import Program, shape_of
+from pocketphi.graph.program import Program
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantizers import Feedback, Quantizer
@@ -104,7 +104,7 @@ class QuantizeWeights(Pass):
         if quantizer is None:
             report.refuse(node.name, f"no rule of the policy matches {name}")
             return None
-        quantizer.check(name, *map(int, shape_of(weight)))
+        quantizer.check_weight(lazy)
         remark = quantizer.remark(lazy)
         if remark:
             report.refuse(node.name, remark)

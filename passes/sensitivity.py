@@ -48,6 +48,7 @@ def sensitivities(
             rows, mass = picked[quantizer.group]
             cost = _nearest_cost(w[rows], found.fisher[rows], mass, _nearest(quantizer))
             costs[found.name][i] += left_of(quantizer) * total * cost
+        del found, w, picked  # as large as the weight: the next part of the model is run without them
     return costs
 
 
@@ -75,11 +76,15 @@ def _nearest_cost(rows: torch.Tensor, fisher: torch.Tensor, mass: torch.Tensor, 
 
 def _picked(fisher: torch.Tensor, group: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of about `count` rows in whole groups, each group as often as its part of the sum of F says (systematic sampling
-    with probability proportional to size), and that part of each group."""
+    with probability proportional to size), and that part of each group. Of fewer rows than a group, as an embedding's are of a
+    text with few different tokens, each is taken several times."""
+    read = len(fisher)
+    if read < group:
+        fisher = fisher[torch.arange(group) % read]
     groups = len(fisher) // group
     mass = fisher[: groups * group].sum(1).view(groups, group).sum(1).double()
     if not mass.sum() > 0:
         mass = torch.ones_like(mass)
     ends, points = mass.cumsum(0), (torch.arange(max(1, count // group)) + 0.5) / max(1, count // group)
     picked = torch.searchsorted(ends, points * ends[-1]).clamp_(max=groups - 1)
-    return (picked[:, None] * group + torch.arange(group)).flatten(), mass[picked].float()
+    return (picked[:, None] * group + torch.arange(group)).flatten() % read, mass[picked].float()

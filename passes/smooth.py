@@ -9,6 +9,7 @@ token, and what int4 weights cost from 0.139 to 0.131.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,15 @@ import torch
 from torch import fx
 
 from pocketphi.graph.channel_scales import LARGEST, norm_before
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.program import Program, Weights, evaluate
 
 aten = torch.ops.aten
 
 _STRENGTH = 0.5
 """α. With ¾ activations cost 0.0031, but weights 0.138; with ¾ and the root mean square for m, weights cost 0.176."""
+
+_LIBRARIES = 40_000_000
 
 
 def smoothing(
@@ -49,6 +53,14 @@ def smoothing(
         meet(str(head.args[1].target), hidden)
     progress()
     return {norm: _exponents(channels) for norm, channels in largest.items()}
+
+
+def working_bytes(config: ModelConfig, tokens: int, window: int) -> int:
+    """What `smoothing` takes at most: the largest matrix twice, as the system may hold back what was freed, the activations of
+    all tokens, and what torch takes at its first products. At 3.8 billion parameters: 1.1 GB, measured 0.9."""
+    largest = max(math.prod(shape) for shape in config.tensors().values())
+    wide = max(3 * config.intermediate_size, config.qkv_size) + 8 * config.hidden_size + config.heads * window
+    return _LIBRARIES + 4 * (2 * largest + tokens * wide)
 
 
 def _exponents(largest: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_peak
 
 if TYPE_CHECKING:
-    from pocketphi.targets.target import Target
+    from pocketphi.targets.target import Target, TargetOptions
 
 
 @dataclass
@@ -116,14 +116,16 @@ class Host(ABC):
         return {}
 
 
-def check_formats(target: Target[Any], program: Program) -> None:
-    """Raise InputError, naming what it can hold, where a program has a weight in a format that a target's files cannot hold."""
+def check_formats(target: Target[Any], options: TargetOptions, program: Program) -> None:
+    """Raise InputError, naming what they can hold, where a program has a weight in a format that the target's files with these
+    options cannot hold."""
+    held = target.holds(options)
     for name, weight in program.weights.items():
         form = format_of(weight.parts)
-        if form and form.name not in target.codecs:
+        if form and form.name not in held:
             raise InputError(
-                f"{target.name}: {name} is {form.words}, which the target cannot hold; {form.instead} "
-                f"(it holds {', '.join(sorted(target.codecs))})"
+                f"{target.name}: {name} is {form.words}, which the target cannot hold; {target.instead(form)} "
+                f"(it holds {', '.join(sorted(held))})"
             )
 
 

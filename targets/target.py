@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, TargetRecord, VerificationRecord
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.formats import Layout, bytes_of
+from pocketphi.graph.formats import Format, Layout, bytes_of
 from pocketphi.graph.options import Options
 from pocketphi.targets import missing_extra
 from pocketphi.targets.memory import Runtime
@@ -132,7 +132,7 @@ class Target(ABC, Generic[O]):
     options:   the class of its options
     extra:     of setup.cfg, with its packages; modules: what these are imported as
     recorded:  the packages that a manifest names; libraries: all whose versions decide its bytes
-    codecs:    by name, of the formats of weights that its files can hold
+    codecs:    by name, of the formats of weights that its files can hold at all; `holds` says which with some options
     weights_file: of a bundle; default_context: tokens that are planned for where nobody asked for a number
     platforms: systems of devices that it runs on; None for all
     measured:  where the numbers of `runtime` come from
@@ -155,6 +155,14 @@ class Target(ABC, Generic[O]):
     @abstractmethod
     def runtime(self, config: ModelConfig, options: O, longest: int, held: int) -> Runtime:
         """How the runtime uses memory. longest, held: tokens that the files are for, and that the cache holds."""
+
+    def holds(self, options: O) -> Mapping[str, Any]:
+        """The codecs of the formats that its files can hold when they are made with these options."""
+        return self.codecs
+
+    def instead(self, form: type[Format]) -> str:
+        """What a user may do where the files that were asked for cannot hold a format."""
+        return form.instead
 
     def weight_bytes(self, form: str, layout: Layout, options: O) -> int:
         """What a weight takes in its file; in canonical form where no codec holds the format. layout: the weight's parts."""

@@ -7,6 +7,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `compiler/start.py`: for what tests start by another way
+
 import torch
 
 torch.set_num_threads(1)  # the models are tiny: waking a second thread costs more than it gives

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pocketphi.artifacts.kits.reference import WHITE_SPACE, ChatFormat, Messages
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import show
 
 Render = Callable[[Messages], str]
 
 _MARK = "\N{PILCROW SIGN}%d\N{PILCROW SIGN}"  # nothing that a template writes itself
 
 
-def read_chat_format(render: Render) -> ChatFormat:
-    """render: (role, content) pairs → prompt. Raises InputError for a template that does more than join messages."""
+def read_chat_format(render: Render, words: Iterable[str] = ()) -> ChatFormat:
+    """render: (role, content) pairs → prompt; words: texts in the template, which it may look for in a message.
+
+    Raises InputError for a template that does more than join messages.
+    """
     try:
         made = _read(render)
     except ValueError:
         raise InputError(f"the chat template {_WANT}") from None
-    for messages in PROBES:
+    for messages in [*PROBES, *_LONG, *_holding(words, "system" in made.roles)]:
         if any(role not in made.roles for role, _ in messages):
             continue
         want, came = render(messages), made.render(messages)
         if want != came:
-            raise InputError(f"the chat template {_WANT}; for {messages} it gives {want!r}, its parts {came!r}")
+            shown = [show(what, 200) for what in (messages, want, came)]
+            raise InputError(f"the chat template {_WANT}; for {shown[0]} it gives {shown[1]}, its parts {shown[2]}")
     return made
 
 
@@ -40,7 +45,27 @@ PROBES: list[Messages] = [
     [("user", f"{WHITE_SPACE}\u200b x{WHITE_SPACE}"), ("assistant", "\u3000y\xa0"), ("user", "\x0bz\x1f")],
     [("user", "")],
     [("user", "{{ 1 }} <b> \\ \" ' é 日本 \u2028 🙂 $")],
+    [("user", "a"), ("assistant", ""), ("user", "b")],
+    [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c")],
 ]
+
+_LONG: list[Messages] = [
+    [("system", "S"), *[("user", "a"), ("assistant", "b")] * 20, ("user", "c")],
+    [("user", "a"), ("assistant", "https://example.org/ one word, " * 150), ("user", "https://example.org/ b " * 200)],
+]
+"""A template may keep the last messages only, or cut a text."""
+
+
+def _holding(words: Iterable[str], with_system: bool) -> Iterator[Messages]:
+    """Messages with a word that the template names at their start, at their end, and in between, and nothing else."""
+    for word in words:
+        for content in (word, f"{word}a", f"a{word}", f"a {word} {word} b"):
+            yield [
+                *([("system", content)] if with_system else []),
+                ("user", content),
+                ("assistant", content),
+                ("user", content),
+            ]
 
 
 def _read(render: Render) -> ChatFormat:

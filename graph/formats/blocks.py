@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 
 class Blocks(Format):
-    """Rows of a matrix in blocks along K: w = (q - zero) · scale.
+    """Rows of a matrix in blocks along K: w = (q - zero) · scale + offset.
 
     Its first part holds q, uint8 [N, ceil(K · bits / 8)] as `pack_bits` lays it out. The others:
 
     scale: float32 [N, K/block], every one a value that float16 has too, so that each target can hold it exactly; of either
            sign
     zero:  uint8 [N, ceil(K/block · bits / 8)], packed the same way, or None for the middle of q's range
+    offset: float32 [N, K/block], or None for 0: what a file whose blocks have a float minimum needs to be kept as it is. Widths
+           that such files come in have it
     row_scale: float32 [N, 1] as `row_scales` makes them, or None. Where it is given, every scale of a row is a whole number
            from -127 to 127 times it, so that a target may keep the scales as int8
     """
@@ -50,12 +52,15 @@ class Blocks(Format):
         return "zero" in cls.part_names()
 
     @classmethod
-    def layout(cls, shape: tuple[int, ...], block: int, symmetric: bool = True, by_row: bool = False) -> Layout:
-        """block: 0 for whole rows; by_row: with `row_scale`."""
+    def layout(
+        cls, shape: tuple[int, ...], block: int, symmetric: bool = True, by_row: bool = False, offset: bool = False
+    ) -> Layout:
+        """block: 0 for whole rows; by_row: with `row_scale`; offset: with that."""
         rows, columns = shape
         blocks = (rows, columns // (block or columns))
         found = {cls.part_names()[0]: Values((rows, columns), cls.bits), "scale": Values(blocks, 32)}
         found |= {} if symmetric else {"zero": Values(blocks, cls.bits)}
+        found |= {"offset": Values(blocks, 32)} if offset else {}
         return found | ({"row_scale": Values((rows, 1), 32)} if by_row else {})
 
     @classmethod
@@ -78,9 +83,11 @@ class Blocks(Format):
         scale: torch.Tensor,
         zero: torch.Tensor | None = None,
         row_scale: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
     ) -> Self:
         """From unpacked integers: values [N, K], zero [N, K/block] or None."""
         more = {} if zero is None else {"zero": pack_bits(zero, cls.bits)}
+        more |= {} if offset is None else {"offset": offset}
         more |= {} if row_scale is None else {"row_scale": row_scale}
         return cls(**{cls.part_names()[0]: pack_bits(values, cls.bits), "scale": scale, **more})
 
@@ -96,7 +103,8 @@ class Blocks(Format):
 
     def dequantize(self) -> torch.Tensor:
         n, blocks = self.scale.shape
-        return (self.centred().view(n, blocks, -1) * self.scale[..., None]).view(n, -1)
+        scaled, offset = self.centred().view(n, blocks, -1) * self.scale[..., None], getattr(self, "offset", None)
+        return (scaled if offset is None else scaled + offset[..., None]).view(n, -1)
 
     def centred(self) -> torch.Tensor:
         """The values in units of their scales: float32 [N, K]."""

@@ -27,7 +27,7 @@ class Levels(Blocks):
     """As `Blocks`, without zero points: w = levels[q] · scale. levels: ascending, each of -63 … 63."""
 
     levels: ClassVar[tuple[int, ...]]
-    instead = "choose another format, or compile it for tvm-arm alone"
+    instead = "choose another format, or compile it for tvm-arm, or for coreml with --ios 26"
 
     @classmethod
     def reach(cls) -> int:

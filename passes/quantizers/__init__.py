@@ -25,6 +25,7 @@ QUANTIZERS: list[type[Quantizer]] = [
     KMeans,
     *(made.to(form) for made in (ScaleSearch, RoundToNearest) for form in (Int2, Int3, Int5, Int6)),
     ScaleSearch.to(Int8),
+    *(Keep.to(form) for form in (Int2, Int8)),
     *(made.to(form) for made in (LevelSearch, LevelNearest) for form in (Levels3, Levels4)),
     *(made.to(form) for made in (WeightedKMeans, KMeans) for form in (Palette2, Palette3, Palette6)),
 ]

@@ -20,12 +20,15 @@ from pocketphi.passes.choices import BLOCKS
 if TYPE_CHECKING:
     import torch
 
+    from pocketphi.graph.kept import Kept
     from pocketphi.graph.lazy_weights import FloatWeight
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
 _SHIFT_DAMPING = 1.0
 """As much for the shift of a layer's target, which fits all of W to that text, not the last bit of it."""
+NO_ZEROS = 8
+"""From so many bits on, zero points gain nothing."""
 _TINY = 1e-30
 """Below this a block counts as zero: the reciprocal of its scale would overflow."""
 _STRIP = 1024
@@ -217,14 +220,14 @@ class Quantizer(ABC):
 
     @classmethod
     def to(cls, form: type[Format]) -> type[Self]:
-        """The same algorithm for another width. Where that has no zero points, there is no choice of them."""
-        zeros = "zero" in form.part_names()
+        """The same algorithm for another width. Where that has no zero points, or has no use for them, there is no choice."""
+        zeros = "zero" in form.part_names() and form.bits < NO_ZEROS
         parameters = {name: one for name, one in cls.parameters.items() if zeros or name != "symmetric"}
         return type(f"{cls.__name__}{form.bits}", (cls,), {"format": form, "parameters": parameters})
 
     @abstractmethod
-    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
-        """The parts that it makes of a weight [N, K]. stored: how the file holds that, as `Checkpoint.int4_kind` says it."""
+    def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
+        """The parts that it makes of a weight [N, K]. stored: how the file holds that, as `Checkpoint.kept` says it."""
 
     @abstractmethod
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Format:
@@ -234,9 +237,13 @@ class Quantizer(ABC):
         """Raise InputError unless a weight [N, K] can be cut into blocks, offering the sizes that fit."""
         check_block(name, columns, self.block)
 
+    def check_weight(self, source: FloatWeight) -> None:
+        """Raise InputError unless a weight of a checkpoint can be cut into blocks."""
+        self.check(source.tensor, *map(int, source.parts[""].shape))
+
     def parts(self, source: FloatWeight) -> dict[str, PartSpec]:
         """What this quantizer makes of a weight of a checkpoint."""
-        return specs(self.layout(source.parts[""].shape, source.checkpoint.int4_kind(source.tensor)))
+        return specs(self.layout(source.parts[""].shape, source.checkpoint.kept(source.tensor)))
 
     def remark(self, source: FloatWeight) -> str | None:
         """Why a weight will not get what was asked for, where that is so."""
@@ -280,7 +287,7 @@ class BlockQuantizer(Quantizer):
         """The highest level."""
         return 2 * self.middle - 1
 
-    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+    def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
         return self.format.layout(shape, self.block, self.symmetric, self.scale_bits < 16)
 
     def row_scale(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor | None:

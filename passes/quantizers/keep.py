@@ -1,4 +1,4 @@
-"""Keep the file's own 4-bit blocks of 32, as a GGUF may hold them, so that nothing is rounded twice."""
+"""Keep what the file holds in blocks of whole numbers, so that nothing is rounded twice."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Format, Int4, Layout
+from pocketphi.graph.formats import Blocks, Format, Int4, Layout
+from pocketphi.graph.kept import Kept
 from pocketphi.passes.choices import FILE_BLOCK
-from pocketphi.passes.quantizers.base import BLOCK, SYMMETRIC, Feedback, Parameter, Quantizer
+from pocketphi.passes.quantizers.base import BLOCK, NO_ZEROS, SYMMETRIC, Feedback, Parameter, Quantizer
 from pocketphi.passes.quantizers.rtn import RoundToNearest
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class Keep(Quantizer):
-    """Takes over Q4_0 blocks (symmetric) and Q4_1 blocks (with an offset) as they are. Weights that the file stores otherwise
-    are rounded to nearest, and the report says so."""
+    """Takes over the blocks of a file that is quantized already, as they are: each weight has the format, the blocks and the
+    zero points that it has there. Weights that the file stores otherwise are rounded to nearest as the format and the
+    parameters say, and the report says so."""
 
     recipe = "keep"
-    format = Int4
+    format: ClassVar[type[Blocks]] = Int4
     does = "keeps the file's blocks"
+    version = 2
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "block": replace(BLOCK, default=FILE_BLOCK),
         "symmetric": SYMMETRIC,
@@ -32,24 +34,28 @@ class Keep(Quantizer):
 
     def __init__(self, block: int, symmetric: bool = True) -> None:
         super().__init__(block, symmetric)
-        if block != FILE_BLOCK:
-            raise InputError(f"--recipe keep: the file's blocks are of {FILE_BLOCK}, not --block {block}")
-        if not symmetric:
-            raise InputError("--recipe keep: the file's blocks are kept as they are; leave out --asymmetric")
+        self._others = RoundToNearest.to(self.format)(block, symmetric)
 
-    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
-        return Int4.layout(shape, self.block, offset=stored == "offset")
+    def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
+        return stored.layout(shape) if stored else self._others.layout(shape)
+
+    def taking(self, kept: Kept) -> Keep:
+        """The one that says of a weight which the file holds so what it is."""
+        zeros = {"symmetric": kept.more != "zero"} if kept.format.bits < NO_ZEROS else {}
+        return Keep.to(kept.format)(kept.block, **zeros)
+
+    def check_weight(self, source: FloatWeight) -> None:
+        if not source.checkpoint.kept(source.tensor):
+            super().check_weight(source)
 
     def remark(self, source: FloatWeight) -> str | None:
-        if source.checkpoint.int4_kind(source.tensor):
-            return None
-        stored = source.checkpoint.tensors[source.tensor].dtype
-        return f"{source.tensor} is stored as {stored}, not in 4-bit blocks: rounded to nearest"
+        said = source.checkpoint.check_kept(source.tensor)
+        return f"{source.tensor}: {said}" if said else None
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Format:
-        return RoundToNearest(self.block, self.symmetric).quantize(w)
+        return self._others.quantize(w)
 
     def quantize_rows(self, source: FloatWeight, start: int, stop: int, feedback: Feedback | None) -> Format:
-        if source.checkpoint.int4_kind(source.tensor):
-            return source.checkpoint.read_int4(source.tensor, start, stop)
+        if source.checkpoint.kept(source.tensor):
+            return source.checkpoint.read_kept(source.tensor, start, stop)
         return super().quantize_rows(source, start, stop, feedback)

@@ -26,6 +26,7 @@ from pocketphi.passes.quantizers.in_turn import round_in_turn
 if TYPE_CHECKING:
     import torch
 
+    from pocketphi.graph.kept import Kept
     from pocketphi.passes.quantizers.in_turn import Nearest
 
 _BINS = 1024
@@ -53,7 +54,7 @@ class KMeans(Quantizer):
             fitting = ", ".join(str(g) for g in GROUPS if rows % g == 0)
             raise InputError(f"{name}: N={rows} is not a multiple of --palette {self.group}; choose one of {fitting}")
 
-    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+    def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
         return self.format.layout(shape, self.group)
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Tables:

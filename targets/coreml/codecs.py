@@ -3,16 +3,24 @@
     part                          blob                       bytes
     q, symmetric                  int4 [N, K]                packed ^ 0x88: nibble n stands for n - 8, in two's complement
     q, with zero or offset        uint4 [N, K]               packed
-    zero                          uint4 [N, K/block]         repacked without the padding at the end of odd rows
+    zero                          uint4/8 [N, K/block]       repacked without the padding at the end of odd rows
     scale                         float16 [N, K/block]       exact, or a bug of the quantizer
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
     q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
+    q8, with zero or offset       uint8 [N, K]               as it is; the offset as above, with 128 for 8
     index, of a palette           uint2 … uint6 [N, K]       as it is
     lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
 
-Blocks of other widths would need two of these operators, one behind the other: a table of int8 and then its scales. For iOS 18
-coremltools turns that order round (its pass `canonicalize_quantized_lut_pattern`: an issue, "fixed in iOS26"), and then every
-block has a table of its own: 3 bits in blocks of 64 would take what int4 takes.
+Blocks of other widths, and levels, take two operators, one behind the other: a table of whole numbers, then scales.
+
+    part                          blob                       bytes
+    q2, q3, q6, n3, n4            uint2 … uint6 [N, K]       as they are
+    zero                          int8 [N, K/block]          zero - middle, as the table's values are
+    the levels, of the format     int8 [1, 1, 2^bits, 1]     one constant for all weights in it
+
+For iOS 18 coremltools turns that order round (its pass `canonicalize_quantized_lut_pattern`: an issue, "fixed in iOS26"), and
+then every block has a table of its own: 3 bits in blocks of 64 would take what int4 takes. So a package has to be made for
+iOS 26. There is no index of 5 bits.
 
 Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
 low nibble 8 = -8, high nibble 7.
@@ -32,9 +40,15 @@ from pocketphi.graph.formats import (
     HINTS,
     Blocks,
     Format,
+    Int2,
+    Int3,
     Int4,
+    Int6,
     Int8,
     Layout,
+    Levels,
+    Levels3,
+    Levels4,
     Palette,
     Palette2,
     Palette3,
@@ -44,11 +58,12 @@ from pocketphi.graph.formats import (
     Values,
     bytes_of,
 )
-from pocketphi.graph.formats.int4 import SYMMETRIC_ZERO
-from pocketphi.graph.packing import pack_nibbles, unpack_nibbles
+from pocketphi.graph.packing import pack_bits, unpack_bits
 from pocketphi.targets.coreml.blob import BlobType
+from pocketphi.targets.coreml.releases import OLDEST
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import fx
 
@@ -65,10 +80,11 @@ class Codec(ABC):
     """A format in a package.
 
     operator: decodes a weight where it is used; parameters: of that operator, each with the part that it takes, where a weight
-    has it. A part that is not among them is a constant of its own.
+    has it. A part that is not among them is a constant of its own. ios: the oldest release that reads it.
     """
 
     format: type[Format]
+    ios: ClassVar[int] = OLDEST
     operator: ClassVar[str] = "constexpr_blockwise_shift_scale"
     parameters: Mapping[str, str]
 
@@ -81,13 +97,22 @@ class Codec(ABC):
         held = {p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items() if p not in HINTS}
         return bytes_of(held)
 
+    def constants(self) -> dict[str, np.ndarray]:
+        """What weights in this format share, by the name of a constant of the package."""
+        return {}
+
+    def decoded(self, e: Emitter, name: str, held: Mapping[str, Var]) -> Var:
+        """The decoded weight, called `name`. held: what its parameters are."""
+        return e.op(self.operator, name, **held)
+
     @abstractmethod
     def encode(self, name: str, rows: Rows) -> Rows:
         """Rows of a weight's parts as they are written. name: for messages."""
 
     @abstractmethod
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        """Whether the parameters of an operator of a package are a weight in this format."""
+        """Whether the parameters of an operator of a package are a weight in this format; with those of another one, where that
+        gives the operator its data."""
 
     @abstractmethod
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
@@ -120,7 +145,7 @@ class BlocksCodec(Codec):
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         if {"zero", "offset"} <= parts.keys():
-            raise CompilerBug("a weight with zero points and offsets: no int4 operator of Core ML has both")
+            raise CompilerBug("a weight with zero points and offsets: no operator of Core ML has both")
         unsigned = BlobType[f"UINT{self.format.bits}"]
         values = unsigned if {"zero", "offset"} & parts.keys() else BlobType[self.signed.upper()]
         kinds = {self.values: values, "zero": unsigned, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
@@ -131,15 +156,14 @@ class BlocksCodec(Codec):
         turned = 0 if {"zero", "offset"} & rows.keys() else self.highest
         stored = {self.values: rows[self.values] ^ turned, "scale": _half(rows["scale"], f"{name}: a scale")}
         if "zero" in rows:
-            zeros = unpack_nibbles(rows["zero"], rows["scale"].shape[1])
-            stored["zero"] = pack_nibbles(zeros.reshape(1, -1))
+            zeros = unpack_bits(rows["zero"], self.format.bits, rows["scale"].shape[1])
+            stored["zero"] = pack_bits(zeros.reshape(1, -1), self.format.bits)
         if "offset" in rows:
-            stored["offset"] = _lowest(name, rows["offset"], rows["scale"])
+            stored["offset"] = _lowest(name, rows["offset"], rows["scale"], self.format.middle())
         return stored
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        kinds = {self.signed, f"u{self.signed}"} if self.format.has_zeros() else {self.signed}
-        return "data" in stored and stored["data"].dtype in kinds
+        return "data" in stored and stored["data"].dtype in (self.signed, f"u{self.signed}")
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
         shape, more = raw[self.values].shape, {"offset": True} if "offset" in raw else {}
@@ -151,17 +175,17 @@ class BlocksCodec(Codec):
         turned = self.highest if q.dtype == self.signed else 0
         found = {self.values: q.data.view(stop - start, -1) ^ turned, "scale": scale}
         if "zero" in raw:
-            found["zero"] = pack_nibbles(raw["zero"].tensor()[start:stop])
+            found["zero"] = pack_bits(raw["zero"].tensor()[start:stop], self.format.bits)
         if "offset" in raw:
-            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + SYMMETRIC_ZERO * scale
+            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + self.format.middle() * scale
         return found
 
 
-class Int4Codec(BlocksCodec):
+class OffsetCodec(BlocksCodec):
     """With an offset m + 8·d: x · (q·d)ᵀ + (sums of x over blocks) · mᵀ, both without a zero point."""
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
-        x, offset = node.args[0], node.args[4]
+        x, offset = node.args[0], self._offset(node)
         if offset is None:
             super().lower_matmul(e, node)
             return
@@ -172,7 +196,7 @@ class Int4Codec(BlocksCodec):
         e.values[node] = e.op("add", e.name(node), x=scaled, y=lowest)
 
     def lower_embedding(self, e: Emitter, node: fx.Node) -> None:
-        offset = node.args[4]
+        offset = self._offset(node)
         if offset is None:
             super().lower_embedding(e, node)
             return
@@ -182,6 +206,9 @@ class Int4Codec(BlocksCodec):
         column = e.op("expand_dims", f"{node.name}_column", x=lowest, axes=[-1])
         total = e.op("add", f"{node.name}_sum", x=e.in_blocks(node, scaled, e.width(offset)), y=column)
         e.values[node] = e.op("reshape", e.name(node), x=total, shape=[1, e.length, e.width(node)])
+
+    def _offset(self, node: fx.Node) -> fx.Node | None:
+        return dict(zip(self.format.part_names(), node.args[1:])).get("offset")  # type: ignore[return-value]
 
 
 class PaletteCodec(Codec):
@@ -204,7 +231,7 @@ class PaletteCodec(Codec):
         return {self.indices: rows[self.indices], "lut": _half(rows["lut"], f"{name}: a value")}
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        known = {"indices", "lut"} <= stored.keys()
+        known = {"indices", "lut"} <= stored.keys() and "scale" not in stored
         return known and stored["indices"].dtype == f"uint{self.bits}"
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
@@ -218,18 +245,82 @@ class PaletteCodec(Codec):
         return {self.indices: packed, "lut": raw["lut"].rows(start, stop).tensor().float().view(stop - start, -1)}
 
 
+class TableCodec(Codec):
+    """Blocks of numbers of the values in a table that the format has, in units of the scale."""
+
+    format: type[Blocks]
+    ios = 26
+
+    def __init__(self, form: type[Blocks]) -> None:
+        self.format, self.values = form, form.part_names()[0]
+        self.levels = form.levels if issubclass(form, Levels) else tuple(range(-form.middle(), form.middle()))
+        self.table = f"const.levels_{form.name}"
+        self.parameters = {"indices": self.values, "scale": "scale", **({"offset": "zero"} if form.has_zeros() else {})}
+
+    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
+        numbers = (BlobType[f"UINT{self.format.bits}"], self.format.shape_of(parts))
+        kinds = {"scale": BlobType.FLOAT16, "zero": BlobType.INT8}
+        blocks = {part: (kind, parts["scale"].shape) for part, kind in kinds.items() if part in parts}
+        return {self.values: numbers, **blocks}
+
+    def bytes_of(self, layout: Layout) -> int:
+        wide = {"zero": Values(layout["zero"].shape, 8)} if "zero" in layout else {}
+        return super().bytes_of({**layout, **wide})
+
+    def constants(self) -> dict[str, np.ndarray]:
+        import numpy
+
+        return {self.table: numpy.array(self.levels, numpy.int8).reshape(1, 1, -1, 1)}
+
+    def decoded(self, e: Emitter, name: str, held: Mapping[str, Var]) -> Var:
+        given = {**held, "lut": e.constant(self.table, self.constants()[self.table])}
+        numbers = {parameter: given.pop(parameter) for parameter in ("indices", "lut")}
+        return e.op(self.operator, name, data=e.op("constexpr_lut_to_dense", f"{name}_levels", **numbers), **given)
+
+    def encode(self, name: str, rows: Rows) -> Rows:
+        stored = {self.values: rows[self.values], "scale": _half(rows["scale"], f"{name}: a scale")}
+        if "zero" in rows:
+            zeros = unpack_bits(rows["zero"], self.format.bits, rows["scale"].shape[1])
+            stored["zero"] = (zeros.short() - self.format.middle()).char()
+        return stored
+
+    def holds(self, stored: Mapping[str, Raw]) -> bool:
+        if not {"indices", "lut", "scale"} <= stored.keys() or stored["indices"].dtype != f"uint{self.format.bits}":
+            return False
+        lut = stored["lut"]
+        return lut.dtype == "int8" and lut.tensor().flatten().tolist() == list(self.levels)
+
+    def layout(self, raw: Mapping[str, Raw]) -> Layout:
+        shape = raw[self.values].shape
+        return self.format.layout(shape, shape[1] // raw["scale"].shape[1], "zero" not in raw)
+
+    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+        numbers = raw[self.values].rows(start, stop).data.view(stop - start, -1)
+        found = {self.values: numbers, "scale": raw["scale"].rows(start, stop).tensor().float()}
+        if "zero" in raw:
+            zeros = raw["zero"].rows(start, stop).tensor().short() + self.format.middle()
+            low, high = int(zeros.min()), int(zeros.max())
+            if low < 0 or high >= 2**self.format.bits:
+                raise InputError(f"a zero point of {self.format.name} is {low if low < 0 else high}; compile it again")
+            found["zero"] = pack_bits(zeros, self.format.bits)
+        return found
+
+
 CODECS: dict[str, Codec] = {
-    "int4": Int4Codec(Int4),
-    "int8": BlocksCodec(Int8),
+    "int4": OffsetCodec(Int4),
+    "int8": OffsetCodec(Int8),
+    **{form.name: TableCodec(form) for form in (Int2, Int3, Int6, Levels3, Levels4)},
     **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
 
 
-def _lowest(name: str, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _lowest(name: str, offset: torch.Tensor, scale: torch.Tensor, middle: int) -> torch.Tensor:
     """The value of q = 0 in each block. Raises InputError unless float16 has it, and the canonical offset comes back."""
-    half = _half(offset - SYMMETRIC_ZERO * scale, f"{name}: a block's smallest value", InputError)
-    if not bool((half.float() + SYMMETRIC_ZERO * scale == offset).all()):
-        raise InputError(f"{name}: offset - 8 · scale is not exact in float32; compile from the float checkpoint")
+    half = _half(offset - middle * scale, f"{name}: a block's smallest value", InputError)
+    if not bool((half.float() + middle * scale == offset).all()):
+        raise InputError(
+            f"{name}: offset - {middle} · scale is not exact in float32; compile from the float checkpoint"
+        )
     return half
 
 

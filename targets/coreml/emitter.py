@@ -43,7 +43,7 @@ class Emitter(FunctionBuilder):
     """One function in the making."""
 
     def __init__(self, program: Program, form: Form, file: WeightFile, function: str) -> None:
-        super().__init__(file, inputs_of(program, form, function))
+        super().__init__(file, inputs_of(program, form, function), form.ios)
         self.program = program
         self.form = form
         self.length = form.functions[function] or -1
@@ -86,7 +86,7 @@ class Emitter(FunctionBuilder):
         name, codec = identifier(split_target(targets[0])[0]), CODECS[known_format(parts).name]
         present = {parameter: part for parameter, part in codec.parameters.items() if part in parts}
         held = {parameter: self.weight(parts[part], f"{name}_{part}") for parameter, part in present.items()}
-        return self.op(codec.operator, name, **held)
+        return codec.decoded(self, name, held)
 
     def width(self, node: Any) -> int:
         """The last size of a value of the graph."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
+from pocketphi.targets.coreml.releases import OLDEST, RELEASES, Release
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Form:
     attention: `sdpa`: one fused operator; `decomposed`: products and a softmax, queries scaled first
     norm:      `max-scaled`: float16 throughout; `fp32`: squares and sums in float32
     flavor:    `functions`: `prefill` and `decode`; `swift-transformers`: one function of any length, for that library
+    ios:       the oldest release that runs it
     """
 
     context: int
@@ -28,6 +30,11 @@ class Form:
     attention: str = "sdpa"
     norm: str = "max-scaled"
     flavor: str = "functions"
+    ios: int = OLDEST
+
+    @property
+    def release(self) -> Release:
+        return RELEASES[self.ios]
 
     @property
     def positions(self) -> int:
@@ -55,4 +62,5 @@ def make_form(config: ModelConfig, options: CoreML, context: int | None = None) 
     tokens = context or min(DEFAULT_CONTEXT, longest)
     if chunk is not None and not 2 <= chunk <= tokens:
         raise InputError(f"coreml: prefill chunks of {chunk} tokens in a context of {tokens}; choose 2 to {tokens}")
-    return Form(tokens, chunk or min(DEFAULT_CHUNK, tokens), options.attention, options.norm, options.flavor)
+    chunk = chunk or min(DEFAULT_CHUNK, tokens)
+    return Form(tokens, chunk, options.attention, options.norm, options.flavor, options.ios)

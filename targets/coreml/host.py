@@ -17,9 +17,10 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec
+from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
-from pocketphi.targets.coreml.mlpackage import MLPackage
+from pocketphi.targets.coreml.mlpackage import MLPackage, Operation
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
@@ -68,7 +69,8 @@ class CoreMLHost(Host):
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         norms = epsilon_check(self.package, self._config.rms_norm_eps)
-        return [norms, self._typecheck(), self._headroom(prompt)]
+        constants = constant_check(self.package, [identifier(name) for name in self._names])
+        return [norms, constants, self._typecheck(), self._headroom(prompt)]
 
     def write_extras(self, prompt: torch.Tensor) -> None:
         recorder = Recorder()
@@ -190,6 +192,12 @@ def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
         return None
     if "" in stored:
         return SavedFloat(stored)
+    source = stored.get("data")
+    if isinstance(source, Operation):  # decoded by one operator for the next one
+        stored = {**stored, **package.parts(function, source.outputs[0][0])}
+        del stored["data"]
+    if not all(isinstance(one, Raw) for one in stored.values()):
+        return None
     codec = next((codec for codec in CODECS.values() if codec.holds(stored)), None)
     if codec is None:
         return None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.threads import one_thread
-from pocketphi.targets.coreml.kernels import MOVES, READ_STORED
+from pocketphi.targets.coreml.kernels import MOVES, READ_STORED, VIEWS
 from pocketphi.targets.coreml.kernels.arguments import affordable
 from pocketphi.targets.coreml.mlpackage import Function, MLPackage, told
 from pocketphi.targets.coreml.plan import CONTROL, Nested, Plan, Step, make_plan, reads, unsupported
@@ -169,6 +169,8 @@ class Interpreter:
             if self.take_ranges and not move and declared.dtype == "fp16":
                 key = f"{function}/{op.name}"
                 self.ranges[key] = max(self.ranges.get(key, 0.0), largest(made))
+            if op.kind not in VIEWS and any(made is argument for argument in arguments.values()):
+                made = made.clone()  # a kernel that had nothing to do: the plan counts on memory of its own
             text = declared.dtype in ("string", "dictionary")
             values[name] = made if text else self.settle(made, declared, move)
 

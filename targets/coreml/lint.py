@@ -27,8 +27,9 @@ class Facts:
 
     weight_bytes:  size of weight.bin
     states:        name → shape, float16
-    blocks:        sizes of int4 and int8 blocks along K → how many matrices; those with one scale a row are not among them
+    blocks:        sizes of blocks along K → how many matrices; those with one scale a row are not among them
     palettes:      matrices that are indices into lookup tables
+    tables:        matrices that are numbers of a table's values, with scales behind it
     dense_bytes:   what all compressed matrices take as float16
     float_weights: matrices left in float16
     float32_norms: norms that compute in float32
@@ -39,6 +40,7 @@ class Facts:
     states: dict[str, tuple[int, ...]]
     blocks: dict[int, int]
     palettes: int
+    tables: int
     dense_bytes: int
     float_weights: list[str]
     float32_norms: int
@@ -55,7 +57,7 @@ class Unit:
 
     limits:   what the unit does not take; what breaks one runs elsewhere, without a word
     slow:     what costs speed or memory on it
-    reported: trouble that others had, and that cannot be looked for here
+    reported: trouble that others had, or nobody yet, and that cannot be looked for here
     """
 
     name: str
@@ -88,11 +90,11 @@ def _gpu(facts: Facts) -> Unit:
     slow = _float_matrices(facts)
     if facts.palettes:
         slow.append(f"{facts.palettes} matrices are palettes, which it gains less from than from blocks")
-    return Unit(GPU, slow=slow)
+    return Unit(GPU, slow=slow, reported=_tables(facts))
 
 
 def _engine(facts: Facts) -> Unit:
-    limits, reported = [], []
+    limits, reported = [], _tables(facts)
     if facts.weight_bytes > ENGINE_WEIGHT_LIMIT:
         limits.append(f"the weight file has {facts.weight_bytes:,} bytes, its limit is {ENGINE_WEIGHT_LIMIT:,}")
     elif facts.weight_bytes > ENGINE_DOUBTFUL:
@@ -116,6 +118,11 @@ def _engine(facts: Facts) -> Unit:
 def _cpu(facts: Facts) -> Unit:
     dense = f"weights are decompressed to {facts.dense_bytes / 1e9:,.2f} GB of float16 when loaded, or at each call"
     return Unit(CPU, slow=[*_float_matrices(facts), *([dense] if facts.dense_bytes else [])])
+
+
+def _tables(facts: Facts) -> list[str]:
+    count = facts.tables
+    return [f"{count} matrices are tables with scales behind them, of whose speed nobody has told"] if count else []
 
 
 def _float_matrices(facts: Facts) -> list[str]:

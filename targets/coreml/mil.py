@@ -24,16 +24,16 @@ from pocketphi.targets.coreml.coremltools_parts import (
     immediate_value,
     types,
 )
+from pocketphi.targets.coreml.releases import OLDEST, RELEASES, Release
 from pocketphi.targets.coreml.weightfile import INLINE, Stored, WeightFile, identifier
 
-SPECIFICATION = 9
-"""iOS 18 and macOS 15: the first with states and blockwise int4."""
 WEIGHT_PATH = "@model_path/weights/weight.bin"
 _TYPES = {"int32": types.int32, "fp16": types.fp16}
 _NUMPY = {
     BlobType.FLOAT16: np.dtype(np.float16),
     BlobType.INT32: np.dtype(np.int32),
     BlobType.INT8: np.dtype(np.int8),
+    BlobType.UINT8: np.dtype(np.uint8),
     BlobType.INT4: types.np_int4_dtype,
     BlobType.UINT2: types.np_uint2_dtype,
     BlobType.UINT3: types.np_uint3_dtype,
@@ -65,11 +65,11 @@ class Input:
 class FunctionBuilder:
     """A function under construction: operators and constants with names of their own."""
 
-    def __init__(self, file: WeightFile, inputs: dict[str, Input]) -> None:
+    def __init__(self, file: WeightFile, inputs: dict[str, Input], ios: int = OLDEST) -> None:
         self.file = file
         features: list[Any] = []
         placeholders = {name: kind.placeholder(features, name) for name, kind in inputs.items()}
-        self.function = Function(placeholders, ct.target.iOS18)
+        self.function = Function(placeholders, getattr(ct.target, f"iOS{ios}"))
         self.function.set_input_types(tuple(features))
         self.inputs: dict[str, Var] = dict(self.function.inputs)
         self.made: dict[Any, Any] = {}
@@ -109,7 +109,9 @@ class FunctionBuilder:
         return name
 
 
-def to_proto(functions: dict[str, Any], default: str, blobs: dict[str, Stored]) -> Any:
+def to_proto(
+    functions: dict[str, Any], default: str, blobs: dict[str, Stored], release: Release = RELEASES[OLDEST]
+) -> Any:
     """The `Model` message of finished functions. More than one, or one not called `main`, make a multifunction model."""
     program = Program()
     for name, function in functions.items():
@@ -125,4 +127,4 @@ def to_proto(functions: dict[str, Any], default: str, blobs: dict[str, Stored]) 
         stored = blobs[var.op.weight_id]
         return file_value(var, WEIGHT_PATH, stored.record_offset, stored.shape)
 
-    return export(program, SPECIFICATION, value_of)
+    return export(program, release.specification, value_of)

@@ -24,10 +24,11 @@ from pocketphi.targets.coreml.blobfile import BlobFiles
 from pocketphi.targets.coreml.declared import Allowed, allowed
 from pocketphi.targets.coreml.proto import model_pb2
 from pocketphi.targets.coreml.raw import ValueType, carrier
+from pocketphi.targets.coreml.releases import NEWEST, RELEASES
 from pocketphi.targets.coreml.values import Constant, Name, Reader
 
-NEWEST_SPECIFICATION = 9
-"""iOS 18 and macOS 15: states, int4, several functions in one package."""
+NEWEST_SPECIFICATION = RELEASES[NEWEST].specification
+"""What it has beyond that of iOS 18 is int8 as a type of inputs and outputs, which the program's own types say already."""
 
 LARGEST_MODEL = (1 << 31) - 1
 """Bytes: the largest message that protobuf reads."""
@@ -100,7 +101,7 @@ class Function:
 
 @dataclass(frozen=True)
 class MLPackage:
-    """An opened package. specification: its version, 9 for iOS 18; metadata: the user-defined texts of the description."""
+    """An opened package. specification: its version (`releases.py`); metadata: the user-defined texts of the description."""
 
     path: Path
     specification: int
@@ -116,8 +117,8 @@ class MLPackage:
         spec = parse_model(model_path)
         if spec.specificationVersion > NEWEST_SPECIFICATION:
             raise InputError(
-                f"{path}: specification version {spec.specificationVersion} is newer than {NEWEST_SPECIFICATION} (iOS 18), "
-                "the newest that is understood"
+                f"{path}: specification version {spec.specificationVersion} is newer than {NEWEST_SPECIFICATION} "
+                f"(iOS {NEWEST}), the newest that is understood"
             )
         if spec.WhichOneof("Type") != "mlProgram":
             raise InputError(f"{path}: holds a {spec.WhichOneof('Type') or 'model without a type'}, not an ML program")

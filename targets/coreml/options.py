@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.options import option
+from pocketphi.targets.coreml.releases import OLDEST, RELEASES
 from pocketphi.targets.target import TargetOptions
 
 DEFAULT_CONTEXT = 2048
@@ -19,6 +20,12 @@ class CoreML(TargetOptions):
 
     target = "coreml"
 
+    ios: int = option(
+        OLDEST,
+        "the oldest iOS that runs it: {default} (default), or 26, whose files may hold int2, int3, int6, nl3 and nl4 too",
+        choices=tuple(RELEASES),
+        metavar="N",
+    )
     chunk: int | None = option(
         None, f"tokens of a prefill call (default {DEFAULT_CHUNK})", flag="prefill-chunk", metavar="N"
     )

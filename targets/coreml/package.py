@@ -28,6 +28,7 @@ from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, op_name
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.coreml.blob import ALIGN, header
+from pocketphi.targets.coreml.codecs import CODECS, TableCodec
 from pocketphi.targets.coreml.emitter import STATES
 from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.lint import Facts, lint
@@ -83,7 +84,8 @@ class CoreMLBundle(Prepared):
     def write(self, folder: Path, progress: Progress) -> Packaged:
         form = self._form
         file = replace(self._file, weights=stored_weights(self._program, form))
-        model = to_proto(lower(self._program, form, file), "main" if form.flexible else "decode", file.blobs)
+        functions, default = lower(self._program, form, file), "main" if form.flexible else "decode"
+        model = to_proto(functions, default, file.blobs, form.release)
         self._describe(model)
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)
@@ -130,6 +132,7 @@ class CoreMLBundle(Prepared):
             "attention": form.attention,
             "norm": form.norm,
             "flavor": form.flavor,
+            "ios": form.ios,
             "state_bytes": self._facts.state_bytes,
             "kv_cache_bytes_per_token": self._options.kv_cache_bytes(self._program.config),
             "weight_bytes": self._file.size,
@@ -156,6 +159,7 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
         states=dict.fromkeys(STATES, state),
         blocks=dict(sorted(Counter(block for block, columns in scales if block < columns).items())),
         palettes=len(compressed) - len(scales),
+        tables=sum(isinstance(CODECS[one.name], TableCodec) for p in matrices.values() if (one := format_of(p))),
         dense_bytes=sum(2 * rows * columns for (rows, columns), _ in compressed),
         float_weights=[name for name in matrices if name in floats],
         float32_norms=sum(operators[norm] for norm in NORMS) if form.norm == "fp32" else 0,

@@ -220,7 +220,9 @@ def _share(steps: list[Step], function: Function, last: Mapping[str, int], keep:
             state_roots[state] = root if step.own else -2 - len(function.states) - index
             continue
         source = step.names.get("x")
-        root = roots.get(source, -1) if isinstance(source, str) and step.op.kind in VIEWS else index
+        root = index
+        if step.op.kind in VIEWS:  # of a constant too, whose memory serves the next run
+            root = roots.get(source, -1) if isinstance(source, str) else -1
         if step.op.kind == "slice_update":
             step.in_place = root != -1 and _unseen(steps, index, root, roots, state_roots, last)
             root = root if step.in_place else index

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Format
 from pocketphi.graph.reading import typed
-from pocketphi.targets.coreml.codecs import CODECS
+from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
+from pocketphi.targets.coreml.releases import OLDEST, RELEASES
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target
 
@@ -28,6 +30,7 @@ class _Details:
 
     cache_rows: int = 0
     chunk: int | None = None
+    ios: int = OLDEST
     flavor: str = "functions"
 
 
@@ -46,6 +49,12 @@ class CoreMLTarget(Target[CoreML]):
     default_context = DEFAULT_CONTEXT  # in the package
     platforms = frozenset({"ios"})
     kits = (Kit("ios", "coreml", ("ios", "ios-coreml"), "Tests/KITTests/vectors.json"),)
+
+    def holds(self, options: CoreML) -> Mapping[str, Codec]:
+        return {name: codec for name, codec in CODECS.items() if codec.ios <= options.ios}
+
+    def instead(self, form: type[Format]) -> str:
+        return f"add --ios {CODECS[form.name].ios}" if form.name in CODECS else form.instead
 
     def runtime(self, config: ModelConfig, options: CoreML, longest: int, held: int) -> Runtime:
         chunk = min(options.chunk or DEFAULT_CHUNK, held)
@@ -74,13 +83,16 @@ class CoreMLTarget(Target[CoreML]):
         importlib.import_module("pocketphi.targets.coreml.host")
 
     def options_of(self, record: TargetRecord) -> CoreML:
-        return CoreML(chunk=_details(record).chunk)
+        details = _details(record)
+        return CoreML(chunk=details.chunk, ios=details.ios)
 
     def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
         details = _details(record)
         if details.flavor == "swift-transformers":
             raise InputError("its package is for swift-transformers; compile with --flavor functions")
-        return {"chunk": details.chunk or 0, "rows": details.cache_rows}
+        release = RELEASES[details.ios]
+        system = {"ios": details.ios, "macos": release.macos, "swift_tools": release.swift_tools}
+        return {"chunk": details.chunk or 0, "rows": details.cache_rows, **system}
 
     def commands(self) -> list[Command]:
         from pocketphi.targets.coreml import run_command

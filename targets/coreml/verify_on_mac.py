@@ -3,6 +3,8 @@
 
     python3 verify_on_mac.py [--units cpu|gpu|ane|all] [--json]
 
+A package for iOS 18 takes macOS 15, one that was compiled with --ios 26 takes macOS 26 and coremltools 9.
+
 Runs the prompt of test_vectors.npz through `prefill` (or `main`), then each further token through `decode`, with one state,
 and compares the logits. Exit code 1 where they are further apart than the tolerance in that file.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +51,13 @@ def compare(vectors: Mapping[str, Any], call: Call) -> list[dict[str, Any]]:
     return results
 
 
+def needed_macos(manifest: Path) -> int:
+    """The oldest release of macOS that runs the package, by the bundle's manifest; 15 for a package without one."""
+    told = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {"targets": {"coreml": {}}}
+    ios = int(told["targets"]["coreml"].get("ios", 18))
+    return {18: 15}.get(ios, ios)  # from 26 on they count alike
+
+
 def on_this_mac(package: Path, units: str, functions: list[str]) -> Call:
     import coremltools as ct
 
@@ -76,6 +86,12 @@ def main() -> int:
         return 2
     if not (folder / "test_vectors.npz").is_file():
         sys.stderr.write("verify_on_mac.py: no test_vectors.npz here: the bundle was compiled with --verify never\n")
+        return 2
+    needed = needed_macos(folder / "manifest.json")
+    if int(platform.mac_ver()[0].partition(".")[0]) < needed:
+        sys.stderr.write(
+            f"verify_on_mac.py: this package takes macOS {needed}; this is macOS {platform.mac_ver()[0]}\n"
+        )
         return 2
     vectors = np.load(folder / "test_vectors.npz")
     functions = list(dict.fromkeys(step["function"] for step in json.loads(str(vectors["calls"]))))

@@ -23,6 +23,11 @@ from pocketphi.targets.coreml.form import Form
 
 PACKAGE = "model.mlpackage"
 
+_TYPES = {
+    np.dtype(np.int32): BlobType.INT32,
+    np.dtype(np.float16): BlobType.FLOAT16,
+    np.dtype(np.int8): BlobType.INT8,
+}
 INLINE = 10
 """Constants of fewer elements lie in the model itself, as coremltools has it."""
 
@@ -72,9 +77,9 @@ def plan_weights(program: Program, form: Form) -> WeightFile:
     for name, weight in weights.items():
         for part, stored in _blobs(weight.parts).items():
             wanted[f"{name}:{part}" if part else name] = stored
-    constants = _constants(program, form)
+    constants = _constants(program, form, weights)
     for name, value in constants.items():
-        wanted[name] = (BlobType.INT32 if value.dtype == np.int32 else BlobType.FLOAT16, value.shape)
+        wanted[name] = (_TYPES[value.dtype], value.shape)
     blobs, end = {}, ALIGN  # the header
     for key, (kind, shape) in wanted.items():
         blob = Blob(kind, int(np.prod(shape)), -(-end // ALIGN) * ALIGN + ALIGN)
@@ -100,8 +105,9 @@ def _blobs(parts: Mapping[str, PartSpec]) -> Blobs:
     return {"": (BlobType.FLOAT16, parts[""].shape)}
 
 
-def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
-    """Constants too large to lie in the model: positions, and the zeros that `linear` wants as a bias."""
+def _constants(program: Program, form: Form, weights: Mapping[str, LazyWeight]) -> dict[str, np.ndarray]:
+    """Constants too large to lie in the model: positions, the zeros that `linear` wants as a bias, what a format has for all of
+    its weights."""
     found: dict[str, np.ndarray] = {"const.positions": np.arange(form.positions, dtype=np.int32)}
     for node in program.graph.nodes:
         if node.op != "call_function":
@@ -114,6 +120,8 @@ def _constants(program: Program, form: Form) -> dict[str, np.ndarray]:
             folds = {1, heads // kv_heads} if op_name(node) == "edge.attention" else {1}
             for fold in sorted(folds):
                 found[f"const.steps_{fold}"] = steps(form.chunk, fold)
+    for one in filter(None, (format_of(weight.parts) for weight in weights.values())):
+        found |= CODECS[one.name].constants()
     return {name: value for name, value in found.items() if value.size >= INLINE}
 
 

@@ -79,8 +79,8 @@ class Blocks:
         return e.shape(held[self.values])[1] * 8 // self.format.bits // e.shape(held["scale"])[1]
 
 
-class Int4Blocks(Blocks):
-    """int4, perhaps with offsets. Float zero points would say the same in one operator, but make MatMulNBits dequantize the
+class OffsetBlocks(Blocks):
+    """Blocks that may have offsets. Float zero points would say the same in one operator, but make MatMulNBits dequantize the
     matrix at each call."""
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
@@ -114,8 +114,8 @@ class Int4Blocks(Blocks):
 
 CODECS: dict[str, Blocks] = {
     "int2": Blocks(Int2),
-    "int4": Int4Blocks(Int4),
-    "int8": Blocks(Int8),
+    "int4": OffsetBlocks(Int4),
+    "int8": OffsetBlocks(Int8),
 }
 
 

@@ -55,6 +55,14 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
     assert tree(tmp_path) == {"out/old": b"0"}
 
 
+@pytest.mark.parametrize("name", ["loop", "loop/out"])
+def test_a_link_to_itself(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"loop(/out)?: a link that leads to itself; remove it$"):
+        new_folder(tmp_path / name, 0, replace=True).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 MAKER = """
 import os, signal, sys
 from pathlib import Path

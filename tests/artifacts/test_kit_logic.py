@@ -11,6 +11,7 @@ import pytest
 from pocketphi.artifacts.kits.chat_format import PROBES, read_chat_format
 from pocketphi.artifacts.kits.reference import Call, ChatFormat, Messages, Rules, Sampler, SplitMix64, stream
 from pocketphi.artifacts.kits.vectors import make_vectors
+from pocketphi.graph.chat_template import ChatTemplate
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ def renderer(template: str) -> Any:
 @pytest.mark.parametrize("template", [PHI3, FIRST_PHI3, PHI4, LLAMA2, DEFAULT_SYSTEM, TRIMS_ALL, TRIMS_SYSTEM])
 def test_the_strings_of_a_template_give_its_prompts(template: str) -> None:
     render = renderer(template)
-    made = read_chat_format(render)
+    made = read_chat_format(render, ChatTemplate(template).words)
     checked = [messages for messages in PROBES if all(role in made.roles for role, _ in messages)]
     assert len(checked) >= 5
     for messages in checked:
@@ -92,6 +93,32 @@ def test_cuts_are_where_a_reader_expects_them() -> None:
     ],
 )
 def test_a_template_that_does_more_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="the chat template does more than write one message after the other"):
+        read_chat_format(renderer(template))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "message['content'].split('</think>')[-1]",
+        "message['content'] | replace('<|', '< |')",
+        "message['content'].replace('<|end|>', '')",
+        r"message['content'] | replace('\r\n', '\n')",
+        "(message['content'][9:] if message['content'].startswith('/no_think') else message['content'])",
+        "(message['content'] or 'Go on.')",
+        "message['content'] | truncate(1000)",
+        "message['content'] | urlize",
+    ],
+)
+def test_a_template_that_looks_into_messages_is_refused(content: str) -> None:
+    """The kits would write what a message holds, where the template writes something else."""
+    template = PHI4.replace("message['content']", f"({content})")
+    with pytest.raises(InputError, match="the chat template does more than write one message after the other"):
+        read_chat_format(renderer(template), ChatTemplate(template).words)
+
+
+def test_a_template_that_forgets_is_refused() -> None:
+    template = PHI4.replace("in messages", "in messages[-9:]")
     with pytest.raises(InputError, match="the chat template does more than write one message after the other"):
         read_chat_format(renderer(template))
 

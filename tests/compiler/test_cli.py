@@ -260,6 +260,43 @@ def test_an_output_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tm
     assert f"cannot be written: {tmp_path / 'file'} is not a folder; choose another -o" in stderr
 
 
+CLOSED = """
+import os, sys
+from pocketphi.compiler import cli, start
+def told():
+    opened = os.open("told", os.O_CREAT | os.O_WRONLY)
+    os.write(1, b"a library's own words"), os.write(2, b"a library's own words")
+    print("to a stream"), print("to another", file=sys.stderr)
+    os.write(opened, f"{opened} {sys.stdin.read()!r} {os.get_inheritable(1)}".encode())
+    return 0
+cli.entry = told
+sys.exit(start.entry())
+"""
+
+
+def test_closed_streams_are_no_files(tmp_path: Path) -> None:
+    """`<&- >&- 2>&-`: a file that is opened first would get the number of a stream, and what is written to it."""
+    command = [sys.executable, "-c", CLOSED]
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=lambda: os.closerange(0, 3))
+    assert done.returncode == 0
+    assert (tmp_path / "told").read_text() == "3 '' True"
+
+
+def test_the_exit_code_where_nothing_can_be_said(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m pocketphi.compiler inspect nothing 2>/dev/full"
+    assert subprocess.run(command, cwd=tmp_path, shell=True, stdout=subprocess.DEVNULL).returncode == 2
+
+
+def test_in_a_folder_that_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    code, _, stderr = run(capsys, "inspect", "random:tiny")
+    assert (code, stderr) == (2, "pocketphi: the current folder was deleted; go to another one and start again\n")
+    tmp_path.mkdir()
+
+
 def test_a_file_limit_in_the_middle_of_writing(tmp_path: Path) -> None:
     """The disk is full: simulated by a limit on the size of files, which fails the same calls."""
     command = [sys.executable, "-m", "pocketphi.compiler", "compile", "random:tiny", "--recipe", "rtn", "-o", "out"]
@@ -484,10 +521,8 @@ def test_what_can_be_refused_early_is(
     ("options", "message"),
     [
         (("--calibration", "x", "--recipe", "rtn"), "--calibration: --recipe rtn has no use for it"),
-        (("--recipe", "keep", "--asymmetric"), "leave out --asymmetric"),
         (("--recipe", "keep", "--palette"), "--palette: --recipe keep keeps the file's blocks; choose search or rtn"),
         (("--palette", "--asymmetric"), "--palette: a table has no zero points; leave out --asymmetric"),
-        (("--recipe", "keep", "--block", "64"), "the file's blocks are of 32, not --block 64"),
         (("--cache", "/proc/none"), "/proc/none: the cache cannot be made"),
     ],
 )

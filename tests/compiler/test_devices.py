@@ -17,7 +17,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
 from pocketphi.compiler.devices import Device, find_device, read_devices
-from pocketphi.compiler.footprint import bundle_footprint, footprint, kept_offsets
+from pocketphi.compiler.footprint import bundle_footprint, footprint, kept_weights
 from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.plan import plan, prepare
@@ -193,7 +193,7 @@ def test_blocks_with_an_offset_are_kept_as_planned(target: str) -> None:
     options = compile_options("sample", Path("x"), (target,), recipe="keep")
     source = open_checkpoint("sample")
     planned, slack = planned_weights(options)
-    made = footprint(source.config, target, options, offsets=kept_offsets(source))
+    made = footprint(source.config, target, options, kept=kept_weights(source))
     assert 0 <= planned - made.files <= slack
     assert planned - footprint(source.config, target, options).files > slack
     assert plan(options).run[target] == made
@@ -332,6 +332,12 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert not out.exists()
     assert main(["compile", "random:tiny", "-o", str(out), "--fit"]) == 2
     assert "--fit: to what? name a --device" in capsys.readouterr().err
+    for speed in ("1e-320", "0", "nan", "inf"):
+        slow = ["--device", "pixel-8", "--min-tokens-per-second", speed]
+        assert main(["compile", "random:tiny", "-o", str(out), *slow, "--dry-run"]) == 2
+        assert f"--min-tokens-per-second {speed}: expected a number, 0.001 or more" in capsys.readouterr().err.replace(
+            "9.99989e-321", speed
+        )
     assert (
         main(
             ["compile", "random:tiny", "-o", str(out), "--recipe", "rtn", "--device", "pixel-8", "--dry-run", "--json"]

@@ -22,6 +22,7 @@ from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.formats import Tables, format_of
 from pocketphi.graph.gguf_file import GgufFile
+from pocketphi.graph.kept import Grouped
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.safetensors_file import RowReader
@@ -159,6 +160,14 @@ def swapped_nibbles(old: Any) -> Any:
     return read
 
 
+def lower_offset(old: Any) -> Any:
+    def read(*given: Any) -> Any:
+        kept = old(*given)
+        return replace(kept, offset=kept.offset - kept.scale)
+
+    return read
+
+
 def keeping_space(old: Any) -> Any:
     def find(*given: Any) -> Any:
         model, kind = old(*given)
@@ -201,8 +210,8 @@ READERS: dict[str, tuple[str, Patch]] = {
     "q and k in another order": ("llama", parts(lambda i, part: replace(part, head_dim=0))),
     "k in another order": ("llama", parts(lambda i, part: replace(part, head_dim=0 if i == 1 else part.head_dim))),
     "phi3 in another order": ("phi3", parts(lambda i, part: replace(part, head_dim=16))),
-    "kept nibbles": ("q4_0", broken(GgufFile, "_int4", swapped_nibbles)),
-    "kept offset": ("q4_1", broken(gguf_file, "SYMMETRIC_ZERO", lambda old: 7)),
+    "kept nibbles": ("q4_0", broken(GgufFile, "_blocks", swapped_nibbles)),
+    "kept offset": ("q4_1", broken(Grouped, "as_blocks", lower_offset)),
     "cut": ("llama", vocabulary(pre=lambda pre: "gpt-2")),
     "another cut": ("freqs", vocabulary(pre=lambda pre: "llama-bpe")),
     "order of merges": ("llama", vocabulary(merges=lambda merges: merges[::-1])),

@@ -26,9 +26,10 @@ from pocketphi.graph import random_weights
 from pocketphi.graph.config import LongRope
 from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.random_weights import PUBLISHED
-from pocketphi.targets.coreml import codecs
+from pocketphi.targets.coreml import codecs, package
 from pocketphi.targets.coreml.emitter import Emitter
 from pocketphi.targets.coreml.mil import FunctionBuilder
+from pocketphi.targets.coreml.weightfile import WeightFile
 
 WINDOW, SWITCH, CONTEXT = 20, 24, 30
 """Of the model, whose LongRoPE switches while a decode passes the window."""
@@ -50,7 +51,8 @@ def wrong(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     monkeypatch.setattr(numerics, "_DECODE", 3)
 
     def run(sabotage: Callable[[pytest.MonkeyPatch], None], **options: Any) -> list[str]:
-        asked = {"recipe": "rtn", "verify": "never", "chunk": 8, "context": CONTEXT, "cache": cache, **options}
+        recipe = {} if "policy" in options else {"recipe": "rtn"}
+        asked = {**recipe, "verify": "never", "chunk": 8, "context": CONTEXT, "cache": cache, **options}
         with monkeypatch.context() as patch:
             sabotage(patch)
             bundle = compile_model(compile_options("random:sabotage", tmp_path / "b", ("coreml",), **asked))
@@ -138,6 +140,35 @@ def test_nothing_is_said_of_rules_that_are_right(options: dict[str, Any], wrong:
 def test_a_broken_rule_is_seen(rule: str, wrong: Callable[..., list[str]]) -> None:
     options, sabotage = RULES[rule]
     assert wrong(sabotage, **options)
+
+
+def last_of(constant: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """The last value of a constant, which no short text reads, is written otherwise than the lowering has it."""
+    records = package.records
+
+    def sabotage(patch: pytest.MonkeyPatch) -> None:
+        def changed(file: WeightFile) -> dict[int, bytes]:
+            value = file.constants[constant].copy()
+            value[-1] += 1
+            return {**records(file), file.blobs[constant].blob.offset: value.tobytes()}
+
+        patch.setattr(package, "records", changed)
+
+    return sabotage
+
+
+@pytest.mark.parametrize("constant", ["const.positions", "const.zeros_64", "const.steps_2"])
+def test_a_late_value_of_a_constant_is_seen(constant: str, wrong: Callable[..., list[str]]) -> None:
+    assert "constants with other values" in wrong(last_of(constant))
+
+
+def test_a_function_with_another_norm_than_its_sister_is_seen(wrong: Callable[..., list[str]]) -> None:
+    weight, other = FunctionBuilder.weight, "model.layers.1.input_layernorm.weight"
+
+    def in_prefill(self: Emitter, target: str, name: str) -> Any:
+        return weight(self, other if "post_attention" in target and self.length > 1 else target, name)
+
+    assert "constants with other values" in wrong(lambda patch: patch.setattr(Emitter, "weight", in_prefill))
 
 
 def no_zero(patch: pytest.MonkeyPatch) -> None:

@@ -79,16 +79,15 @@ def test_a_second_compile_finds_its_weights_in_the_cache(
 
 
 def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
-    """Q4_1 blocks with their float minimum: nothing but the embedding, stored in 8 bits, is rounded."""
+    """Q4_1 blocks with their float minimum, and the embedding's Q8_0: nothing is rounded."""
     options = compile_options("sample", tmp_path / "keep", recipe="keep", verify="always")
     manifest = compile_model(options).manifest
     assert manifest.verification
     assert manifest.verification.ok
-    (refused,) = {tuple(entry) for report in manifest.passes for entry in report.refused}
-    assert "embed_tokens.weight is stored as Q8_0, not in 4-bit blocks: rounded to nearest" in refused[1]
+    assert [entry for report in manifest.passes for entry in report.refused] == []
     result = evaluate_model(str(tmp_path / "keep"), None, 512, 512, "sample", Ui())
     assert result.kl is not None
-    assert result.kl < 0.12  # the embedding's rounding alone
+    assert result.kl <= 1e-2  # what ONNX Runtime makes of activations
 
 
 def test_core_ml_says_the_same(sample_bundle: Path, sample_cache: Path, tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ def test_what_verification_adds_is_in_the_budget(model: str, tmp_path: Path) -> 
             {"policy": Path("x"), "recipe": "keep"},
             "--policy: --recipe keep takes the formats of the file; leave out one",
         ),
+        (
+            {"policy": Path("x"), "recipe": "rtn"},
+            "--policy: its rules say the recipe of each weight; leave out --recipe rtn",
+        ),
         ({"bits": 0.5}, "--bits 0.5: expected 1 to 16 bits a weight"),
         ({"preset": "best"}, "--preset best: expected small or balanced"),
     ],
@@ -149,7 +153,10 @@ RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
         (RULE.replace("search", "serch"), "rule 1: --recipe serch: expected one of search, rtn, keep"),
         (RULE + "blok = 32\n", "rule 1: search of int4: blok is 32, expected block, symmetric, scale_bits only"),
         (RULE + "block = 31\n", "rule 1: search of int4: block is 31, expected one of 0, 16"),
-        (RULE.replace("int4", "int3"), "is to be int3, which .* cannot hold; it holds int2, int4"),
+        (
+            RULE.replace("int4", "int3"),
+            r"is to be int3, which .* cannot hold; choose another format \(it holds int2, int4, int8\)",
+        ),
         (RULE.replace('"*"', '"head*"'), r"head\* matches no weight; there is model.embed_tokens.weight"),
         (RULE.replace('"*"', '"lm_head*"'), "no rule matches model.embed_tokens.weight"),
         (

@@ -194,12 +194,58 @@ def test_files_that_say_it_already_keep_their_bytes(model: Path, tmp_path: Path)
         ),
         ("added_tokens.json", ["tokenizer.json: 6 tokens, first '<|endoftext|>', are as the files beside it say"]),
         ("merges as lines", []),
+        (
+            "split_special_tokens",
+            ["tokenizer_config.json: split_special_tokens is true: transformers and pocketphi read"],
+        ),
     ],
 )
 def test_what_was_changed_is_said(name: str, notices: list[str], model: Path, tmp_path: Path) -> None:
     folder = add_tokenizer(model_folder(model, tmp_path / "m"), edit=FOLDERS[name])
     came = check_text(HfFolder(folder)).notices
     assert [said[: len(notice)] for said, notice in zip(came, notices, strict=True)] == notices
+
+
+def unigram(data: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    pieces = ["<unk>", "<s>", "</s>", *"▁abcdefghijklmnopqrstuvwxyz.,"]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [[piece, -1.0] for piece in pieces], "byte_fallback": False}
+    spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    data.update(model=model, normalizer=None, pre_tokenizer=spaces, decoder=spaces, added_tokens=[])
+    config.update(clean_up_tokenization_spaces=True, tokenizer_class="PreTrainedTokenizerFast", chat_template=None)
+    config.pop("added_tokens_decoder")
+
+
+@pytest.mark.parametrize("edit", [unigram, lambda data, config, folder: config.pop("clean_up_tokenization_spaces")])
+def test_spaces_before_punctuation_stay(edit: Edit, model: Path, tmp_path: Path) -> None:
+    """transformers takes them out of what it decodes where the configuration says so; swift-transformers, where it does not
+    say otherwise."""
+    folder = add_tokenizer(model_folder(model, tmp_path / "m"), edit=edit)
+    text, said = read(folder), edit is unigram
+    assert json.loads(text.files["tokenizer_config.json"])["clean_up_tokenization_spaces"] is False
+    assert [notice for notice in text.notices if "takes spaces before punctuation" in notice] == (
+        [text_check._SPACES] if said else []
+    )
+    bundle = tmp_path / "b"
+    bundle.mkdir()
+    write_files(bundle, text.files)
+    shutil.copy(folder / "config.json", bundle)
+    want, ours, again = reference(folder), Tokenizer.load(bundle), reference(bundle)
+    ids = want("hello .").input_ids
+    assert want.decode(ids) == ("hello." if said else "hello .")
+    assert ours.decode(ids) == again.decode(ids) == "hello ."
+    assert [c for c in text_checks(bundle, HfFolder(folder).config, without_genai(text)) if not c.ok] == []
+
+
+def test_a_panic_of_the_library_is_one_line(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def edit(data: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+        flags = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": True, "special": False}
+        data["added_tokens"].append({"id": 314, "content": "\n\n", **flags})
+        config.pop("added_tokens_decoder")
+
+    folder = add_tokenizer(model_folder(model, tmp_path / "m"), edit=edit)
+    with pytest.raises(InputError, match=r"the tokenizer cannot be read \(AddedVocabulary bad split"):
+        read(folder)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_opens_random_weights() -> None:
     assert isinstance(opened, RandomWeights)
     assert (opened.label, opened.config) == ("random:tiny@3", TINY)
     assert opened.tokenizer_files() == {}
-    assert opened.int4_kind("lm_head.weight") is None
+    assert opened.kept("lm_head.weight") is None
 
 
 def test_refuses_other_models(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Int4, Int8
+from pocketphi.graph.gguf_blocks import BLOCKS
 from pocketphi.graph.gguf_file import GgufFile, sample_path
 from pocketphi.graph.hf_config import config_of_hf
+from pocketphi.graph.kept import Kept
 from pocketphi.graph.opening import open_checkpoint
 
 Array = npt.NDArray[np.float32]
@@ -170,9 +173,8 @@ def test_reads_the_sample() -> None:
     assert (checkpoint.config.bos, checkpoint.config.eos, checkpoint.config.pad) == (1, (2, 0), 2)
     assert differing(checkpoint, expected(sample_path()), ranges=3) == []
     # every Q4_1 tensor of it has float zero points somewhere
-    assert [
-        n for n in checkpoint.tensors if checkpoint.int4_kind(n) != {"Q4_1": "offset"}.get(checkpoint.tensors[n].dtype)
-    ] == []
+    forms = {"Q4_1": Kept(Int4, 32, "offset"), "Q8_0": Kept(Int8, 32)}
+    assert [n for n in checkpoint.tensors if checkpoint.kept(n) != forms.get(checkpoint.tensors[n].dtype)] == []
 
 
 def test_llama_as_phi3_gives_the_same_logits(tmp_path: Path) -> None:
@@ -235,10 +237,11 @@ def test_q4_0_is_kept_exactly(tmp_path: Path, arch: str) -> None:
     checkpoint = GgufFile(write(tmp_path / "m.gguf", arch, tensors, Type.Q4_0))
     for name, info in checkpoint.tensors.items():
         if info.dtype == "F32":
-            assert checkpoint.int4_kind(name) is None
+            assert checkpoint.kept(name) is None
         else:
-            assert checkpoint.int4_kind(name) == "symmetric"
-            int4 = checkpoint.read_int4(name, 5, info.rows - 3)
+            assert checkpoint.kept(name) == Kept(Int4, 32)
+            int4 = checkpoint.read_kept(name, 5, info.rows - 3)
+            assert isinstance(int4, Int4)
             assert int4.block == 32
             assert int4.zero is None
             assert int4.offset is None
@@ -257,8 +260,8 @@ def test_q4_1_is_kept_exactly(tmp_path: Path, d: float, m: float) -> None:
     tensors = random_tensors("llama") | {"blk.0.attn_output.weight": weight}
     checkpoint = GgufFile(write(tmp_path / "m.gguf", "llama", tensors, {"blk.0.attn_output.weight": Type.Q4_1}))
     name = "model.layers.0.self_attn.o_proj.weight"
-    assert checkpoint.int4_kind(name) == "offset"
-    int4 = checkpoint.read_int4(name, 1, 4)
+    assert checkpoint.kept(name) == Kept(Int4, 32, "offset")
+    int4 = checkpoint.read_kept(name, 1, 4)
     if d:
         assert int4.values().numpy().tolist() == q[1:4].tolist()
     assert torch.equal(int4.dequantize(), checkpoint.read(name, 1, 4))
@@ -287,7 +290,7 @@ def test_a_kept_block_that_is_not_finite(tmp_path: Path, kind: Type, at: int, wh
     checkpoint = GgufFile(path)
     name = "model.layers.1.self_attn.qkv_proj.weight"
     row = HEADS * DIM + 2 + DIM // 2  # the pair (4, 5) of stored rows is the third, and 5 its second half
-    for read, said in ((checkpoint.read_int4, f"a {what}"), (checkpoint.read, "a value")):
+    for read, said in ((checkpoint.read_kept, f"a {what}"), (checkpoint.read, "a value")):
         with pytest.raises(
             InputError, match=rf"m.gguf: row 5 of 'blk.1.attn_k.weight' holds {said} that is not a finite"
         ):
@@ -323,12 +326,51 @@ def test_a_norm_that_is_not_finite_and_large_weights_that_are(tmp_path: Path) ->
         checkpoint.read("model.norm.weight", 0, HIDDEN)
 
 
-def test_a_tensor_of_two_types_names_both_and_is_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_q8_0_is_kept_exactly(tmp_path: Path, arch: str) -> None:
+    checkpoint = GgufFile(write(tmp_path / "m.gguf", arch, random_tensors(arch), Type.Q8_0))
+    for name, info in checkpoint.tensors.items():
+        if info.dtype == "Q8_0":
+            assert checkpoint.kept(name) == Kept(Int8, 32)
+            assert torch.equal(
+                checkpoint.read_kept(name, 5, info.rows - 3).dequantize(), checkpoint.read(name, 5, info.rows - 3)
+            )
+
+
+def test_q4_k_keeps_its_values_and_rounds_its_scales(tmp_path: Path) -> None:
+    """The blocks are random bytes, which is any Q4_K; the library dequantizes. A product of float16 and 6 bits, rounded to
+    float16: off by 2⁻¹¹ of it, times 15 for a scale; values near float16's smallest by half of that."""
+    columns, rows = 512, 64
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 256, (rows, columns // 256, 144), np.uint8)
+    halves = generator.uniform(0, 2e-3, (rows, columns // 256, 2)).astype(np.float16)
+    blocks[..., :4] = halves.view(np.uint8)
+    data = blocks.reshape(rows, -1)
+    made = BLOCKS[Type.Q4_K].rows(data)
+    want = torch.from_numpy(gguf.quants.dequantize(data, Type.Q4_K))
+    assert torch.equal(made.dequantize(), want)
+    held = made.as_blocks(BLOCKS[Type.Q4_K].kept)
+    assert torch.equal(held.values(), made.q)
+    assert (held.block, held.scale.shape) == (32, (rows, columns // 32))
+    assert made.bias is not None
+    largest = 15 * made.scale.abs() + made.bias.abs()
+    bound = (largest * (2.0**-11 + 2.0**-22) + 16 * 2.0**-25).repeat_interleave(32, 1)
+    assert bool(((held.dequantize() - want).abs() <= bound).all())
+    assert not torch.equal(held.dequantize(), want)  # which is why it is told
+    assert "rounded to float16" in BLOCKS[Type.Q4_K].kept.rounds
+
+
+def test_a_tensor_of_two_types_names_both_and_is_kept_in_the_wider(tmp_path: Path) -> None:
     kinds = {f"blk.0.attn_{kind}.weight": Type.Q4_0 for kind in "qk"} | {"blk.0.attn_v.weight": Type.Q8_0}
     path = write(tmp_path / "m.gguf", "llama", random_tensors("llama"), kinds)
     checkpoint = GgufFile(path)
     assert checkpoint.tensors["model.layers.0.self_attn.qkv_proj.weight"].dtype == "Q4_0+Q8_0"
-    assert checkpoint.int4_kind("model.layers.0.self_attn.qkv_proj.weight") is None
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    assert checkpoint.kept(name) == Kept(Int8, 32)
+    rows = checkpoint.tensors[name].rows
+    assert torch.equal(checkpoint.read_kept(name, 3, rows).dequantize(), checkpoint.read(name, 3, rows))
+    other = checkpoint.kept("model.layers.0.self_attn.o_proj.weight")
+    assert other is None  # F32
     assert differing(checkpoint, expected(path), ranges=2) == []
 
 

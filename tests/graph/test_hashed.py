@@ -184,7 +184,7 @@ def test_passes_the_rest_on() -> None:
     hashed = HashedCheckpoint(RandomWeights("random:tiny"))
     assert (hashed.label, hashed.config) == ("random:tiny", TINY)
     assert hashed.tokenizer_files() == {}
-    assert hashed.int4_kind(HEAD) is None
+    assert hashed.kept(HEAD) is None
     assert (list(hashed.files), hashed.file_bytes) == ([], 0)
 
 

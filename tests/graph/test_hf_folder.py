@@ -183,7 +183,7 @@ def test_says_where_the_config_may_be(tmp_path: Path) -> None:
     save(tmp_path / "inner", tensors())
     refused(tmp_path, rf"^{tmp_path}/config.json: no such file; its folder 'inner' holds one$")
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, r"config.json: no such file; this is an adapter: merge it into its base model, and save that$")
+    refused(tmp_path, r"config.json: no such file; this is an adapter: compile its base model, with --lora ")
 
 
 @pytest.mark.parametrize(

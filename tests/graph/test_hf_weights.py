@@ -182,7 +182,7 @@ LAYER = "model.layers.1.self_attn.qkv_proj"
         ({f"{LAYER}.bias": torch.ones(128)}, rf"holds the tensor '{LAYER}.bias', which has no place in Phi-3"),
         (
             {f"{LAYER}.lora_A.weight": torch.ones(2)},
-            rf"'{LAYER}.lora_A.weight', part of an adapter; merge it into the weights",
+            rf"'{LAYER}.lora_A.weight', part of an adapter; save the model without it, and name",
         ),
         ({f"base_model.model.{NORM}": torch.ones(64)}, rf"'base_model.model.{NORM}', part of an adapter"),
         (

@@ -52,20 +52,3 @@ def test_dequantize(block: int, symmetric: bool) -> None:
     assert torch.equal(made.dequantize(), torch.tensor(want))
     zeros = made.zeros()
     assert (zeros is None) if zero is None else torch.equal(zeros, zero.byte())
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_concat(symmetric: bool) -> None:
-    q, scale = torch.arange(64).view(2, 32) % 16, torch.tensor([[1.0], [2.0]])
-    whole = Int4.pack(q, scale, None if symmetric else torch.tensor([[3], [4]]))
-    parts = [
-        Int4(whole.q[i : i + 1], scale[i : i + 1], None if whole.zero is None else whole.zero[i : i + 1])
-        for i in (0, 1)
-    ]
-    assert torch.equal(Int4.concat(parts).dequantize(), whole.dequantize())
-
-
-def test_concat_refuses_a_mix() -> None:
-    q, scale = torch.zeros(1, 32), torch.ones(1, 1)
-    with pytest.raises(ValueError, match="cannot stack rows with zero and rows without"):
-        Int4.concat([Int4.pack(q, scale), Int4.pack(q, scale, torch.ones(1, 1))])

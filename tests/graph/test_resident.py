@@ -11,6 +11,7 @@ import pytest
 
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.plan import compile_memory
+from pocketphi.compiler.precision import asked_policy
 from pocketphi.graph import resident
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.resident import forget_peak, resident_now, resident_peak
@@ -32,13 +33,14 @@ def test_memory_that_was_given_back_does_not_count(tmp_path: Path) -> None:
 def given_back(out: str) -> None:
     options = compile_options("random:tiny", Path(out), recipe="rtn")
     forget_peak()
-    before, planned = resident_now(), compile_memory(PUBLISHED["tiny"], options)
+    policy = asked_policy(options, tied=False)
+    before, planned = resident_now(), compile_memory(PUBLISHED["tiny"], options, policy)
     block = bytearray(b"x") * LARGE
     assert resident_now() > before + LARGE * 0.9
-    assert compile_memory(PUBLISHED["tiny"], options) > planned + LARGE * 0.9
+    assert compile_memory(PUBLISHED["tiny"], options, policy) > planned + LARGE * 0.9
     del block
     assert resident_peak() > before + LARGE * 0.9
-    assert compile_memory(PUBLISHED["tiny"], options) < planned + LARGE * 0.1
+    assert compile_memory(PUBLISHED["tiny"], options, policy) < planned + LARGE * 0.1
     forget_peak()
     assert resident_peak() < before + LARGE * 0.1
 

@@ -15,7 +15,7 @@ from pocketphi.targets.target import Asked, TargetOptions
 def prepared(program: Program, options: TargetOptions, **asked: Any) -> Prepared:
     """asked: of `Asked`."""
     target = find_target(options.target)
-    check_formats(target, program)
+    check_formats(target, options, program)
     return target.prepare(program, options, Asked(**asked))
 
 

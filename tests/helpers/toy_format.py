@@ -11,6 +11,7 @@ import torch
 
 from pocketphi.graph.formats import FORMATS
 from pocketphi.graph.formats.base import Format, Layout, Values
+from pocketphi.graph.kept import Kept
 from pocketphi.graph.packing import half_precision
 from pocketphi.passes.quantizers import QUANTIZERS
 from pocketphi.passes.quantizers.base import BLOCK, Feedback, Parameter, Quantizer
@@ -57,7 +58,7 @@ class TwoBits(Quantizer):
     does = "rounds to nearest"
     parameters: ClassVar[Mapping[str, Parameter]] = {"block": BLOCK}
 
-    def layout(self, shape: tuple[int, ...], stored: str | None = None) -> Layout:
+    def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
         return Toy2.layout(shape, self.block)
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Toy2:

@@ -48,6 +48,12 @@ SAID = {
         "int8 rtn block row",
     ),
     "keep": ({"recipe": "keep"}, *["int4 keep block 32 symmetric"] * 3),
+    "keep, others in 8 bits": (
+        {"recipe": "keep", "embedding_bits": 8, "head_bits": 8, "block": 64},
+        "int4 keep block 64 symmetric",
+        "int8 keep block 64",
+        "int8 keep block 64",
+    ),
 }
 
 
@@ -109,7 +115,7 @@ def test_rules_of_a_manifest_that_cannot_be(rule: RuleRecord, message: str) -> N
 def test_every_recipe_says_what_it_is() -> None:
     assert recipes() == ["search", "rtn", "keep"]
     assert {form: sorted(recipes(form)) for form in FORMATS} == {
-        form: ["keep", "rtn", "search"] if form == "int4" else ["rtn", "search"] for form in FORMATS
+        form: ["keep", "rtn", "search"] if form in ("int2", "int4", "int8") else ["rtn", "search"] for form in FORMATS
     }
     assert [default_block(recipe) for recipe in recipes()] == [64, 64, 32]
     for made in QUANTIZERS:
@@ -136,7 +142,8 @@ def test_nothing_heavy_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "[2304, 2560, 2304]",
-        "[['int4', 'int8', 'palette', 'palette2', 'palette3', 'palette6'], ['int2', 'int4', 'int8'], "
+        "[['int4', 'int8', 'int2', 'int3', 'int6', 'nl3', 'nl4', 'palette', 'palette2', 'palette3', 'palette6'], "
+        "['int2', 'int4', 'int8'], "
         "['int2', 'int3', 'int4', 'int5', 'int6', 'int8', 'nl3', 'nl4']]",
         "[]",
     ]

@@ -59,6 +59,15 @@ def test_expected_against_true(variant: str) -> None:
     assert all(0 < costs[name][1] < costs[name][0] for name in names if "layers" in name)
 
 
+def test_a_text_with_fewer_tokens_than_rows_share_a_table() -> None:
+    """The text reads five rows of the embedding: what a table for 64 of them costs is of the size of what others do."""
+    program, name = traced("tiny"), "model.embed_tokens.weight"
+    tables = [make_quantizer("rtn", "palette", {"group": group}) for group in (1, 4, 16, 64)]
+    tokens = torch.tensor([[3, 9, 4, 11, 200]]).repeat(2, 12)
+    costs = sensitivities(Fisher(program, tokens), program.weights, {name: tables})[name]
+    assert 0 < max(costs) < 5 * min(costs)
+
+
 def test_the_same_twice() -> None:
     program = traced("tiny")
     name = "model.layers.1.mlp.down_proj.weight"

@@ -306,3 +306,8 @@ def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
         InputError, match="there is no home folder for the cache: set HOME or POCKETPHI_CACHE, or choose"
     ):
         default_folder()
+    monkeypatch.setenv("POCKETPHI_CACHE", "~nobody-has-this-name/cache")
+    with pytest.raises(
+        InputError, match="POCKETPHI_CACHE is ~nobody-has-this-name/cache: there is no such user's home"
+    ):
+        default_folder()

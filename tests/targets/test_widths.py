@@ -63,7 +63,7 @@ def test_core_ml(tmp_path: Path) -> None:
         (
             "coreml",
             ("int2", {"block": 32}),
-            r"is int2, .* \(it holds int4, int8, palette, palette2, palette3, palette6\)$",
+            r"is int2, .*; add --ios 26 \(it holds int4, int8, palette, palette2, palette3, palette6\)$",
         ),
     ],
 )

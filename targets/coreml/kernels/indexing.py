@@ -56,7 +56,7 @@ def scatter(
     indices: Tensor,
     updates: Tensor,
     axis: Parameter = None,
-    mode: str = "update",
+    mode: str = "add",
     validate_indices: Parameter = None,
 ) -> Tensor:
     """Whole slices along an axis. updates: data's shape with the indices' in the place of that axis."""
@@ -71,7 +71,7 @@ def scatter_along_axis(
     indices: Tensor,
     updates: Tensor,
     axis: Parameter = None,
-    mode: str = "update",
+    mode: str = "add",
     validate_indices: Parameter = None,
 ) -> Tensor:
     dim = axis_of(axis, data.dim(), 0)
@@ -81,7 +81,7 @@ def scatter_along_axis(
 
 
 def scatter_nd(
-    data: Tensor, indices: Tensor, updates: Tensor, mode: str = "update", validate_indices: Parameter = None
+    data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: Parameter = None
 ) -> Tensor:
     index = _checked_nd(indices.long(), data.shape[: indices.shape[-1]], validate_indices)
     positions = torch.arange(data.numel()).view(data.shape)[tuple(index.unbind(-1))]

@@ -12,6 +12,7 @@ from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number, check_threads
+from pocketphi.graph.reading import resolved
 from pocketphi.graph.writing import write_whole
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.target import Asked, Tools, Ui
@@ -48,7 +49,7 @@ class TuneOptions:
 
     @property
     def database(self) -> Path:
-        return self.out or self.bundle.with_name(self.bundle.resolve().name + ".tuning.jsonl")
+        return self.out or self.bundle.with_name(resolved(self.bundle).name + ".tuning.jsonl")
 
 
 @dataclass(frozen=True)

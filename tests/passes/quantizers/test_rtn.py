@@ -9,6 +9,7 @@ from tiny_phi3 import TINY, normal
 from pocketphi.graph.checkpoint import TensorInfo
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Int4
+from pocketphi.graph.kept import Kept
 from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.passes.quantizers import Keep, RoundToNearest, ScaleSearch, make_quantizer, recipes
@@ -77,7 +78,7 @@ def test_by_hand() -> None:
     assert (made.scale.tolist(), made.values()[0, :5].tolist()) == ([[1.0]], [0, 15, 4, 5, 1])
 
 
-MADE = [(recipe, symmetric) for recipe in recipes() for symmetric in (True, False) if symmetric or recipe != "keep"]
+MADE = [(recipe, symmetric) for recipe in recipes() for symmetric in (True, False)]
 
 
 @pytest.mark.parametrize(("recipe", "symmetric"), MADE)
@@ -171,17 +172,19 @@ def test_keep_takes_over_blocks_of_the_file() -> None:
     kept = Int4.pack(torch.arange(64).view(2, 32) % 16, torch.tensor([[0.5], [2.0]]))
 
     class Stored(RandomWeights):
-        def int4_kind(self, name: str) -> str | None:
-            return "symmetric" if name == "lm_head.weight" else None
+        def kept(self, name: str) -> Kept | None:
+            return Kept(Int4, 32) if name == "lm_head.weight" else None
 
-        def read_int4(self, name: str, start: int, stop: int) -> Int4:
+        def read_kept(self, name: str, start: int, stop: int) -> Int4:
             return kept
 
     source = Stored("random:tiny")
     assert Keep(32).quantize_rows(FloatWeight(source, "lm_head.weight"), 0, 2, None) is kept
     other = FloatWeight(source, "model.embed_tokens.weight")
     assert Keep(32).remark(FloatWeight(source, "lm_head.weight")) is None
-    assert "embed_tokens.weight is stored as bf16, not in 4-bit blocks" in str(Keep(32).remark(other))
+    assert "embed_tokens.weight: stored as bf16, which cannot be kept: rounded to nearest" in str(
+        Keep(32).remark(other)
+    )
     want = RoundToNearest(32).quantize_rows(other, 3, 9, None)
     assert torch.equal(Keep(32).quantize_rows(other, 3, 9, None).q, want.q)
 

@@ -199,7 +199,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("target", ["iOS18", "iOS16"])
+@pytest.mark.parametrize("target", ["iOS26", "iOS18", "iOS16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_compressed_weights(tmp_path: Path, name: str, target: str) -> None:
     """In fp32 mode weights are not rounded, decompressed ones are, to float16: 2⁻¹¹ of each of 64 products of three layers."""

@@ -268,6 +268,29 @@ def test_an_input_that_is_written_to_a_state_stays_the_callers(tmp_path: Path) -
     assert given.tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
+@pytest.mark.parametrize("view", ["reshape", "identity", "resize"])
+def test_a_view_of_a_constant_is_updated_in_a_copy(tmp_path: Path, view: str) -> None:
+    """The constant has another reader, and serves the next run. `resize` of no axes gives what it got."""
+    zeros = np.zeros((2, 3), np.float32)
+
+    def build(x: Any) -> Any:
+        constant = mb.const(val=zeros)
+        seen = {
+            "reshape": lambda: mb.reshape(x=constant, shape=[2, 3]),
+            "identity": lambda: mb.identity(x=constant),
+            "resize": lambda: mb.resize(x=constant, shape=np.int32([2, 3]), resized_dims=np.uint32(0)),
+        }[view]()
+        return row(seen, 0, x), mb.add(x=constant, y=np.float32(0), name="untouched")
+
+    none = ct.PassPipeline.EMPTY
+    path = save(program(build, x=("fp32", (1, 3))), tmp_path / "p.mlpackage", pass_pipeline=none)
+    interpreter = Interpreter(MLPackage.open(path))
+    for value in (9.0, 7.0):
+        changed, untouched = interpreter.run(None, {"x": torch.full((1, 3), value)}).values()
+        assert (changed[0].tolist(), changed[1].tolist()) == ([value] * 3, [0, 0, 0])
+        assert not untouched.any()
+
+
 # inputs, integers, flexible shapes, ranges
 
 

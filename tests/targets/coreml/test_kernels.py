@@ -6,6 +6,8 @@ the expected value. Together they cover the whole table, which a test checks.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ ct = pytest.importorskip("coremltools")
 
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813 - its usual name
 from coremltools.converters.mil.mil import Function  # noqa: E402
+from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry  # noqa: E402
 
 from pocketphi.targets.coreml.kernels import KERNELS, MOVES, VIEWS  # noqa: E402
 
@@ -291,6 +294,7 @@ FORMULA: list[tuple[str, dict[str, Any], Any]] = [
             ("min", np.minimum),
         )
     ),
+    ("scatter", {"data": D, "indices": i(2, 0), "updates": U}, rows(lambda d, u: d + u)),
     (
         "scatter_along_axis",
         {"data": i(1, 2, 3), "indices": i(2, 2), "updates": i(10, 20), "axis": 0, "mode": "add"},
@@ -600,3 +604,18 @@ def test_without_axes_and_without_elements(op: str, inputs: dict[str, Any], expe
 def test_what_no_memory_can_be_made_for(op: str, inputs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="more than 536,870,912 elements"):
         run(op, inputs)
+
+
+def test_a_text_that_is_left_out_is_what_coremltools_says() -> None:
+    """By operator and version: the defaults of modes, directions and spellings; numbers are compared by the cases above."""
+    seen = 0
+    for kind in KERNELS:
+        ours = inspect.signature(KERNELS[kind]).parameters
+        for version in SSAOpRegistry.core_ops.get(kind, {}).values():
+            with contextlib.suppress(AttributeError, TypeError):  # defaults that depend on the operation's inputs
+                theirs = dict(version.default_inputs(object())._default_inputs)
+                texts = {name: value for name, value in theirs.items() if isinstance(value, str)}
+                seen += len(texts)
+                plain = {name: ours[name].default or value for name, value in texts.items()}  # "" is not looked at
+                assert plain == texts, kind
+    assert seen > 30

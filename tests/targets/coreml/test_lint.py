@@ -9,12 +9,18 @@ import pytest
 
 from pocketphi.targets.coreml.lint import CPU, ENGINE, ENGINE_WEIGHT_LIMIT, GPU, Facts, Unit, lint
 
-BEST_FOR_ENGINE = Facts(1000, {}, {}, 0, 0, [], 0, False)
+BEST_FOR_ENGINE = Facts(1000, {}, {}, 0, 0, 0, [], 0, False)
 STATE = {"keyCache": (2, 1, 4, 64, 96)}
 
 
 def units(**change: Any) -> dict[str, Unit]:
     return {unit.name: unit for unit in lint(replace(BEST_FOR_ENGINE, **change))}
+
+
+def test_tables_with_scales_are_told() -> None:
+    found = units(tables=3)
+    said = "3 matrices are tables with scales behind them, of whose speed nobody has told"
+    assert (found[GPU].reported, found[ENGINE].reported, found[CPU].reported) == ([said], [said], [])
 
 
 def test_nothing_against_the_neural_engine() -> None:

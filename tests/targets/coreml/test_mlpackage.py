@@ -107,7 +107,7 @@ def damage_record(package: Path, position: int, value: int) -> None:
 
 
 def newer(spec: Any) -> None:
-    spec.specificationVersion = 10
+    spec.specificationVersion = 11
 
 
 def unknown_operator(spec: Any) -> None:
@@ -159,7 +159,7 @@ def outside(spec: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (newer, "specification version 10 is newer than 9"),
+        (newer, r"specification version 11 is newer than 10 \(iOS 26\), the newest that is understood"),
         (unknown_operator, r"function a uses operators that cannot be run: quantum_linear \(1×\)"),
         (
             bad_offset,

@@ -1,9 +1,9 @@
-// swift-tools-version: 6.0
+// swift-tools-version: «swift_tools»
 import PackageDescription
 
 let package = Package(
     name: "«name»",
-    platforms: [.iOS(.v18), .macOS(.v15)],
+    platforms: [.iOS(.v«ios»), .macOS(.v«macos»)],
     products: [.library(name: "«name»", targets: ["«name»"])],
     dependencies: [.package(url: "https://github.com/huggingface/swift-transformers", from: "1.3.0")],
     targets: [
