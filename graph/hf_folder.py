@@ -158,9 +158,9 @@ class HfFolder(Checkpoint):
         return self._rows.read(stored, piece.name, first, int(numbers.max()) + 1)[numbers - first]
 
     def _grouped(self, piece: Piece, start: int, stop: int) -> Grouped:
-        """Rows of a packed weight, those that lie in pairs in order."""
+        """As `_read_piece`, of a packed weight."""
         matrix = self._packed[piece.name]
-        if not piece.head_dim or start == stop:
+        if (not piece.head_dim and piece.step == 1) or start == stop:
             return matrix.rows(piece.first + start, piece.first + stop)
         numbers = piece.stored_rows(start, stop)
         first = int(numbers.min())
@@ -174,8 +174,9 @@ class HfFolder(Checkpoint):
         )
 
     def _check_biases(self, modules: Sequence[str], weights: Weights) -> None:
-        """Raises InputError for the bias of a packed weight that is not zero: the model has none."""
-        for name in (f"{module}.bias" for module in modules):
+        """Raises InputError for the bias of a packed weight that is not zero, where the model has none."""
+        own = {piece.name for pieces in self._pieces.values() for piece in pieces}
+        for name in (f"{module}.bias" for module in modules if f"{module}.bias" not in own):
             stored = weights.tensors.get(name)
             if stored and (stored.dtype not in DTYPES or bool(self._rows.read(stored, name, 0, stored.shape[0]).any())):
                 raise InputError(

@@ -92,8 +92,8 @@ def _gegelu(e: Emitter, node: fx.Node) -> None:
 
 def _layer_norm(e: Emitter, node: fx.Node) -> None:
     x, _, weight, bias, eps = node.args[:5]
-    values = (e.value(arg) for arg in (x, weight, bias))
-    e.values[node] = norms.layer_norm(e, *values, float(eps), e.name(node))  # type: ignore[arg-type]
+    given = e.value(x), e.value(weight), e.value(bias)
+    e.values[node] = norms.layer_norm(e, *given, float(eps), e.name(node))  # type: ignore[arg-type]
 
 
 def _last_token(e: Emitter, node: fx.Node) -> None:
