@@ -91,7 +91,7 @@ class HfFolder(Checkpoint):
         parts = [self._read_piece(*part) for part in cut(self._pieces[name], start, stop)]
         if not parts:
             parts = [self._read_piece(self._pieces[name][0], 0, 0)]
-        if len({part.dtype for part in parts}) > 1:
+        if "+" in self._dtype(name):
             parts = [part.float() for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

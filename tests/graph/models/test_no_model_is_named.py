@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-NAMES = re.compile(r"phi-?[34]|llama(?!\.cpp|_vocab|-vocab)|mistral|smollm", re.IGNORECASE)
+NAMES = re.compile(r"phi-?[34]|(?<!ex)llama(?!\.cpp|_vocab|-vocab)|mistral|smollm", re.IGNORECASE)
 ALLOWED = {
     # names of tokenizers and of ways to cut text in GGUF metadata, which models of all kinds use
     "graph/gguf_vocabulary.py": r'model == "llama"|`llama` \(SentencePiece\)',
