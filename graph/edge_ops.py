@@ -53,7 +53,7 @@ QUICK_GELU = 1.702
 @edge_operator("gegelu")
 def gegelu(gate_up: Tensor, limit: float) -> Tensor:
     """gate · sigmoid(1.702 gate) · (up + 1) for gate_up = [gate | up], with gate ≤ limit and |up| ≤ limit (GEGLU,
-    arXiv:2002.05202, eq. 6, as Phi-3-small has it). float32 [B, S, 2I] → [B, S, I]. limit: 0 for none.
+    arXiv:2002.05202, eq. 6, with quick GELU and limits). float32 [B, S, 2I] → [B, S, I]. limit: 0 for none.
     """
     gate, up = gate_up.chunk(2, dim=-1)
     if limit:

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 class FuseGegelu(Pass):
-    """Finds Phi-3-small's activation between the two projections of its MLP."""
+    """Finds the activation of an MLP whose gate goes through a quick GELU."""
 
     name = "fuse-gegelu"
 

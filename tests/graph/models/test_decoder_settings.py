@@ -22,7 +22,11 @@ SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attent
 max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_id""".split()  # noqa: SIM905
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+KNOWN = [architecture for architecture in MODELS if hasattr(transformers, architecture)]
+"""All but those whose code lies beside their checkpoints; their own tests say what their defaults are."""
+
+
+@pytest.mark.parametrize("architecture", KNOWN)
 def test_defaults_are_those_of_transformers(architecture: str) -> None:
     read = read_hf_config({"architectures": [architecture]}, "c.json")
     theirs = getattr(transformers, architecture).config_class()
@@ -39,9 +43,11 @@ def test_defaults_are_those_of_transformers(architecture: str) -> None:
 
 def test_every_model_is_where_its_line_says() -> None:
     assert [model.architecture for model in models()] == list(MODELS)
-    assert [model.model_type for model in models()] == [
-        getattr(transformers, model.architecture).config_class.model_type for model in models()
-    ]
+    assert set(MODELS) - set(KNOWN) == {"Phi3SmallForCausalLM"}
+    types = {model.architecture: model.model_type for model in models()}
+    assert {one: types[one] for one in KNOWN} == {
+        one: getattr(transformers, one).config_class.model_type for one in KNOWN
+    }
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
