@@ -138,7 +138,14 @@ def rows(change: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
 
 
 def assigned(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Patch:
-    return broken(hf_folder, "assign", lambda old: lambda *given: change(old(*given)))
+    def make(old: Any) -> Any:
+        def changed(*given: Any) -> Any:
+            found = old(*given)
+            return replace(found, plain=change(found.plain))
+
+        return changed
+
+    return broken(hf_folder, "assign", make)
 
 
 def parts(change: Callable[[int, Any], Any]) -> Patch:

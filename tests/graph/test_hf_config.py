@@ -91,7 +91,7 @@ def test_a_begin_beyond_the_vocabulary() -> None:
         ({"is_causal": False}, r"is_causal is False, expected True"),
         ({"per_layer_config": {"0": {"sliding_window": 4}}}, r"per_layer_config is \{'0': .*, expected None"),
         ({"configuration_files": ["config.4.0.0.json"]}, r"configuration_files is \['config.4.0.0.json'\], expected None"),
-        ({"quantization_config": {"quant_method": "fp8"}}, r"quant_method is .fp8., expected one of gptq, awq"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: quant_method is .fp8., expected one of g"),
         ({"quantization_config": {}}, r"quantization_config: quant_method is None, expected one of gptq, awq"),
         ({"quantization": {"bits": 4}}, r"quantization: quant_method is None, expected one of gptq, awq"),
         ({"vocab_size": None}, r"vocab_size: input should be a valid integer, got None"),

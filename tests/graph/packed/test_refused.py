@@ -170,7 +170,11 @@ FILES: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
         r"weight_shape' is \[64, 60\], the config asks",
     ),
     "float scales": (MLX, put(f"{DOWN}.scales", torch.ones(64, 2).double()), r"scales' is F64 \[64, 2\], the settings"),
-    "an adapter": (GPTQ, put(f"{DOWN}.lora_A.weight", torch.ones(2, 64)), "part of an adapter; merge it"),
+    "an adapter": (
+        GPTQ,
+        put(f"{DOWN}.lora_A.weight", torch.ones(2, 64)),
+        "part of an adapter; save the model without it",
+    ),
 }
 
 
