@@ -38,7 +38,7 @@ def tokenizer_files(
 ) -> dict[str, bytes]:
     """The tokenizer of a folder with such a file: name → content, with the folder's other tokenizer files.
 
-    rows: of the embedding; beside: those other files, of which `tokenizer_config.json` is told what the published code would do;
+    rows: of the embedding; beside: those other files, whose `tokenizer_config.json` gets what the folder's code would do;
     where: the file's name, for messages.
 
     Raises InputError for a damaged file, and for one with another number of tokens than the model has.
@@ -140,7 +140,7 @@ def _tokenizer_json(content: bytes, kind: Tiktoken, rows: int, where: str) -> by
 
 
 def _letters() -> list[str]:
-    """The letter that a byte-level tokenizer writes for each byte: itself where it is printable Latin-1, else one from U+0100."""
+    """What a byte-level tokenizer writes for each byte: its letter in Latin-1 where that is printable, else one from U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
