@@ -59,6 +59,7 @@ NEEDS: dict[str, list[Need]] = {
     "quality.py": [ORT, TVM, COREML, COMPILER],
     "tvm_kernels.py": [TVM, ORT, COMPILER],
     "busy_cpu.py": [TVM, COMPILER],
+    "sparse_attention.py": [TVM],
     "coreml_zoo.py": [COREML],
     "arm_instructions.py": [TVM, QEMU, CROSS, CMAKE, _program("llvm-mca", "llvm"), _program("llvm-mc", "llvm")],
     "aarch64/run.py": [ORT, Need("an emulated Debian in build/aarch64", _GUEST.exists, "make build/aarch64")],

@@ -13,13 +13,17 @@ import statistics
 import time
 from typing import Any
 
-import numpy as np
-import tvm
+import preflight
 
-from pocketphi.graph.published import PUBLISHED
-from pocketphi.targets.tvm_arm.isa import ISAS, Isa
-from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention
-from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
+preflight.require(__file__)
+
+import numpy as np  # noqa: E402 - tvm may be missing
+import tvm  # noqa: E402
+
+from pocketphi.graph.published import PUBLISHED  # noqa: E402
+from pocketphi.targets.tvm_arm.isa import ISAS, Isa  # noqa: E402
+from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention  # noqa: E402
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES  # noqa: E402
 
 
 def main() -> None:

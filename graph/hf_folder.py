@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pocketphi.graph import tiktoken_file
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.errors import InputError
@@ -144,6 +145,19 @@ class HfFolder(Checkpoint):
         for name, content in found.items():
             if is_lfs_pointer(content):
                 raise lfs_pointer(str(self._folder / name))
+        return self._of_tiktoken(found)
+
+    def _of_tiktoken(self, found: dict[str, bytes]) -> dict[str, bytes]:
+        """Tokenizer files with those made of a `*.tiktoken` file, where the folder has that alone."""
+        kind = self.family.tiktoken
+        if kind is None or "tokenizer.json" in found or "tokenizer.model" in found:
+            return found
+        path = self._folder / kind.file
+        if os.path.lexists(path):
+            content = read_whole(path, limit=tiktoken_file.LARGEST)
+            return tiktoken_file.tokenizer_files(content, kind, self.config.vocab_size, found, str(path))
+        if found:
+            raise InputError(f"{self._folder}: neither tokenizer.json nor {kind.file}; put the model's own there")
         return found
 
     def _read_piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:

@@ -96,6 +96,24 @@ class Gguf:
 
 
 @dataclass(frozen=True)
+class Tiktoken:
+    """The tokenizer of folders that have it as a `*.tiktoken` file and code of their own, which is not run.
+
+    file:    the file's name
+    cut:     the pattern of the pieces that text is cut into, for Oniguruma
+    special: rows of the embedding → the tokens beside those of the file, with their ids, without a gap behind the file's
+    end:     the token between texts
+    shown:   those of the special tokens that are not left out of decoded text
+    """
+
+    file: str
+    cut: str
+    special: Callable[[int], Mapping[str, int]]
+    end: str
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """A family of checkpoints.
 
@@ -109,6 +127,7 @@ class Model:
     only:          keys that may have one value alone, beside those of `graph/hf_keys.py`
     harmless:      keys that change no logit, beside those of `graph/hf_keys.py`
     published:     shapes for `random:NAME`
+    tiktoken:      how its folders hold a tokenizer, beside the files that transformers reads
     """
 
     name: str
@@ -123,6 +142,7 @@ class Model:
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
     published: Mapping[str, ModelConfig] = field(default_factory=dict)
+    tiktoken: Tiktoken | None = None
 
     @property
     def architecture(self) -> str:

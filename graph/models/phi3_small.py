@@ -7,6 +7,7 @@ queries, its key and its value (`query_key_value`), and those of the gate and of
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from pydantic import Field
 from pocketphi.graph.config import EMBEDDING, HEAD, BlockSparse, Form, LongRope, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.apart import GATE_UP, QKV
-from pocketphi.graph.models.base import Model, Piece, Stacks
+from pocketphi.graph.models.base import Model, Piece, Stacks, Tiktoken
 from pocketphi.graph.models.settings import Layers, Positions, Positive, Rotary, Size, Token, decoder_config, rows_only
 from pocketphi.graph.reading import show, typed
 
@@ -24,11 +25,38 @@ Multiplier = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Period = Annotated[int, Field(ge=0, le=16)]  # two of them are traced
 
 VOCABULARY = 100352
-_FIM_AND_PROMPT = (100258, 100259, 100260, 100276)
-_DUMMIES = (100256, 100264, 100265, *range(100267, 100276), *range(100277, VOCABULARY))
-_UNUSED = tuple(sorted((*_DUMMIES, *_FIM_AND_PROMPT)))
+
+_FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+_NAMED = {
+    **{1: "<|endoftext|>", 2: _FIM[0], 3: _FIM[1], 4: _FIM[2], 5: "<|system|>", 6: "<|user|>", 7: "<|assistant|>"},
+    **{8: "<|dummy_id_0|>", 9: "<|dummy_id_1|>", 10: "<|end|>", 0: "<|dummy_id_2|>", 20: "<|endofprompt|>"},
+}
+_SPECIAL = 96
+"""Tokens behind those of cl100k_base, place → name; the places between and behind them have the next dummy's
+(`tokenization_phi3_small.py`, SPECIAL_TOKENS)."""
+
+
+def special_tokens(rows: int) -> dict[str, int]:
+    """The special tokens of a vocabulary, name → id: the last of it, behind those of its `cl100k_base.tiktoken`. rows: of the
+    embedding, which may have some that no token is for, behind those of the published vocabulary."""
+    first, dummies = min(rows, VOCABULARY) - _SPECIAL, itertools.count(3)
+    return {_NAMED.get(place) or f"<|dummy_id_{next(dummies)}|>": first + place for place in range(_SPECIAL)}
+
+
+_UNUSED = tuple(
+    number
+    for name, number in special_tokens(VOCABULARY).items()
+    if name.startswith("<|dummy") or name in (*_FIM, "<|endofprompt|>")
+)
 """What the tokenizer's own code calls dummy tokens: names without a meaning, and four of cl100k_base that no text has
 (`tokenization_phi3_small.py`, dummy_token_indices)."""
+
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s+\z|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What tiktoken 0.14 makes of it, which the tokenizer's own code asks for: space at the end of a text is one piece. Spelled as
+it was before tiktoken did so, for onnxruntime-genai, which knows no other spelling of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +347,13 @@ MODEL = Model(
     read=_read,
     layer=_layer,
     outside={"model.norm.weight": "model.final_layernorm.weight", "model.norm.bias": "model.final_layernorm.bias"},
+    tiktoken=Tiktoken(
+        "cl100k_base.tiktoken",
+        _CL100K,
+        special_tokens,
+        "<|endoftext|>",
+        shown=("<|dummy_id_2|>",),  # decoding leaves out what lies at or behind the end token
+    ),
     only={"hidden_act": ("gegelu",), "rope_position_scale": (1, None)},
     harmless=frozenset(
         """

@@ -13,6 +13,7 @@ from hf_folders import our_logits, transformers_logits
 from small_folders import SU
 from small_folders import save as save_small
 from text_folders import add_tokenizer
+from tiktoken_files import SPECIAL, add_tiktoken, tiktokens, trained
 from tiny_phi3 import inputs, rounding
 
 from pocketphi.artifacts.bundle import Bundle
@@ -20,6 +21,7 @@ from pocketphi.compiler.cli import main
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models import MODELS
 from pocketphi.graph.opening import open_checkpoint
+from pocketphi.graph.tokenizer import Tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -81,3 +83,21 @@ def test_a_phi3_small_by_every_target(target: str, tmp_path: Path) -> None:
     assert config["architectures"] == ["Phi3SmallForCausalLM"]
     operators = Bundle.open(tmp_path / "bundle").manifest.operators
     assert (operators["edge.sparse_attention"], operators["edge.attention"]) == (2, 1)
+
+
+def test_a_phi3_small_speaks(tmp_path: Path) -> None:
+    """From a folder as it is published, to a bundle whose text is tiktoken's; transformers reads the same in its files."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("tiktoken")
+    ranks = trained(["The cat sat on the mat. What is 1234? 日本語\n\n" * 3], 300)
+    (tmp_path / "model").mkdir()
+    end = len(ranks) + 1
+    save_small(tmp_path / "model", vocab_size=len(ranks) + SPECIAL, bos_token_id=end, eos_token_id=end)
+    verified(add_tiktoken(tmp_path / "model", ranks), tmp_path / "bundle", "--target", "ort-mobile", "--block", "32")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.text is not None
+    assert manifest.text.genai_differs in (None, ())
+    tokenizer, reference = Tokenizer.load(tmp_path / "bundle"), tiktokens(ranks)
+    prompt = tokenizer.render_chat([{"role": "user", "content": "Where is the cat? \n "}])
+    assert prompt == "<|endoftext|><|user|>\nWhere is the cat? \n <|end|>\n<|assistant|>\n"
+    assert tokenizer.tokens(prompt) == reference.encode(prompt, allowed_special="all")
