@@ -22,7 +22,14 @@ from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
-from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
+from pocketphi.targets.ort_mobile.graph_file import (
+    chunk_size,
+    external,
+    other_settings,
+    read_graph,
+    refused_by,
+    spec_of,
+)
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
 from pocketphi.targets.saved_weight import SavedWeight
@@ -49,12 +56,17 @@ class OrtHost(Host):
         return OrtRunner(self.folder, max_tokens, threads, changes)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
-        """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights."""
+        """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights; and
+        what onnxruntime-genai is told of the model, such as the tokens that end an answer."""
         nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("SimplifiedLayerNormalization")]
         wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
-        return [Check("norms with another epsilon", len(odd), 0, detail)]
+        other = other_settings(self.folder, read_config(self.folder))
+        return [
+            Check("norms with another epsilon", len(odd), 0, detail),
+            Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
+        ]
 
     def caveats(self, max_tokens: int) -> list[str]:
         switch = unnoticed_switch(read_config(self.folder), max_tokens)
