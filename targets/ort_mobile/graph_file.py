@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, typed
+from pocketphi.targets.ort_mobile.lower import Lowered
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings
 
 _DTYPES = {
@@ -107,6 +109,32 @@ def _is_text(message: Any) -> bool:
 def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The weights that lie in the data file."""
     return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def other_operations(model: onnx.ModelProto, lowered: Lowered) -> list[str]:
+    """What of a graph is not as it was lowered: operations, inputs, outputs and small constants. The weights are read by
+    `read_weights`."""
+    whole = lowered.to_model([], "")
+    wanted = whole.graph
+    pairs: list[tuple[Any, Any]] = [
+        (model.opset_import, whole.opset_import),
+        (model.functions, whole.functions),  # may give an operator another meaning
+        (model.graph.sparse_initializer, wanted.sparse_initializer),
+        (model.graph.node, wanted.node),
+        (model.graph.input, wanted.input),
+        (model.graph.output, wanted.output),
+        ([t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL], wanted.initializer),
+    ]
+    odd = []
+    for found, made in pairs:
+        held, own = Counter(map(_bytes, found)), Counter(map(_bytes, made))
+        names = {_bytes(one): getattr(one, "name", "an operator set") for one in [*found, *made]}
+        odd += [names[content] for content in (held - own) | (own - held)]
+    return odd
+
+
+def _bytes(message: Message) -> bytes:
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 def spec_of(tensor: onnx.TensorProto, folder: Path) -> tuple[PartSpec, int]:
