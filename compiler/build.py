@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.folder import remove_left_over
-from pocketphi.compiler.build_cache import find_bundle, manifest_at, place_bundle
+from pocketphi.compiler.build_cache import find_bundle, keep_made, manifest_at, place_bundle, whole_bundle
 from pocketphi.compiler.build_file import BuildFile, Cell
 from pocketphi.compiler.build_gates import claims_of, why_not_verified
 from pocketphi.compiler.build_key import SourceDigests, bundle_key
@@ -99,12 +99,14 @@ def _compile(cell: Cell, store: Path, cache: Path, sources: SourceDigests, ui: U
     options = dataclasses.replace(cell.options, out=store, cache=cache, force=store.exists())
     remove_left_over(store.parent)
     try:
-        return compile_model(options, ui, lambda: _check_sources(cell, sources))
+        made = compile_model(options, ui, lambda: _check_sources(cell, sources))
     except InputError:
-        made = find_bundle(store)  # by another build, meanwhile
-        if made is None or not (made.manifest.verified or cell.options.verify == "never"):
+        found = whole_bundle(store)  # by another build, meanwhile
+        if found is None or not (found.manifest.verified or cell.options.verify == "never"):
             raise
-        return made
+        return found
+    keep_made(store, made)
+    return made
 
 
 def _check_sources(cell: Cell, sources: SourceDigests) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -11,18 +12,53 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.folder import new_folder, workspace
 from pocketphi.artifacts.manifest import MANIFEST, SIGNATURE, Manifest
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.sealed import read_sealed, write_sealed
 
 
 def find_bundle(store: Path) -> Bundle | None:
+    """A bundle from the cache, if it is whole and as it was made; another one is removed.
+
+    Bundles at their places are links to the cache's files, so that somebody who edits one there, and makes its manifest fit,
+    edits the cache too.
+    """
+    bundle = whole_bundle(store)
+    made = read_sealed(_made(store)) if bundle else None
+    if bundle is None or made is None:
+        return None  # of a build that was stopped, or is about to say what it made
+    if made[0] != _seal_of(bundle):
+        _remove(store)
+        return None
+    return bundle
+
+
+def whole_bundle(store: Path) -> Bundle | None:
     """A bundle from the cache, if it is whole; one that is not is removed."""
     if not os.path.lexists(store):
         return None
     try:
         return Bundle.open(store)
     except InputError:
-        with workspace(store) as work, contextlib.suppress(OSError):
-            store.rename(work / "damaged")  # at once: nobody finds half of it
+        _remove(store)
         return None
+
+
+def keep_made(store: Path, bundle: Bundle) -> None:
+    """Note beside a bundle in the cache what was made. Where that cannot be written, it is made again the next time."""
+    with contextlib.suppress(OSError):
+        write_sealed(_made(store), _seal_of(bundle))
+
+
+def _made(store: Path) -> Path:
+    return store.with_name(f"{store.name}.made")
+
+
+def _seal_of(bundle: Bundle) -> str:
+    return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
+
+
+def _remove(store: Path) -> None:
+    with workspace(store) as work, contextlib.suppress(OSError):
+        store.rename(work / "damaged")  # at once: nobody finds half of it
 
 
 def place_bundle(bundle: Bundle, path: Path) -> None:

@@ -21,6 +21,7 @@ from pocketphi.compiler.evaluate import check_adapters, quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.numerics import Numerics
+from pocketphi.compiler.pipeline import run_passes
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
@@ -39,6 +40,7 @@ from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
 from pocketphi.graph.trace import trace
+from pocketphi.passes.last_logits import LastLogits
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.target import Tools
 
@@ -154,12 +156,20 @@ def _verify_target(
             return found, rebuilt, None
         found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest.recipe.context))
         try:
-            found += [*numerics.checks(), *host.own_checks(prompt)]
+            found += [*numerics.checks(), *host.own_checks(prompt), *host.graph_checks(_lowered(rebuilt, manifest))]
         except CannotRun as error:
             return found, rebuilt, error
         if extras and all(check.ok for check in found):
             host.write_extras(prompt)
     return found, rebuilt, None
+
+
+def _lowered(rebuilt: Rebuilt, manifest: Manifest) -> Program:
+    """The program that the target's files were written from."""
+    program = rebuilt.quantized.copy()
+    if not manifest.recipe.all_logits:
+        run_passes(program, [LastLogits()])
+    return program
 
 
 def _against(source: Checkpoint, program: Program | None, smooth: bool, say: Callable[[str], None]) -> list[Check]:

@@ -47,5 +47,7 @@ CUTS: dict[str, tuple[str, ...]] = {
 }
 """Patterns that isolate pieces, one after the other."""
 
-WORDS_FIRST = ADDS_START = frozenset(_LLAMA3_NAMES)
-"""Llama 3 takes a word that is a token as that token, even where no merges lead there, and puts its start token before text."""
+ADDS_START = frozenset(_LLAMA3_NAMES)
+"""Llama 3 puts its start token before text."""
+WORDS_FIRST = ADDS_START | {"glm4"}
+"""A word that is a token is taken as that token, even where no merges lead there."""

@@ -150,16 +150,18 @@ def _merges(vocabulary: Vocabulary, numbers: Mapping[str, int], where: str) -> l
 
 
 def _ways(vocabulary: Vocabulary, numbers: Mapping[str, int]) -> Iterator[tuple[float, int, int]]:
-    """(-score, number of the first half, of the second) for every split of a token into two tokens."""
+    """(-score, number of the first half, of the second) for every split of a token into two tokens.
+
+    Of any kind, as in llama.cpp: two ▁ meet in a user-defined ▁▁, which is not found in a text's spaces.
+    """
     lengths = sorted({len(token) for token in vocabulary.tokens})  # a half of another length is no token
-    for token, kind, score in zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores):
-        if kind == TokenType.NORMAL:
-            for length in lengths:
-                if length >= len(token):
-                    break
-                first, second = numbers.get(token[:length]), numbers.get(token[length:])
-                if first is not None and second is not None:
-                    yield -score, first, second
+    for token, score in zip(vocabulary.tokens, vocabulary.scores):
+        for length in lengths:
+            if length >= len(token):
+                break
+            first, second = numbers.get(token[:length]), numbers.get(token[length:])
+            if first is not None and second is not None:
+                yield -score, first, second
 
 
 def _json(data: object) -> bytes:

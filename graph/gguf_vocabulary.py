@@ -5,6 +5,7 @@ The rules are those of llama.cpp's src/llama-vocab.cpp (llama_vocab::impl::load)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.gguf_cuts import ADDS_START
 from pocketphi.graph.gguf_keys import check_tokenizer_keys
 from pocketphi.graph.gguf_parse import shown
-from pocketphi.graph.reading import show
+from pocketphi.graph.reading import show, some
 
 _PREFIX = "tokenizer.ggml."
 _NO_MODEL = ("none", "no_vocab")
@@ -25,8 +26,24 @@ _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 _ENDS = {
     *("<|end|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<end_of_turn>"),
     *("<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
+    *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "[EOS]", "<eos>"),
 }
-"""Tokens that end an answer, known by their text where the metadata has no key for them."""
+"""Tokens that end an answer, known by their text where the metadata has no key for them. They are control tokens, whatever
+the file says, as in llama.cpp."""
+_END_WHERE_MARKED = "</s>"  # such a token too, but where the file has it for plain text
+_MARKED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+
+def _ties(tokens: list[str], kinds: list[int], scores: list[float]) -> list[str]:
+    """A line where tokens that are put together have the score of others: an order of merges cannot say "the left one"."""
+    made = [score for token, kind, score in zip(tokens, kinds, scores) if kind == TokenType.NORMAL and len(token) > 1]
+    tied = sum(count for count in Counter(made).values() if count > 1)
+    if not tied:
+        return []
+    return [
+        f"tokenizer.ggml.scores: {tied} tokens share a score: where two of them overlap in a text, llama.cpp takes the left "
+        "one, and the bundle's tokenizer may take the other"
+    ]
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,11 @@ class Vocabulary:
     def ends(self) -> tuple[int, ...]:
         """Every token that ends an answer: the declared ones first, then those known by their text."""
         declared = [self.ids[name] for name in ("eos", "eot", "eom") if name in self.ids]
-        return tuple(dict.fromkeys([*declared, *(i for i, token in enumerate(self.tokens) if token in _ENDS)]))
+        known = (i for i, token in enumerate(self.tokens) if token in _ENDS or self._ends_marked(i))
+        return tuple(dict.fromkeys([*declared, *known]))
+
+    def _ends_marked(self, number: int) -> bool:
+        return self.tokens[number] == _END_WHERE_MARKED and self.kinds[number] in _MARKED
 
 
 class _Reader:
@@ -85,18 +106,27 @@ class _Reader:
             notices.append(
                 "tokenizer.ggml.token_type is missing: as in llama.cpp, markers such as <|user|> are read as plain text"
             )
-            kinds = [TokenType.CONTROL if token in _ENDS else TokenType.NORMAL for token in tokens]
+            kinds = [TokenType.NORMAL] * len(tokens)
+        elif plain := [t for t, kind in zip(tokens, kinds) if t in _ENDS and kind != TokenType.CONTROL]:
+            notices.append(
+                f"tokenizer.ggml.token_type: {some(plain, 3)} read as control tokens, as in llama.cpp, though not "
+                "marked as such"
+            )
+        kinds = [TokenType.CONTROL if token in _ENDS else kind for token, kind in zip(tokens, kinds)]
         if model == "gpt2" and pre is None:
             notices.append(
                 "tokenizer.ggml.pre is missing: text is cut by llama.cpp's default, which may not be the model's"
             )
+        scores = self._column("scores", len(tokens), "fiu")
+        if model == "llama" and scores:
+            notices += _ties(tokens, kinds, scores)
         adds_bos = self._get("add_bos_token", bool, model == "llama" or pre in ADDS_START)
         return Vocabulary(
             model=str(model),
             pre=pre,
             tokens=tokens,
             kinds=kinds,
-            scores=self._column("scores", len(tokens), "fiu"),
+            scores=scores,
             merges=self._texts("merges"),
             ids=self._ids(len(tokens), _SENTENCEPIECE_IDS if model == "llama" else {}),
             adds_bos=bool(adds_bos),

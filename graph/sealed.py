@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pocketphi.graph.writing import new_file
 
 _DIGEST = blake3().digest_size
 _LENGTH = 8
+_SKEW = 3600 * 10**9  # by which the clock of a volume's server may be ahead
 
 
 def write_sealed(path: Path, content: Any, data: Sequence[bytes | memoryview] = ()) -> None:
@@ -44,8 +46,17 @@ def read_sealed(path: Path) -> tuple[Any, memoryview] | None:
 
 
 def forget_oldest(folder: Path, pattern: str, keep: int) -> None:
-    """Remove files with such names, as `glob` reads the pattern, but for the `keep` that were written last."""
+    """Remove files with such names, as `glob` reads the pattern, but for the `keep` that were written last.
+
+    What says that it will be written later, from before a clock was set back, counts as the oldest: it would stay for ever, and
+    what is written now would go at once.
+    """
+    soon = time.time_ns() + _SKEW
+
+    def written(path: Path) -> int:
+        at = path.stat().st_mtime_ns
+        return at if at <= soon else -1
+
     with contextlib.suppress(OSError):
-        found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-        for path in found[:-keep]:
+        for path in sorted(folder.glob(pattern), key=written)[:-keep]:
             path.unlink()

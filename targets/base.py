@@ -97,6 +97,13 @@ class Host(ABC):
         """What only this target's files can get wrong. prompt: int64 [1, S], a text to run where a check needs one."""
         return []
 
+    def graph_checks(self, program: Program) -> list[Check]:
+        """Whether the saved graph is the one that a compile writes: runs see no more than their own tokens and lengths.
+
+        program: what was lowered, made again from the bundle's config and recipe.
+        """
+        return []
+
     def caveats(self, max_tokens: int) -> list[str]:
         """What a user has to know of files that passed every check: where another runtime, in its own way to use them, would
         give other answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import onnx
 import torch
 from google.protobuf.message import Message
 
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, typed
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE
+from pocketphi.targets.ort_mobile.lower import Lowered
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -43,6 +46,35 @@ def chunk_size(folder: Path) -> int | None:
     if size is not None and not 0 < size < 1 << 31:
         raise InputError(f"{path}: search.chunk_size is {show(size)}, expected a positive number below 2^31; {_AGAIN}")
     return size
+
+
+def other_settings(folder: Path, config: ModelConfig) -> list[str]:
+    """The keys of genai_config.json that are not as a compile writes them for this config and the graph beside it.
+
+    How a session runs, how long a text may be, and how much of it goes through at once are not looked at.
+    """
+    path = file_inside(folder, GENAI_FILE, str(folder))
+    inputs = {value.name for value in read_graph(folder).graph.input}
+    found = _flat(read_json(path, _AGAIN))
+    length = found.get("model.context_length")
+    if type(length) is not int or not 0 < length <= config.max_position:
+        return [f"model.context_length is {show(length)}, config.json says {config.max_position} positions"]
+    wanted = _flat(genai_settings(config, inputs, length))
+    free = ("model.decoder.session_options.", "search.max_length", "search.chunk_size")
+    names = [name for name in sorted(found.keys() | wanted.keys()) if not name.startswith(free)]
+    return [
+        f"{name} is {show(found.get(name))}, expected {show(wanted.get(name))}"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by the names of all keys that lead there."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_graph(folder: Path) -> onnx.ModelProto:
@@ -77,6 +109,32 @@ def _is_text(message: Any) -> bool:
 def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The weights that lie in the data file."""
     return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def other_operations(model: onnx.ModelProto, lowered: Lowered) -> list[str]:
+    """What of a graph is not as it was lowered: operations, inputs, outputs and small constants. The weights are read by
+    `read_weights`."""
+    whole = lowered.to_model([], "")
+    wanted = whole.graph
+    pairs: list[tuple[Any, Any]] = [
+        (model.opset_import, whole.opset_import),
+        (model.functions, whole.functions),  # may give an operator another meaning
+        (model.graph.sparse_initializer, wanted.sparse_initializer),
+        (model.graph.node, wanted.node),
+        (model.graph.input, wanted.input),
+        (model.graph.output, wanted.output),
+        ([t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL], wanted.initializer),
+    ]
+    odd = []
+    for found, made in pairs:
+        held, own = Counter(map(_bytes, found)), Counter(map(_bytes, made))
+        names = {_bytes(one): getattr(one, "name", "an operator set") for one in [*found, *made]}
+        odd += [names[content] for content in (held - own) | (own - held)]
+    return odd
+
+
+def _bytes(message: Message) -> bytes:
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 def spec_of(tensor: onnx.TensorProto, folder: Path) -> tuple[PartSpec, int]:

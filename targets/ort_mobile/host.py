@@ -18,11 +18,21 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
-from pocketphi.targets.ort_mobile.graph_file import chunk_size, external, read_graph, refused_by, spec_of
+from pocketphi.targets.ort_mobile.graph_file import (
+    chunk_size,
+    external,
+    other_operations,
+    other_settings,
+    read_graph,
+    refused_by,
+    spec_of,
+)
+from pocketphi.targets.ort_mobile.lower import lower
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
 from pocketphi.targets.saved_weight import SavedWeight
@@ -36,9 +46,7 @@ class OrtHost(Host):
 
     @property
     def saved_bound(self) -> float:
-        attributes = (a for node in read_graph(self.folder).graph.node for a in node.attribute)
-        levels = {a.i for a in attributes if a.name == "accuracy_level"}
-        return 1e-2 if INT8_ACTIVATIONS in levels else self.exact_bound
+        return 1e-2 if level_of(read_graph(self.folder)) == INT8_ACTIVATIONS else self.exact_bound
 
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder)
@@ -49,12 +57,23 @@ class OrtHost(Host):
         return OrtRunner(self.folder, max_tokens, threads, changes)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
-        """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights."""
+        """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights; and
+        what onnxruntime-genai is told of the model, such as the tokens that end an answer."""
         nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("LayerNormalization")]
         wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
-        return [Check("norms with another epsilon", len(odd), 0, detail)]
+        other = other_settings(self.folder, read_config(self.folder))
+        return [
+            Check("norms with another epsilon", len(odd), 0, detail),
+            Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
+        ]
+
+    def graph_checks(self, program: Program) -> list[Check]:
+        saved = read_graph(self.folder)
+        odd = other_operations(saved, lower(program, level_of(saved)))
+        detail = f"first {show(odd[0])}" if odd else f"{len(saved.graph.node)} operations"
+        return [Check("operations that are not the model's", len(odd), 0, detail)]
 
     def caveats(self, max_tokens: int) -> list[str]:
         switch = unnoticed_switch(read_config(self.folder), max_tokens)
@@ -189,6 +208,12 @@ def all_logits(model: onnx.ModelProto) -> None:
             node.input[index] = picked.get(name, name)
     tokens = next(value for value in model.graph.output if value.name == "logits").type.tensor_type.shape.dim[1]
     tokens.dim_param = "sequence"
+
+
+def level_of(model: onnx.ModelProto) -> int:
+    """The accuracy level of a graph's products; that of int8 where one of them has it."""
+    levels = {a.i for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"}
+    return INT8_ACTIVATIONS if INT8_ACTIVATIONS in levels else min(levels, default=INT8_ACTIVATIONS)
 
 
 def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:

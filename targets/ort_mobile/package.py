@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,13 @@ def write_ort_file(graph: Path, target: Path) -> None:
 def genai_config(program: Program, lowered: Lowered, context: int | None) -> dict[str, Any]:
     """`genai_config.json`. The window is in the graph, not here: the runtime would cut the cache to it and then fail."""
     config = program.config
-    length = min(context or config.max_position, config.max_position)
-    declared = {value.name for value in lowered.inputs}
+    return genai_settings(
+        config, {value.name for value in lowered.inputs}, min(context or config.max_position, config.max_position)
+    )
+
+
+def genai_settings(config: ModelConfig, declared: Collection[str], length: int) -> dict[str, Any]:
+    """The same for a graph with these inputs. length: tokens of a conversation."""
     inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in declared}
     end = config.eos[0] if config.eos else 0
     chunk = chunk_of(config, length)

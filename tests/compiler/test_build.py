@@ -30,6 +30,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.places import default_folder
 from pocketphi.targets.tvm_arm.platform import host_isa
+from tests.compiler.test_resealed import resealed
 from tests.helpers.hf_folders import configure, save, tensors
 
 FILE = """
@@ -111,6 +112,27 @@ def test_what_is_damaged_or_gone_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert build_matrix(file, Ui())[0].exit_code == 0
     assert not data.is_symlink()
     Bundle.open(result.bundle)
+
+
+def test_what_was_edited_where_it_was_placed_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files there are the cache's own, and somebody makes the manifest fit."""
+    file = read_build_file(write(tmp_path))
+    (result,) = build_matrix(file, Ui(), only="ort-mobile")
+    path = result.bundle / "genai_config.json"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b'"eos_token_id": 2', b'"eos_token_id": 9'))
+    resealed(result.bundle)
+    store = tmp_path / "cache" / "bundles" / result.key
+    assert (
+        Bundle.open(store).manifest.files["genai_config.json"].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    (again,) = build_matrix(file, Ui(), only="ort-mobile")
+    assert (again.cached, path.read_bytes()) == (False, good)
+    forbid(monkeypatch)
+    assert build_matrix(file, Ui(), only="ort-mobile")[0].cached
+    store.with_name(f"{store.name}.made").unlink()  # nobody says what was made
+    with pytest.raises(AssertionError, match="compiled again"):
+        build_matrix(file, Ui(), only="ort-mobile")
 
 
 def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: Path) -> None:
@@ -491,7 +513,7 @@ def test_compile_and_build_keep_things_in_the_same_place(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     build_matrix(read_build_file(write(tmp_path, FILE.replace('cache = "cache"\n', ""))), Ui(), only="ort")
     assert default_folder() == tmp_path / "xdg" / "pocketphi"
-    assert len(list((default_folder() / "bundles").iterdir())) == 1
+    assert len([path for path in (default_folder() / "bundles").iterdir() if path.is_dir()]) == 1
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -334,6 +335,18 @@ def test_the_oldest_of_many_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         os.utime(path, (number, number))
     assert [kept.find({"a": number}) is not None for number in range(4)] == [False, False, True, True]
     assert other.find({"a": 0}) is not None
+
+
+def test_what_a_clock_ahead_left_does_not_stay_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "_MOST", 2)
+    kept = Known("one", [], tmp_path)
+    for number in range(2):
+        kept.keep({"a": number}, number)
+    for path in entries(tmp_path, "one"):
+        os.utime(path, (time.time() + 7 * 86400,) * 2)
+    for number in range(2, 4):
+        kept.keep({"a": number}, number)
+    assert [kept.find({"a": number}) is not None for number in range(4)] == [False, False, True, True]
 
 
 def test_kinds_are_kept_apart(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from kit_bundles import make_bundle
 
 from pocketphi.artifacts.bundle import Bundle, seal, write_manifest
 from pocketphi.artifacts.manifest import MANIFEST, VerificationRecord
 from pocketphi.artifacts.sbom import sbom
 from pocketphi.compiler.cli import main
+from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.integrate import integrate
 
 
@@ -232,6 +234,43 @@ def test_an_edited_manifest_is_no_manifest(
     (folder / MANIFEST).write_text(text.replace('"layers": 3', '"layers": 4', 1))
     assert main([command[0], *(str(tiny_bundle) for _ in command[1:]), str(folder)]) == 2
     assert "manifest.json: was edited: its own checksum does not match" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        ("model.eos_token_id", 9, "model.eos_token_id is 9, expected 2"),
+        ("model.eos_token_id", [2, 9], "model.eos_token_id is [2, 9], expected 2"),
+        ("model.bos_token_id", 9, "model.bos_token_id is 9, expected 1"),
+        ("model.context_length", 257, "model.context_length is 257, config.json says 256 positions"),
+        (
+            "model.decoder.sliding_window",
+            {"window_size": 16},
+            "model.decoder.sliding_window.window_size is 16, expected None",
+        ),
+        ("search.repetition_penalty", 1.5, "search.repetition_penalty is 1.5, expected 1.0"),
+        ("search.do_sample", True, "search.do_sample is True, expected False"),
+        ("search.max_length", 64, None),
+        ("model.decoder.session_options.intra_op_num_threads", 2, None),
+    ],
+)
+def test_what_genai_is_told_is_the_models(
+    place: str, value: Any, line: str | None, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """It ends answers, or penalizes words, by this file alone: no logit tells."""
+    folder = tmp_path / "b"
+    shutil.copytree(tiny_bundle, folder)
+    settings = json.loads((folder / GENAI).read_text())
+    *way, last = place.split(".")
+    inner = settings
+    for key in way:
+        inner = inner[key]
+    assert inner.get(last) != value
+    inner[last] = value
+    (folder / GENAI).write_text(json.dumps(settings))
+    host = open_host(folder, Bundle.open(folder, check=False).manifest)
+    (check,) = (check for check in host.own_checks(torch.zeros(1, 1)) if "genai_config.json" in check.name)
+    assert (check.ok, check.detail) == (line is None, line or "")
 
 
 def test_palettes_are_called_so(tmp_path: Path) -> None:

@@ -156,9 +156,31 @@ def read_the_wrong_token(folder: Path) -> None:
     _edit_graph(folder, edit)
 
 
+def wrong_in_long_texts(folder: Path) -> None:
+    """Another logit beyond any length that is run."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        (last,) = (n for n in model.graph.node if "logits" in n.output)
+        last.output[0] = "right"
+        limit = onnx.helper.make_tensor("limit", onnx.TensorProto.INT64, [1], [200])
+        model.graph.initializer.append(limit)
+        make = onnx.helper.make_node
+        model.graph.node.extend(
+            [
+                make("Shape", ["attention_mask"], ["total"], start=1),
+                make("Greater", ["total", "limit"], ["long"]),
+                make("Cast", ["long"], ["added"], to=onnx.TensorProto.FLOAT),
+                make("Add", ["right", "added"], ["logits"]),
+            ]
+        )
+
+    _edit_graph(folder, edit)
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
+        (wrong_in_long_texts, "operations that are not the model's"),
         (flip_one_scale, "weights equal, bit for bit"),
         (flip_rotary_sign, "KL prefill, exact"),
         (shift_window(+1), "KL prefill past the window of 48"),

@@ -108,13 +108,15 @@ GROUPS = {
     "granite-docling exaone4",
     "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
     "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
-    "dbrx": "smaug-bpe glm4 chatglm-bpe",
+    "dbrx": "smaug-bpe chatglm-bpe",
+    "glm4": "",
     "gpt-4o": "llama4 kanana2 talkie minimax-m2",
 }
 
 
 def test_every_alias_is_cut_as_its_group_and_groups_differ() -> None:
-    made = {pre: tokenizer_files_from_gguf(byte_level_fields(pre), "m")["tokenizer.json"] for pre in CUTS}
+    bos = key("bos_token_id", 3)
+    made = {pre: tokenizer_files_from_gguf(byte_level_fields(pre) | bos, "m")["tokenizer.json"] for pre in CUTS}
     groups = {name: [name, *aliases.split()] for name, aliases in GROUPS.items()}
     assert {name: {made[pre] for pre in names} for name, names in groups.items()} == {
         name: {made[name]} for name in groups
@@ -171,6 +173,58 @@ def test_without_token_types(fields: dict[str, Any]) -> None:
     assert [tokenizer.encode(text) for text in TEXT] == [typed.encode(text) for text in TEXT]
     marker = "<|user|>" if "<|user|>" in fields["tokenizer.ggml.tokens"] else "<mark>"
     assert len(typed.encode(f"{marker}ab")) < len(tokenizer.encode(f"{marker}ab"))
+
+
+@pytest.mark.parametrize("kind", [1, 4], ids=["plain", "user-defined"])
+@pytest.mark.parametrize("fields", [phi3_fields(), byte_level_fields("smollm")], ids=["sentencepiece", "byte-level"])
+def test_a_token_that_ends_an_answer_is_a_control_token(fields: dict[str, Any], kind: int) -> None:
+    """llama.cpp finds it in a prompt, and never shows it, whatever the file's type says."""
+    end = fields["tokenizer.ggml.tokens"].index("<|end|>")
+    types = list(fields["tokenizer.ggml.token_type"])
+    types[end] = kind
+    changed = fields | key("token_type", types)
+    assert build(changed).encode("ab<|end|>a") == build(fields).encode("ab<|end|>a")
+    assert build(changed).decode([end]) == ""
+    assert notices(changed) == (
+        "tokenizer.ggml.token_type: <|end|> read as control tokens, as in llama.cpp, though not marked as such",
+    )
+
+
+def test_what_ends_an_answer_by_its_text() -> None:
+    """What llama_vocab_is_eog of llama.cpp b11739 said of such a file."""
+    known = ["<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "[EOS]", "<eos>", "<|eom_id|>", "<|im_end|>", "[EOT]"]
+    fields = pieces(["<unk>", "<s>", "</s>", "a", *known, "<|eos|>", "<|turn_end|>"]) | key("eos_token_id", 3)
+    for kind, more in {1: [], 3: [2], 4: [2]}.items():
+        fields["tokenizer.ggml.token_type"][2] = kind
+        vocabulary = Vocabulary.read(fields, "m")
+        assert vocabulary
+        assert sorted(vocabulary.ends()) == sorted([*more, *range(3, 4 + len(known))]), kind
+
+
+def test_spaces_meet_in_a_user_defined_token() -> None:
+    """llama.cpp's answers: a merge may lead to a token of any type."""
+    fields = pieces(["<unk>", "<s>", "</s>", "▁", "a", "▁▁", "▁a"]) | key("scores", [0.0, 0, 0, -9, -9, -1, -2])
+    for kind in (1, 4, 5):
+        fields["tokenizer.ggml.token_type"][5] = kind
+        assert spelled(build(fields), "  a", fields) == ["<s>", "▁▁", "▁a"], kind
+
+
+def test_glm_4_takes_words_first() -> None:
+    """llama.cpp's answers for a token that no merges lead to."""
+    for pre, tokens in {"glm4": ["axb"], "chatglm-bpe": ["a", "x", "b"]}.items():
+        fields = byte_level_fields(pre)
+        fields = fields | {
+            f"tokenizer.ggml.{k}": [*fields[f"tokenizer.ggml.{k}"], v]
+            for k, v in {"tokens": "axb", "scores": 0.0, "token_type": 1}.items()
+        }
+        assert spelled(build(fields), "axb", fields) == tokens
+
+
+def test_tokens_of_one_score_are_told() -> None:
+    fields = phi3_fields()
+    tied = fields["tokenizer.ggml.tokens"].index("hel")
+    fields["tokenizer.ggml.scores"][tied - 1] = fields["tokenizer.ggml.scores"][tied]
+    assert [line.split(":")[1] for line in notices(fields)] == [" 2 tokens share a score"]
 
 
 def test_empty_tokens_get_a_name() -> None:
