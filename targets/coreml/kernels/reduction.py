@@ -134,5 +134,8 @@ def classify(probabilities: Tensor, classes: Sequence[Raw | str]) -> tuple[Tenso
     flat = probabilities.reshape(-1)
     if len(labels) != len(flat) or not labels:
         raise ValueError(f"{len(labels)} classes for {len(flat)} probabilities")
+    if len(set(labels)) < len(labels):
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+        raise ValueError(f"two classes have the name {twice!r}: its probability would be that of one of them")
     best = labels[int(flat.argmax())]
     return best if isinstance(best, str) else torch.tensor(best), dict(zip(labels, flat.tolist()))

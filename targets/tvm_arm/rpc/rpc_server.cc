@@ -30,16 +30,21 @@
 #include <string>
 
 #include "cpu.h"
+#include "line.h"
 #include "pool.h"
 #include "raised.h"
 #include "src/runtime/rpc/rpc_endpoint.h"
 
 // A loop's failure goes from one thread to another as TVM's error.
 namespace pocketphi_runtime {
-void raise(const std::string& reason) {
+void raise(const char* reason) {
   tvm::ffi::details::SetSafeCallRaised(tvm::ffi::Error("RuntimeError", reason, ""));
 }
-std::string take_raised() { return tvm::ffi::details::MoveFromSafeCallRaised().message(); }
+Reason take_raised() {
+  Reason reason;
+  copy_text(std::string(tvm::ffi::details::MoveFromSafeCallRaised().message()), reason.text, sizeof reason.text);
+  return reason;
+}
 }  // namespace pocketphi_runtime
 
 namespace {

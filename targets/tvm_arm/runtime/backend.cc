@@ -2,16 +2,18 @@
 #include "backend.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "line.h"
 #include "raised.h"
 
 namespace pocketphi_runtime {
 namespace {
 
-thread_local std::string reason;
+thread_local Reason reason;
 
 // Memory that this thread's kernels asked for. It is kept: the next call asks for the same again.
 struct Workspaces {
@@ -65,9 +67,9 @@ Linked& linked() {
 
 }  // namespace
 
-void raise(const std::string& why) { reason = why; }
+void raise(const char* why) { copy_text(why, reason.text, sizeof reason.text); }
 
-std::string take_raised() { return std::exchange(reason, ""); }
+Reason take_raised() { return std::exchange(reason, Reason()); }
 
 void* aligned(size_t bytes) {
   void* data = nullptr;
@@ -99,9 +101,13 @@ extern "C" void TVMFFIErrorSetRaisedFromCStr(const char*, const char* message) {
 }
 
 extern "C" void TVMFFIErrorSetRaisedFromCStrParts(const char*, const char** parts, int32_t count) {
-  std::string message;
-  for (int32_t i = 0; i < count; ++i) message += parts[i] ? parts[i] : "";
-  pocketphi_runtime::raise(message);
+  pocketphi_runtime::Reason whole;
+  size_t length = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    pocketphi_runtime::copy_text(parts[i] ? parts[i] : "", whole.text + length, sizeof whole.text - length);
+    length = std::strlen(whole.text);
+  }
+  pocketphi_runtime::raise(whole.text);
 }
 
 extern "C" void* TVMBackendAllocWorkspace(int, int, uint64_t bytes, int, int) try {

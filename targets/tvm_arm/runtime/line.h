@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 namespace pocketphi_runtime {
 
 constexpr size_t kLongestLine = 1000;
 
 // Bytes of the UTF-8 character that begins at `at`, of three at most beyond ASCII as in modified UTF-8; 0 for what is none.
-inline size_t character(const std::string& text, size_t at) {
+inline size_t character(std::string_view text, size_t at) {
   auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
   unsigned lead = byte(at);
   if (lead < 0x80) return 1;
@@ -21,7 +22,7 @@ inline size_t character(const std::string& text, size_t at) {
 }
 
 // White space and control characters become single spaces, other bytes that are no text question marks.
-inline std::string one_line(const std::string& text) {
+inline std::string one_line(std::string_view text) {
   std::string line;
   for (size_t at = 0, size; at < text.size() && line.size() < kLongestLine; at += std::max<size_t>(size, 1)) {
     size = character(text, at);
@@ -35,7 +36,7 @@ inline std::string one_line(const std::string& text) {
 }
 
 // As much of a line as fits into a buffer, with the zero at its end.
-inline void copy_text(const std::string& line, char* buffer, size_t size) {
+inline void copy_text(std::string_view line, char* buffer, size_t size) {
   if (!buffer || !size) return;
   size_t count = 0;
   for (size_t next; count < line.size() && count + (next = std::max<size_t>(character(line, count), 1)) < size;) count += next;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,6 +19,7 @@ namespace {
 using pocketphi_runtime::Failure;
 using pocketphi_runtime::Model;
 using pocketphi_runtime::copy_text;
+using pocketphi_runtime::kLongestLine;
 using pocketphi_runtime::one_line;
 
 struct Session {
@@ -25,7 +27,7 @@ struct Session {
   const pid_t process = getpid();
   std::atomic<int32_t> vocab{0}, context{0}, length{0};
   std::mutex guard;
-  std::string error;                 // under the guard
+  char error[kLongestLine + 4] = "";  // under the guard. In memory of its own: it may say that there is no more
   pocketphi_runtime::Worker worker;  // last, so that it ends first
 };
 
@@ -57,24 +59,36 @@ std::shared_ptr<Session> find(const pocketphi* handle, bool forget = false) {
   return session;
 }
 
-// Run on the handle's thread; 0, or -1 with `error` set.
+// What an exception says, into `line`: one that is being handled. Throws nothing.
+void tell(char* line, size_t size) noexcept try {
+  throw;
+} catch (const std::bad_alloc&) {
+  copy_text("not enough memory", line, size);
+} catch (const std::exception& error) {
+  try {
+    copy_text(one_line(error.what()), line, size);
+  } catch (...) {
+    copy_text("not enough memory to say what failed", line, size);
+  }
+} catch (...) {
+  copy_text("unknown error", line, size);
+}
+
+// Run on the handle's thread; 0, or -1 with `error` set. Takes no memory, which may have run out.
 template <typename Job>
 int guarded(Session& session, Job job) {
-  std::string problem;
-  session.worker.run([&] {
+  char problem[sizeof session.error] = "";
+  auto whole = [&] {
     try {
       job();
-    } catch (const std::bad_alloc&) {
-      problem = "not enough memory";
-    } catch (const std::exception& error) {
-      problem = one_line(error.what());
     } catch (...) {
-      problem = one_line("");
+      tell(problem, sizeof problem);
     }
-  });
-  if (problem.empty()) return 0;
+  };
+  session.worker.run(std::ref(whole));
+  if (!*problem) return 0;
   std::lock_guard<std::mutex> lock(session.guard);
-  session.error = problem;
+  std::memcpy(session.error, problem, sizeof problem);
   return -1;
 }
 

@@ -1,10 +1,9 @@
 #include "pool.h"
 
 #include <chrono>
-#include <system_error>
+#include <exception>
 
 #include "cpu.h"
-#include "raised.h"
 
 namespace pocketphi_runtime {
 namespace {
@@ -52,7 +51,7 @@ Pool::Pool(int threads, const std::vector<unsigned>& cores)
         help(i * kParts);
       });
     }
-  } catch (const std::system_error&) {  // this process gets no more threads: those that there are do the work
+  } catch (const std::exception&) {  // this process gets no more threads, or memory for one: those that there are do the work
   }
   pool_of_thread = this;
 }
@@ -80,9 +79,9 @@ int Pool::run(LoopBody task, void* data) {
   work(loop, 0);
   await_others();
   pool_of_thread = this;
-  if (!error_) return 0;
-  raise(*error_);
-  error_.reset();
+  if (!failed_) return 0;
+  failed_ = false;
+  raise(error_.text);
   return -1;
 }
 
@@ -98,6 +97,7 @@ void Pool::work(uint64_t loop, int first) {
 void Pool::run_part(int part) {
   if (task_(part, &group_, data_) != 0) {
     std::lock_guard<std::mutex> lock(mutex_);
+    failed_ = true;
     error_ = take_raised();
   }
   if (--unfinished_ == 0 && caller_asleep_) {

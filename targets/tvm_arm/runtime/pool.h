@@ -6,12 +6,11 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
-#include <string>
 #include <thread>
 #include <vector>
 
 #include "abi.h"
+#include "raised.h"
 
 namespace pocketphi_runtime {
 
@@ -53,7 +52,8 @@ class Pool {
   alignas(64) std::atomic<int> unfinished_{0};  // parts of the last loop
   std::mutex mutex_;
   std::condition_variable begun_, finished_;
-  std::optional<std::string> error_;
+  bool failed_ = false;  // under the mutex, as its reason
+  Reason error_;
   std::vector<std::thread> helpers_;
 };
 

@@ -198,7 +198,7 @@ Value Machine::run(const Callee& callee, const Operands& operands) {
   }
   Argument result{Argument::kNone, 0, {0}};
   if (callee.kernel(nullptr, arguments_.data(), static_cast<int32_t>(arguments_.size()), &result) != 0) {
-    throw Failure(take_raised());
+    throw Failure(take_raised().text);
   }
   return {};
 }

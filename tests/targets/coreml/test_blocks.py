@@ -115,6 +115,14 @@ def test_a_state_in_a_block_is_refused(tmp_path: Path) -> None:
         branch.run(None, {"x": torch.ones(1)}, branch.make_states())
 
 
+def test_two_classes_of_one_name(tmp_path: Path) -> None:
+    traced = torch.jit.trace(nn.Softmax(-1).eval(), torch.zeros(1, 3))
+    labels = ct.ClassifierConfig(["cat", "dog", "cat"])
+    path = save(traced, tmp_path / "p.mlpackage", inputs=[ct.TensorType("x", (1, 3))], classifier_config=labels)
+    with pytest.raises(InputError, match="two classes have the name 'cat'"):
+        Interpreter(MLPackage.open(path), "fp32").run(None, {"x": torch.zeros(1, 3)})
+
+
 @pytest.mark.parametrize("labels", [["cat", "dog", "é"], [7, -5, 900]])
 def test_a_classifier_gives_its_class_and_probabilities(tmp_path: Path, labels: list[Any]) -> None:
     torch.manual_seed(0)

@@ -620,6 +620,15 @@ def test_damaged_bundles_under_the_sanitizers(machine: Any, bundle: Any, tmp_pat
     assert counts["model.params refused"] > 10
 
 
+def test_memory_that_ends(machine: Any, bundle: Any, tmp_path: Path) -> None:
+    """At each allocation in turn: a call fails in one line, and the next one is right."""
+    source, program = Path(small.__file__).with_name("short_of_memory.cc"), tmp_path / "short"
+    toolchain, runtime = machine(host_arch())
+    archive = [str(runtime.archive), "-Wl,--wrap=posix_memalign", "-rdynamic", "-ldl", "-pthread"]
+    toolchain.run("-std=c++17", f"-I{SOURCES}", str(source), *archive, "-o", str(program))
+    assert run([str(program), str(bundle(host_arch()))], "") == (0, "ok", "")
+
+
 def test_sha256_is_hashlibs(machine: Any, tmp_path: Path) -> None:
     source, program = tmp_path / "sha.cc", tmp_path / "sha"
     source.write_text(
