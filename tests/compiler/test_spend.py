@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.candidates import candidates_of
@@ -14,10 +18,14 @@ from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.plan import plan
 from pocketphi.compiler.policy_file import check_policy, read_policy
 from pocketphi.compiler.precision import policy_of_bundle, recorded_policy, records
+from pocketphi.compiler.spend import _WITHIN, _fitted, measured_on
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
+from pocketphi.passes.allocate import Choice, allocate, smallest
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.targets.coreml.vectors import VECTORS, vectors_bytes
 
 SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=16)
@@ -53,6 +61,44 @@ def test_ten_budgets(model: str, target: str) -> None:
         bits = lower + (6.5 - lower) * number / 10
         rows = plan(options(model, (target,), bits=bits, recipe="rtn")).formats
         assert 0.99 * bits <= rows[-1].bits <= bits + 0.0005  # shown with three digits
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_largest_choice_whose_bundle_fits(seed: int) -> None:
+    """Tables at random, and bundles whose other files take more where formats differ: never over the limit, and of all choices
+    not much is better than the one that was found."""
+    draw = random.Random(seed)
+    tables = [
+        [Choice(draw.random() * 100 / size, size) for size in draw.sample(range(1000, 9000), 5)] for _ in range(4)
+    ]
+    quantizers = [make_quantizer("rtn", "int4", {"block": block}) for block in (16, 32, 64, 128, 256)]
+    candidates = {f"w{i}": quantizers for i in range(len(tables))}
+    around = [[draw.randrange(300) for _ in table] for table in tables]
+
+    def whole(chosen: Sequence[int]) -> int:
+        return sum(tables[i][one].size + around[i][one] for i, one in enumerate(chosen))
+
+    def bundle_bytes(policy: Policy) -> int:
+        return whole([quantizers.index(rule.quantizer) for rule in policy.rules])
+
+    def cost(chosen: Sequence[int]) -> float:
+        return sum(tables[i][one].cost for i, one in enumerate(chosen))
+
+    every = list(itertools.product(range(5), repeat=len(tables)))
+    least = allocate(tables, smallest(tables))
+    kept_back = 4 * 300  # choices that take as much together may differ by this in what is around them
+    for limit in range(whole(least), max(map(whole, every)) + kept_back, 1500):
+        found = _fitted(tables, candidates, limit, whole(least) - smallest(tables), bundle_bytes)
+        assert whole(found) <= limit
+        fits = [one for one in every if whole(one) <= (1 - _WITHIN) * limit - kept_back]
+        assert cost(found) <= min((cost(one) for one in fits), default=cost(least)) + 1e-9
+
+
+def test_what_is_measured_on() -> None:
+    """Whole windows of the first tokens, in their order."""
+    assert torch.equal(measured_on(torch.arange(10_000).view(1, -1)), torch.arange(2048).view(8, 256))
+    assert torch.equal(measured_on(torch.arange(300).view(3, 100)), torch.arange(300).view(3, 100))
+    assert torch.equal(measured_on(torch.arange(700).view(1, 700)), torch.arange(512).view(2, 256))
 
 
 def test_no_format_is_chosen_that_a_target_runs_slowly(model: str) -> None:

@@ -16,7 +16,7 @@ from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.program import Program
 from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.passes.sensitivity import sensitivities
+from pocketphi.passes.sensitivity import _picked, sensitivities
 from tests.helpers.tiny_phi3 import traced
 
 NEAREST = make_quantizer("rtn", "int6", {"block": 64})
@@ -88,3 +88,13 @@ def test_progress_is_called_as_often_as_it_says() -> None:
     found = [one.name for one in fisher.measure(step)]
     assert done == fisher.steps
     assert sorted(found) == sorted(n for n, shape in program.config.tensors().items() if len(shape) == 2)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_rows_are_picked_by_their_part_whatever_the_unit(unit: float) -> None:
+    """Groups of two, of which the second has three quarters: it is picked three times as often as the first."""
+    fisher = unit * torch.tensor([[0.5, 0.5], [0.0, 1.0], [3.0, 0.0], [2.0, 1.0]])
+    rows, mass = _picked(fisher, 2, 8)
+    assert rows.tolist() == [0, 1, *[2, 3] * 3]
+    assert mass.tolist() == pytest.approx([2 * unit, *[6 * unit] * 3])
+    assert _picked(torch.zeros(4, 2), 2, 4)[0].tolist() == [0, 1, 2, 3]  # all alike where nothing depends on them
