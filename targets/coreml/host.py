@@ -15,12 +15,16 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, specs
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
+from pocketphi.graph.program import Program
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
+from pocketphi.targets.coreml.form import make_form
+from pocketphi.targets.coreml.graph_check import graph_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage, Operation
+from pocketphi.targets.coreml.options import CoreML
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
@@ -40,8 +44,12 @@ class CoreMLHost(Host):
     saved_bound = 1e-4
     rounds_to = torch.float16
 
-    def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, names: Mapping[str, str], options: CoreML | None = None, context: int | None = None
+    ) -> None:
+        """names: of the weights; options, context: what the package was written with, as far as its graph tells."""
         self.folder = folder
+        self._options, self._context = options or CoreML(), context
         self.package = MLPackage.open(folder / PACKAGE)
         self._names = list(names)
         self._config = read_config(folder)
@@ -71,6 +79,10 @@ class CoreMLHost(Host):
         norms = epsilon_check(self.package, self._config.rms_norm_eps)
         constants = constant_check(self.package, [identifier(name) for name in self._names])
         return [norms, constants, self._typecheck(), self._headroom(prompt)]
+
+    def graph_checks(self, program: Program) -> list[Check]:
+        form = make_form(program.config, self._options, self._context)
+        return [graph_check(self.package.path, program, form)]
 
     def write_extras(self, prompt: torch.Tensor) -> None:
         recorder = Recorder()

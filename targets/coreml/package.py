@@ -61,6 +61,11 @@ _FEATURES = {
 }
 
 
+def model_of(program: Program, form: Form, file: WeightFile) -> Any:
+    """The `Model` message, which names bytes of the weight file. No weight is read, and nothing is described."""
+    return to_proto(lower(program, form, file), "main" if form.flexible else "decode", file.blobs, form.release)
+
+
 class CoreMLBundle(Prepared):
     """The files of `--target coreml`, planned; weights are read when they are written."""
 
@@ -84,8 +89,7 @@ class CoreMLBundle(Prepared):
     def write(self, folder: Path, progress: Progress) -> Packaged:
         form = self._form
         file = replace(self._file, weights=stored_weights(self._program, form))
-        functions, default = lower(self._program, form, file), "main" if form.flexible else "decode"
-        model = to_proto(functions, default, file.blobs, form.release)
+        model = model_of(self._program, form, file)
         self._describe(model)
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)

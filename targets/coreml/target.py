@@ -12,7 +12,8 @@ from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Format
-from pocketphi.graph.reading import typed
+from pocketphi.graph.options import declared
+from pocketphi.graph.reading import show, typed
 from pocketphi.targets.coreml.codecs import CODECS, Codec
 from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
 from pocketphi.targets.coreml.releases import OLDEST, RELEASES
@@ -29,9 +30,16 @@ class _Details:
     """What a manifest says of a package, as far as others ask for it."""
 
     cache_rows: int = 0
+    context: int | None = None
     chunk: int | None = None
-    ios: int = OLDEST
+    attention: str = "sdpa"
+    norm: str = "max-scaled"
     flavor: str = "functions"
+    ios: int = OLDEST
+
+    @property
+    def options(self) -> CoreML:
+        return CoreML(**{name: getattr(self, name) for name in ("chunk", "attention", "norm", "flavor", "ios")})
 
 
 class CoreMLTarget(Target[CoreML]):
@@ -77,14 +85,14 @@ class CoreMLTarget(Target[CoreML]):
     def open_host(self, folder: Path, record: TargetRecord) -> Host:
         from pocketphi.targets.coreml.host import CoreMLHost
 
-        return CoreMLHost(folder, record.weights)
+        details = _details(record)
+        return CoreMLHost(folder, record.weights, details.options, details.context)
 
     def check_runs_here(self, options: CoreML) -> None:
         importlib.import_module("pocketphi.targets.coreml.host")
 
     def options_of(self, record: TargetRecord) -> CoreML:
-        details = _details(record)
-        return CoreML(chunk=details.chunk, ios=details.ios)
+        return _details(record).options
 
     def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
         details = _details(record)
@@ -101,7 +109,14 @@ class CoreMLTarget(Target[CoreML]):
 
 
 def _details(record: TargetRecord) -> _Details:
-    return typed(_Details, record.details, "manifest.json: targets.coreml")
+    where = "manifest.json: targets.coreml"
+    found = typed(_Details, record.details, where)
+    for one in declared(CoreML).values():
+        if one.choices and (value := getattr(found, one.name)) not in one.choices:
+            raise InputError(
+                f"{where}: {one.name} is {show(value)}, expected one of {', '.join(map(str, one.choices))}"
+            )
+    return found
 
 
 TARGET = CoreMLTarget()

@@ -369,6 +369,12 @@ def test_the_kit_is_for_the_release(ios: int, tools: str, platforms: str) -> Non
     assert f"platforms: {platforms}," in text
 
 
+def test_a_manifest_of_another_release_is_refused() -> None:
+    record = TargetRecord(operators={}, weights={}, notes=(), details={"ios": 99})
+    with pytest.raises(InputError, match=r"^manifest.json: targets.coreml: ios is 99, expected one of 18, 26$"):
+        find_target("coreml").kit_values(record)
+
+
 def test_it_runs_as_any_package(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     states = ["--function", "decode", "--input", "inputIds=[[5]]", "--input", "position=[0]"]
     assert main(["run-mlpackage", str(bundle / PACKAGE), *states, "--json"]) == 0
