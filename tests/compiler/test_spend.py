@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.plan import plan
 from pocketphi.compiler.policy_file import check_policy, read_policy
 from pocketphi.compiler.precision import policy_of_bundle, recorded_policy, records
-from pocketphi.compiler.spend import _WITHIN, _fitted, measured_on
+from pocketphi.compiler.spend import _fitted, measured_on
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
@@ -63,17 +62,18 @@ def test_ten_budgets(model: str, target: str) -> None:
         assert 0.99 * bits <= rows[-1].bits <= bits + 0.0005  # shown with three digits
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_largest_choice_whose_bundle_fits(seed: int) -> None:
-    """Tables at random, and bundles whose other files take more where formats differ: never over the limit, and of all choices
-    not much is better than the one that was found."""
+    """Tables at random, and bundles that take up to a third more than their weights: never over the limit, and as
+    good as any allowance that is tried one by one, but for what may be left."""
     draw = random.Random(seed)
     tables = [
-        [Choice(draw.random() * 100 / size, size) for size in draw.sample(range(1000, 9000), 5)] for _ in range(4)
+        [Choice(draw.random() * 100 / size, size) for size in draw.sample(range(1000, 9000), 5)] for _ in range(12)
     ]
     quantizers = [make_quantizer("rtn", "int4", {"block": block}) for block in (16, 32, 64, 128, 256)]
     candidates = {f"w{i}": quantizers for i in range(len(tables))}
-    around = [[draw.randrange(300) for _ in table] for table in tables]
+    more = draw.uniform(0.05, 0.33)
+    around = [[int(one.size * more) for one in table] for table in tables]
 
     def whole(chosen: Sequence[int]) -> int:
         return sum(tables[i][one].size + around[i][one] for i, one in enumerate(chosen))
@@ -84,14 +84,17 @@ def test_the_largest_choice_whose_bundle_fits(seed: int) -> None:
     def cost(chosen: Sequence[int]) -> float:
         return sum(tables[i][one].cost for i, one in enumerate(chosen))
 
-    every = list(itertools.product(range(5), repeat=len(tables)))
-    least = allocate(tables, smallest(tables))
-    kept_back = 4 * 300  # choices that take as much together may differ by this in what is around them
-    for limit in range(whole(least), max(map(whole, every)) + kept_back, 1500):
-        found = _fitted(tables, candidates, limit, whole(least) - smallest(tables), bundle_bytes)
+    low = smallest(tables)
+    tried = [allocate(tables, allowed) for allowed in range(low, 100_000, 250)]
+    least = whole(tried[0])
+    for limit in range(least, whole(tried[-1]) + 3000, 4000):
+        found = _fitted(tables, candidates, limit, least - low, bundle_bytes)
         assert whole(found) <= limit
-        fits = [one for one in every if whole(one) <= (1 - _WITHIN) * limit - kept_back]
-        assert cost(found) <= min((cost(one) for one in fits), default=cost(least)) + 1e-9
+        assert cost(found) <= min(cost(one) for one in tried if whole(one) <= max(least, (1 - _SLACK) * limit)) + 1e-9
+
+
+_SLACK = 0.01
+"""What a choice is larger by than the next: these have few weights."""
 
 
 def test_what_is_measured_on() -> None:
