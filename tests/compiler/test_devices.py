@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
 from pocketphi.compiler.devices import Device, find_device, read_devices
-from pocketphi.compiler.footprint import bundle_footprint, footprint, kept_weights
+from pocketphi.compiler.footprint import footprint, kept_weights
 from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.plan import plan, prepare
@@ -354,18 +353,6 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert found["tvm-arm"]["needed"] - smaller == 2 * 32 * 32 * (192 - 100) * 4096
     coreml = found["coreml"]
     assert set(coreml) == {f.name for f in dataclasses.fields(Fit)} | {"ok"}
-
-
-@pytest.mark.sample
-def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
-    """The sample in onnxruntime, in a process of its own: a prompt of 512 tokens, a cache of 520."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    import footprint as measure
-
-    for prompt in (64, 512):
-        measured = measure.resident(sample_bundle, prompt)
-        predicted = bundle_footprint(Bundle.open(sample_bundle), "ort-mobile", prompt).total(prompt + 8)
-        assert predicted == pytest.approx(measured, rel=0.15)
 
 
 def test_a_budget_on_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

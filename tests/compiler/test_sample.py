@@ -1,8 +1,9 @@
-"""The real sample model, for truth."""
+"""The real sample model, for truth. All tests of it are here: a file's tests share what they compile."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
+from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.tokenizer import Tokenizer
@@ -67,6 +69,17 @@ def test_quality_and_size(sample_bundle: Path) -> None:
     assert result.perplexity < 1.6 * (result.reference_perplexity or 0)
     size = Bundle.open(sample_bundle).manifest.bytes
     assert size < 90e6
+
+
+def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
+    """The sample in onnxruntime, in a process of its own: a prompt of 512 tokens, a cache of 520."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import footprint as measure
+
+    for prompt in (64, 512):
+        measured = measure.resident(sample_bundle, prompt)
+        predicted = bundle_footprint(Bundle.open(sample_bundle), "ort-mobile", prompt).total(prompt + 8)
+        assert predicted == pytest.approx(measured, rel=0.15)
 
 
 def test_a_second_compile_finds_its_weights_in_the_cache(
