@@ -154,11 +154,12 @@ def test_dump_graphs_writes_one_file_a_pass(capsys: pytest.CaptureFixture[str], 
         "03-fuse-attention.txt",
         "04-fuse-residual-norm.txt",
         "05-fuse-gated-mlp.txt",
-        "06-quantize-weights.txt",
-        "07-last-logits.txt",
+        "06-fuse-gegelu.txt",
+        "07-quantize-weights.txt",
+        "08-last-logits.txt",
     ]
     assert "edge.attention" in (dumps / "03-fuse-attention.txt").read_text()
-    assert "int4 rtn block 64" in (dumps / "07-last-logits.txt").read_text()
+    assert "int4 rtn block 64" in (dumps / "08-last-logits.txt").read_text()
 
 
 def texts_of(command: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:

@@ -177,17 +177,18 @@ def no_zero(patch: pytest.MonkeyPatch) -> None:
 
 def unsigned(patch: pytest.MonkeyPatch) -> None:
     """Values that are symmetric stay unsigned, when they are written and when they are read back."""
-    encode, decode = codecs.Int4Codec.encode, codecs.Int4Codec.decode
+    codec = codecs.CODECS["int4"]
+    encode, decode = codec.encode, codec.decode
 
-    def written(self: Any, name: str, rows: Any) -> Any:
-        return {**encode(self, name, rows), "q": rows["q"]}
+    def written(name: str, rows: Any) -> Any:
+        return {**encode(name, rows), "q": rows["q"]}
 
-    def read(self: Any, raw: Any, start: int, stop: int) -> Any:
-        found = decode(self, raw, start, stop)
+    def read(raw: Any, start: int, stop: int) -> Any:
+        found = decode(raw, start, stop)
         return {**found, "q": found["q"] ^ 0x88}
 
-    patch.setattr(codecs.Int4Codec, "encode", written)
-    patch.setattr(codecs.Int4Codec, "decode", read)
+    patch.setattr(codec, "encode", written)
+    patch.setattr(codec, "decode", read)
 
 
 def scale_of_bytes(patch: pytest.MonkeyPatch) -> None:

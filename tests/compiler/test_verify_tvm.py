@@ -124,8 +124,8 @@ def sees_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask lets each query see one key of its future."""
     masked = attention_kernel._Body._masked
 
-    def body(self: Any, score: Any, first_key: Any, position: Any) -> Any:
-        return masked(self, score, first_key, position + 1)
+    def body(self: Any, score: Any, head: Any, first_key: Any, position: Any) -> Any:
+        return masked(self, score, head, first_key, position + 1)
 
     monkeypatch.setattr(attention_kernel._Body, "_masked", body)
 

@@ -81,11 +81,6 @@ def test_weights_that_calibration_has_stored_are_taken() -> None:
 X = {"x": normal(2, 3, 64), "ids": torch.tensor([[1, 2]])}
 Body = Callable[..., Any]
 REFUSED: dict[str, tuple[Body, dict[str, Any], str]] = {
-    "bias": (
-        lambda call, x, ids, w, b: {"y": call(aten.linear.default, x, w, b)},
-        {"w": FloatWeight(SOURCE, HEAD), "b": normal(256)},
-        "it has a bias",
-    ),
     "constant": (
         lambda call, x, ids, w: {"y": call(aten.linear.default, x, w)},
         {"w": normal(5, 64)},
@@ -119,13 +114,16 @@ def test_refuses(name: str) -> None:
     assert (report.changed, program.dump()) == (False, text)
 
 
-def test_a_tied_head_with_a_bias_leaves_both_in_float() -> None:
+def test_a_tied_head_keeps_its_bias() -> None:
     def body(call, x, ids, w, b):
         return {"e": call(aten.embedding.default, w, ids), "y": call(aten.linear.default, x, w, b)}
 
     program = small(body, X, {"w": FloatWeight(SOURCE, HEAD), "b": normal(256)})
     report = twice(QuantizeWeights(Policy.of(RoundToNearest(32))), program)
-    assert [why for _, why in report.refused] == ["another operator reads w too", "it has a bias"]
+    assert (report.refused, report.applied) == ([], {"matmul_nbits": 1, "embedding_nbits": 1})
+    total = next(n for n in program.outputs.values() if op_name(n) == "add")
+    assert [op_name(arg) for arg in total.args if arg.op != "get_attr"] == ["edge.matmul_nbits"]
+    assert [arg.target for arg in total.args if arg.op == "get_attr"] == ["b"]
 
 
 def test_two_readers_share_one_int4_weight() -> None:

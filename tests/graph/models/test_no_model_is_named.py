@@ -13,7 +13,7 @@ ALLOWED = {
     # names of tokenizers and of ways to cut text in GGUF metadata, which models of all kinds use
     "graph/gguf_vocabulary.py": r'model == "llama"|`llama` \(SentencePiece\)',
     "graph/gguf_tokenizer.py": r'"llama": _sentencepiece|model == "llama"|expected gpt2 or llama|smollm, llama-bpe',
-    "graph/gguf_cuts.py": r'_?LLAMA3\w*|"(llama|smollm)[-\w]*"|Llama 3 takes a word',
+    "graph/gguf_cuts.py": r'_?LLAMA3\w*|"(llama|smollm)[-\w]*"|Llama 3 (takes a word|puts its start)',
     "graph/second_text.py": r'_?LLAMA3|"(llama|smollm)[-\w]*"',
     "graph/second_settings.py": r'tokenizer.ggml.model"\) == "llama"',
     # the sample's package
