@@ -39,11 +39,12 @@ def fusions(context: int | None) -> list[Pass]:
 
 def quantization(policy: Policy, stored: Mapping[str, LazyWeight], all_logits: bool) -> list[Pass]:
     """float → few bits. stored: weights that are quantized already."""
-    last: list[Pass] = [] if all_logits else [LastLogits()]
-    return [
-        QuantizeWeights(policy, stored),
-        *last,  # last: calibration and the reference want every position
-    ]
+    return [QuantizeWeights(policy, stored), *last_logits(all_logits)]
+
+
+def last_logits(all_logits: bool) -> list[Pass]:
+    """After all others: calibration and the reference want every position."""
+    return [] if all_logits else [LastLogits()]
 
 
 def run_passes(program: Program, passes: Sequence[Pass], dump: Path | None = None, first: int = 0) -> list[PassReport]:

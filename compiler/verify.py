@@ -21,7 +21,7 @@ from pocketphi.compiler.evaluate import check_adapters, quantization_error
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.numerics import Numerics
-from pocketphi.compiler.pipeline import run_passes
+from pocketphi.compiler.pipeline import last_logits, run_passes
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
@@ -40,7 +40,6 @@ from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
 from pocketphi.graph.trace import trace
-from pocketphi.passes.last_logits import LastLogits
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.target import Tools
 
@@ -167,8 +166,7 @@ def _verify_target(
 def _lowered(rebuilt: Rebuilt, manifest: Manifest) -> Program:
     """The program that the target's files were written from."""
     program = rebuilt.quantized.copy()
-    if not manifest.recipe.all_logits:
-        run_passes(program, [LastLogits()])
+    run_passes(program, last_logits(manifest.recipe.all_logits))
     return program
 
 

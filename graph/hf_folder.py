@@ -164,21 +164,15 @@ class HfFolder(Checkpoint):
         """Rows that lie in pairs, or take turns with others, are read with those between them, and put into order."""
         if piece.name in self._packed:
             return self._grouped(piece, start, stop).dequantize()
-        stored = self._stored[piece.name]
-        if (not piece.head_dim and piece.step == 1) or start == stop:
-            return self._rows.read(stored, piece.name, piece.first + start, piece.first + stop)
-        numbers = piece.stored_rows(start, stop)
-        first = int(numbers.min())
-        return self._rows.read(stored, piece.name, first, int(numbers.max()) + 1)[numbers - first]
+        first, last, order = piece.span(start, stop)
+        rows = self._rows.read(self._stored[piece.name], piece.name, first, last)
+        return rows if order is None else rows[order]
 
     def _grouped(self, piece: Piece, start: int, stop: int) -> Grouped:
         """As `_read_piece`, of a packed weight."""
-        matrix = self._packed[piece.name]
-        if (not piece.head_dim and piece.step == 1) or start == stop:
-            return matrix.rows(piece.first + start, piece.first + stop)
-        numbers = piece.stored_rows(start, stop)
-        first = int(numbers.min())
-        return matrix.rows(first, int(numbers.max()) + 1).picked(torch.from_numpy(numbers - first))
+        first, last, order = piece.span(start, stop)
+        rows = self._packed[piece.name].rows(first, last)
+        return rows if order is None else rows.picked(torch.from_numpy(order))
 
     def _dtype(self, name: str) -> str:
         """Of several types, all are read as float32."""

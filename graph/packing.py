@@ -13,6 +13,11 @@ def half_precision(values: torch.Tensor) -> torch.Tensor:
     return values.half().float()
 
 
+def rounded_up(count: int, multiple: int) -> int:
+    """The least multiple that is not below."""
+    return -(-count // multiple) * multiple
+
+
 def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
     """Integers 0 … 15 [N, M] → uint8 [N, ceil(M/2)], the first of each pair in the low nibble."""
     import torch

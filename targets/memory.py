@@ -12,6 +12,7 @@ from typing import Any
 
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.formats import Layout
+from pocketphi.graph.packing import rounded_up
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,3 @@ def _activations(config: ModelConfig, tokens: int, runtime: Runtime) -> int:
     """The tensors between a layer's operators: five as wide as the model, the packed q, k, v, and the MLP's three halves."""
     width = 5 * config.hidden_size + config.qkv_size + 3 * config.intermediate_size
     return int(runtime.buffers * tokens * width * runtime.activation_bytes) + 4 * config.vocab_size
-
-
-def rounded_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

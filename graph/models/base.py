@@ -45,6 +45,15 @@ class Piece:
             row = row - within + 2 * (within % half) + within // half
         return self.first + self.step * row
 
+    def span(self, start: int, stop: int) -> tuple[int, int, npt.NDArray[np.int64] | None]:
+        """The stored rows [first, last) among which rows [start, stop) lie, and which of them these are, in order; None where
+        they are all of them, as they lie."""
+        if (not self.head_dim and self.step == 1) or start == stop:
+            return self.first + start, self.first + stop, None
+        numbers = self.stored_rows(start, stop)
+        first = int(numbers.min())
+        return first, int(numbers.max()) + 1, numbers - first
+
 
 def cut(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
     """The pieces that rows [start, stop) of a tensor come from, each with its own first row and the one behind its last."""

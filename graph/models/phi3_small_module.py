@@ -17,10 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketphi.graph.config import LongRope, ModelConfig
-
-QUICK_GELU = 1.702
-"""x · sigmoid(1.702 x) stands for GELU (arXiv:1606.08415, section 2)."""
-
+from pocketphi.graph.edge_ops import QUICK_GELU
 
 UNUSED = -16384.0
 """Added to the logits of tokens that stand for nothing. The published code has the smallest float32 there; exp gives 0 for

@@ -15,6 +15,7 @@ row 1 has the value 4.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.kept import Grouped
 from pocketphi.graph.packed.base import OTHERWISE, PackedMatrix, Packing, Part, group_of, settings, words
+from pocketphi.graph.packing import rounded_up
 
 if TYPE_CHECKING:
     import torch
@@ -109,58 +111,64 @@ class Awq(Packing):
     _two = ("qweight", "qzeros")
 
 
-class GemmMatrix(PackedMatrix):
+class AwqMatrix(PackedMatrix):
+    """What both ways of packing have in common: values and zero points of 4 bits.
+
+    groups: of a row
+    """
+
     def __init__(
         self, module: str, shape: tuple[int, int], parts: Mapping[str, Stored], reader: RowReader, group: int
     ) -> None:
         super().__init__(module, shape, parts, reader)
-        rows, columns = shape
-        self.dtype = "awq4"
-        self.needs("qweight", (columns, rows // 8), "I32")
-        self.needs("qzeros", (columns // group, rows // 8), "I32")
-        self.needs("scales", (columns // group, rows), "F16", "BF16", "F32")
+        self.dtype, self.groups = "awq4", shape[1] // group
+        values, zeros, scales = self.shapes(group)
+        self.needs("qweight", values, "I32")
+        self.needs("qzeros", zeros, "I32")
+        self.needs("scales", scales, "F16", "BF16", "F32")
         self.holds(4, group, zero=True)
 
+    @abstractmethod
+    def shapes(self, group: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Of qweight, qzeros and scales as they are stored."""
+
+    @abstractmethod
+    def nibbles(self, part: str, start: int, stop: int, count: int) -> torch.Tensor:
+        """Rows [start, stop) of qweight or qzeros: uint8 [rows, count]."""
+
     def rows(self, start: int, stop: int) -> Grouped:
-        q, zero = (self._nibbles(part, start, stop) for part in ("qweight", "qzeros"))
+        q = self.nibbles("qweight", start, stop, self.shape[1])
+        zero = self.nibbles("qzeros", start, stop, self.groups)
         return Grouped(q, self.halves(start, stop)[0], 4, zero.int())
+
+
+class GemmMatrix(AwqMatrix):
+    def shapes(self, group: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        rows, columns = self.shape
+        return (columns, rows // 8), (self.groups, rows // 8), (self.groups, rows)
 
     def halves(self, start: int, stop: int) -> list[torch.Tensor]:
         return [self.read_columns("scales", start, stop).T.float()]
 
-    def _nibbles(self, part: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a tensor that is packed along them: uint8 [rows, …]."""
+    def nibbles(self, part: str, start: int, stop: int, count: int) -> torch.Tensor:
+        """They lie along the rows; `count` is how many of them the file has."""
         first = start // 8
         stored = self.read_columns(part, first, -(-stop // 8))
         eights = words(stored, 4, 8 * stored.shape[1]).view(len(stored), -1, 8)[..., _PLACE]
         return eights.reshape(len(stored), -1)[:, start - 8 * first : stop - 8 * first].T.contiguous()
 
 
-class GemvMatrix(PackedMatrix):
-    def __init__(
-        self, module: str, shape: tuple[int, int], parts: Mapping[str, Stored], reader: RowReader, group: int
-    ) -> None:
-        super().__init__(module, shape, parts, reader)
-        rows, columns = shape
-        self.dtype = "awq4"
-        width = rounded_up(rounded_up(columns // group, 8) // 8, max(1, 128 // group))
-        self._groups = columns // group
-        self.needs("qweight", (rows, columns // 8), "I32")
-        self.needs("qzeros", (rows, width), "I32")
-        self.needs("scales", (rows, 8 * width), "F16", "BF16", "F32")
-        self.holds(4, group, zero=True)
-
-    def rows(self, start: int, stop: int) -> Grouped:
-        q = words(self.read_rows("qweight", start, stop), 4, self.shape[1])
-        zero = words(self.read_rows("qzeros", start, stop), 4, self._groups)
-        return Grouped(q, self.halves(start, stop)[0], 4, zero.int())
+class GemvMatrix(AwqMatrix):
+    def shapes(self, group: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        rows, columns = self.shape
+        width = rounded_up(rounded_up(self.groups, 8) // 8, max(1, 128 // group))
+        return (rows, columns // 8), (rows, width), (rows, 8 * width)
 
     def halves(self, start: int, stop: int) -> list[torch.Tensor]:
-        return [self.read_rows("scales", start, stop)[:, : self._groups].float()]
+        return [self.read_rows("scales", start, stop)[:, : self.groups].float()]
 
-
-def rounded_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+    def nibbles(self, part: str, start: int, stop: int, count: int) -> torch.Tensor:
+        return words(self.read_rows(part, start, stop), 4, count)
 
 
 def _listed(values: object) -> str:

@@ -146,6 +146,41 @@ class Order:
         return bool((self.groups == torch.arange(len(self.groups)) // group).all())
 
 
+class OrderedMatrix(PackedMatrix):
+    """One whose columns may have been put into another order before they were grouped; `order` is None where they were not."""
+
+    order: Order | None
+    _group: int
+
+    def holds_ordered(self, bits: int, group: int, zero: bool, why: str) -> None:
+        """As `holds`, for the order that was stored. why: it cannot be taken over where the order breaks all blocks."""
+        block = self.order.block(group) if self.order else group
+        self._group = block or group
+        if block is None:
+            self.why = why
+        else:
+            self.holds(bits, block, zero)
+
+    def grouped(self, q: torch.Tensor, scale: torch.Tensor, bits: int, zero: torch.Tensor | None) -> Grouped:
+        """Values with what their groups share: of each block where it can be taken over, else by the order of columns."""
+        order = self.order.groups if self.order else None
+        if order is not None and self.kept:
+            first = order[:: self._group]
+            scale, zero, order = scale[:, first], None if zero is None else zero[:, first], None
+        return Grouped(q, scale, bits, zero, order=order)
+
+
+def groups_in_file(part: Part, name: str, columns: int, groups: int) -> torch.Tensor:
+    """The group of each column, for `Packing.second`: int64 [K]. name: of the part that says it, where there is one."""
+    import torch
+
+    try:
+        found: torch.Tensor = part(name)[:].long()
+    except LookupError:
+        return torch.arange(columns) // (columns // groups)
+    return found
+
+
 def stored_order(matrix: PackedMatrix, part: str, group: int) -> Order | None:
     """The order of columns, where the file has one that is not the plain one. Raises InputError for a group that is not
     there."""

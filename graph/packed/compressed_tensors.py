@@ -21,9 +21,10 @@ from pocketphi.graph.kept import Grouped
 from pocketphi.graph.packed.base import (
     OTHERWISE,
     ROUND_AGAIN,
-    PackedMatrix,
+    OrderedMatrix,
     Packing,
     Part,
+    groups_in_file,
     settings,
     stored_order,
     words,
@@ -142,10 +143,7 @@ class CompressedTensors(Packing):
                 zero = (stored[at // 32 : at // 32 + 1][0].long() >> at % 32 & mask) - middle
         except LookupError:
             pass
-        try:
-            groups = part("weight_g_idx")[:].long()
-        except LookupError:
-            groups = torch.arange(shape[1]) // (shape[1] // len(scale))
+        groups = groups_in_file(part, "weight_g_idx", shape[1], len(scale))
         return (q - zero[groups]).float() * scale[groups]
 
     def _means(self, listed: str, module: str) -> bool:
@@ -159,7 +157,7 @@ class CompressedTensors(Packing):
             raise InputError(f"{self.where}: {show(listed)} is no pattern") from None
 
 
-class CtMatrix(PackedMatrix):
+class CtMatrix(OrderedMatrix):
     def __init__(
         self,
         said: _Weights,
@@ -195,25 +193,19 @@ class CtMatrix(PackedMatrix):
             plain = old is not None and old.dtype == "I8"
             words_of = rows if plain else -(-rows * said.num_bits // 32)
             self.needs("weight_zero_point", (words_of, columns // group), "I8" if plain else "I32")
-        self._order = stored_order(self, "weight_g_idx", group)
-        block = self._order.block(group) if self._order else group
-        if block is None:
-            self.why = (
-                "was quantized in the order of activations (actorder = group): values that share a scale lie apart, in no "
-                f"blocks that a format holds; {ROUND_AGAIN}, or quantize it with actorder = weight"
-            )
-        else:
-            self.holds(said.num_bits, block, zero=self._zeros)
-        self._group = block or group
+        self.order = stored_order(self, "weight_g_idx", group)
+        self.holds_ordered(
+            said.num_bits,
+            group,
+            self._zeros,
+            "was quantized in the order of activations (actorder = group): values that share a scale lie apart, in no "
+            f"blocks that a format holds; {ROUND_AGAIN}, or quantize it with actorder = weight",
+        )
 
     def rows(self, start: int, stop: int) -> Grouped:
         q = words(self.read_rows("weight_packed", start, stop), self._bits, self.shape[1])
         scale, zero = self.halves(start, stop)[0], self._stored_zeros(start, stop) if self._zeros else None
-        order = self._order.groups if self._order else None
-        if order is not None and self.kept:
-            first = order[:: self._group]
-            scale, zero, order = scale[:, first], None if zero is None else zero[:, first], None
-        return Grouped(q, scale, self._bits, zero, order=order)
+        return self.grouped(q, scale, self._bits, zero)
 
     def halves(self, start: int, stop: int) -> list[torch.Tensor]:
         if self._alone:

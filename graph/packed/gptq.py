@@ -21,10 +21,11 @@ from pocketphi.graph.kept import Grouped
 from pocketphi.graph.packed.base import (
     OTHERWISE,
     ROUND_AGAIN,
-    PackedMatrix,
+    OrderedMatrix,
     Packing,
     Part,
     group_of,
+    groups_in_file,
     settings,
     stored_order,
     words,
@@ -118,10 +119,7 @@ class Gptq(Packing):
         word = column("qzeros", row // each).long() + (_ONES[bits] if self.v1 else 0)
         zero = word >> (bits * (row % each)) & (1 << bits) - 1
         scale = column("scales", row).float()
-        try:
-            groups = part("g_idx")[:].long()
-        except LookupError:
-            groups = torch.arange(shape[1]) // (shape[1] // len(scale))
+        groups = groups_in_file(part, "g_idx", shape[1], len(scale))
         return scale[groups] * (q - zero[groups]).float()
 
     def _of(self, module: str) -> dict[str, Any] | None:
@@ -144,7 +142,7 @@ class Gptq(Packing):
             )
 
 
-class GptqMatrix(PackedMatrix):
+class GptqMatrix(OrderedMatrix):
     def __init__(
         self,
         packing: Gptq,
@@ -158,27 +156,22 @@ class GptqMatrix(PackedMatrix):
         reordered: bool,
     ) -> None:
         super().__init__(module, shape, parts, reader)
-        self._packing, self._bits, self._sym, self._group = packing, bits, sym, group
+        self._packing, self._bits, self._sym = packing, bits, sym
         self.dtype = f"gptq{bits}"
         rows, columns = shape
         self.needs("qweight", (columns * bits // 32, rows), "I32")
         self._zeros = self.needs("qzeros", (columns // group, -(-rows * bits // 32)), "I32")
         self.needs("scales", (columns // group, rows), "F16", "BF16", "F32")
-        self._order = stored_order(self, "g_idx", group)
-        if self._order is None:
-            self.holds(bits, group, zero=not sym)
-            return
-        if not reordered:
+        self.order = stored_order(self, "g_idx", group)
+        if self.order and not reordered:
             raise InputError(f"{packing.where}: desc_act is false, but {module}.g_idx has another order of columns")
-        block = self._order.block(group)
-        if block is not None:
-            self.holds(bits, block, zero=not sym)
-        else:
-            self.why = (
-                "was quantized in the order of activations (desc_act): values that share a scale lie apart, in no blocks that "
-                f"a format holds; {ROUND_AGAIN}, or quantize it with static_groups or without desc_act"
-            )
-        self._group = block or group
+        self.holds_ordered(
+            bits,
+            group,
+            not sym,
+            "was quantized in the order of activations (desc_act): values that share a scale lie apart, in no blocks that "
+            f"a format holds; {ROUND_AGAIN}, or quantize it with static_groups or without desc_act",
+        )
 
     def rows(self, start: int, stop: int) -> Grouped:
         q = words(self.read_columns("qweight", start, stop).T, self._bits, self.shape[1])
@@ -191,11 +184,7 @@ class GptqMatrix(PackedMatrix):
                 f"{self._packing.where}: sym is true, but a zero point of {self.module} is not {1 << (self._bits - 1)}, the "
                 "middle; say sym = false"
             )
-        order = self._order.groups if self._order else None
-        if order is not None and self.kept:
-            first = order[:: self._group]
-            scale, zero, order = scale[:, first], None if zero is None else zero[:, first], None
-        return Grouped(q, scale, self._bits, zero, order=order)
+        return self.grouped(q, scale, self._bits, zero)
 
     def halves(self, start: int, stop: int) -> list[torch.Tensor]:
         return [self.read_columns("scales", start, stop).T.float()]

@@ -20,10 +20,10 @@ from typing import Any
 from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import format_of
+from pocketphi.graph.packing import rounded_up
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Prepared
-from pocketphi.targets.memory import rounded_up
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description

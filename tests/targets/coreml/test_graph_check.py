@@ -12,6 +12,7 @@ from coreml_package import CHUNK, CONTEXT, finished, package
 
 pytest.importorskip("coremltools")
 
+from pocketphi.targets.base import Check
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.graph_check import graph_check
 from pocketphi.targets.coreml.mlpackage import find_model
@@ -72,6 +73,19 @@ def renamed(model: Any) -> None:
     model.description.functions[0].input[0].name += "s"
 
 
+def checked(model: Path, change: Callable[[Any], None]) -> Check:
+    """The check of the package with its model changed, which is as before afterwards."""
+    path = find_model(model)
+    content = path.read_bytes()
+    message = model_pb2().Model.FromString(content)
+    change(message)
+    path.write_bytes(message.SerializeToString(deterministic=True))
+    try:
+        return graph_check(model, PROGRAM, FORM)
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -85,30 +99,18 @@ def renamed(model: Any) -> None:
     ],
 )
 def test_what_differs_is_named(change: Callable[[Any], None], said: str, model: Path) -> None:
-    path = find_model(model)
-    content = path.read_bytes()
-    try:
-        message = model_pb2().Model.FromString(content)
-        change(message)
-        path.write_bytes(message.SerializeToString(deterministic=True))
-        check = graph_check(model, PROGRAM, FORM)
-    finally:
-        path.write_bytes(content)
+    check = checked(model, change)
     assert not check.ok
     assert re.search(said, check.detail), check.detail
 
 
+def described(model: Any) -> None:
+    model.description.metadata.author = "somebody"
+    model.description.functions[0].input[0].shortDescription = "words"
+
+
 def test_what_describes_a_package_is_free(model: Path) -> None:
-    path = find_model(model)
-    content = path.read_bytes()
-    try:
-        message = model_pb2().Model.FromString(content)
-        message.description.metadata.author = "somebody"
-        message.description.functions[0].input[0].shortDescription = "words"
-        path.write_bytes(message.SerializeToString(deterministic=True))
-        check = graph_check(model, PROGRAM, FORM)
-    finally:
-        path.write_bytes(content)
+    check = checked(model, described)
     assert check.measured == 0, check.detail
 
 
