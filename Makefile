@@ -26,8 +26,8 @@ $(INSTALLED): requirements.txt setup.cfg
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
-# a file's tests stay in one process: they share what they compile
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# tests that share what they compile stay in one process (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST)

@@ -65,7 +65,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         release(descriptor)
 
 
-def write_whole(path: Path, data: str | bytes, what: str = "") -> None:
+def write_whole(path: Path, data: str | Buffer, what: str = "") -> None:
     """Write a file at once: it holds what it held before, or all of `data` (text as UTF-8).
 
     what: the option that named it, for the message. Raises InputError where it cannot be written.

@@ -1,16 +1,28 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what their processes share."""
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import json
 import os
+import pickle
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `compiler/start.py`: for what tests start by another way
 
 import torch
+
+from pocketphi.compiler import known_graphs
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import compile_options
+from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.writing import write_whole
 
 torch.set_num_threads(1)  # the models are tiny: waking a second thread costs more than it gives
 
@@ -19,9 +31,67 @@ for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, default)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, the same for every process that runs a part of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache_of_the_tests(shared: Path) -> Iterator[None]:
     """What is kept between commands stays out of the user's own cache."""
-    os.environ["POCKETPHI_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["POCKETPHI_CACHE"] = str(shared / "cache")
     yield
     del os.environ["POCKETPHI_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_of_the_tests(shared: Path) -> Iterator[None]:
+    """A shape is traced once in a run, whatever the cache of a test is: many tests begin with an empty one."""
+    (shared / "traces").mkdir(exist_ok=True)
+    real = known_graphs.trace_apart
+
+    def once(source: Checkpoint) -> tuple[dict[str, Any], bytes]:
+        source.check_settings()  # which is the source's own, and the first thing that a trace does
+        about = json.dumps([source.config.form.architecture, source.config.to_hf()], sort_keys=True)
+        file = shared / "traces" / hashlib.sha256(about.encode()).hexdigest()
+        if not file.exists():
+            write_whole(file, pickle.dumps(real(source)))
+        made: tuple[dict[str, Any], bytes] = pickle.loads(file.read_bytes())
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_graphs, "trace_apart", once)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_loaded_is_not_searched() -> None:
+    """The modules that tests load hold millions of objects, among which Python looks for unused ones again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory, cache_of_the_tests: None) -> Path:
+    """The sample with the default recipe, verified while it was made. Its weights are in the cache then."""
+    out = tmp_path_factory.mktemp("sample") / "bundle"
+    compile_model(compile_options("sample", out, verify="always"))
+    return out
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What shares what it makes runs in one process, the longest first: all tests of the sample, of app kits, of a file."""
+
+    def group(item: pytest.Item) -> str:
+        file = item.nodeid.partition("::")[0]
+        return "sample" if item.get_closest_marker("sample") else "kits" if "/kits/" in file else file
+
+    first = ["sample", "kits"]
+    items.sort(key=lambda item: first.index(of) if (of := group(item)) in first else len(first))
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group(item)))

@@ -136,7 +136,6 @@ def run(command: list[str], folder: Path) -> str:
         **os.environ,
         "PATH": os.pathsep.join(path),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")]),
-        "POCKETPHI_CACHE": str(folder / "cache"),
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

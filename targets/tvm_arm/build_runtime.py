@@ -57,7 +57,7 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
 
     cache: folder; the user's by default. Raises InputError if the compiler is missing or the compile fails.
     """
-    folder = (cache or default_folder()) / "tvm-runtime" / _cache_name(toolchain, Path(__file__))
+    folder = (cache or default_folder()) / "tvm-runtime" / decided_by(toolchain, Path(__file__))
     files = RuntimeFiles(folder / "libpocketphi.so", folder / "libpocketphi.a", folder / "pocketphi-runner")
     if not files.runner.is_file():
         _LOG.info("building the runtime for %s on %s: some seconds, once", toolchain.os, toolchain.arch)
@@ -72,7 +72,7 @@ def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
     Raises InputError if TVM is missing, or another one than its sources were taken from.
     """
     recipe = [Path(__file__), Path(tvm_sources.__file__), *sorted(path for path in RPC.rglob("*") if path.is_file())]
-    path = (cache or default_folder()) / "tvm-rpc" / _cache_name(toolchain, *recipe)
+    path = (cache or default_folder()) / "tvm-rpc" / decided_by(toolchain, *recipe)
     if not path.is_file():
         _LOG.info("building the RPC server for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
         with workspace(path, _INSTEAD) as folder:
@@ -139,9 +139,9 @@ def _build(toolchain: Toolchain, folder: Path) -> Path:
     return result
 
 
-def _cache_name(toolchain: Toolchain, *recipe: Path) -> str:
-    """Of everything that decides the result. recipe: files beside the runtime's sources."""
-    said = toolchain.run("--version")
+def decided_by(toolchain: Toolchain, *recipe: Path) -> str:
+    """A name for what a toolchain makes of our sources, of everything that decides it. recipe: files beside the sources."""
+    said = toolchain.run("--version") if toolchain.links else ""
     parts = [said.encode(), *(text.encode() for text in (*toolchain.compiler, *toolchain.flags))]
     ours = [*recipe, *sorted(path for path in SOURCES.rglob("*") if path.is_file())]
     parts += [path.read_bytes() for path in ours]

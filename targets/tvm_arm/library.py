@@ -1,35 +1,74 @@
-"""Compile a lowered module to native code, and link it as its operating system wants it."""
+"""Compile a lowered module to native code, and link it as its operating system wants it.
+
+A library holds no weights: models of one shape with weights in the same formats have the same one. Its code takes most of the
+time of a small compile, so that it is kept in the user's cache, under all that decides it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import tvm
+from blake3 import blake3
 from tvm import IRModule, relax
 
-from pocketphi.targets.tvm_arm.build_runtime import build_runtime
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.places import default_folder
+from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
+from pocketphi.graph.writing import write_whole
+from pocketphi.targets.tvm_arm import archive
+from pocketphi.targets.tvm_arm import toolchain as toolchains
+from pocketphi.targets.tvm_arm.build_runtime import build_runtime, decided_by
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain
+
+_MOST = 64
+"""Libraries that are kept: some hundred kilobytes each."""
 
 
 def build_library(module: IRModule, platform: Platform, folder: Path) -> dict[str, Any]:
     """Write model.so with the runtime beside it, or libmodel.a where nothing links here; returns what model.json says of it."""
     toolchain = platform.toolchain()
-    target = tvm.target.Target(platform.target())
     if toolchain.links:
         runtime = build_runtime(toolchain)
-        _export(relax.build(module, target), folder / LIBRARY, toolchain)
+        _known_or_built(module, platform, toolchain, folder / LIBRARY)
         for path in (runtime.library, runtime.header):
             shutil.copy(path, folder)
         return {"library": LIBRARY}
     module = module.with_attr("system_lib_prefix", SYSTEM_LIB_PREFIX)
-    _export(relax.build(module, target, system_lib=True), folder / ARCHIVE, toolchain)
+    _known_or_built(module, platform, toolchain, folder / ARCHIVE)
     return {"library": ARCHIVE, "system_lib": SYSTEM_LIB_PREFIX, "link": toolchain.link_line()}
 
 
-def _export(executable: Any, path: Path, toolchain: Toolchain) -> None:
+def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, path: Path) -> None:
+    """A cache that cannot be read or written costs the time of building, and nothing else."""
+    files = [Path(__file__), Path(toolchains.__file__), Path(archive.__file__)]
+    about = {
+        "module": blake3(tvm.ir.save_json(module).encode()).hexdigest(),
+        "target": str(platform.target()),
+        "tvm": tvm.__version__,
+        "toolchain": decided_by(toolchain, *files),
+        "file": path.name,
+    }
+    entry = None
+    with contextlib.suppress(InputError):
+        entry = default_folder() / "tvm-library" / blake3(repr(about).encode()).hexdigest()[:32]
+    known = read_sealed(entry) if entry else None
+    if known and known[0] == about:
+        write_whole(path, known[1])
+        if path.name == LIBRARY:
+            path.chmod(path.stat().st_mode | 0o111)  # as a linker leaves it
+        return
+    target = tvm.target.Target(platform.target())
+    built = relax.build(module, target, system_lib=True) if path.name == ARCHIVE else relax.build(module, target)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        executable.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
+        built.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
+    if entry:
+        with contextlib.suppress(OSError):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed(entry, about, [path.read_bytes()])
+            forget_oldest(entry.parent, "*", _MOST)

@@ -20,18 +20,5 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sample_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def sample_bundle(tmp_path_factory: pytest.TempPathFactory, sample_cache: Path) -> Path:
-    """The sample with the default recipe, verified while it was made."""
-    out = tmp_path_factory.mktemp("sample") / "bundle"
-    compile_model(compile_options("sample", out, verify="always", cache=sample_cache))
-    return out
-
-
-@pytest.fixture(scope="session")
 def sample_tokenizer_files() -> dict[str, bytes]:
     return GgufFile(sample_path()).tokenizer_files()

@@ -6,7 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFReader
+from gguf.quants import dequantize
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.chat import Chat
@@ -16,7 +19,11 @@ from pocketphi.compiler.evaluate import evaluate_model
 from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
+from pocketphi.graph.formats import weight_of
+from pocketphi.graph.gguf_file import sample_path
+from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.targets.ort_mobile.host import OrtHost
 
 pytestmark = pytest.mark.sample
 
@@ -63,7 +70,7 @@ def test_onnxruntime_genai_says_the_same(sample_bundle: Path) -> None:
 
 
 def test_quality_and_size(sample_bundle: Path) -> None:
-    result = evaluate_model(str(sample_bundle), None, 1024, 512, "sample", Ui())
+    result = evaluate_model(str(sample_bundle), None, 512, 512, "sample", Ui())
     assert result.kl is not None
     assert result.kl < 0.5  # round to nearest is above 0.5 on prose; a broken quantizer is far beyond
     assert result.perplexity < 1.6 * (result.reference_perplexity or 0)
@@ -83,30 +90,35 @@ def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
 
 
 def test_a_second_compile_finds_its_weights_in_the_cache(
-    sample_bundle: Path, sample_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sample_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["-o", str(tmp_path / "again"), "--cache", str(sample_cache), "--verify", "never"]
-    assert main(["compile", "sample", *arguments]) == 0
+    assert main(["compile", "sample", "-o", str(tmp_path / "again"), "--verify", "never"]) == 0
     assert "0 computed, 121 found in the cache" in capsys.readouterr().err
     assert (tmp_path / "again/model.onnx.data").read_bytes() == (sample_bundle / "model.onnx.data").read_bytes()
 
 
 def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
-    """Q4_1 blocks with their float minimum, and the embedding's Q8_0: nothing is rounded."""
-    options = compile_options("sample", tmp_path / "keep", recipe="keep", verify="always")
+    """Q4_1 blocks with their float minimum, and the embedding's Q8_0: nothing is rounded. The values are what the gguf package
+    makes of the file; that bundles of kept blocks are right in all else is tested on small models."""
+    options = compile_options("sample", tmp_path / "keep", recipe="keep", verify="never")
     manifest = compile_model(options).manifest
-    assert manifest.verification
-    assert manifest.verification.ok
     assert [entry for report in manifest.passes for entry in report.refused] == []
-    measured = {check.name: check.measured for check in manifest.checks}
-    assert measured["KL prefill, as saved"] <= 1e-2  # what ONNX Runtime makes of activations
+    kept = {name: materialize(weight) for name, weight in OrtHost(tmp_path / "keep").weights().items()}
+    tensors = {tensor.name: tensor for tensor in GGUFReader(sample_path()).tensors}
+    for name, there in (
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.layers.3.self_attn.o_proj.weight", "blk.3.attn_output.weight"),
+        ("model.layers.29.mlp.down_proj.weight", "blk.29.ffn_down.weight"),
+    ):
+        expected = dequantize(tensors[there].data, tensors[there].tensor_type)
+        assert np.array_equal(weight_of(kept[name]).dequantize().numpy(), expected), name
 
 
-def test_core_ml_says_the_same(sample_bundle: Path, sample_cache: Path, tmp_path: Path) -> None:
+def test_core_ml_says_the_same(sample_bundle: Path, tmp_path: Path) -> None:
     """With the same int4 weights, from the cache: verified in the interpreter, which then answers."""
     pytest.importorskip("coremltools")
     out = tmp_path / "coreml"
-    options = compile_options("sample", out, ("coreml",), context=512, verify="always", cache=sample_cache)
+    options = compile_options("sample", out, ("coreml",), context=512, verify="always")
     recorded = {check.name: check for check in compile_model(options).manifest.checks}
     for part in ("prefill", "decode"):
         assert recorded[f"KL {part}, exact"].measured <= 5e-6

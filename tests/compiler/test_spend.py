@@ -144,12 +144,16 @@ def test_a_bundle_keeps_to_its_bytes_and_its_rules_can_be_used_again(model: str,
     check_policy(again, SHAPE, options(model, policy=file))
 
 
-def test_what_verification_adds_is_in_the_budget(model: str, tmp_path: Path) -> None:
-    """Core ML's test vectors, here 2 % of the bundle."""
-    asked = options(model, ("coreml",), max_bytes=4_500_000, verify="always")
+def test_what_verification_adds_is_in_the_budget(tmp_path: Path) -> None:
+    """Core ML's test vectors, here 6 % of the bundle."""
+    (tmp_path / "m").mkdir()
+    write_checkpoint(
+        RandomWeights("random:x", dataclasses.replace(SHAPE, layers=2)), tmp_path / "m", "fp32", lambda _: None
+    )
+    asked = options(str(tmp_path / "m"), ("coreml",), max_bytes=1_500_000, verify="always")
     compile_model(dataclasses.replace(asked, out=tmp_path / "b"))
     held = sum(path.stat().st_size for path in (tmp_path / "b").rglob("*") if path.is_file())
-    assert 0.97 * 4_500_000 <= held <= 4_500_000
+    assert 0.97 * 1_500_000 <= held <= 1_500_000
     assert vectors_bytes(SHAPE.vocab_size) == pytest.approx((tmp_path / "b" / VECTORS).stat().st_size, rel=0.02)
 
 

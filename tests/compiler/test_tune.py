@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rpc_board import MISSING, board, kill, tracker
+from tuning import few_schedules
 
 from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.compiler.cli import main
@@ -20,12 +18,8 @@ from pocketphi.targets.tvm_arm.tune.tune import TuneOptions, apply, tune
 
 
 @pytest.fixture(autouse=True)
-def few_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three for each form: a search of all takes half a minute."""
-    from pocketphi.targets.tvm_arm.tune import search
-
-    real = search.space
-    monkeypatch.setattr(search, "space", lambda isa, form: real(isa, form)[:3])
+def three_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_schedules(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -56,53 +50,6 @@ def test_tune_apply_and_go_on(bundle: Path, tmp_path: Path, capsys: pytest.Captu
     again = tune(TuneOptions(bundle, file, rounds=1), tools(Ui()))
     assert again.timed == 0
     assert {form.form: form.schedule for form in again.forms} == best
-
-
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-def test_a_board_that_goes_away_leaves_what_was_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The board loses power before the second form; the same command goes on from there with another one."""
-    from pocketphi.targets.tvm_arm.tune import remote
-
-    out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
-    options = compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
-    compile_model(options)
-    real = remote.RemoteMeasurer.times
-
-    def times(self: Any, form: Any, schedules: Any) -> Any:
-        asked.append(form.key)
-        if len(asked) == 2:
-            kill(process)
-        return real(self, form, schedules)
-
-    monkeypatch.setattr(remote.RemoteMeasurer, "times", times)
-    with tracker() as port:
-        command = ["tune", str(out), "--rpc", f"127.0.0.1:{port}", "--key", "pi", "--rounds", "1", "--json"]
-        with board(port, "pi") as process:
-            assert _once_up(command, capsys) == 2
-        assert {json.loads(line)["form"] for line in file.read_text().splitlines()} == {asked[0]}
-        with board(port, "pi"):
-            assert _once_up([*command, "--apply"], capsys) == 0
-    assert asked[2] == asked[1]
-    assert asked.count(asked[0]) == 1
-    rows = [json.loads(line) for line in (out / "tuning.jsonl").read_text().splitlines()]
-    assert {row["form"]: (row["cpu"], row["how"]) for row in rows} == dict.fromkeys(
-        asked, ("cortex-a76", "rpc pi, 1 thread")
-    )
-
-
-def _once_up(command: list[str], capsys: pytest.CaptureFixture[str]) -> int:
-    """The exit code of a command, once its board has registered; a lost one is named in one line."""
-    for _ in range(100):
-        code = main(command)
-        said = capsys.readouterr().err
-        if "no board 'pi'" not in said and "no RPC tracker" not in said:
-            assert code == 0 or said.startswith("pocketphi: the board 'pi' went away")
-            assert said.count("\n") <= 1
-            return code
-        time.sleep(0.2)
-    raise AssertionError("the board did not come up")
 
 
 def test_a_library_built_anew_keeps_its_cache(tmp_path: Path) -> None:

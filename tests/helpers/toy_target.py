@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class Saved:
         return "saved"
 
 
+@functools.cache
+def traced(config: ModelConfig) -> Program:
+    return trace(_ShapesOnly(config))
+
+
 class ToyBundle(Prepared):
     def __init__(self, program: Program, options: Toy) -> None:
         self.program, self.options, self.notes = program, options, [f"toy: {options.greeting}"]
@@ -84,7 +90,7 @@ class ToyHost(Host):
         return {name: Saved(held) for name, held in found.items()}
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:
-        program, saved = trace(_ShapesOnly(read_config(self.folder))), self.weights()
+        program, saved = traced(read_config(self.folder)).copy(), self.weights()
         program.weights |= {
             n: Dequantized(w) if format_of(w.parts) else w for n, w in saved.items() if n in program.weights
         }

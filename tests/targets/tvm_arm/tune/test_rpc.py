@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rpc_board import MISSING, board, kill, tracker
+from tuning import few_schedules
 
+from pocketphi.compiler.cli import main
+from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import host_arch
+from pocketphi.targets.tvm_arm.tune import remote
 from pocketphi.targets.tvm_arm.tune.remote import BoardLost, RemoteMeasurer, parse_address
 
 FORM = Form(Interleaved(64, 64, 32, 4, False), single=True)
@@ -49,6 +57,52 @@ def test_kernels_are_timed_and_a_lost_board_is_one_line() -> None:
             BoardLost, match=r"the board 'pi' went away \(.*what was timed is kept: run the command again"
         ):
             measurer.times(FORM, [Schedule(2)])
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_a_board_that_goes_away_leaves_what_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The board loses power before the second form; the same command goes on from there with another one."""
+    few_schedules(monkeypatch)
+    out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
+    options = compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
+    compile_model(options)
+    real = remote.RemoteMeasurer.times
+
+    def times(self: Any, form: Any, schedules: Any) -> Any:
+        asked.append(form.key)
+        if len(asked) == 2:
+            kill(process)
+        return real(self, form, schedules)
+
+    monkeypatch.setattr(remote.RemoteMeasurer, "times", times)
+    with tracker() as port:
+        command = ["tune", str(out), "--rpc", f"127.0.0.1:{port}", "--key", "pi", "--rounds", "1", "--json"]
+        with board(port, "pi") as process:
+            assert _once_up(command, capsys) == 2
+        assert {json.loads(line)["form"] for line in file.read_text().splitlines()} == {asked[0]}
+        with board(port, "pi"):
+            assert _once_up([*command, "--apply"], capsys) == 0
+    assert asked[2] == asked[1]
+    assert asked.count(asked[0]) == 1
+    rows = [json.loads(line) for line in (out / "tuning.jsonl").read_text().splitlines()]
+    assert {row["form"]: (row["cpu"], row["how"]) for row in rows} == dict.fromkeys(
+        asked, ("cortex-a76", "rpc pi, 1 thread")
+    )
+
+
+def _once_up(command: list[str], capsys: pytest.CaptureFixture[str]) -> int:
+    """The exit code of a command, once its board has registered; a lost one is named in one line."""
+    for _ in range(100):
+        code = main(command)
+        said = capsys.readouterr().err
+        if "no board 'pi'" not in said and "no RPC tracker" not in said:
+            assert code == 0 or said.startswith("pocketphi: the board 'pi' went away")
+            assert said.count("\n") <= 1
+            return code
+        time.sleep(0.2)
+    raise AssertionError("the board did not come up")
 
 
 def test_no_tracker() -> None:

@@ -1,0 +1,83 @@
+"""A library is kept for the next model of its shape and formats, and made again where what was kept is not what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tvm")
+
+from tvm import IRModule, relax, topi
+from tvm.script.relax import Tensor
+
+from pocketphi.targets.tvm_arm import library
+from pocketphi.targets.tvm_arm.platform import Platform
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of libraries alone; the runtime is the one of all tests."""
+    monkeypatch.setattr(library, "default_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache/tvm-library"
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of TVM since the test began: `build`, or `build system_lib`."""
+    calls: list[str] = []
+    real = library.relax.build
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(" ".join(["build", *named]))
+        return real(*given, **named)
+
+    monkeypatch.setattr(library.relax, "build", counted)
+    return calls
+
+
+def module(size: int) -> IRModule:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", Tensor((size,), "float32"))
+    with builder.function("main", [x]):
+        builder.emit_func_output(builder.emit_te(lambda held: topi.add(held, held), x))
+    return builder.finalize()
+
+
+def made(folder: Path, size: int = 16, system: str = "host", cpu: str | None = None) -> Path:
+    folder.mkdir()
+    described = library.build_library(module(size), Platform.of(system, cpu), folder)
+    return folder / str(described["library"])
+
+
+def test_it_is_built_once(cache: Path, built: list[str], tmp_path: Path) -> None:
+    first, second = (made(tmp_path / name) for name in "ab")
+    assert built == ["build"]
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_mode == second.stat().st_mode
+
+    (entry,) = cache.iterdir()
+    for at in (0, 40, entry.stat().st_size - 1):  # the seal, what it is about, the library
+        data = bytearray(entry.read_bytes())
+        data[at] ^= 1
+        entry.write_bytes(data)
+        assert made(tmp_path / f"after {at}").read_bytes() == first.read_bytes()
+    assert built == ["build"] * 4
+    assert list(cache.iterdir()) == [entry]
+
+
+def test_what_decides_it_makes_another(cache: Path, built: list[str], tmp_path: Path) -> None:
+    found = [made(tmp_path / "16").read_bytes(), made(tmp_path / "32", 32).read_bytes()]
+    found += [made(tmp_path / f"32 {cpu}", 32, "ios", cpu).read_bytes() for cpu in ("neon", "dotprod")]
+    assert built == [*["build"] * 2, *["build system_lib"] * 2]
+    assert len(set(found[:3])) == 3
+    assert made(tmp_path / "again", 32, "ios", "dotprod").read_bytes() == found[3]
+    assert len(built) == len(list(cache.iterdir())) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(cache: Path, built: list[str], tmp_path: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder would be")
+    assert made(tmp_path / "a").read_bytes() == made(tmp_path / "b").read_bytes()
+    assert built == ["build"] * 2
