@@ -30,9 +30,10 @@ _MOST = 64
 class Known:
     """The entries of one kind, such as `trace`, that libraries in these versions gave."""
 
-    def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None) -> None:
-        """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept."""
-        self._kind = kind
+    def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None, most: int = _MOST) -> None:
+        """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept.
+        most: entries of this kind that are kept."""
+        self._kind, self._most = kind, most
         self._made_by = {"code": our_code(), **{name: version_of(name) for name in libraries}}
         with contextlib.suppress(InputError):
             cache = cache or default_folder()
@@ -62,7 +63,13 @@ class Known:
             if path := self._path(whole):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_sealed(path, {"about": whole, "content": content}, data)
-                forget_oldest(path.parent, f"{self._kind}-*", _MOST)
+                forget_oldest(path.parent, f"{self._kind}-*", self._most)
+
+    def forget(self, about: Mapping[str, Any]) -> None:
+        """What was kept about this is not needed any more."""
+        with contextlib.suppress(OSError):
+            if path := self._path(self._whole(about)):
+                path.unlink(missing_ok=True)
 
     def _whole(self, about: Mapping[str, Any]) -> Any:
         """As it reads in the entry."""

@@ -26,7 +26,7 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
-from pocketphi.passes.fisher import Fisher, working_bytes
+from pocketphi.passes.fisher import Fisher, Reached, working_bytes
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.sensitivity import Costs, left_of, sensitivities
 from pocketphi.targets.target import TargetOptions
@@ -144,10 +144,32 @@ def known_costs(
     options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
     program = traced()
     fisher = Fisher(program, tokens)
+    stopped = _Stopped(about, options)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:
-        costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1))
+        costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1), stopped.found(), stopped.keep)
     known.keep(about, costs)
+    stopped.forget()
     return costs
+
+
+class _Stopped:
+    """What measurements that were stopped had come to: a large model takes an hour. One entry each, the last two."""
+
+    def __init__(self, about: dict[str, Any], options: CompileOptions) -> None:
+        computed = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+        self._about = {**about, **computed}  # by which sums differ
+        self._known = Known("sensitivity-begun", ("torch",), options.cache, most=2)
+
+    def found(self) -> tuple[Reached, Costs] | None:
+        held = self._known.find(self._about)
+        return held and (Reached.restored(held[0]["reached"], held[1]), held[0]["costs"])
+
+    def keep(self, reached: Reached, costs: Costs) -> None:
+        content, data = reached.stored()
+        self._known.keep(self._about, {"reached": content, "costs": costs}, data)
+
+    def forget(self) -> None:
+        self._known.forget(self._about)
 
 
 def measured_on(tokens: torch.Tensor) -> torch.Tensor:

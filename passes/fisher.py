@@ -11,7 +11,8 @@ uncorrelated, as those of rounding are, ⟨G, E⟩² is Σ G²E² in the mean, a
 Of the head the mean is known in closed form: F = E[p (1 - p) h²] with h its inputs.
 
 The model runs forward once, with the residual stream between its layers kept, and then backward, layer by layer: each is run
-again, with gradients of its activations alone. A weight is read twice, and one layer is in memory at a time.
+again, with gradients of its activations alone. A weight is read twice, and one layer is in memory at a time. A measurement that
+was stopped goes on with the layer that it had come to, of whose output it needs the gradients.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.config import ModelConfig, layer_of
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
 from pocketphi.passes.segments import Segments
 
@@ -53,6 +55,40 @@ class Measured:
     rows: torch.Tensor | None = None
 
 
+@dataclass
+class Reached:
+    """How far a measurement is on its way back.
+
+    parts:      of the model, from the head on, that are measured
+    gradients:  for each window and sample those of the values before these parts, float32
+    """
+
+    parts: int
+    gradients: list[list[list[torch.Tensor]]]
+
+    def stored(self) -> tuple[dict[str, Any], list[memoryview]]:
+        """As JSON and bytes."""
+        shapes = [[[list(one.shape) for one in sample] for sample in window] for window in self.gradients]
+        flat = [one for window in self.gradients for sample in window for one in sample]
+        return {"parts": self.parts, "shapes": shapes}, [tensor_bytes(one) for one in flat]
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any], data: memoryview) -> Reached:
+        """Of what `stored` gave."""
+        at = 0
+
+        def next_one(shape: list[int]) -> torch.Tensor:
+            nonlocal at
+            made = torch.empty(shape)  # aligned as torch's own: sums may depend on that
+            buffer = tensor_bytes(made)
+            buffer[:] = data[at : at + len(buffer)]
+            at += len(buffer)
+            return made
+
+        shapes = content["shapes"]
+        return cls(content["parts"], [[[next_one(one) for one in sample] for sample in window] for window in shapes])
+
+
 class Fisher:
     """The measurement of one model on one text.
 
@@ -69,34 +105,48 @@ class Fisher:
         """How often `progress` is called."""
         return 2 * (len(self._segments.cuts) - 1) * len(self._tokens)
 
-    def measure(self, progress: Callable[[], None] = lambda: None) -> Iterator[Measured]:
-        """Every weight in every place that reads it, from the head back to the embedding."""
-        cuts = self._segments.cuts
-        states = self._forward(progress)
-        gradients: dict[int, list[list[torch.Tensor]]] = {}
-        for start, stop in reversed(list(pairwise(cuts))):
+    def measure(
+        self,
+        progress: Callable[[], None] = lambda: None,
+        reached: Reached | None = None,
+        keep: Callable[[Reached], None] = lambda reached: None,
+    ) -> Iterator[Measured]:
+        """Every weight in every place that reads it, from the head back to the embedding.
+
+        reached: goes on from there, with what comes behind it; keep: is called when all of a part was taken
+        """
+        parts = list(pairwise(self._segments.cuts))
+        gradients = reached.gradients if reached else []
+        left = len(parts) - (reached.parts if reached else 0)
+        for _ in range(2 * (len(parts) - left) * len(self._tokens)):
+            progress()
+        states = self._forward(left, progress)
+        while left:
+            left -= 1
+            start, stop = parts[left]
             piece = _Piece(self._program, self._samples)
-            below = {}
+            below = []
             for window, state in enumerate(states.pop()):
                 given = self._given(start, [value.float().requires_grad_() for value in state])
                 outputs = piece.run(stop, self._inputs(window), given)
                 above = gradients[window] if gradients else self._drawn(piece, outputs[0])
-                below[window] = piece.backward([given[node] for node in start], outputs, above)
+                below.append(piece.backward([given[node] for node in start], outputs, above))
                 del given, outputs, above  # the logits' are as large as all else
                 progress()
             gradients = below
             yield from piece.measured(self._tokens.numel())
             del piece
+            keep(Reached(len(parts) - left, gradients))
         yield from self._embedding(gradients)
 
-    def _forward(self, progress: Callable[[], None]) -> list[list[list[torch.Tensor]]]:
-        """The values at every cut but the last, of every window."""
+    def _forward(self, parts: int, progress: Callable[[], None]) -> list[list[list[torch.Tensor]]]:
+        """The values that the first parts begin with, of every window."""
         cuts = self._segments.cuts
         exact = 4 * self._tokens.numel() * self._program.config.hidden_size * len(cuts)
         kept = torch.float32 if exact <= _EXACT else torch.bfloat16
         states: list[list[list[torch.Tensor]]] = []
         now: list[list[torch.Tensor]] = [[] for _ in self._tokens]
-        for start, stop in zip([[], *cuts[:-2]], cuts[:-1]):
+        for start, stop in zip([[], *cuts[: parts - 1]], cuts[:parts]):
             weights = Weights(self._program.weights, keep=True)
             for window in range(len(self._tokens)):
                 given = self._given(start, now[window])
@@ -123,11 +173,11 @@ class Fisher:
             found.append([one])
         return found
 
-    def _embedding(self, gradients: Mapping[int, Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
+    def _embedding(self, gradients: Sequence[Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
         node: Any = next(n for n in self._program.graph.nodes if n.target is aten.embedding.default)
         rows, places = self._tokens.unique(return_inverse=True)
         fisher = torch.zeros(len(rows), self._program.config.hidden_size)
-        for window, samples in gradients.items():
+        for window, samples in enumerate(gradients):
             for (gradient,) in samples:
                 fisher += torch.zeros_like(fisher).index_add_(0, places[window], gradient[0]).square_()
         yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._tokens.numel()), rows)

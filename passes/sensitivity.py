@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
-from pocketphi.passes.fisher import Fisher
+from pocketphi.passes.fisher import Fisher, Reached
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
 
 _ROWS = 128
@@ -34,10 +34,13 @@ def sensitivities(
     weights: Mapping[str, LazyWeight],
     candidates: Mapping[str, Sequence[Quantizer]],
     progress: Callable[[], None] = lambda: None,
+    begun: tuple[Reached, Costs] | None = None,
+    keep: Callable[[Reached, Costs], None] = lambda reached, costs: None,
 ) -> Costs:
-    """weights: of the program that is measured, by name; candidates: of each weight; progress: called `fisher.steps` times."""
-    costs = {name: [0.0] * len(quantizers) for name, quantizers in candidates.items()}
-    for found in fisher.measure(progress):
+    """weights: of the program that is measured, by name; candidates: of each weight; progress: called `fisher.steps` times;
+    begun: what `keep` was given by a measurement that was stopped, which goes on from there to the same costs."""
+    reached, costs = begun or (None, {name: [0.0] * len(quantizers) for name, quantizers in candidates.items()})
+    for found in fisher.measure(progress, reached, lambda now: keep(now, costs)):
         if found.name not in candidates:
             continue
         w = materialize(weights[found.name])[""]

@@ -6,11 +6,13 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler import spend
 from pocketphi.compiler.candidates import candidates_of
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions, compile_options
@@ -245,3 +247,32 @@ def test_a_policy_in_json(tmp_path: Path) -> None:
     file.write_text('{"rules": [{"pattern": "*", "format": "int8", "recipe": "rtn", "block": 32}]}')
     (rule,) = read_policy(options("random:tiny", policy=file)).rules
     assert rule.quantizer.describe() == "int8 rtn block 32"
+
+
+def test_measuring_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the head: the next command measures the rest, chooses the same, and leaves nothing behind."""
+    real, begun = spend.sensitivities, []
+
+    def measured(*given: Any, **named: Any) -> Any:
+        *first, resumed, keep = given
+        begun.append(resumed and resumed[0].parts)
+
+        def stop(reached: Any, costs: Any) -> None:
+            keep(reached, costs)
+            if reached.parts == 2 and resumed is None and tmp_path / "a" == asked.cache:
+                raise KeyboardInterrupt
+
+        return real(*first, resumed, stop, **named)
+
+    monkeypatch.setattr(spend, "sensitivities", measured)
+    asked = compile_options(
+        "random:tiny", Path("-"), ("ort-mobile",), bits=5.5, calibration_tokens=256, cache=tmp_path / "a"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        plan(asked)
+    (entry,) = (tmp_path / "a/known").glob("sensitivity-begun-*")
+    stopped = plan(asked).formats
+    assert not entry.exists()
+    asked = dataclasses.replace(asked, cache=tmp_path / "b")
+    assert plan(asked).formats == stopped
+    assert begun == [None, 2, None]

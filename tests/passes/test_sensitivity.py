@@ -6,7 +6,9 @@ over the weights of these models the ratio of expected to true KL spreads by 0.1
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,9 @@ import torch
 from pocketphi.compiler.measure import distance
 from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.program import Program
-from pocketphi.passes.fisher import Fisher
+from pocketphi.passes.fisher import Fisher, Reached
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.passes.sensitivity import _picked, sensitivities
+from pocketphi.passes.sensitivity import Costs, _picked, sensitivities
 from tests.helpers.tiny_phi3 import traced
 
 NEAREST = make_quantizer("rtn", "int6", {"block": 64})
@@ -98,3 +100,32 @@ def test_rows_are_picked_by_their_part_whatever_the_unit(unit: float) -> None:
     assert rows.tolist() == [0, 1, *[2, 3] * 3]
     assert mass.tolist() == pytest.approx([2 * unit, *[6 * unit] * 3])
     assert _picked(torch.zeros(4, 2), 2, 4)[0].tolist() == [0, 1, 2, 3]  # all alike where nothing depends on them
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_stopped_measurement_goes_on_to_the_same_costs(parts: int) -> None:
+    """After the head, after a layer, after the first layer: what was kept goes through bytes, and `progress` counts on."""
+    program = traced("tiny")
+    names = [name for name, shape in program.config.tensors().items() if len(shape) == 2]
+    candidates = {name: [NEAREST, SEARCHED] for name in names}
+    expected = sensitivities(Fisher(program, _tokens(program)), program.weights, candidates)
+    kept: list[tuple[dict[str, Any], bytes, Costs]] = []
+
+    def stop(reached: Reached, costs: Costs) -> None:
+        content, data = reached.stored()
+        kept.append((json.loads(json.dumps(content)), b"".join(data), json.loads(json.dumps(costs))))
+        if reached.parts == parts:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        sensitivities(Fisher(program, _tokens(program)), program.weights, candidates, keep=stop)
+    content, data, costs = kept[-1]
+    fisher, steps = Fisher(program, _tokens(program)), [0]
+    begun = Reached.restored(content, memoryview(data)), costs
+    found = sensitivities(fisher, program.weights, candidates, lambda: steps.__setitem__(0, steps[0] + 1), begun=begun)
+    assert found == expected
+    assert steps[0] == fisher.steps
