@@ -68,6 +68,10 @@ def details_check(manifest: Manifest, target: str, host: Host, program: Program)
     wanted = host.details(program)
     found = {name: record.details.get(name) for name in wanted}
     odd = list(_differences(target, found, wanted))
+    said = vars(manifest.recipe)
+    odd += _differences(
+        "recipe", said, {name: value for name, value in wanted.items() if name in said and name != "context"}
+    )
     if dict(manifest.operators) != dict(program.operators()):
         odd.append("operators are not the graph's")
     detail = odd[0] if odd else f"{1 + len(wanted)} compared"

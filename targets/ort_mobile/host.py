@@ -35,6 +35,7 @@ from pocketphi.targets.ort_mobile.graph_file import (
 )
 from pocketphi.targets.ort_mobile.lower import lower
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
+from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
 from pocketphi.targets.ort_mobile.package import (
     DATA_FILE,
     FILES,
@@ -73,10 +74,14 @@ class OrtHost(Host):
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
         other = other_settings(self.folder, read_config(self.folder))
-        return [
+        checks = [
             Check("norms with another epsilon", len(odd), 0, detail),
             Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
         ]
+        if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
+            with refused_by("ONNX Runtime", self.folder / ORT_FILE):
+                checks.append(ort_file_check(self.folder))
+        return checks
 
     def graph_checks(self, program: Program) -> list[Check]:
         saved = read_graph(self.folder)
@@ -97,12 +102,16 @@ class OrtHost(Host):
         return {"accuracy_level": level_of(read_graph(self.folder))}
 
     def caveats(self, max_tokens: int) -> list[str]:
+        told = []
+        if (self.folder / ORT_FILE).is_file() and not is_compared(self.folder):
+            told.append(f"{ORT_FILE} was run, and is too large to be compared with what a compile writes")
         switch = unnoticed_switch(read_config(self.folder), max_tokens)
         if switch is None:
-            return []
+            return told
         return [
+            *told,
             f"onnxruntime-genai keeps LongRoPE's short factors where a text grows past {switch:,} tokens; there an app has "
-            "to read the text again from its start, as the app kits do"
+            "to read the text again from its start, as the app kits do",
         ]
 
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:
