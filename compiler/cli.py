@@ -295,6 +295,7 @@ def _eval(a: argparse.Namespace) -> int:
 def _chat(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.kits.conversation import MessageTooLong
     from pocketphi.compiler.chat import Chat
+    from pocketphi.compiler.typed_lines import NotText, messages, text_of
 
     if a.json and a.prompt is None:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
@@ -305,22 +306,18 @@ def _chat(a: argparse.Namespace) -> int:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
         _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))
         return 0
-    while True:
+    for line in messages():
         try:
-            line = input("> ")
-        except EOFError:
-            _write("\n")
-            return 0
-        if not line.strip():
-            continue
-        try:
-            reply = chat.say(line, a.temperature, show=_write)
+            reply = chat.say(text_of(line), a.temperature, show=_write)
             _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n")
-        except MessageTooLong as error:
+        except (MessageTooLong, NotText) as error:  # the conversation is as it was, and goes on
             print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         except KeyboardInterrupt:  # ends this answer; the conversation goes on
+            if stopping.is_for_all():
+                raise
             stopping.obeyed()
             _write("\n  [stopped]\n")
+    return 0
 
 
 def _bench(a: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,13 @@ from pocketphi.artifacts.manifest import (
     FORMAT,
     AdapterRecord,
     Manifest,
-    ModelRecord,
     PassRecord,
     SourceRecord,
     TargetRecord,
 )
 from pocketphi.compiler import __version__
 from pocketphi.compiler.calibration import calibration_tokens
+from pocketphi.compiler.files_check import CONFIG, config_text, model_record
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
@@ -98,7 +97,7 @@ def compile_model(
                 source.forget_behind()  # the last pass over a file that would push everything else out of memory
             with ui.task(f"write {name}", one.bytes, "bytes") as advance:
                 packaged[name] = one.write(folder, advance)
-        (folder / "config.json").write_text(json.dumps(source.config.to_hf(), indent=1) + "\n", "utf-8")
+        (folder / CONFIG).write_text(config_text(source.config), "utf-8")
         write_files(folder, source.tokenizer_files())
         manifest = describe(source, options, lowered.reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
@@ -165,14 +164,7 @@ def describe(
         versions={name: importlib.metadata.version(name) for name in libraries if name in held},
         source=SourceRecord(Path(source.label).name, source.digest_all(), tuple(source.notices), adapters),
         recipe=options.recorded(),
-        model=ModelRecord(
-            parameters=config.parameters,
-            layers=config.layers,
-            context=options.context or config.max_position,
-            sliding_window=config.sliding_window,
-            long_rope_after=config.long_rope.original_max_position if config.long_rope else None,
-            kv_cache_bytes_per_token=config.kv_cache_bytes(1),
-        ),
+        model=model_record(config, options.context),
         passes=tuple(PassRecord(r.name, dict(sorted(r.applied.items())), tuple(r.refused), r.removed) for r in reports),
         operators=dict(sorted(program.operators().items())),
         targets={

@@ -14,11 +14,12 @@ from pocketphi.compiler.precision import recorded_policy
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, CompilerBug
-from pocketphi.graph.formats import format_of
+from pocketphi.graph.formats import format_of, specs
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
+from pocketphi.passes.quantizers import Keep
 
 
 class _ShapesOnly(Checkpoint):
@@ -72,6 +73,9 @@ def rebuild(
         if wanted is None or wanted.format is not form:
             said = wanted.format.words if wanted else "a float"
             raise CheckFailed(f"{name} is saved as {form.words if form else 'a float'}, its recipe makes it {said}")
+        shape = program.config.tensors()[name]
+        if not isinstance(wanted, Keep) and specs(wanted.layout(shape)) != dict(weight.parts):
+            raise CheckFailed(f"{name} is saved in other blocks, or with other zero points, than its recipe makes")
     run_passes(program, quantization(policy, quantized, all_logits))
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))

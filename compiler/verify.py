@@ -8,6 +8,7 @@ Quantization error (with a reference): the saved weights against those of the fl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import check_adapters, quantization_error
+from pocketphi.compiler.files_check import details_check, files_check, record_check
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.numerics import Numerics
@@ -110,16 +112,18 @@ def verify_folder(
     for target in [only] if only else manifest.targets:
         checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras, tracer)
         if cannot is not None:
-            if not as_far_as_it_runs:
+            if not as_far_as_it_runs and all(check.ok for check in checks):
                 raise cannot
             result.cannot.append(f"{target}: {cannot}" if several else str(cannot))
         result.checks += [replace(check, name=f"{target}: {check.name}") if several else check for check in checks]
         if rebuilt is not None:
             programs.append(rebuilt)
+        if rebuilt is not None and cannot is None:
             result.caveats += open_host(folder, manifest, target).caveats(manifest.context(target))
     if programs:
         result.checks += _one_set_of_weights(manifest, programs[0].quantized)
     result.checks += text_checks(folder, read_config(folder), manifest.text)
+    result.checks += _other_files(folder, manifest)
     if reference is not None:
         result.checks += _against(
             open_checkpoint(reference, lora),
@@ -154,13 +158,29 @@ def _verify_target(
         if not found[0].ok:  # the numbers would only repeat that the weights are wrong
             return found, rebuilt, None
         found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest.recipe.context))
-        try:
-            found += [*numerics.checks(), *host.own_checks(prompt), *host.graph_checks(_lowered(rebuilt, manifest))]
-        except CannotRun as error:
-            return found, rebuilt, error
+        cannot: list[str] = []
+        lowered = _lowered(rebuilt, manifest)
+        for checks in (
+            lambda: [*numerics.checks(), *host.own_checks(prompt)],
+            lambda: host.graph_checks(lowered),  # files are compared where they cannot be run
+            lambda: [details_check(manifest, target, host, lowered)],
+        ):
+            try:
+                found += checks()
+            except CannotRun as error:
+                cannot.append(str(error))
+        if cannot:
+            return found, rebuilt, CannotRun("; ".join(cannot))
         if extras and all(check.ok for check in found):
             host.write_extras(prompt)
     return found, rebuilt, None
+
+
+def _other_files(folder: Path, manifest: Manifest) -> Iterable[Check]:
+    """What belongs to no target alone, and no run looks at."""
+    yield record_check(manifest, read_config(folder))
+    with contextlib.suppress(CannotRun):  # of a target whose packages are missing; that was said
+        yield files_check(folder, manifest, [open_host(folder, manifest, target) for target in manifest.targets])
 
 
 def _lowered(rebuilt: Rebuilt, manifest: Manifest) -> Program:

@@ -24,6 +24,7 @@ _AGAIN = 0.05
 
 class _State:
     heard = 0
+    last = 0
     holds = 0
 
 
@@ -65,6 +66,11 @@ def obeyed() -> None:
     _State.heard = 0
 
 
+def is_for_all() -> bool:
+    """Whether the process was told to end: by `kill`, or as the terminal was closed. Ctrl-C may be for a part of its work."""
+    return _State.last not in (0, signal.SIGINT)
+
+
 def was_heard() -> bool:
     """Whether a signal asked this process to stop: then any error is what became of it."""
     return _State.heard > 0
@@ -80,6 +86,7 @@ def end() -> NoReturn:
 def _hear(number: int, frame: FrameType | None) -> None:
     """The first signal stops; the second changes nothing while the first is obeyed; the third ends the process."""
     _State.heard += 1
+    _State.last = number
     if _State.heard > 2:
         end()
     if _State.heard == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -103,6 +103,14 @@ class Host(ABC):
         program: what was lowered, made again from the bundle's config and recipe.
         """
         return []
+
+    def files(self) -> Collection[str] | None:
+        """The files of the target that a bundle may have, by their paths in it; None where that is not known."""
+        return None
+
+    def details(self, program: Program) -> Mapping[str, Any]:
+        """What a manifest has to say of the files, as far as it is known from them. program: as for `graph_checks`."""
+        return {}
 
     def caveats(self, max_tokens: int) -> list[str]:
         """What a user has to know of files that passed every check: where another runtime, in its own way to use them, would

@@ -4,7 +4,7 @@ may refer to other bytes than its sister: all values are compared with what thei
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -14,12 +14,12 @@ from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.weightfile import INLINE
 
 
-def constant_check(package: MLPackage, weights: Collection[str]) -> Check:
-    """weights: the names of constants that are weights, whose values of the first function are checked elsewhere."""
+def constant_check(package: MLPackage, weights: Iterable[Raw]) -> Check:
+    """weights: what was read of the first function as weights, whose values are checked elsewhere. A constant is one of them by
+    its bytes: what it is called says nothing."""
     seen: dict[str, Raw] = {}
-    odd = [
-        f"{name} in {function}" for function, name, raw in _stored(package) if not _is_right(name, raw, weights, seen)
-    ]
+    read = {raw.data.data_ptr() for raw in weights}
+    odd = [f"{name} in {function}" for function, name, raw in _stored(package) if not _is_right(name, raw, read, seen)]
     detail = f"first {odd[0]}" if odd else f"{len(seen)} constants"
     return Check("constants with other values", len(odd), 0, detail)
 
@@ -36,14 +36,14 @@ def _stored(package: MLPackage) -> Iterator[tuple[str, str, Raw]]:
                     yield function.name, name, value
 
 
-def _is_right(name: str, raw: Raw, weights: Collection[str], seen: dict[str, Raw]) -> bool:
+def _is_right(name: str, raw: Raw, read: Collection[int], seen: dict[str, Raw]) -> bool:
     """Whether functions that have a constant of this name share its bytes, and whether these are what the name says."""
     before = seen.setdefault(name, raw)
     if (before.shape, before.dtype) != (raw.shape, raw.dtype):
         return False
     if before.data.data_ptr() != raw.data.data_ptr() and not torch.equal(before.data, raw.data):
         return False
-    if any(name.startswith(weight) for weight in weights):
+    if before.data.data_ptr() in read:
         return True
     wanted = _wanted(name, raw)
     return wanted is not None and torch.equal(raw.tensor(), wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,23 @@ from pocketphi.graph.formats import PartSpec, specs
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.graph.program import Program
+from pocketphi.graph.reading import file_inside, read_whole
 from pocketphi.targets.base import Check, Host
-from pocketphi.targets.coreml.codecs import CODECS, Codec
+from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.form import make_form
 from pocketphi.targets.coreml.graph_check import graph_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
-from pocketphi.targets.coreml.mlpackage import MLPackage, Operation
+from pocketphi.targets.coreml.mlpackage import MLPackage, Operation, find_model
 from pocketphi.targets.coreml.options import CoreML
+from pocketphi.targets.coreml.package import FILES, MAC_SCRIPT, MANIFEST_FILE, CoreMLBundle, mac_script, manifest
 from pocketphi.targets.coreml.ranges import LARGEST, tight
 from pocketphi.targets.coreml.raw import Raw
 from pocketphi.targets.coreml.typecheck import typecheck
 from pocketphi.targets.coreml.vectors import STEPS, VECTORS, Recorder
 from pocketphi.targets.coreml.weightfile import PACKAGE, AsHalf, identifier
+from pocketphi.targets.target import Asked
 
 _FIRST = 32
 """Tokens that are run as the first of a text. On the sample at 3 bits one of 6 comes within a factor of 2 of float16's range,
@@ -56,8 +59,11 @@ class CoreMLHost(Host):
         self._interpreters: dict[tuple[Mode, int], Interpreter] = {}
 
     def weights(self) -> dict[str, LazyWeight]:
+        return dict(self._weights())
+
+    def _weights(self) -> dict[str, SavedFloat]:
         function = next(iter(self.package.functions))
-        found: dict[str, LazyWeight] = {}
+        found: dict[str, SavedFloat] = {}
         for name in self._names:
             saved = _saved(self.package, function, identifier(name))
             if saved:
@@ -77,12 +83,37 @@ class CoreMLHost(Host):
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         norms = epsilon_check(self.package, self._config.rms_norm_eps)
-        constants = constant_check(self.package, [identifier(name) for name in self._names])
-        return [norms, constants, self._typecheck(), self._headroom(prompt)]
+        read = [raw for weight in self._weights().values() for raw in weight.read_of()]
+        constants = constant_check(self.package, read)
+        return [norms, constants, self._typecheck(), self._headroom(prompt), self._beside(prompt)]
 
     def graph_checks(self, program: Program) -> list[Check]:
         form = make_form(program.config, self._options, self._context)
         return [graph_check(self.package.path, program, form)]
+
+    def files(self) -> Collection[str]:
+        return FILES
+
+    def details(self, program: Program) -> Mapping[str, Any]:
+        return CoreMLBundle(program, self._options, Asked(context=self._context)).details()
+
+    def _beside(self, prompt: torch.Tensor) -> Check:
+        """The files around the model: the package's list of items, and what a Mac is asked to compare."""
+        odd = [name for name, content in self._texts().items() if read_whole(self.folder / name) != content]
+        if (self.folder / VECTORS).exists():  # they come from verification
+            recorder = Recorder()
+            self._short_run(self._interpreter("fp16", 0), prompt, recorder)
+            odd += [
+                f"{VECTORS}: {name}"
+                for name in recorder.differences(file_inside(self.folder, VECTORS, str(self.folder)))
+            ]
+        return Check(
+            "files beside the model that a compile writes otherwise", len(odd), 0, f"first {odd[0]}" if odd else ""
+        )
+
+    def _texts(self) -> dict[str, bytes]:
+        model = read_whole(find_model(self.package.path))
+        return {f"{PACKAGE}/{MANIFEST_FILE}": manifest(model).encode(), MAC_SCRIPT: mac_script()}
 
     def write_extras(self, prompt: torch.Tensor) -> None:
         recorder = Recorder()
@@ -196,7 +227,7 @@ class CoreMLRunner:
         return logits if "length" in inputs else logits[:, :count]
 
 
-def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
+def _saved(package: MLPackage, function: str, name: str) -> SavedFloat | None:
     """A weight of the package by its identifier; None where there is no such constant."""
     try:
         stored: dict[str, Any] = package.parts(function, name)
@@ -217,7 +248,8 @@ def _saved(package: MLPackage, function: str, name: str) -> LazyWeight | None:
     for part in set(codec.format.part_names()) - set(codec.parameters.values()):
         with contextlib.suppress(InputError):
             raw[part] = package.parts(function, f"{name}_{part}")[""]
-    saved = Saved(raw, codec)
+    table = [stored["lut"]] if isinstance(codec, TableCodec) else []
+    saved = Saved(raw, codec, (*raw.values(), *table))
     shapes = {part: shape for part, (_, shape) in codec.blobs(saved.parts).items()}
     if any(one.shape != shapes[part] for part, one in raw.items()):
         found = ", ".join(f"{part} {list(one.shape)}" for part, one in raw.items())
@@ -232,6 +264,10 @@ class SavedFloat:
     """A float weight: float32 of the float16 values."""
 
     raw: Mapping[str, Raw] = field(repr=False)
+
+    def read_of(self) -> Iterable[Raw]:
+        """All of a package that makes the weight."""
+        return self.raw.values()
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
@@ -249,9 +285,13 @@ class SavedFloat:
 
 @dataclass(frozen=True)
 class Saved(SavedFloat):
-    """A quantized weight, back in canonical form."""
+    """A quantized weight, back in canonical form. every: of `raw`, and a table that `Codec.holds` has compared."""
 
     codec: Codec
+    every: tuple[Raw, ...] = field(repr=False)
+
+    def read_of(self) -> Iterable[Raw]:
+        return self.every
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:

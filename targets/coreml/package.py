@@ -35,7 +35,7 @@ from pocketphi.targets.coreml.lint import Facts, lint
 from pocketphi.targets.coreml.lower import lower
 from pocketphi.targets.coreml.mil import to_proto
 from pocketphi.targets.coreml.options import CoreML
-from pocketphi.targets.coreml.vectors import vectors_bytes
+from pocketphi.targets.coreml.vectors import VECTORS, vectors_bytes
 from pocketphi.targets.coreml.weightfile import PACKAGE, WeightFile, encode, plan_weights, stored_weights
 from pocketphi.targets.target import Asked
 
@@ -44,6 +44,7 @@ MODEL_FILE = _DATA / "model.mlmodel"
 WEIGHT_FILE = _DATA / "weights/weight.bin"
 MANIFEST_FILE = Path("Manifest.json")
 MAC_SCRIPT = "verify_on_mac.py"
+FILES = frozenset({*(f"{PACKAGE}/{name}" for name in (MODEL_FILE, WEIGHT_FILE, MANIFEST_FILE)), MAC_SCRIPT, VECTORS})
 NORMS = ("edge.rms_norm", "edge.add_rms_norm", "layer_norm")
 """The operators that `norms.py` spells."""
 _NODE_BYTES, _SMALL_FILES = 3400, 17_000
@@ -100,9 +101,9 @@ class CoreMLBundle(Prepared):
         # the same permissions whatever the umask, so that archives of two builds are equal too
         for path in (root, *root.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        (folder / MAC_SCRIPT).write_bytes((Path(__file__).parent / MAC_SCRIPT).read_bytes())
+        (folder / MAC_SCRIPT).write_bytes(mac_script())
         known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
-        return Packaged(_operators(model), written.digests, self.notes, self._details(), known)
+        return Packaged(_operators(model), written.digests, self.notes, self.details(), known)
 
     def _describe(self, model: Any) -> None:
         """What Xcode shows. The license of a model is its owner's to state."""
@@ -126,7 +127,8 @@ class CoreMLBundle(Prepared):
         for key, value in {**values, **named}.items():
             metadata.userDefined[key] = value
 
-    def _details(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
+        """What a manifest says of the package."""
         form = self._form
         return {
             "context": form.context,
@@ -142,6 +144,11 @@ class CoreMLBundle(Prepared):
             "weight_bytes": self._file.size,
             "compute_units": {unit.name: unit.recorded() for unit in self._units},
         }
+
+
+def mac_script() -> bytes:
+    """verify_on_mac.py."""
+    return (Path(__file__).parent / MAC_SCRIPT).read_bytes()
 
 
 def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:

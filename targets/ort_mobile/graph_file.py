@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from google.protobuf.message import Message
@@ -26,6 +27,11 @@ _DTYPES = {
     onnx.TensorProto.UINT8: torch.uint8,
     onnx.TensorProto.INT8: torch.int8,
 }
+_SESSION = (
+    *("intra_op_num_threads", "inter_op_num_threads", "log_id", "log_severity_level", "log_verbosity_level"),
+    *("enable_cpu_mem_arena", "enable_mem_pattern", "enable_profiling"),
+)
+"""Options of a session that change no result."""
 _AGAIN = "copy or compile it again"
 
 
@@ -51,7 +57,8 @@ def chunk_size(folder: Path) -> int | None:
 def other_settings(folder: Path, config: ModelConfig) -> list[str]:
     """The keys of genai_config.json that are not as a compile writes them for this config and the graph beside it.
 
-    How a session runs, how long a text may be, and how much of it goes through at once are not looked at.
+    How fast a session runs may be tuned, and how long a text may be within the context. How much of a text goes through at
+    once may be too, where LongRoPE does not change its factors inside of one.
     """
     path = file_inside(folder, GENAI_FILE, str(folder))
     inputs = {value.name for value in read_graph(folder).graph.input}
@@ -60,8 +67,13 @@ def other_settings(folder: Path, config: ModelConfig) -> list[str]:
     if type(length) is not int or not 0 < length <= config.max_position:
         return [f"model.context_length is {show(length)}, config.json says {config.max_position} positions"]
     wanted = _flat(genai_settings(config, inputs, length))
-    free = ("model.decoder.session_options.", "search.max_length", "search.chunk_size")
-    names = [name for name in sorted(found.keys() | wanted.keys()) if not name.startswith(free)]
+    free = {f"model.decoder.session_options.{name}" for name in _SESSION}
+    names = [name for name in sorted(found.keys() | wanted.keys()) if name not in free]
+    longest, chunk = found.get("search.max_length"), found.get("search.chunk_size")
+    if type(longest) is int and 0 < longest <= length:
+        names.remove("search.max_length")
+    if "search.chunk_size" in names and ("search.chunk_size" in wanted or chunk is None):  # any, or all at once
+        names.remove("search.chunk_size")
     return [
         f"{name} is {show(found.get(name))}, expected {show(wanted.get(name))}"
         for name in names
@@ -131,6 +143,24 @@ def other_operations(model: onnx.ModelProto, lowered: Lowered) -> list[str]:
         names = {_bytes(one): getattr(one, "name", "an operator set") for one in [*found, *made]}
         odd += [names[content] for content in (held - own) | (own - held)]
     return odd
+
+
+def other_places(model: onnx.ModelProto, lowered: Lowered) -> list[str]:
+    """Weights of the data file that a graph has otherwise than it was lowered: of another shape, twice, or not at all; and
+    those that are one weight under two shapes, and do not lie in one place."""
+    found = Counter((t.name, tuple(t.dims), t.data_type) for t in external(model))
+    made = Counter(
+        (w.name, w.shape, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(w.spec.type_name))) for w in lowered.weights
+    )
+    odd = [name for name, *_ in (found - made) | (made - found)]
+    places: dict[str, set[str]] = {}
+    by_name = {t.name: t for t in external(model)}
+    for placed in lowered.weights:
+        said = (
+            {entry.key: entry.value for entry in by_name[placed.name].external_data} if placed.name in by_name else {}
+        )
+        places.setdefault(placed.target, set()).add(said.get("offset", ""))
+    return odd + [target for target, offsets in places.items() if len(offsets) > 1]
 
 
 def _bytes(message: Message) -> bytes:

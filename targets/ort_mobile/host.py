@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import file_inside, show
+from pocketphi.graph.reading import file_inside, read_whole, show
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
@@ -27,6 +27,7 @@ from pocketphi.targets.ort_mobile.graph_file import (
     chunk_size,
     external,
     other_operations,
+    other_places,
     other_settings,
     read_graph,
     refused_by,
@@ -34,7 +35,16 @@ from pocketphi.targets.ort_mobile.graph_file import (
 )
 from pocketphi.targets.ort_mobile.lower import lower
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE, ORT_FILE, unnoticed_switch
+from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
+from pocketphi.targets.ort_mobile.package import (
+    DATA_FILE,
+    FILES,
+    GRAPH_FILE,
+    OPERATORS_FILE,
+    ORT_FILE,
+    required_operators,
+    unnoticed_switch,
+)
 from pocketphi.targets.saved_weight import SavedWeight
 
 
@@ -64,24 +74,44 @@ class OrtHost(Host):
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
         other = other_settings(self.folder, read_config(self.folder))
-        return [
+        checks = [
             Check("norms with another epsilon", len(odd), 0, detail),
             Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
         ]
+        if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
+            with refused_by("ONNX Runtime", self.folder / ORT_FILE):
+                checks.append(ort_file_check(self.folder))
+        return checks
 
     def graph_checks(self, program: Program) -> list[Check]:
         saved = read_graph(self.folder)
-        odd = other_operations(saved, lower(program, level_of(saved)))
+        lowered = lower(program, level_of(saved))
+        odd = [*other_operations(saved, lowered), *other_places(saved, lowered)]
         detail = f"first {show(odd[0])}" if odd else f"{len(saved.graph.node)} operations"
-        return [Check("operations that are not the model's", len(odd), 0, detail)]
+        needed = required_operators(lowered.nodes).encode()
+        right = read_whole(file_inside(self.folder, OPERATORS_FILE, str(self.folder))) == needed
+        return [
+            Check("operations that are not the model's", len(odd), 0, detail),
+            Check(f"operators that {OPERATORS_FILE} lacks or has beside them", int(not right), 0),
+        ]
+
+    def files(self) -> Collection[str]:
+        return FILES
+
+    def details(self, program: Program) -> Mapping[str, Any]:
+        return {"accuracy_level": level_of(read_graph(self.folder))}
 
     def caveats(self, max_tokens: int) -> list[str]:
+        told = []
+        if (self.folder / ORT_FILE).is_file() and not is_compared(self.folder):
+            told.append(f"{ORT_FILE} was run, and is too large to be compared with what a compile writes")
         switch = unnoticed_switch(read_config(self.folder), max_tokens)
         if switch is None:
-            return []
+            return told
         return [
+            *told,
             f"onnxruntime-genai keeps LongRoPE's short factors where a text grows past {switch:,} tokens; there an app has "
-            "to read the text again from its start, as the app kits do"
+            "to read the text again from its start, as the app kits do",
         ]
 
     def other_runners(self, max_tokens: int) -> dict[str, Callable[[], Runner]]:

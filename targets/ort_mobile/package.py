@@ -37,6 +37,8 @@ GRAPH_FILE = "model.onnx"
 GENAI_FILE = "genai_config.json"
 DATA_FILE = "model.onnx.data"
 ORT_FILE = "model.ort"
+OPERATORS_FILE = "required_operators.config"
+FILES = frozenset({GRAPH_FILE, DATA_FILE, GENAI_FILE, OPERATORS_FILE, ORT_FILE})
 ORT_LIMIT = 2**31
 """A flatbuffer's size: ONNX Runtime writes no .ort beyond it, and leaves an empty file when asked to."""
 
@@ -78,7 +80,7 @@ class OrtBundle(Prepared):
         (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
         settings = genai_config(program, lowered, self._asked.context)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
-        (folder / "required_operators.config").write_text(_required_operators(lowered.nodes))
+        (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))
         if self._options.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
         operators = Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in lowered.nodes)
@@ -226,7 +228,7 @@ def _too_large(single: int) -> str:
     )
 
 
-def _required_operators(nodes: Sequence[onnx.NodeProto]) -> str:
+def required_operators(nodes: Sequence[onnx.NodeProto]) -> str:
     """One line a domain, as ONNX Runtime's `--include_ops_by_config` reads it: domain;opset;operators."""
     by_domain: dict[str, set[str]] = defaultdict(set)
     for node in nodes:

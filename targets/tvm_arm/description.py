@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, specs
 from pocketphi.graph.program import split_target
@@ -17,10 +19,14 @@ from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import TRIPLES, Isa, find_isa
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
+from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY
 
 FORMAT = 1
 DESCRIPTION = "model.json"
 PARAMS_FILE = "model.params"
+FILES = (DESCRIPTION, PARAMS_FILE, "tuning.jsonl")
+"""What each bundle has, beside the library."""
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8, "int8": torch.int8}
 _MOST = 1 << 40
 
@@ -73,7 +79,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Description:
-    """vocab, context: tokens; params: in the order in which functions take them; matrices: by name."""
+    """vocab, context: tokens; params: in the order in which functions take them; matrices: by name; library: its file."""
 
     format: int
     target: Made
@@ -82,6 +88,7 @@ class Description:
     cache: Cache
     params: tuple[Tensor, ...]
     matrices: dict[str, Matrix]
+    library: str = LIBRARY
 
     @property
     def isa(self) -> Isa:
@@ -112,6 +119,8 @@ def _problem(made: Description, params: Path) -> str | None:
         return f"format is {show(made.format)}, this pocketphi reads {FORMAT}"
     if (made.target.os, made.isa.arch) not in TRIPLES:
         return f"target.os is {show(made.target.os)}, which no {made.isa.arch} library is for"
+    if made.library not in (LIBRARY, ARCHIVE):
+        return f"library is {show(made.library)}, expected {LIBRARY} or {ARCHIVE}"
     if made.cache.dtype.get("saved") not in [kind.dtype for kind in KV_CACHES.values()]:
         return f"cache.dtype.saved is {show(made.cache.dtype.get('saved'))}"
     if not params.is_file():
@@ -152,3 +161,16 @@ def _matrix_problem(matrix: Matrix, held: dict[str, Tensor], isa: Isa) -> str | 
         if held[part].spec != PartSpec((math.prod(spec.shape),), spec.dtype):
             return f"has {show(held[part].shape)} values of {held[part].dtype} in its part {part}"
     return None
+
+
+def details(
+    platform: Platform, config: ModelConfig, context: int, kv_cache: str, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a manifest says of a bundle's files. about: the library's entries in model.json."""
+    return {
+        "platform": platform.described(),
+        "context": context,
+        "kv_cache": kv_cache,
+        "kv_cache_bytes_per_token": KV_CACHES[kv_cache].bytes(config, 1),
+        **about,
+    }

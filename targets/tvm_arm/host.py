@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.lazy_weights import LazyWeight
-from pocketphi.targets.base import Host, Runner
+from pocketphi.graph.program import Program
+from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
-from pocketphi.targets.tvm_arm.description import read_description
+from pocketphi.targets.tvm_arm.description import FILES, details, read_description
 from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
 from pocketphi.targets.tvm_arm.params import read_weights
-from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking
+from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
-from pocketphi.targets.tvm_arm.toolchain import host_arch
+from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, host_arch
 
 
 def check_runs_here(platform: Platform) -> None:
@@ -28,12 +31,12 @@ def check_runs_here(platform: Platform) -> None:
 
 
 class TvmHost(Host):
-    """A bundle's TVM files."""
+    """A bundle's TVM files. context: tokens that they hold, as the manifest says; None for all that the model has."""
 
     saved_bound = 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, context: int | None = None) -> None:
+        self.folder, self._context = folder, context
         self.described = read_description(folder)
         target = self.described.target
         self.platform = Platform(target.os, self.described.isa, target.cpu)
@@ -45,6 +48,32 @@ class TvmHost(Host):
 
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder, self.described)
+
+    def graph_checks(self, program: Program) -> list[Check]:
+        from pocketphi.targets.tvm_arm.graph_check import graph_checks  # loads TVM, which running does without
+
+        return graph_checks(self.folder, program, self.platform, self.described, self._context)
+
+    def files(self) -> Collection[str]:
+        library = self.described.library
+        return {*FILES, library, *(RUNTIME_FILES if library == LIBRARY else ())}
+
+    def details(self, program: Program) -> Mapping[str, Any]:
+        from pocketphi.targets.tvm_arm.library import about_library
+
+        about = about_library(toolchain_of(self.platform, self.described.library))
+        return details(self.platform, program.config, self.described.context, self.kv_cache, about)
+
+    def caveats(self, max_tokens: int) -> list[str]:
+        from pocketphi.targets.tvm_arm.graph_check import linked_elsewhere
+
+        compilers = linked_elsewhere(self.folder, self.platform, self.described)
+        if compilers is None:
+            return []
+        return [
+            f"its library was linked by {compilers}: the machine code in it was run and not compared with what a compile "
+            "writes, and the runtime beside it was not looked at; compile it here for that"
+        ]
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> TvmRunner:
         mode = "exact" if exact else "saved"

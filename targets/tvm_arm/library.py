@@ -7,8 +7,10 @@ time of a small compile, so that it is kept in the user's cache, under all that 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import tvm
 from blake3 import blake3
 from tvm import IRModule, relax
 
+from pocketphi.artifacts.bundle import file_digest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
@@ -23,6 +26,7 @@ from pocketphi.graph.writing import write_whole
 from pocketphi.targets.tvm_arm import archive
 from pocketphi.targets.tvm_arm import toolchain as toolchains
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime, decided_by
+from pocketphi.targets.tvm_arm.elf import Elf
 from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain
 
@@ -30,18 +34,46 @@ _MOST = 64
 """Libraries that are kept: some hundred kilobytes each."""
 
 
-def build_library(module: IRModule, platform: Platform, folder: Path) -> dict[str, Any]:
-    """Write model.so with the runtime beside it, or libmodel.a where nothing links here; returns what model.json says of it."""
-    toolchain = platform.toolchain()
+@dataclass(frozen=True)
+class Made:
+    """What a module became. files: their SHA-256 by name; calls: SHA-256 of what TVM wrote beside the machine code, None of an
+    archive."""
+
+    files: dict[str, str]
+    calls: str | None
+
+
+def build_library(
+    module: IRModule, platform: Platform, folder: Path, toolchain: Toolchain | None = None
+) -> dict[str, Any]:
+    """Write model.so with the runtime beside it, or libmodel.a where nothing links here; returns what model.json says of it.
+
+    toolchain: another one than the platform's on this machine
+    """
+    toolchain = toolchain or platform.toolchain()
     if toolchain.links:
         runtime = build_runtime(toolchain)
         _known_or_built(module, platform, toolchain, folder / LIBRARY)
         for path in (runtime.library, runtime.header):
             shutil.copy(path, folder)
+    else:
+        module = module.with_attr("system_lib_prefix", SYSTEM_LIB_PREFIX)
+        _known_or_built(module, platform, toolchain, folder / ARCHIVE)
+    return about_library(toolchain)
+
+
+def about_library(toolchain: Toolchain) -> dict[str, Any]:
+    """What model.json says of the library that a toolchain makes."""
+    if toolchain.links:
         return {"library": LIBRARY}
-    module = module.with_attr("system_lib_prefix", SYSTEM_LIB_PREFIX)
-    _known_or_built(module, platform, toolchain, folder / ARCHIVE)
     return {"library": ARCHIVE, "system_lib": SYSTEM_LIB_PREFIX, "link": toolchain.link_line()}
+
+
+def files_made(module: IRModule, platform: Platform, folder: Path, toolchain: Toolchain) -> Made:
+    """What `build_library` makes of a module. folder: an empty one, where it does."""
+    build_library(module, platform, folder, toolchain)
+    calls = hashlib.sha256(Elf(folder / LIBRARY).calls()).hexdigest() if toolchain.links else None
+    return Made({path.name: file_digest(path) for path in sorted(folder.iterdir())}, calls)
 
 
 def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, path: Path) -> None:

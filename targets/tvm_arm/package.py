@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class TvmBundle(Prepared):
         written = params.write(folder / PARAMS_FILE, progress)
         described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
         module, files, more = self._library(folder, described)
-        (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
+        (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
         details = {
             "platform": self._platform.described(),
             "context": described["context"],
@@ -106,18 +107,31 @@ class TvmBundle(Prepared):
         if self._params.table() != described["params"]:
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
         _, files, notes = self._library(folder, described)
-        (folder / DESCRIPTION).write_text(json.dumps({**described, **files}, indent=1) + "\n", "utf-8")
+        (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
         return notes
 
     def _library(self, folder: Path, described: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
         """Lower and build: the module, what model.json says of the library, notes."""
         schedules = Schedules(self._platform.isa, self._tuning.schedules)
-        description = json.dumps({name: described[name] for name in BOUND}, separators=(",", ":"))
-        module = lower(self._program, self._platform.isa, schedules, description, self._cache)
-        require_epsilon(module, self._program.config.rms_norm_eps)
+        module = lowered(self._program, self._platform, schedules, described, self._cache)
         files = build_library(module, self._platform, folder)
         write(folder / BUNDLED, self._tuning.used(schedules.asked))
         return module, files, self._tuning.notes(schedules.asked)
+
+
+def lowered(
+    program: Program, platform: Platform, schedules: Schedules, described: Mapping[str, Any], cache: KvCache
+) -> Any:
+    """The module of a program's library. described: model.json, of which it holds a part."""
+    description = json.dumps({name: described[name] for name in BOUND}, separators=(",", ":"))
+    module = lower(program, platform.isa, schedules, description, cache)
+    require_epsilon(module, program.config.rms_norm_eps)
+    return module
+
+
+def described_text(described: Mapping[str, Any]) -> str:
+    """model.json as it is written."""
+    return json.dumps(described, indent=1) + "\n"
 
 
 def describe(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
-from pocketphi.targets.tvm_arm.toolchain import Toolchain, find_toolchain, host_arch
+from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, Toolchain, find_toolchain, host_arch
 
 SYSTEMS = ("linux", "android", "ios", "host")
 
@@ -102,3 +102,13 @@ def _named(name: str) -> Isa:
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InputError(f"--cpu {name}: {hint}expected one of {', '.join(known)}")
+
+
+def toolchain_of(platform: Platform, library: str) -> Toolchain:
+    """What a library of this name was made with. Raises CannotRun where that is not on this machine."""
+    toolchain = platform.toolchain()
+    if library == ARCHIVE and platform.system == "android":
+        return replace(toolchain, compiler=())  # whatever is here now
+    if library == LIBRARY and not toolchain.links:
+        raise CannotRun(f"{LIBRARY} cannot be linked here to compare it: {toolchain.to_install}")
+    return toolchain

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pocketphi.graph.errors import CheckFailed, InputError
+from pocketphi.graph.errors import CheckFailed, CompilerBug, InputError
 
 Logits = npt.NDArray[np.float32]
 
@@ -37,15 +37,23 @@ class RuntimeProcess:
     def __init__(self, command: Sequence[str], folder: Path, **options: Any) -> None:
         """command: the runner, behind qemu and its arguments where it is built for another CPU. options: those of
         `pocketphi_open`: threads, mode, max_tokens, check. Raises InputError with the runtime's own line if it refuses."""
+        self._arguments = [*command, str(folder), json.dumps(options)]
+        self._start()
+
+    def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 – a pipe that nobody reads would block the process
-        arguments = [*command, str(folder), json.dumps(options)]
         try:
             self._process = subprocess.Popen(
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+                self._arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                process_group=0,  # Ctrl-C is for those who hear it: a conversation goes on after it
             )
         except OSError as error:
-            raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from None
+            raise InputError(f"{self._arguments[0]}: cannot be run: {error.strerror}") from None
         self.length = 0
+        self._asked = False
         ready = self._line(opening=True)
         self.vocab, self.context = int(ready[1]), int(ready[2])
         self.opened = self.last = _measured(ready[3:])
@@ -63,7 +71,12 @@ class RuntimeProcess:
         return self._ask("decode", [token])
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens. Where an answer was not read to its end, as after Ctrl-C, the process is started anew: that answer
+        would be taken for the next one."""
+        if self._asked:
+            self._process.kill()
+            self.close()
+            self._start()
         self._ask("reset", [])
 
     def close(self) -> None:
@@ -95,6 +108,9 @@ class RuntimeProcess:
     def _ask(self, verb: str, tokens: Sequence[int]) -> Logits:
         assert self._process.stdin
         assert self._process.stdout
+        if self._asked:
+            raise CompilerBug("the TVM runtime still owes an answer; it has to be reset")
+        self._asked = True
         with contextlib.suppress(OSError):  # it ended: what it said, or why, is read below
             self._process.stdin.write(f"{verb} {' '.join(str(int(t)) for t in tokens)}\n".encode())
             self._process.stdin.flush()
@@ -103,6 +119,7 @@ class RuntimeProcess:
         data = self._process.stdout.read(size)
         if len(data) != size:
             raise self._ended(opening=False)
+        self._asked = False
         self.last, self.length = _measured(answer[2:]), int(answer[4])
         return np.frombuffer(data, np.float32)
 
@@ -112,6 +129,7 @@ class RuntimeProcess:
         line = self._process.stdout.readline().decode()
         kind, _, rest = line.strip().partition(" ")
         if kind == "error":
+            self._asked = False
             raise InputError(rest)
         if kind != ("ready" if opening else "ok"):
             raise self._ended(opening)

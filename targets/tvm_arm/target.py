@@ -89,7 +89,7 @@ class TvmArmTarget(Target[TvmArm]):
     def open_host(self, folder: Path, record: TargetRecord) -> Host:
         from pocketphi.targets.tvm_arm.host import TvmHost
 
-        return TvmHost(folder)
+        return TvmHost(folder, record.context)
 
     def check_runs_here(self, options: TvmArm) -> None:
         from pocketphi.targets.tvm_arm.host import check_runs_here

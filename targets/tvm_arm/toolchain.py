@@ -19,6 +19,9 @@ SOURCES = Path(__file__).with_name("runtime")
 LIBRARY, ARCHIVE, SYSTEM_LIB_PREFIX = "model.so", "libmodel.a", "pocketphi_"
 """SYSTEM_LIB_PREFIX: of the symbols of a library that is linked into an app: `module.with_attr("system_lib_prefix", …)`."""
 
+RUNTIME_FILES = ("libpocketphi.so", "pocketphi_runtime.h")
+"""What lies beside model.so."""
+
 _ANDROID_API = 24  # Android 7, the oldest that the current NDK's C++ library supports without gaps
 
 

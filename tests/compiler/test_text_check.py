@@ -389,7 +389,10 @@ def test_verify_asks_onnxruntime_genai(bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "b")
     (copy / "genai_config.json").unlink()  # it opens nothing without
     assert [check.ok for check in text_checks(copy, config, manifest.text) if check.name == name] == [False]
-    assert [check for check in text_checks(copy, config, None) if not check.ok] == []
+    unknown = [check.name for check in text_checks(copy, config, None) if not check.ok]
+    assert unknown == [
+        "answers that the manifest does not tell"
+    ]  # each compile of a model with a tokenizer writes them
 
 
 @pytest.mark.parametrize("text", [[], "x", {}, {"vocabulary": 5}, {"genai_differs": "a"}])

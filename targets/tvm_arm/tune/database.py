@@ -90,9 +90,13 @@ def _parsed(where: str, line: bytes) -> Record:
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Replace a file at once: it holds the old rows or the new ones."""
+    write_whole(path, text_of(records))
+
+
+def text_of(records: Iterable[Record]) -> str:
+    """A file with these rows."""
     rows = sorted(set(records), key=lambda record: record.order)
-    text = "".join(record.line() + "\n" for record in rows)
-    write_whole(path, text)
+    return "".join(record.line() + "\n" for record in rows)
 
 
 def fitting(records: Iterable[Record], platform: Platform) -> dict[str, Record]:

@@ -44,12 +44,18 @@ def good() -> dict[str, Operation]:
     }
 
 
+def weights_of(function: dict[str, Operation]) -> list[Raw]:
+    (weight,) = function["weight"].attributes.values() if "weight" in function else (None,)
+    decoded = [value for one in function["decoded"].inputs.values() for value in one] if "decoded" in function else []
+    return [one for one in (weight, *decoded) if isinstance(one, Raw)]
+
+
 def wrong(*functions: dict[str, Operation]) -> tuple[int, str]:
     made = {
         name: Function(name, {}, {}, {}, tuple(operations.values()), {})
         for name, operations in zip(("prefill", "decode"), functions)
     }
-    check = constant_check(MLPackage(Path("p"), 9, made, "prefill", {}), ["z", "w"])
+    check = constant_check(MLPackage(Path("p"), 9, made, "prefill", {}), weights_of(functions[0]))
     assert check.bound == 0
     return int(check.measured), check.detail
 
@@ -100,3 +106,12 @@ def test_a_name_that_says_nothing(name: str) -> None:
 
 def test_from_this_size_on_values_lie_in_the_file() -> None:
     assert wrong({"odd": const("any_name", raw(numbers(INLINE), "int32"))})[0] == 1
+
+
+@pytest.mark.parametrize("name", ["w_shifted", "w", "wide"])
+def test_a_name_that_begins_as_a_weights(name: str) -> None:
+    """Bytes that no weight was read of."""
+    many = {**good(), "odd": const(name, raw(numbers(MANY), "int32"))}
+    if name == "w":
+        del many["weight"]
+    assert wrong(many) == (1, f"first {name} in prefill")

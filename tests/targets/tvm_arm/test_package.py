@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 from dataclasses import replace
@@ -20,7 +21,7 @@ pytest.importorskip("tvm")
 
 from pocketphi.compiler.footprint import footprint
 from pocketphi.compiler.options import compile_options
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
 from pocketphi.passes.last_logits import LastLogits
@@ -254,3 +255,29 @@ def test_memory_is_that_of_the_process(bundle: tuple[Program, Path]) -> None:
     runner = TvmHost(bundle[1]).runner(8)
     runner.step(torch.zeros(1, 3, dtype=torch.int64))
     assert 1 << 20 < runner.peak_bytes < 1 << 27
+
+
+def test_an_answer_that_was_not_read_is_not_the_next_ones(
+    bundle: tuple[Program, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between a question and its answer; the terminal's goes to a group that the process is not in."""
+    first, second = torch.tensor([[5, 6, 7]]), torch.tensor([[9, 8, 7, 6]])
+    runner = TvmHost(bundle[1]).runner(8)
+    assert os.getpgid(runner.process.pid) != os.getpgid(0)
+    with monkeypatch.context() as patch:
+
+        def stopped(opening: bool = False) -> list[str]:
+            raise KeyboardInterrupt
+
+        patch.setattr(runner.process, "_line", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            runner.step(first)
+    with pytest.raises(CompilerBug, match="the TVM runtime still owes an answer; it has to be reset"):
+        runner.step(second)
+    runner.reset()
+    fresh = TvmHost(bundle[1]).runner(8)
+    assert torch.equal(runner.step(second), fresh.step(second))
+    assert torch.equal(runner.step(first[:, :1]), fresh.step(first[:, :1]))
+    with pytest.raises(InputError, match="tokens"):  # refused, and so answered: it goes on
+        runner.step(second)
+    assert torch.equal(runner.step(first[:, 1:2]), fresh.step(first[:, 1:2]))
