@@ -138,7 +138,7 @@ def known_costs(
         "tokens": tokens.tolist(),
         "candidates": {name: [f"{one.describe()} {left_of(one)}" for one in made] for name, made in candidates.items()},
     }
-    if (found := known.recall(Costs, about)) is not None:
+    if (found := known.recall(Costs, about)) is not None and _fits(found, candidates):
         return found
     needed = resident_now() + measuring_bytes(source.config)
     options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
@@ -148,6 +148,14 @@ def known_costs(
         costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1))
     known.keep(about, costs)
     return costs
+
+
+def _fits(costs: Costs, candidates: Candidates) -> bool:
+    """Whether each candidate has a cost."""
+    lengths = {name: len(made) for name, made in costs.items()}
+    return lengths == {name: len(made) for name, made in candidates.items()} and all(
+        math.isfinite(cost) for made in costs.values() for cost in made
+    )
 
 
 def measured_on(tokens: torch.Tensor) -> torch.Tensor:
