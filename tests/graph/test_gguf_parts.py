@@ -148,7 +148,8 @@ def test_a_part_of_another_model(parts: list[Path], key: str, told: str) -> None
 
 
 def test_too_few_tensors(parts: list[Path]) -> None:
-    replace(parts[0], "split.tensors.count", 99)
+    for part in parts:
+        replace(part, "split.tensors.count", 99)
     with pytest.raises(InputError, match=r"its 3 parts hold 15 tensors, expected 99 \(split.tensors.count\)"):
         open_checkpoint(parts[0])
 
