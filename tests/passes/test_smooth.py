@@ -53,6 +53,7 @@ def test_exponents_by_hand() -> None:
     largest = torch.tensor([1.0, 4.0, 16.0, 2.0**5.2, 2.0**40, 2.0**-40, 0.0, 0.0, 0.0])
     assert _exponents(largest).tolist() == [-1, 0, 1, 2, 8, -8, 0, 0, 0]  # of 0, 1, 2, 2.6, 20 and -20 the median is 1
     assert _exponents(torch.tensor([0.0, 0.25, 0.25])).tolist() == [0, 0, 0]
+    assert _exponents(torch.tensor([2.0**-30, 2.0**-34, 2.0**-38])).tolist() == [2, 0, -2]
     assert _exponents(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
