@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketphi.graph.errors import InputError
+from pocketphi.graph.errors import CannotWrite, InputError
 from pocketphi.graph.locks import ATTEMPTS, Lock, is_at, release, try_lock
 from pocketphi.graph.reading import resolved
 from pocketphi.graph.renaming import Unsupported, exchange, rename_new
@@ -24,6 +24,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG),
 )
+_INSTEAD = "choose another -o"
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def new_folder(path: Path, needed_bytes: int, replace: bool = False) -> Iterator
             made.mkdir()
             free = shutil.disk_usage(made).free
             if free < needed_bytes:
-                raise InputError(f"{path}: needs {needed_bytes:,} bytes, the disk has {free:,} free; choose another -o")
+                raise CannotWrite(f"{path}: needs {needed_bytes:,} bytes, the disk has {free:,} free", _INSTEAD)
             yield made
             put(made, path, work, replace)
         except OSError as error:
@@ -52,7 +53,7 @@ def new_folder(path: Path, needed_bytes: int, replace: bool = False) -> Iterator
 
 
 @contextlib.contextmanager
-def workspace(path: Path, instead: str = "choose another -o") -> Iterator[Path]:
+def workspace(path: Path, instead: str = _INSTEAD) -> Iterator[Path]:
     """A folder beside `path` for what is being made, on the same disk; removed at the end, with what was left by processes that
     were killed while making `path`. instead: what a user can do where there can be none: InputError."""
     try:
@@ -136,6 +137,6 @@ def put(made: Path, path: Path, work: Path, replace: bool) -> None:
             return
 
 
-def _unwritable(path: Path, error: OSError, instead: str = "choose another -o") -> InputError:
+def _unwritable(path: Path, error: OSError, instead: str = _INSTEAD) -> CannotWrite:
     reason = f"{path.parent} is not a folder" if path.parent.is_file() else error.strerror
-    return InputError(f"{path}: cannot be written: {reason}; {instead}")
+    return CannotWrite(f"{path}: cannot be written: {reason}", instead)

@@ -20,7 +20,7 @@ from pocketphi.compiler.build_key import SourceDigests, bundle_key
 from pocketphi.compiler.build_result import Result
 from pocketphi.compiler.diff import changes
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.errors import CannotRun, InputError, PocketphiError
+from pocketphi.graph.errors import CannotRun, CannotWrite, InputError, PocketphiError
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.writing import write_whole
 
@@ -59,14 +59,20 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
     result.key = bundle_key(cell.options, sources)
     cache = file.cache or default_folder()
     store = cache / "bundles" / result.key
-    bundle, result.cached = find_bundle(store), True
-    if bundle is None or (not bundle.manifest.verified and _would_verify(cell, bundle)):
-        bundle, result.cached = _compile(cell, store, cache, sources, ui), False
+    try:
+        bundle, result.cached = find_bundle(store), True
+        if bundle is None or (not bundle.manifest.verified and _would_verify(cell, bundle)):
+            bundle, result.cached = _compile(cell, store, cache, sources, ui), False
+    except CannotWrite as error:
+        raise InputError(f"{error.why}; choose another cache in the build file") from None
     result.not_verified = why_not_verified(bundle)
     result.bytes = bundle.manifest.bytes
     previous = manifest_at((file.baseline or file.out) / cell.name)
     result.changes = None if previous is None else changes(previous, bundle.manifest)
-    place_bundle(bundle, result.bundle)
+    try:
+        place_bundle(bundle, result.bundle)
+    except CannotWrite as error:
+        raise InputError(f"{error.why}; choose another out in the build file") from None
     _write_sbom(Bundle(result.bundle, bundle.manifest))
     if key is not None:
         from pocketphi.artifacts.signature import sign_bundle

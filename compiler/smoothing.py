@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.channel_scales import ChannelScales, Exponents, not_cancelled
+from pocketphi.graph.channel_scales import LARGEST, ChannelScales, Exponents, not_cancelled
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hashed import HashedCheckpoint
@@ -54,7 +55,8 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
     tokens = tokens[: max(1, _TOKENS // tokens.shape[1])]
     known = Known("smoothing", ("torch",), options.cache)
     about = {"source": source.digest_all(), "config": source.config.to_hf(), "tokens": tokens.tolist()}
-    if (found := known.recall(dict[str, list[int]], about)) is not None:
+    found = known.recall(dict[str, list[int]], about)
+    if found is not None and all(_fits(source.config, norm, values) for norm, values in found.items()):
         return {norm: torch.tensor(values, dtype=torch.int32) for norm, values in found.items()}
     needed = resident_now() + smoothing_bytes(source.config)
     options.check_memory(needed, "leave out smooth = true, which measures channels")
@@ -62,3 +64,7 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
         exponents = smoothing(program, tokens, lambda: advance(1))
     known.keep(about, {norm: values.tolist() for norm, values in exponents.items()})
     return exponents
+
+
+def _fits(config: ModelConfig, norm: str, exponents: Sequence[int]) -> bool:
+    return config.tensors().get(norm) == (len(exponents),) and all(abs(one) <= LARGEST for one in exponents)

@@ -138,13 +138,13 @@ def known_costs(
         "tokens": tokens.tolist(),
         "candidates": {name: [f"{one.describe()} {left_of(one)}" for one in made] for name, made in candidates.items()},
     }
-    if (found := known.recall(Costs, about)) is not None:
+    if (found := known.recall(Costs, about)) is not None and _fits(found, candidates):
         return found
     needed = resident_now() + measuring_bytes(source.config)
     options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
     program = traced()
     fisher = Fisher(program, tokens)
-    stopped = _Stopped(about, options)
+    stopped = _Stopped(about, candidates, options)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:
         costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1), stopped.found(), stopped.keep)
     known.keep(about, costs)
@@ -152,24 +152,49 @@ def known_costs(
     return costs
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """In the cache. parts, shapes: of `Reached`."""
+
+    parts: int
+    shapes: list[list[list[list[int]]]]
+    costs: Costs
+
+
 class _Stopped:
     """What measurements that were stopped had come to: a large model takes an hour. One entry each, the last two."""
 
-    def __init__(self, about: dict[str, Any], options: CompileOptions) -> None:
+    def __init__(self, about: dict[str, Any], candidates: Candidates, options: CompileOptions) -> None:
         computed = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
         self._about = {**about, **computed}  # by which sums differ
+        self._candidates = candidates
         self._known = Known("sensitivity-begun", ("torch",), options.cache, most=2)
 
     def found(self) -> tuple[Reached, Costs] | None:
+        """None where there is nothing that fits the model."""
+        begun = self._known.recall(_Begun, self._about)
         held = self._known.find(self._about)
-        return held and (Reached.restored(held[0]["reached"], held[1]), held[0]["costs"])
+        if begun is None or held is None or not _fits(begun.costs, self._candidates):
+            return None
+        sizes = [math.prod(shape) for window in begun.shapes for sample in window for shape in sample]
+        if begun.parts < 1 or min(sizes, default=0) < 1 or 4 * sum(sizes) != len(held[1]):
+            return None
+        return Reached.restored(begun.parts, begun.shapes, held[1]), begun.costs
 
     def keep(self, reached: Reached, costs: Costs) -> None:
-        content, data = reached.stored()
-        self._known.keep(self._about, {"reached": content, "costs": costs}, data)
+        content = _Begun(reached.parts, reached.shapes(), costs)
+        self._known.keep(self._about, vars(content), reached.buffers())
 
     def forget(self) -> None:
         self._known.forget(self._about)
+
+
+def _fits(costs: Costs, candidates: Candidates) -> bool:
+    """Whether each candidate has a cost."""
+    lengths = {name: len(made) for name, made in costs.items()}
+    return lengths == {name: len(made) for name, made in candidates.items()} and all(
+        math.isfinite(cost) for made in costs.values() for cost in made
+    )
 
 
 def measured_on(tokens: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,14 @@ class CannotRun(InputError):
     """What was asked is right, but this machine cannot run it: another system or CPU, a package or program that is missing."""
 
 
+class CannotWrite(InputError):
+    """A place that was to be written cannot be. why: where and for which reason; instead: what the user can do"""
+
+    def __init__(self, why: str, instead: str) -> None:
+        super().__init__(f"{why}; {instead}")
+        self.why = why
+
+
 class CheckFailed(PocketphiError):
     """A verification or a budget was not met. Exit code 1."""
 

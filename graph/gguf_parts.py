@@ -15,6 +15,8 @@ from pocketphi.graph.reading import show
 
 _MOST = 1 << 31
 _MOST_PARTS = 1 << 12
+_OF_EACH = {"split.no", "general.alignment"}
+"""What parts of one model may say differently."""
 
 
 def all_parts(path: Path) -> tuple[Path, ...]:
@@ -55,13 +57,20 @@ def part_paths(path: Path, fields: Mapping[str, Any]) -> tuple[Path, ...]:
 
 
 def check_part(path: Path, fields: Mapping[str, Any], number: int, first: Mapping[str, Any]) -> None:
-    """Raises InputError for a part that says of itself that it is another one, or that has metadata of its own."""
+    """Raises InputError for a part that says of itself that it is another one or another model's, or that has metadata of its
+    own."""
     count = first["split.count"]
     came = (_whole(path, fields, "split.no", -1), _whole(path, fields, "split.count", 0))
     if came != (number, count):
         raise InputError(
             f"{path}: says it is part {came[0] + 1} of {came[1]}, expected {number + 1} of {count}; download it again"
         )
+    for key in sorted((fields.keys() & first.keys()) - _OF_EACH):
+        if not _same(first[key], fields[key]):
+            raise InputError(
+                f"{path}: has {show(key)} {shown(fields[key])}, the first part {shown(first[key])}: it is of another model; "
+                "download all parts of one"
+            )
     for key, value in fields.items():
         if not key.startswith(("split.", "general.")) and not _same(first.get(key), value):
             raise InputError(f"{path}: has {show(key)}, which the first part does not have; expected tensors alone")

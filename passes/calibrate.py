@@ -154,7 +154,7 @@ def _resumed(
 ) -> tuple[dict[fx.Node, torch.Tensor], dict[str, StoredWeight]]:
     """What an earlier run has left: the values to go on with, and the weights before them; nothing if one of these is gone."""
     values, files = stream.load() or ({}, {})
-    found = {name: cache.known(file, calibrated[name]) for name, file in files.items()}
+    found = {name: cache.known(file, calibrated[name]) for name, file in files.items() if name in calibrated}
     stored = {name: weight for name, weight in found.items() if weight is not None}
     if len(stored) < len(files):
         return {}, {}

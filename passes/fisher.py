@@ -66,27 +66,28 @@ class Reached:
     parts: int
     gradients: list[list[list[torch.Tensor]]]
 
-    def stored(self) -> tuple[dict[str, Any], list[memoryview]]:
-        """As JSON and bytes."""
-        shapes = [[[list(one.shape) for one in sample] for sample in window] for window in self.gradients]
-        flat = [one for window in self.gradients for sample in window for one in sample]
-        return {"parts": self.parts, "shapes": shapes}, [tensor_bytes(one) for one in flat]
+    def shapes(self) -> list[list[list[list[int]]]]:
+        """Of all gradients."""
+        return [[[list(one.shape) for one in sample] for sample in window] for window in self.gradients]
+
+    def buffers(self) -> list[memoryview]:
+        """The bytes of all gradients, in their order."""
+        return [tensor_bytes(one) for window in self.gradients for sample in window for one in sample]
 
     @classmethod
-    def restored(cls, content: Mapping[str, Any], data: memoryview) -> Reached:
-        """Of what `stored` gave."""
+    def restored(cls, parts: int, shapes: Sequence[Sequence[Sequence[Sequence[int]]]], data: memoryview) -> Reached:
+        """Of what `shapes` and `buffers` gave; data: one buffer after the other."""
         at = 0
 
-        def next_one(shape: list[int]) -> torch.Tensor:
+        def next_one(shape: Sequence[int]) -> torch.Tensor:
             nonlocal at
-            made = torch.empty(shape)  # aligned as torch's own: sums may depend on that
+            made = torch.empty(list(shape))  # aligned as torch's own: sums may depend on that
             buffer = tensor_bytes(made)
             buffer[:] = data[at : at + len(buffer)]
             at += len(buffer)
             return made
 
-        shapes = content["shapes"]
-        return cls(content["parts"], [[[next_one(one) for one in sample] for sample in window] for window in shapes])
+        return cls(parts, [[[next_one(one) for one in sample] for sample in window] for window in shapes])
 
 
 class Fisher:

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, ancestors
+from pocketphi.graph.reading import typed
 from pocketphi.graph.sealed import read_sealed, write_sealed
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Said:
+    """key: of the run; node: what was about to be given the values, float32 of these shapes, which lie behind this;
+    files: weight → the name of its file, of those before"""
+
+    key: str
+    node: str
+    shapes: tuple[tuple[int, ...], ...]
+    files: dict[str, str]
 
 
 class Stream:
@@ -44,25 +59,36 @@ class Stream:
         files: weight → the name of its file, of those that are done
         """
         values = [args[node.args.index(arg)] for arg in self.cuts[node]]
-        shapes = [list(value.shape) for value in values]
-        content = {"key": self.key, "node": node.name, "shapes": shapes, "files": dict(files)}
+        said = _Said(self.key, node.name, tuple(tuple(value.shape) for value in values), dict(files))
         with contextlib.suppress(OSError):
-            write_sealed(self.path, content, [tensor_bytes(value) for value in values])
+            write_sealed(self.path, asdict(said), [tensor_bytes(value) for value in values])
 
     def load(self) -> tuple[dict[fx.Node, torch.Tensor], dict[str, str]] | None:
         """Values that need not be computed again, and the files of the weights before them."""
         found = read_sealed(self.path)
-        if found is None or found[0].get("key") != self.key:
+        said = self._said(*found) if found else None
+        if found is None or said is None:
             return None
-        content, data = found
-        node = next(node for node in self.cuts if node.name == content["node"])
-        values, at = {}, 0
-        for arg, shape in zip(self.cuts[node], content["shapes"], strict=True):
+        data, values, at = found[1], {}, 0
+        for arg, shape in zip(self._given(said.node), said.shapes):
             values[arg] = torch.empty(shape)  # aligned as torch's own: sums may depend on that
             buffer = tensor_bytes(values[arg])
             buffer[:] = data[at : at + len(buffer)]
             at += len(buffer)
-        return values, content["files"]
+        return values, said.files
+
+    def _said(self, content: object, data: memoryview) -> _Said | None:
+        """What a file of this run says of the bytes behind it; None where it is of another run, or does not fit them."""
+        try:
+            said = typed(_Said, content, str(self.path))
+        except InputError:
+            return None
+        fits = len(said.shapes) == len(self._given(said.node)) and all(size > 0 for one in said.shapes for size in one)
+        return said if said.key == self.key and fits and 4 * sum(map(math.prod, said.shapes)) == len(data) else None
+
+    def _given(self, name: str) -> list[fx.Node]:
+        """What runs into the one of `cuts` with a name."""
+        return next((args for node, args in self.cuts.items() if node.name == name), [])
 
 
 def cuts(wanted: fx.Node) -> dict[fx.Node, list[fx.Node]]:

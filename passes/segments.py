@@ -17,6 +17,9 @@ from pocketphi.graph.program import Program, Weights, ancestors, evaluate, split
 
 aten = torch.ops.aten
 
+_GIVEN = {"get_attr", "placeholder"}
+"""Kinds of nodes whose values are asked for anew in each run: weights, and inputs, which are of one text."""
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -32,7 +35,7 @@ class Segments:
         logits = program.outputs["logits"]
         moving = _moving(program)
         order = [node for node in ancestors([logits], ()) if node in moving]
-        read = {node for one in order for node in one.all_input_nodes if node not in moving and node.op != "get_attr"}
+        read = {node for one in order for node in one.all_input_nodes if node not in moving and node.op not in _GIVEN}
         fixed = evaluate(read, program.prefill_inputs(tokens), Weights(program.weights, keep=False))
         place = {node: i for i, node in enumerate(order)}
         last = {node: max((place[user] for user in node.users if user in place), default=len(order)) for node in order}

@@ -24,6 +24,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.kept import Grouped
 from pocketphi.graph.packed.base import OTHERWISE, PackedMatrix, Packing, Part, group_of, settings, words
 from pocketphi.graph.packing import rounded_up
+from pocketphi.graph.reading import named
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +173,7 @@ class GemvMatrix(AwqMatrix):
 
 
 def _listed(values: object) -> str:
-    return " and ".join(sorted(map(str, values))) if isinstance(values, set) and values else "missing"
+    return " and ".join(sorted(map(named, values))) if isinstance(values, set) and values else "missing"
 
 
 PACKING = Awq

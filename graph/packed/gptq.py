@@ -30,6 +30,7 @@ from pocketphi.graph.packed.base import (
     stored_order,
     words,
 )
+from pocketphi.graph.reading import show
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +80,9 @@ class Gptq(Packing):
         self.said, self.where = said, where
         kinds = {kind for kind in (said.checkpoint_format, said.format) if kind} or {"gptq"}
         if not kinds <= {"gptq", "gptq_v2"} or len(kinds) > 1:
+            came = " and ".join(map(show, sorted(kinds)))
             raise InputError(
-                f"{where}: the format is {' and '.join(sorted(kinds))!r}, expected gptq or gptq_v2; save it so with GPTQModel, "
-                f"or {OTHERWISE}"
+                f"{where}: the format is {came}, expected gptq or gptq_v2; save it so with GPTQModel, or {OTHERWISE}"
             )
         self.v1 = kinds == {"gptq"}
         """Zero points are stored as one less."""

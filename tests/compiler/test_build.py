@@ -340,6 +340,16 @@ def test_the_cache_of_a_target_is_another_bundle(tmp_path: Path) -> None:
     assert len({bundle_key(options, SourceDigests()) for options in cells}) == 2
 
 
+@pytest.mark.parametrize("place", ["cache", "bundles"])
+def test_what_cannot_be_written_is_named_by_its_key(tmp_path: Path, place: str) -> None:
+    """A build has neither -o nor --cache."""
+    (tmp_path / place).write_bytes(b"no folder")
+    (result,) = build_matrix(read_build_file(write(tmp_path)), Ui(), only="ort")
+    key = "out" if place == "bundles" else "cache"
+    assert result.exit_code == 2
+    assert re.search(rf"{place}.*: cannot be written: .*; choose another {key} in the build file$", str(result.error))
+
+
 def key_of(tmp_path: Path, **chosen: Any) -> str:
     return bundle_key(compile_options("random:tiny", tmp_path / "x", **chosen), SourceDigests())
 

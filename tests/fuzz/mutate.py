@@ -200,6 +200,32 @@ def safetensors(rng: Random, content: bytes) -> bytes:
     return struct.pack("<Q", said) + header + content[8 + length :]
 
 
+_TOKENS = [b"", b"=", b"AA==", b"YQ==", b"YQ", b"!!", b"gP8=", b"A" * 400, "é".encode(), b"\xff"]
+_RANKS = [b"", b"0", b"-1", b"1.5", b"1e3", b"9" * 5000, b"99999999", b"0x10", "\u0663".encode(), b"\xb2", b"x"]
+
+
+def tiktoken(rng: Random, content: bytes) -> bytes:
+    """Lines of tokens and ranks: others' parts, gone, twice, in another order; now and then as bytes."""
+    if rng.random() < 0.15:
+        return anything(rng, content)
+    lines = content.splitlines()
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        at, other, way = rng.randrange(len(lines)), rng.randrange(len(lines)), rng.random()
+        token, rank = [*lines[at].split(), b"", b""][:2]
+        theirs = [*lines[other].split(), b"", b""][:2]
+        if way < 0.25:
+            lines[at] = rng.choice(_TOKENS) + b" " + rank
+        elif way < 0.45:
+            lines[at] = token + rng.choice([b" ", b"\t", b"  ", b""]) + rng.choice(_RANKS)
+        elif way < 0.75:  # two tokens change ranks: nothing is wrong with that
+            lines[at], lines[other] = token + b" " + theirs[1], theirs[0] + b" " + rank
+        elif way < 0.85 and len(lines) > 1:
+            del lines[at]
+        else:
+            lines.insert(other, lines[at])
+    return rng.choice([b"\n", b"\n", b"\r\n", b"\n\n"]).join(lines)
+
+
 def header(size: int) -> Mutator:
     """Mostly the first `size` bytes, where a binary file says what it holds."""
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from blake3 import blake3
-
+from tests.fuzz import kept, seeds
+from tests.fuzz import model_seeds as models
 from tests.fuzz import mutate as m
-from tests.fuzz import seeds
 from tests.fuzz.harness import Files, Reader
 
 MANIFEST = "manifest.json"
@@ -284,18 +283,6 @@ def _traced() -> Any:
     return build_program(source, KnownGraphs(source, None), options, Ui())[0], source, options
 
 
-def _graphs(rng: Random, base: Files) -> Files:
-    """Bytes of an entry, or its JSON under a seal that is right."""
-    name = rng.choice(sorted(base))
-    whole = base[name]
-    if rng.random() < 0.3:
-        return {name: m.header(4000)(rng, whole)}
-    end = 40 + int.from_bytes(whole[32:40], "little")
-    text = m.json_file(rng, whole[40:end])
-    body = len(text).to_bytes(8, "little") + text + whole[end:]
-    return {name: blake3(body).digest() + body}
-
-
 def _graph(folder: Path) -> None:
     """Both graphs of a model from the cache. What is not there would be traced, which counts as refused here."""
     from unittest.mock import patch
@@ -310,6 +297,61 @@ def _graph(folder: Path) -> None:
         graphs.traced.dump()
 
 
+def _adapted(folder: Path) -> None:
+    """Both adapters, one and a half times the second; every row is merged a second time by numpy."""
+    from pocketphi.compiler.source_check import reading_checks, require
+    from pocketphi.graph.lora.named import parse_lora
+    from pocketphi.graph.opening import open_checkpoint
+
+    source = open_checkpoint(str(folder / "base"), [parse_lora(str(folder / name)) for name in ("low", "some")])
+    for name, info in source.tensors.items():
+        source.read(name, 0, min(info.rows, 4))
+    require(reading_checks(source))
+
+
+def _packed(folder: Path) -> None:
+    """Blocks that are taken over have the values that are read, to the bit where nothing says otherwise."""
+    from pocketphi.compiler.source_check import reading_checks, require
+    from pocketphi.graph.opening import open_checkpoint
+
+    source = open_checkpoint(str(folder))
+    for name, info in source.tensors.items():
+        rows = source.read(name, 0, min(info.rows, 4)).float()
+        if source.kept(name) and not source.check_kept(name):
+            assert source.read_kept(name, 0, min(info.rows, 4)).dequantize().equal(rows), name
+    require(reading_checks(source))
+
+
+def _quantization(rng: Random, base: Files) -> Files:
+    """The settings of the quantization, the whole config, or the tensors."""
+    way = rng.random()
+    if way < 0.3:
+        return {"model.safetensors": m.safetensors(rng, base["model.safetensors"])}
+    config = json.loads(base["config.json"])
+    if way < 0.9:
+        for key in config.keys() & {"quantization", "quantization_config"}:
+            config[key] = m.json_value(rng, config[key])
+        return {"config.json": m.dumped(config)}
+    return {"config.json": m.json_file(rng, base["config.json"])}
+
+
+def _policy(folder: Path) -> None:
+    from pocketphi.compiler.options import compile_options
+    from pocketphi.compiler.policy_file import check_policy, read_policy
+    from pocketphi.graph.opening import open_checkpoint
+
+    for name in ("policy.toml", "policy.json"):
+        options = compile_options("random:tiny", Path("-"), policy=folder / name)
+        check_policy(read_policy(options), open_checkpoint("random:tiny").config, options)
+
+
+_adapters = one_of(
+    **{f"{name}___adapter_config__json": m.json_file for name in ("low", "some")},
+    **{f"{name}___adapter_model__safetensors": m.safetensors for name in ("low", "some")},
+)
+_parts = one_of(**{f"m-0000{i}-of-00003__gguf": m.header(4000) for i in (1, 2, 3)})
+_TOOLS = {"GPTQ": "gptq-4-desc_act-llama", "AWQ": "awq-gemm-llama", "compressed-tensors": "ct-4-asym-phi3"}
+_TOOLS |= {"MLX": "mlx-mixed-llama"}
 _ORT, _TVM, _COREML = ("onnxruntime",), ("tvm",), ("coremltools",)
 READERS = [
     Reader("manifest, inspect", seeds.stub, manifests, lambda folder: command("inspect", folder)),
@@ -346,6 +388,16 @@ READERS = [
     Reader("mlpackage", seeds.package, _packages, _package, True, _COREML),
     Reader("mlpackage, weights", seeds.package, resealed(_packages), _weights("coreml"), True, _COREML),
     Reader("int4 cache", seeds.cache, _cached, _cache),
-    Reader("graph cache", seeds.graphs, _graphs, _graph),
+    Reader("graph cache", seeds.graphs, kept.sealed(), _graph),
+    Reader("adapters", models.adapters, _adapters, _adapted, needs=("peft",)),
+    *(Reader(tool, models.packed(name), _quantization, _packed) for tool, name in _TOOLS.items()),
+    Reader("tiktoken", models.tiktoken, one_of(cl100k_base__tiktoken=m.tiktoken), _checked),
+    Reader("GGUF in parts", models.parts, _parts, lambda f: _checked(f / "m-00001-of-00003.gguf")),
+    Reader("policies", models.policies, one_of(policy__toml=m.toml_file, policy__json=m.json_file), _policy),
+    Reader("policy of a manifest", models.ruled, manifests, lambda folder: command("inspect", folder, "--policy")),
+    Reader("kept sensitivities", kept.answers, kept.sealed("sensitivity-"), kept.sensitivities),
+    Reader("kept channels", kept.answers, kept.sealed("smoothing-"), kept.channels),
+    Reader("kept texts", kept.answers, kept.sealed("text-"), kept.texts),
+    Reader("stopped calibration", kept.stopped, kept.streams, kept.read_stopped),
 ]
 """The suite asks for those that are `required`; the others are tried by hand until their readers keep the rules."""

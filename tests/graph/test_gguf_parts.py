@@ -122,8 +122,34 @@ def test_a_part_of_another_split(parts: list[Path]) -> None:
         open_checkpoint(parts[0])
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("general.architecture", "'general.architecture' 'llama', the first part 'phi3'"),
+        ("split.tensors.count", "count' 16, the"),
+    ],
+)
+def test_a_part_of_another_model(parts: list[Path], key: str, told: str) -> None:
+    """Of the same number among as many: it says so by what it has beside its tensors."""
+    reader = gguf.GGUFReader(parts[1])
+    writer = gguf.GGUFWriter(parts[1].with_name("other.gguf"), "llama" if key.startswith("general") else "phi3")
+    for name, field in reader.fields.items():
+        if name.startswith("split."):
+            writer.add_key_value(name, field.contents() + (name == key), field.types[0])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts[1].with_name("other.gguf").replace(parts[1])
+    with pytest.raises(InputError, match=rf"00002-of-00003.gguf: has .*{told}.*: it is of another model; download all"):
+        open_checkpoint(parts[0])
+
+
 def test_too_few_tensors(parts: list[Path]) -> None:
-    replace(parts[0], "split.tensors.count", 99)
+    for part in parts:
+        replace(part, "split.tensors.count", 99)
     with pytest.raises(InputError, match=r"its 3 parts hold 15 tensors, expected 99 \(split.tensors.count\)"):
         open_checkpoint(parts[0])
 

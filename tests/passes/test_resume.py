@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pocketphi.compiler.pipeline import fusions, run_passes
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.trace import trace
 from pocketphi.passes import calibrate
 from pocketphi.passes.calibrate import quantize_calibrated
@@ -126,6 +128,34 @@ def test_what_is_damaged_is_not_gone_on_from(
     DAMAGES[damage](stream_of(tmp_path))
     gone = damage == "a weight is gone"
     assert run(fused, tmp_path) == (7 - gone, WEIGHTS - 7 + gone)
+    assert digests(tmp_path) == whole
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a node that is not there": lambda said: said.update(node="nowhere"),
+    "no node": lambda said: said.pop("node"),
+    "shapes in words": lambda said: said.update(shapes=["wide", "wide"]),
+    "another shape": lambda said: said["shapes"][0].append(2),
+    "one shape": lambda said: said["shapes"].pop(),
+    "a negative shape": lambda said: said.update(shapes=[[-1, -1], [-1, -1]]),
+    "numbers for files": lambda said: said["files"].update(dict.fromkeys(said["files"], 3)),
+    "no files": lambda said: said.update(files=None),
+}
+
+
+@pytest.mark.parametrize("change", FORGED)
+def test_what_is_sealed_and_no_such_file_is_not_gone_on_from(
+    fused: Program, whole: dict[str, str], tmp_path: Path, change: str
+) -> None:
+    with pytest.raises(Stopped):
+        run(fused, tmp_path, 7)
+    path = stream_of(tmp_path)
+    found = read_sealed(path)
+    assert found is not None
+    said, data = found
+    FORGED[change](said)
+    write_sealed(path, said, [bytes(data)])
+    assert run(fused, tmp_path) == (7, WEIGHTS - 7)  # from the beginning, with the seven in the cache
     assert digests(tmp_path) == whole
 
 

@@ -113,19 +113,18 @@ def test_a_stopped_measurement_goes_on_to_the_same_costs(parts: int) -> None:
     names = [name for name, shape in program.config.tensors().items() if len(shape) == 2]
     candidates = {name: [NEAREST, SEARCHED] for name in names}
     expected = sensitivities(Fisher(program, _tokens(program)), program.weights, candidates)
-    kept: list[tuple[dict[str, Any], bytes, Costs]] = []
+    kept: list[tuple[Any, bytes, Costs]] = []
 
     def stop(reached: Reached, costs: Costs) -> None:
-        content, data = reached.stored()
-        kept.append((json.loads(json.dumps(content)), b"".join(data), json.loads(json.dumps(costs))))
+        kept.append((reached.shapes(), b"".join(reached.buffers()), json.loads(json.dumps(costs))))
         if reached.parts == parts:
             raise _Killed
 
     with pytest.raises(_Killed):
         sensitivities(Fisher(program, _tokens(program)), program.weights, candidates, keep=stop)
-    content, data, costs = kept[-1]
+    shapes, data, costs = kept[-1]
     fisher, steps = Fisher(program, _tokens(program)), [0]
-    begun = Reached.restored(content, memoryview(data)), costs
+    begun = Reached.restored(parts, shapes, memoryview(data)), costs
     found = sensitivities(fisher, program.weights, candidates, lambda: steps.__setitem__(0, steps[0] + 1), begun=begun)
     assert found == expected
     assert steps[0] == fisher.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight
 from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.graph.trace import trace
-from pocketphi.passes.smooth import smoothing
+from pocketphi.graph.write_checkpoint import write_checkpoint
+from pocketphi.passes.smooth import _exponents, smoothing
 
 TOKENS = torch.randint(0, PUBLISHED["tiny"].vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
 
@@ -44,6 +46,45 @@ def test_the_same_model_to_the_bit(tied: bool) -> None:
     assert not torch.equal(scaled.read("model.norm.weight", 0, 64), source.read("model.norm.weight", 0, 64)) or tied
     assert torch.equal(run(program), run(reading(program, scaled)))
     assert not not_cancelled(source, scaled)
+
+
+def test_exponents_by_hand() -> None:
+    """Half of log2, against the median of channels that say anything, to the nearest whole number, at most 8."""
+    largest = torch.tensor([1.0, 4.0, 16.0, 2.0**5.2, 2.0**40, 2.0**-40, 0.0, 0.0, 0.0])
+    assert _exponents(largest).tolist() == [-1, 0, 1, 2, 8, -8, 0, 0, 0]  # of 0, 1, 2, 2.6, 20 and -20 the median is 1
+    assert _exponents(torch.tensor([0.0, 0.25, 0.25])).tolist() == [0, 0, 0]
+    assert _exponents(torch.tensor([2.0**-30, 2.0**-34, 2.0**-38])).tolist() == [2, 0, -2]
+    assert _exponents(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_the_largest_values_are_those_that_transformers_runs_into(tmp_path: Path) -> None:
+    """Of either sign, over all windows and positions."""
+    from transformers import AutoModelForCausalLM
+
+    source, met = Loud(), {}
+    write_checkpoint(source, tmp_path, "fp32", lambda done: None)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, x, name=name: met.setdefault(name, x[0].detach()))
+    with torch.no_grad():
+        model(TOKENS)
+    behind = {"self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm"}
+    want = {"model.norm.weight": met["lm_head"]} | {
+        f"model.layers.{layer}.{norm}.weight": met[f"model.layers.{layer}.{name}"]
+        for layer in range(source.config.layers)
+        for name, norm in behind.items()
+    }
+    found = smoothing(trace(source), TOKENS)
+    assert found.keys() == want.keys()
+    for norm, x in want.items():
+        largest = x.reshape(-1, x.shape[-1]).abs().amax(0).double()
+        assert bool((x.amax((0, 1)) < x.abs().amax((0, 1))).any())  # a channel's largest value is below zero
+        half = 0.5 * largest.log2()
+        exact = (half - half.median()).clamp(-8, 8)
+        clear = ((exact - exact.floor()) - 0.5).abs() > 1e-3  # rounding decides between two kernels' last bits
+        assert int(clear.sum()) > 60
+        assert torch.equal(found[norm][clear], exact.round().int()[clear])
 
 
 def test_loud_channels_are_quiet_afterwards() -> None:
