@@ -14,12 +14,12 @@ from pocketphi.compiler.precision import recorded_policy
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, CompilerBug
-from pocketphi.graph.formats import format_of, specs
+from pocketphi.graph.formats import HINTS, PartSpec, format_of, specs
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
-from pocketphi.passes.quantizers import Keep
+from pocketphi.passes.quantizers import Keep, Quantizer
 
 
 class _ShapesOnly(Checkpoint):
@@ -73,8 +73,7 @@ def rebuild(
         if wanted is None or wanted.format is not form:
             said = wanted.format.words if wanted else "a float"
             raise CheckFailed(f"{name} is saved as {form.words if form else 'a float'}, its recipe makes it {said}")
-        shape = program.config.tensors()[name]
-        if not isinstance(wanted, Keep) and specs(wanted.layout(shape)) != dict(weight.parts):
+        if not isinstance(wanted, Keep) and not _laid_out(wanted, program.config.tensors()[name], weight):
             raise CheckFailed(f"{name} is saved in other blocks, or with other zero points, than its recipe makes")
     run_passes(program, quantization(policy, quantized, all_logits))
     if set(program.weights) != set(saved):
@@ -88,6 +87,15 @@ def rebuild(
         one.weights = _with_saved(one, floats)
     program.weights = _with_saved(program, saved)
     return Rebuilt(traced, fused, program)
+
+
+def _laid_out(wanted: Quantizer, shape: tuple[int, ...], weight: LazyWeight) -> bool:
+    """Whether a weight has the parts that its quantizer makes, but for hints, which a target may leave out."""
+
+    def without_hints(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
+        return {part: spec for part, spec in parts.items() if part not in HINTS}
+
+    return without_hints(specs(wanted.layout(shape))) == without_hints(weight.parts)
 
 
 def _with_saved(program: Program, saved: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:

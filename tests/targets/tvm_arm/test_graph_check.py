@@ -123,7 +123,7 @@ def test_what_was_linked_elsewhere_is_told(made: Made, tmp_path: Path) -> None:
     assert open_host(made.folder, manifest).caveats(8) == []
 
 
-def test_a_library_is_built_once_in_a_process(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_known_is_not_built_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.relax, "build", None)  # would fail if it were called
     assert made.check(made.folder).ok
 
