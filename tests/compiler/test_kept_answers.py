@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pocketphi.compiler.ui import Ui
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.sealed import read_sealed, write_sealed
+from pocketphi.passes.quantizers import make_quantizer
 
 DOWN, NORM = "model.layers.0.mlp.down_proj.weight", "model.layers.0.input_layernorm.weight"
 SOURCE = HashedCheckpoint(RandomWeights("random:tiny"))
@@ -97,3 +99,25 @@ def test_no_such_answer(
     change(tmp_path, forged)
     assert find(graphs, tmp_path) == (made, tasks)
     assert find(graphs, tmp_path) == (made, [])
+
+
+def test_what_decides_an_answer(graphs: KnownGraphs, tmp_path: Path) -> None:
+    """Another text, another checkpoint of the same shape, another shape, other candidates: each is measured anew."""
+    asked = compile_options("random:tiny", Path("-"), bits=5.0, calibration_tokens=32, cache=tmp_path)
+    other = HashedCheckpoint(RandomWeights("random:tiny"))
+    other.digest_all = lambda: "0" * 64  # type: ignore[method-assign]
+    stretched = HashedCheckpoint(RandomWeights("random:tiny", replace(SOURCE.config, rope_theta=5e4)))
+    stretched.digest_all = SOURCE.digest_all  # type: ignore[method-assign]
+    runs = [
+        (SOURCE, asked, "int4"),
+        (SOURCE, replace(asked, calibration_tokens=48), "int4"),
+        (other, asked, "int4"),
+        (stretched, asked, "int4"),
+        (SOURCE, asked, "int8"),
+    ]
+    for times in (1, 0):
+        for source, how, form in runs:
+            ui = Heard()
+            candidates = {DOWN: [make_quantizer("rtn", form, {"block": 32})]}
+            known_costs(source, lambda: graphs.traced, candidates, how, ui)
+            assert ui.tasks == ["measure sensitivities"] * times

@@ -123,3 +123,10 @@ def test_a_block_that_divides_no_row_is_no_candidate() -> None:
     made = candidates_of(CONFIG, options(("coreml",), bits=5.0))
     assert {one.block for one in made[DOWN] if "block" in one.parameters} == {16, 32}  # of 96 columns
     assert {one.block for one in made[QKV] if "block" in one.parameters} == {16, 32, 64}
+
+
+def test_slow_blocks_where_no_others_fit() -> None:
+    odd = dataclasses.replace(CONFIG, intermediate_size=80)
+    made = candidates_of(odd, options(("ort-mobile",), bits=5.0))
+    assert {one.block for one in made[DOWN]} == {16}
+    assert {one.block for one in made[QKV]} == {32, 64}
