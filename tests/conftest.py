@@ -83,6 +83,7 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory, cache_of_the_tests: 
     return out
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What shares what it makes runs in one process, the longest first: all tests of the sample, of app kits, of a file."""
 
