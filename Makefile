@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
 # tests that share what they compile stay in one process (tests/conftest.py)
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST)

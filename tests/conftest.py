@@ -83,16 +83,31 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory, cache_of_the_tests: 
     return out
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What shares what it makes runs in one process, the longest first: all tests of the sample, of app kits, of a file."""
+_TOGETHER = {
+    "sample": ("tests/compiler/test_sample.py", "tests/test_examples.py", "tests/test_docs.py::test_the_four_commands"),
+    "kits": ("tests/kits/",),
+}
+"""What shares what it makes, by how the names of tests begin; these begin first, as they take the longest."""
 
-    def group(item: pytest.Item) -> str:
-        file = item.nodeid.partition("::")[0]
-        return "sample" if item.get_closest_marker("sample") else "kits" if "/kits/" in file else file
 
-    first = ["sample", "kits"]
-    items.sort(key=lambda item: first.index(of) if (of := group(item)) in first else len(first))
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group(item)))
+def _group(test: str) -> str:
+    """A file's tests share what they make, where nothing else is said."""
+    groups = [name for name, begins in _TOGETHER.items() if test.startswith(begins)]
+    return groups[0] if groups else test.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = list(_TOGETHER)
+    items.sort(key=lambda item: first.index(group) if (group := _group(item.nodeid)) in first else len(first))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a group run in one process, one after the other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
