@@ -94,7 +94,7 @@ def spare(model: onnx.ModelProto) -> None:
 
 
 LACKS, OTHERWISE = (
-    "operators that required_operators.config lacks or has beside them",
+    "operators that required_operators.config has otherwise",
     "operations that are not the model's",
 )
 NUMBERS, WORDS = "numbers of the manifest that are not the model's", "words of the manifest that are not the files'"
