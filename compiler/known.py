@@ -30,10 +30,10 @@ _MOST = 64
 class Known:
     """The entries of one kind, such as `trace`, that libraries in these versions gave."""
 
-    def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None, most: int = _MOST) -> None:
+    def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None, most: int | None = None) -> None:
         """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept.
-        most: entries of this kind that are kept."""
-        self._kind, self._most = kind, most
+        most: entries of this kind that are kept; 64 if None."""
+        self._kind, self._most = kind, most or _MOST
         self._made_by = {"code": our_code(), **{name: version_of(name) for name in libraries}}
         with contextlib.suppress(InputError):
             cache = cache or default_folder()

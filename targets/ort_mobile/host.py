@@ -92,7 +92,7 @@ class OrtHost(Host):
         right = read_whole(file_inside(self.folder, OPERATORS_FILE, str(self.folder))) == needed
         return [
             Check("operations that are not the model's", len(odd), 0, detail),
-            Check(f"operators that {OPERATORS_FILE} lacks or has beside them", int(not right), 0),
+            Check(f"operators that {OPERATORS_FILE} has otherwise", int(not right), 0),
         ]
 
     def files(self) -> Collection[str]:

@@ -94,7 +94,7 @@ def spare(model: onnx.ModelProto) -> None:
 
 
 LACKS, OTHERWISE = (
-    "operators that required_operators.config lacks or has beside them",
+    "operators that required_operators.config has otherwise",
     "operations that are not the model's",
 )
 NUMBERS, WORDS = "numbers of the manifest that are not the model's", "words of the manifest that are not the files'"
@@ -137,8 +137,9 @@ def test_an_edit_is_seen(name: str, tiny_bundle: Path, program: Program, tmp_pat
     assert found[0].detail.startswith(detail)
 
 
-@pytest.mark.parametrize("change", [{"block": 16}, {"symmetric": False}, {"scale_bits": 8}])
+@pytest.mark.parametrize("change", [{"block": 16}, {"symmetric": False}])
 def test_a_recipe_of_other_weights(change: dict[str, Any], tiny_bundle: Path, tmp_path: Path) -> None:
+    """What `scale_bits` adds is a hint, which a target may leave out: not compared."""
     folder = shutil.copytree(tiny_bundle, tmp_path / "b")
     resealed(folder, lambda said: said["recipe"].update(change))
     said = Bundle.open(folder).manifest
