@@ -9,7 +9,7 @@ INTEROP := .venv-interop/.installed
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
-	@echo "make test      all tests (about 20 minutes on 2 cores)"
+	@echo "make test      all tests (more than 20 minutes on 2 cores)"
 	@echo "make test-fast tests on tiny random models only"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make build/aarch64  what the aarch64 tests and benchmarks need (Debian)"

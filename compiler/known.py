@@ -49,10 +49,15 @@ class Known:
 
     def recall(self, kind: type[T], about: Mapping[str, Any]) -> T | None:
         """The value that was kept about this, or None; what is no such value counts as missing."""
+        found = self.recall_with_data(kind, about)
+        return None if found is None else found[0]
+
+    def recall_with_data(self, kind: type[T], about: Mapping[str, Any]) -> tuple[T, memoryview] | None:
+        """As `recall`, with the bytes that were kept beside the value."""
         if (found := self.find(about)) is None:
             return None
         try:
-            return typed(kind, found[0], f"a stored {self._kind}")
+            return typed(kind, found[0], f"a stored {self._kind}"), found[1]
         except InputError:
             return None
 

@@ -172,14 +172,12 @@ class _Stopped:
 
     def found(self) -> tuple[Reached, Costs] | None:
         """None where there is nothing that fits the model."""
-        begun = self._known.recall(_Begun, self._about)
-        held = self._known.find(self._about)
-        if begun is None or held is None or not _fits(begun.costs, self._candidates):
+        held = self._known.recall_with_data(_Begun, self._about)
+        if held is None or held[0].parts < 1 or not _fits(held[0].costs, self._candidates):
             return None
-        sizes = [math.prod(shape) for window in begun.shapes for sample in window for shape in sample]
-        if begun.parts < 1 or min(sizes, default=0) < 1 or 4 * sum(sizes) != len(held[1]):
-            return None
-        return Reached.restored(begun.parts, begun.shapes, held[1]), begun.costs
+        begun, data = held
+        reached = Reached.restored(begun.parts, begun.shapes, data)
+        return None if reached is None else (reached, begun.costs)
 
     def keep(self, reached: Reached, costs: Costs) -> None:
         content = _Begun(reached.parts, reached.shapes(), costs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,6 +67,22 @@ def unpack_bits(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     mask = (1 << bits) - 1
     values = torch.cat([((together >> (bits * i)) & mask).to(torch.uint8) for i in range(8)], dim=-1)
     return values.view(rows, -1)[:, :count]
+
+
+def tensors_of(shapes: Sequence[Sequence[int]], data: memoryview) -> list[torch.Tensor] | None:
+    """Float32 tensors whose `tensor_bytes` lie one after the other; None where these are not the bytes of such shapes."""
+    import torch
+
+    positive = all(size > 0 for shape in shapes for size in shape)
+    if not positive or 4 * sum(map(math.prod, shapes)) != len(data):
+        return None
+    made, at = [], 0
+    for shape in shapes:
+        made.append(torch.empty(list(shape)))  # aligned as torch's own: sums may depend on that
+        buffer = tensor_bytes(made[-1])
+        buffer[:] = data[at : at + len(buffer)]
+        at += len(buffer)
+    return made
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.config import ModelConfig, layer_of
-from pocketphi.graph.packing import tensor_bytes
+from pocketphi.graph.packing import tensor_bytes, tensors_of
 from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
 from pocketphi.passes.segments import Segments
 
@@ -75,19 +75,15 @@ class Reached:
         return [tensor_bytes(one) for window in self.gradients for sample in window for one in sample]
 
     @classmethod
-    def restored(cls, parts: int, shapes: Sequence[Sequence[Sequence[Sequence[int]]]], data: memoryview) -> Reached:
-        """Of what `shapes` and `buffers` gave; data: one buffer after the other."""
-        at = 0
-
-        def next_one(shape: Sequence[int]) -> torch.Tensor:
-            nonlocal at
-            made = torch.empty(list(shape))  # aligned as torch's own: sums may depend on that
-            buffer = tensor_bytes(made)
-            buffer[:] = data[at : at + len(buffer)]
-            at += len(buffer)
-            return made
-
-        return cls(parts, [[[next_one(one) for one in sample] for sample in window] for window in shapes])
+    def restored(
+        cls, parts: int, shapes: Sequence[Sequence[Sequence[Sequence[int]]]], data: memoryview
+    ) -> Reached | None:
+        """Of what `shapes` and `buffers` gave; data: one buffer after the other. None where they do not fit."""
+        held = tensors_of([shape for window in shapes for sample in window for shape in sample], data)
+        if not held:
+            return None
+        each = iter(held)
+        return cls(parts, [[[next(each) for _ in sample] for sample in window] for window in shapes])
 
 
 class Fisher:

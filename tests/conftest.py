@@ -76,7 +76,7 @@ def what_was_loaded_is_not_searched() -> None:
 
 
 @pytest.fixture(scope="session")
-def sample_bundle(tmp_path_factory: pytest.TempPathFactory, cache_of_the_tests: None) -> Path:
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample with the default recipe, verified while it was made. Its weights are in the cache then."""
     out = tmp_path_factory.mktemp("sample") / "bundle"
     compile_model(compile_options("sample", out, verify="always"))

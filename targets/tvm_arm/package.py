@@ -27,7 +27,7 @@ from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.codecs import CODECS
-from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, read_description
+from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, details, read_description
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
@@ -89,16 +89,8 @@ class TvmBundle(Prepared):
         described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
         module, files, more = self._library(folder, described)
         (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
-        details = {
-            "platform": self._platform.described(),
-            "context": described["context"],
-            "kv_cache": self._options.kv_cache,
-            "kv_cache_bytes_per_token": self._options.kv_cache_bytes(program.config),
-            **files,
-        }
-        return Packaged(
-            _operators(module), written.digests, [*self.notes, *more], details, {PARAMS_FILE: written.sha256}
-        )
+        said = details(self._platform, program.config, described["context"], self._options.kv_cache, files)
+        return Packaged(_operators(module), written.digests, [*self.notes, *more], said, {PARAMS_FILE: written.sha256})
 
     def replace_library(self, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with these options' schedules; its parameters stay. Returns notes."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from heard import Heard
 
 from pocketphi.compiler.candidates import candidates_of
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.smoothing import _known_exponents
 from pocketphi.compiler.spend import known_costs
-from pocketphi.compiler.ui import Ui
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.sealed import read_sealed, write_sealed
@@ -23,15 +23,6 @@ from pocketphi.passes.quantizers import make_quantizer
 
 DOWN, NORM = "model.layers.0.mlp.down_proj.weight", "model.layers.0.input_layernorm.weight"
 SOURCE = HashedCheckpoint(RandomWeights("random:tiny"))
-
-
-class Heard(Ui):
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-
-    def task(self, title: str, total: int, unit: str = ""):  # type: ignore[no-untyped-def]
-        self.tasks.append(title)
-        return super().task(title, total, unit)
 
 
 @pytest.fixture(scope="module")

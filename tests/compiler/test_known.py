@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from hf_folders import configure, save, tensors
 from text_folders import add_tokenizer
-from tiny_phi3 import TINY, VARIANTS, checkpoint, differing, runs, traced
+from tiny_phi3 import TINY, VARIANTS, checkpoint, differing, runs
 
 from pocketphi.compiler import known, known_graphs, known_text
 from pocketphi.compiler.compile import compile_model
@@ -25,12 +24,10 @@ from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.text_check import ModelText, check_text
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.sealed import read_sealed, write_sealed
-from pocketphi.graph.trace import trace
 from pocketphi.graph.write_checkpoint import write_checkpoint
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 
@@ -39,13 +36,14 @@ Counted = Callable[[], int]
 
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    """How often a model was traced since the last time it was asked. A shape is traced once here, which takes seconds."""
+    """How often a model was traced since the last time it was asked."""
     sources: list[Checkpoint] = []
+    real = known_graphs.trace_apart
 
     def counted(source: Checkpoint) -> tuple[dict[str, Any], bytes]:
-        source.check_settings()
+        made = real(source)
         sources.append(source)
-        return once(source.config)
+        return made
 
     def count() -> int:
         found = len(sources)
@@ -54,13 +52,6 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
     monkeypatch.setattr(known_graphs, "trace_apart", counted)
     return count
-
-
-@functools.cache
-def once(config: ModelConfig) -> tuple[dict[str, Any], bytes]:
-    variant = next((name for name, known in VARIANTS.items() if known == config), None)
-    source = RandomWeights("random:traced", config)
-    return known_graphs.packed(traced(variant) if variant else trace(source), source)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from heard import Heard
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler import spend
@@ -20,7 +21,6 @@ from pocketphi.compiler.plan import plan
 from pocketphi.compiler.policy_file import check_policy, read_policy
 from pocketphi.compiler.precision import policy_of_bundle, recorded_policy, records
 from pocketphi.compiler.spend import _fitted, measured_on
-from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
@@ -31,17 +31,6 @@ from pocketphi.targets.coreml.vectors import VECTORS, vectors_bytes
 
 SHAPE = dataclasses.replace(PUBLISHED["tiny"], hidden_size=128, intermediate_size=256, vocab_size=8192, layers=16)
 BOTH = ("ort-mobile", "coreml")
-
-
-class Heard(Ui):
-    """What was said to be worked on."""
-
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-
-    def task(self, title: str, total: int, unit: str = ""):  # type: ignore[no-untyped-def]
-        self.tasks.append(title)
-        return super().task(title, total, unit)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,9 @@ def test_a_stopped_measurement_goes_on_to_the_same_costs(parts: int) -> None:
         sensitivities(Fisher(program, _tokens(program)), program.weights, candidates, keep=stop)
     shapes, data, costs = kept[-1]
     fisher, steps = Fisher(program, _tokens(program)), [0]
-    begun = Reached.restored(parts, shapes, memoryview(data)), costs
+    reached = Reached.restored(parts, shapes, memoryview(data))
+    assert reached
+    begun = reached, costs
     found = sensitivities(fisher, program.weights, candidates, lambda: steps.__setitem__(0, steps[0] + 1), begun=begun)
     assert found == expected
     assert steps[0] == fisher.steps

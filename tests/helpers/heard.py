@@ -1,0 +1,16 @@
+"""A user who notes what is worked on."""
+
+from __future__ import annotations
+
+from pocketphi.compiler.ui import Ui
+
+
+class Heard(Ui):
+    """tasks: what was said to be worked on."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def task(self, title: str, total: int, unit: str = ""):  # type: ignore[no-untyped-def]
+        self.tasks.append(title)
+        return super().task(title, total, unit)
