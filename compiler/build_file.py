@@ -5,7 +5,6 @@ Longer than most files here: it is one format, and each of its values has a mess
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_o
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lora.named import parse_lora
 from pocketphi.graph.options import KINDS, Option, declared
-from pocketphi.graph.reading import named, parse_toml, read_whole, resolved, show
+from pocketphi.graph.reading import named, nearest, parse_toml, read_whole, resolved, show
 from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
 
@@ -285,10 +284,3 @@ def size_of(text: str, where: str) -> int:
         return parse_size(text)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean …?`, or the choices."""
-    choices = list(known)
-    close = difflib.get_close_matches(name[:60], choices, n=1)
-    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketphi.compiler.build_file import LARGEST, MOST, NAME, check_keys, nearest, size_of
+from pocketphi.compiler.build_file import LARGEST, MOST, NAME, check_keys, size_of
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import parse_toml, read_whole, show
+from pocketphi.graph.reading import nearest, parse_toml, read_whole, show
 
 _TABLE = Path(__file__).with_name("devices.toml")
 _USERS = Path("~/.config/pocketphi/devices.toml")

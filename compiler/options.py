@@ -15,7 +15,7 @@ from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.graph.lora.named import Lora, parse_lora
 from pocketphi.graph.options import Options, declared, option
-from pocketphi.graph.reading import named, path_of, show
+from pocketphi.graph.reading import named, nearest, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
 from pocketphi.passes.policy import default_block
 from pocketphi.passes.quantizers import recipes
@@ -318,6 +318,9 @@ def compile_options(model: str, out: Path, targets: Iterable[str] = (DEFAULT_TAR
 def _refuse(name: str, value: Any, targets: Sequence[str]) -> None:
     """An option of other targets than those that are asked for."""
     known = {target.name: found[name] for target in all_targets() if name in (found := declared(target.options))}
+    if not known:
+        every = [*declared(CompileOptions), *(one for target in all_targets() for one in declared(target.options))]
+        raise InputError(f"{named(name)} is no option of a compile; {nearest(name, every)}")
     (flag,) = {one.flag for one in known.values()}
     none = f"neither {' nor '.join(targets)} has such an option"
     have = f"{targets[0]} has no such option" if len(targets) == 1 else none

@@ -6,12 +6,13 @@ digits, half of a surrogate pair. A schema is a frozen dataclass; `typed` makes 
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import os
 import stat
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,13 @@ def either(names: Sequence[str]) -> str:
 def some(names: Sequence[str], most: int) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean …?`, or the choices."""
+    choices = list(known)
+    close = difflib.get_close_matches(name[:60], choices, n=1)
+    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"
 
 
 def path_of(text: str | Path) -> Path:

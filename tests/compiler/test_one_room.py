@@ -166,6 +166,7 @@ def test_names_and_flags_are_of_one_option_each() -> None:
         (("coreml",), {"chunk": "x"}, r"--prefill-chunk x: expected a whole number"),
         (("coreml",), {"chunk": True}, r"--prefill-chunk True: expected a whole number"),
         (("coreml",), {"strict": 1}, r"--strict 1: expected true or false"),
+        (("coreml",), {"recip": "rtn"}, r"recip is no option of a compile; did you mean recipe\?"),
         (("coreml",), {"recipe": 5}, r"--recipe 5: expected a text"),
     ],
 )
