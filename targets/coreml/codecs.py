@@ -22,6 +22,12 @@ For iOS 18 coremltools turns that order round (its pass `canonicalize_quantized_
 then every block has a table of its own: 3 bits in blocks of 64 would take what int4 takes. So a package has to be made for
 iOS 26. There is no index of 5 bits.
 
+Scales that are whole numbers times their row's lie as these numbers in a package for iOS 26, and as floats in one for iOS 18:
+
+    part                          blob                       bytes
+    scale, with row_scale         int8 [N, K/block]          scale / row_scale, decoded by `constexpr_blockwise_shift_scale`
+    row_scale                     float16 [N, 1]             exact, as are the products
+
 Example, a byte of a symmetric weight: 240 = (0 low, 15 high), that is (-8, 7); 240 ^ 0x88 = 0x78, in two's complement
 low nibble 8 = -8, high nibble 7.
 
@@ -33,7 +39,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import (
@@ -57,10 +63,12 @@ from pocketphi.graph.formats import (
     Tables,
     Values,
     bytes_of,
+    format_of,
 )
+from pocketphi.graph.formats.blocks import scale_codes
 from pocketphi.graph.packing import pack_bits, unpack_bits
 from pocketphi.targets.coreml.blob import BlobType
-from pocketphi.targets.coreml.releases import OLDEST
+from pocketphi.targets.coreml.releases import CHAINS, OLDEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +80,8 @@ if TYPE_CHECKING:
     from pocketphi.targets.coreml.emitter import Emitter
     from pocketphi.targets.coreml.raw import Raw
 
+P = TypeVar("P")
+
 Blobs = dict[str, tuple[BlobType, tuple[int, ...]]]
 """By part: the type of its blob, and the shape that the model gives it."""
 
@@ -79,8 +89,9 @@ Blobs = dict[str, tuple[BlobType, tuple[int, ...]]]
 class Codec(ABC):
     """A format in a package.
 
-    operator: decodes a weight where it is used; parameters: of that operator, each with the part that it takes, where a weight
-    has it. A part that is not among them is a constant of its own. ios: the oldest release that reads it.
+    operator: decodes a weight where it is used; parameters: of that operator and of one that decodes for it, each with the part
+    that it takes, where a weight has it. A part that is not among them is a constant of its own. ios: the oldest release that
+    reads it.
     """
 
     format: type[Format]
@@ -93,9 +104,9 @@ class Codec(ABC):
         """What a weight with these parts is stored as."""
 
     def bytes_of(self, layout: Layout) -> int:
-        """What a weight takes in the file: values lie without gaps, floats are float16, and hints are left out."""
-        held = {p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items() if p not in HINTS}
-        return bytes_of(held)
+        """What a weight takes in the file: values lie without gaps, floats are float16."""
+        held = {p: Values((math.prod(v.shape),), min(v.bits, 16)) for p, v in layout.items()}
+        return bytes_of(held, {"scale": 8} if "row_scale" in layout else None)
 
     def constants(self) -> dict[str, np.ndarray]:
         """What weights in this format share, by the name of a constant of the package."""
@@ -103,7 +114,7 @@ class Codec(ABC):
 
     def decoded(self, e: Emitter, name: str, held: Mapping[str, Var]) -> Var:
         """The decoded weight, called `name`. held: what its parameters are."""
-        return e.op(self.operator, name, **held)
+        return e.op(self.operator, name, **_with_scales(e, name, held))
 
     @abstractmethod
     def encode(self, name: str, rows: Rows) -> Rows:
@@ -132,6 +143,17 @@ class Codec(ABC):
         return e.op("gather", name, x=e.decoded(node), indices=e.inputs["inputIds"], axis=0)
 
 
+_SCALES = {"scale": "scale", "row_scale": "row_scale"}
+
+
+def _with_scales(e: Emitter, name: str, held: Mapping[str, Var]) -> dict[str, Var]:
+    """What a weight's operator takes: scales that are whole numbers times their row's are decoded first."""
+    given = dict(held)
+    if "row_scale" in given:
+        given["scale"] = e.op(Codec.operator, f"{name}_scales", data=given["scale"], scale=given.pop("row_scale"))
+    return given
+
+
 class BlocksCodec(Codec):
     """Blocks of values of 4 or 8 bits: in two's complement, their highest bits turned, but where they have a zero point."""
 
@@ -141,20 +163,21 @@ class BlocksCodec(Codec):
         self.format, self.values = form, form.part_names()[0]
         self.signed = f"int{form.bits}"
         self.highest = {4: 0x88, 8: 0x80}[form.bits]
-        self.parameters = {"data": self.values, "scale": "scale", **({"offset": "zero"} if form.has_zeros() else {})}
+        self.parameters = {"data": self.values, **_SCALES, **({"offset": "zero"} if form.has_zeros() else {})}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         if {"zero", "offset"} <= parts.keys():
             raise CompilerBug("a weight with zero points and offsets: no operator of Core ML has both")
         unsigned = BlobType[f"UINT{self.format.bits}"]
         values = unsigned if {"zero", "offset"} & parts.keys() else BlobType[self.signed.upper()]
-        kinds = {self.values: values, "zero": unsigned, "scale": BlobType.FLOAT16, "offset": BlobType.FLOAT16}
-        shapes = {self.values: self.format.shape_of(parts)}
-        return {part: (kinds[part], shapes.get(part, parts["scale"].shape)) for part in parts if part not in HINTS}
+        kinds = {self.values: values, "zero": unsigned, "offset": BlobType.FLOAT16}
+        shape, blocks = self.format.shape_of(parts), parts["scale"].shape
+        per_block = {part: (kind, blocks) for part, kind in kinds.items() if part in parts}
+        return {**per_block, self.values: (values, shape), **_scale_blobs(parts)}
 
     def encode(self, name: str, rows: Rows) -> Rows:
         turned = 0 if {"zero", "offset"} & rows.keys() else self.highest
-        stored = {self.values: rows[self.values] ^ turned, "scale": _half(rows["scale"], f"{name}: a scale")}
+        stored = {self.values: rows[self.values] ^ turned, **_stored_scales(name, rows)}
         if "zero" in rows:
             zeros = unpack_bits(rows["zero"], self.format.bits, rows["scale"].shape[1])
             stored["zero"] = pack_bits(zeros.reshape(1, -1), self.format.bits)
@@ -167,17 +190,18 @@ class BlocksCodec(Codec):
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
         shape, more = raw[self.values].shape, {"offset": True} if "offset" in raw else {}
-        return self.format.layout(shape, shape[1] // raw["scale"].shape[1], "zero" not in raw, **more)
+        blocks = raw["scale"].shape[1]
+        return self.format.layout(shape, shape[1] // blocks, "zero" not in raw, "row_scale" in raw, **more)
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
         q = raw[self.values].rows(start, stop)
-        scale = raw["scale"].rows(start, stop).tensor().float()
+        scales = _scales(raw, start, stop)
         turned = self.highest if q.dtype == self.signed else 0
-        found = {self.values: q.data.view(stop - start, -1) ^ turned, "scale": scale}
+        found = {self.values: q.data.view(stop - start, -1) ^ turned, **scales}
         if "zero" in raw:
             found["zero"] = pack_bits(raw["zero"].tensor()[start:stop], self.format.bits)
         if "offset" in raw:
-            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + self.format.middle() * scale
+            found["offset"] = raw["offset"].rows(start, stop).tensor().float() + self.format.middle() * scales["scale"]
         return found
 
 
@@ -249,19 +273,18 @@ class TableCodec(Codec):
     """Blocks of numbers of the values in a table that the format has, in units of the scale."""
 
     format: type[Blocks]
-    ios = 26
+    ios = CHAINS
 
     def __init__(self, form: type[Blocks]) -> None:
         self.format, self.values = form, form.part_names()[0]
         self.levels = form.levels if issubclass(form, Levels) else tuple(range(-form.middle(), form.middle()))
         self.table = f"const.levels_{form.name}"
-        self.parameters = {"indices": self.values, "scale": "scale", **({"offset": "zero"} if form.has_zeros() else {})}
+        self.parameters = {"indices": self.values, **_SCALES, **({"offset": "zero"} if form.has_zeros() else {})}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
         numbers = (BlobType[f"UINT{self.format.bits}"], self.format.shape_of(parts))
-        kinds = {"scale": BlobType.FLOAT16, "zero": BlobType.INT8}
-        blocks = {part: (kind, parts["scale"].shape) for part, kind in kinds.items() if part in parts}
-        return {self.values: numbers, **blocks}
+        zeros = {"zero": (BlobType.INT8, parts["scale"].shape)} if "zero" in parts else {}
+        return {self.values: numbers, **_scale_blobs(parts), **zeros}
 
     def bytes_of(self, layout: Layout) -> int:
         wide = {"zero": Values(layout["zero"].shape, 8)} if "zero" in layout else {}
@@ -275,10 +298,11 @@ class TableCodec(Codec):
     def decoded(self, e: Emitter, name: str, held: Mapping[str, Var]) -> Var:
         given = {**held, "lut": e.constant(self.table, self.constants()[self.table])}
         numbers = {parameter: given.pop(parameter) for parameter in ("indices", "lut")}
-        return e.op(self.operator, name, data=e.op("constexpr_lut_to_dense", f"{name}_levels", **numbers), **given)
+        data = e.op("constexpr_lut_to_dense", f"{name}_levels", **numbers)
+        return e.op(self.operator, name, data=data, **_with_scales(e, name, given))
 
     def encode(self, name: str, rows: Rows) -> Rows:
-        stored = {self.values: rows[self.values], "scale": _half(rows["scale"], f"{name}: a scale")}
+        stored = {self.values: rows[self.values], **_stored_scales(name, rows)}
         if "zero" in rows:
             zeros = unpack_bits(rows["zero"], self.format.bits, rows["scale"].shape[1])
             stored["zero"] = (zeros.short() - self.format.middle()).char()
@@ -292,11 +316,11 @@ class TableCodec(Codec):
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
         shape = raw[self.values].shape
-        return self.format.layout(shape, shape[1] // raw["scale"].shape[1], "zero" not in raw)
+        return self.format.layout(shape, shape[1] // raw["scale"].shape[1], "zero" not in raw, "row_scale" in raw)
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
         numbers = raw[self.values].rows(start, stop).data.view(stop - start, -1)
-        found = {self.values: numbers, "scale": raw["scale"].rows(start, stop).tensor().float()}
+        found = {self.values: numbers, **_scales(raw, start, stop)}
         if "zero" in raw:
             zeros = raw["zero"].rows(start, stop).tensor().short() + self.format.middle()
             low, high = int(zeros.min()), int(zeros.max())
@@ -312,6 +336,42 @@ CODECS: dict[str, Codec] = {
     **{form.name: TableCodec(form) for form in (Int2, Int3, Int6, Levels3, Levels4)},
     **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
+
+
+def held(parts: Mapping[str, P], ios: int) -> dict[str, P]:
+    """The parts of a weight that a package for a release holds."""
+    return {part: one for part, one in parts.items() if part not in HINTS or ios >= CHAINS}
+
+
+def is_chain(parts: Mapping[str, PartSpec]) -> bool:
+    """Whether a weight takes operators one behind the other."""
+    form = format_of(parts)
+    return form is not None and ("row_scale" in parts or isinstance(CODECS[form.name], TableCodec))
+
+
+def _scale_blobs(parts: Mapping[str, PartSpec]) -> Blobs:
+    if "row_scale" not in parts:
+        return {"scale": (BlobType.FLOAT16, parts["scale"].shape)}
+    return {
+        "scale": (BlobType.INT8, parts["scale"].shape),
+        "row_scale": (BlobType.FLOAT16, parts["row_scale"].shape),
+    }
+
+
+def _stored_scales(name: str, rows: Rows) -> Rows:
+    if "row_scale" not in rows:
+        return {"scale": _half(rows["scale"], f"{name}: a scale")}
+    by_row = _half(rows["row_scale"], f"{name}: the scale of a row")
+    return {"scale": scale_codes(rows["scale"], rows["row_scale"]).char(), "row_scale": by_row}
+
+
+def _scales(raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+    """The inverse of `_stored_scales`."""
+    scale = raw["scale"].rows(start, stop).tensor().float()
+    if "row_scale" not in raw:
+        return {"scale": scale}
+    by_row = raw["row_scale"].rows(start, stop).tensor().float()
+    return {"scale": scale * by_row, "row_scale": by_row}
 
 
 def _lowest(name: str, offset: torch.Tensor, scale: torch.Tensor, middle: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import known_format
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
-from pocketphi.targets.coreml.codecs import CODECS
+from pocketphi.targets.coreml.codecs import CODECS, held
 from pocketphi.targets.coreml.coremltools_parts import Var
 from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.mil import FunctionBuilder, Input
@@ -82,11 +82,11 @@ class Emitter(FunctionBuilder):
 
     @once
     def _decoded(self, *targets: str) -> Var:
-        parts = {split_target(target)[1]: target for target in targets}
+        parts = held({split_target(target)[1]: target for target in targets}, self.form.ios)
         name, codec = identifier(split_target(targets[0])[0]), CODECS[known_format(parts).name]
         present = {parameter: part for parameter, part in codec.parameters.items() if part in parts}
-        held = {parameter: self.weight(parts[part], f"{name}_{part}") for parameter, part in present.items()}
-        return codec.decoded(self, name, held)
+        given = {parameter: self.weight(parts[part], f"{name}_{part}") for parameter, part in present.items()}
+        return codec.decoded(self, name, given)
 
     def width(self, node: Any) -> int:
         """The last size of a value of the graph."""

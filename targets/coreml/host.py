@@ -239,6 +239,12 @@ def _saved(package: MLPackage, function: str, name: str) -> SavedFloat | None:
     if isinstance(source, Operation):  # decoded by one operator for the next one
         stored = {**stored, **package.parts(function, source.outputs[0][0])}
         del stored["data"]
+    scales = stored.get("scale")
+    if isinstance(scales, Operation) and scales.kind == Codec.operator:  # whole numbers times the scales of rows
+        numbers = package.parts(function, scales.outputs[0][0])
+        if set(numbers) != {"data", "scale"}:
+            return None
+        stored = {**stored, "scale": numbers["data"], "row_scale": numbers["scale"]}
     if not all(isinstance(one, Raw) for one in stored.values()):
         return None
     codec = next((codec for codec in CODECS.values() if codec.holds(stored)), None)

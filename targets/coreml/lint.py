@@ -29,7 +29,7 @@ class Facts:
     states:        name → shape, float16
     blocks:        sizes of blocks along K → how many matrices; those with one scale a row are not among them
     palettes:      matrices that are indices into lookup tables
-    tables:        matrices that are numbers of a table's values, with scales behind it
+    chains:        matrices that are decoded by two operators, one behind the other
     dense_bytes:   what all compressed matrices take as float16
     float_weights: matrices left in float16
     float32_norms: norms that compute in float32
@@ -40,7 +40,7 @@ class Facts:
     states: dict[str, tuple[int, ...]]
     blocks: dict[int, int]
     palettes: int
-    tables: int
+    chains: int
     dense_bytes: int
     float_weights: list[str]
     float32_norms: int
@@ -90,11 +90,11 @@ def _gpu(facts: Facts) -> Unit:
     slow = _float_matrices(facts)
     if facts.palettes:
         slow.append(f"{facts.palettes} matrices are palettes, which it gains less from than from blocks")
-    return Unit(GPU, slow=slow, reported=_tables(facts))
+    return Unit(GPU, slow=slow, reported=_chains(facts))
 
 
 def _engine(facts: Facts) -> Unit:
-    limits, reported = [], _tables(facts)
+    limits, reported = [], _chains(facts)
     if facts.weight_bytes > ENGINE_WEIGHT_LIMIT:
         limits.append(f"the weight file has {facts.weight_bytes:,} bytes, its limit is {ENGINE_WEIGHT_LIMIT:,}")
     elif facts.weight_bytes > ENGINE_DOUBTFUL:
@@ -120,9 +120,10 @@ def _cpu(facts: Facts) -> Unit:
     return Unit(CPU, slow=[*_float_matrices(facts), *([dense] if facts.dense_bytes else [])])
 
 
-def _tables(facts: Facts) -> list[str]:
-    count = facts.tables
-    return [f"{count} matrices are tables with scales behind them, of whose speed nobody has told"] if count else []
+def _chains(facts: Facts) -> list[str]:
+    count = facts.chains
+    told = f"{count} matrices are decoded by operators one behind the other, of whose speed nobody has told"
+    return [told] if count else []
 
 
 def _float_matrices(facts: Facts) -> list[str]:

@@ -22,7 +22,7 @@ class CoreML(TargetOptions):
 
     ios: int = option(
         OLDEST,
-        "the oldest iOS that runs it: {default} (default), or 26, whose files may hold int2, int3, int6, nl3 and nl4 too",
+        "the oldest iOS that runs it: {default} (default), or 26, with int2, int3, int6, nl3, nl4 and scales of 8 bits too",
         choices=tuple(RELEASES),
         metavar="N",
     )

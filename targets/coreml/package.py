@@ -28,7 +28,7 @@ from pocketphi.graph.formats import format_of
 from pocketphi.graph.program import Program, op_name
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.coreml.blob import ALIGN, header
-from pocketphi.targets.coreml.codecs import CODECS, TableCodec
+from pocketphi.targets.coreml.codecs import is_chain
 from pocketphi.targets.coreml.emitter import STATES
 from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.lint import Facts, lint
@@ -170,7 +170,7 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
         states=dict.fromkeys(STATES, state),
         blocks=dict(sorted(Counter(block for block, columns in scales if block < columns).items())),
         palettes=len(compressed) - len(scales),
-        tables=sum(isinstance(CODECS[one.name], TableCodec) for p in matrices.values() if (one := format_of(p))),
+        chains=sum(is_chain(p) for p in matrices.values()),
         dense_bytes=sum(2 * rows * columns for (rows, columns), _ in compressed),
         float_weights=[name for name in matrices if name in floats],
         float32_norms=sum(operators[norm] for norm in NORMS) if form.norm == "fp32" else 0,

@@ -17,4 +17,6 @@ class Release:
 
 RELEASES = {18: Release(9, 15, "6.0"), 26: Release(10, 26, "6.2")}
 """iOS 18 is the first with states and int4 in blocks. iOS 26 takes scales in blocks behind a table, and has no new operator."""
+CHAINS = 26
+"""The first whose packages have constants that are decoded by two operators, one behind the other."""
 OLDEST, NEWEST = min(RELEASES), max(RELEASES)

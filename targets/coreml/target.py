@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import Format
+from pocketphi.graph.formats import Format, Layout
 from pocketphi.graph.options import declared
 from pocketphi.graph.reading import show, typed
-from pocketphi.targets.coreml.codecs import CODECS, Codec
+from pocketphi.targets.coreml.codecs import CODECS, Codec, held
 from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
 from pocketphi.targets.coreml.releases import OLDEST, RELEASES
 from pocketphi.targets.memory import Runtime
@@ -60,6 +60,9 @@ class CoreMLTarget(Target[CoreML]):
 
     def holds(self, options: CoreML) -> Mapping[str, Codec]:
         return {name: codec for name, codec in CODECS.items() if codec.ios <= options.ios}
+
+    def bytes_held(self, codec: Codec, layout: Layout, options: CoreML) -> int:
+        return codec.bytes_of(held(layout, options.ios))
 
     def instead(self, form: type[Format]) -> str:
         return f"add --ios {CODECS[form.name].ios}" if form.name in CODECS else form.instead

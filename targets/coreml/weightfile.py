@@ -18,7 +18,7 @@ from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
-from pocketphi.targets.coreml.codecs import CODECS, Blobs
+from pocketphi.targets.coreml.codecs import CODECS, Blobs, held
 from pocketphi.targets.coreml.form import Form
 
 PACKAGE = "model.mlpackage"
@@ -139,8 +139,9 @@ def stored_weights(program: Program, form: Form) -> dict[str, LazyWeight]:
             rows = weight.parts[""].shape[0]
             found[name] = AsHalf(weight, name, min(rows, tables.get(name, rows)))
         else:
-            halves = any(kind.bits * math.prod(shape[1:]) % 8 for kind, shape in _blobs(weight.parts).values())
-            found[name] = EvenChunks(weight) if halves else weight
+            kept = weight if held(weight.parts, form.ios).keys() == weight.parts.keys() else Held(weight, form.ios)
+            halves = any(kind.bits * math.prod(shape[1:]) % 8 for kind, shape in _blobs(kept.parts).values())
+            found[name] = EvenChunks(kept) if halves else kept
     return found
 
 
@@ -192,6 +193,27 @@ class AsHalf:
 
     def describe(self) -> str:
         return f"{self.weight.describe()} → float16, {self.rows} rows"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A quantized weight without the parts that packages for a release have no use for."""
+
+    weight: LazyWeight
+    ios: int
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return held(self.weight.parts, self.ios)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return self.weight.chunks()
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return held(self.weight.read(start, stop), self.ios)
+
+    def describe(self) -> str:
+        return self.weight.describe()
 
 
 @dataclass(frozen=True)

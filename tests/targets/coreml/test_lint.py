@@ -18,8 +18,8 @@ def units(**change: Any) -> dict[str, Unit]:
 
 
 def test_tables_with_scales_are_told() -> None:
-    found = units(tables=3)
-    said = "3 matrices are tables with scales behind them, of whose speed nobody has told"
+    found = units(chains=3)
+    said = "3 matrices are decoded by operators one behind the other, of whose speed nobody has told"
     assert (found[GPU].reported, found[ENGINE].reported, found[CPU].reported) == ([said], [said], [])
 
 
