@@ -17,6 +17,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `compiler/start.py`: for what tests start by another way
 
 import torch
+from the_sample import SAMPLE_TOKENS
 
 from pocketphi.compiler import known_graphs
 from pocketphi.compiler.compile import compile_model
@@ -79,7 +80,7 @@ def what_was_loaded_is_not_searched() -> None:
 def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample with the default recipe, verified while it was made. Its weights are in the cache then."""
     out = tmp_path_factory.mktemp("sample") / "bundle"
-    compile_model(compile_options("sample", out, verify="always"))
+    compile_model(compile_options("sample", out, verify="always", calibration_tokens=SAMPLE_TOKENS))
     return out
 
 

@@ -14,10 +14,10 @@ import pytest
 CI = Path(__file__).resolve().parents[1] / "examples" / "ci"
 
 
-def build(folder: Path, cache: Path) -> tuple[list[dict[str, Any]], str]:
+def build(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """With the cache of the tests, which holds what others have traced and quantized of the sample."""
     environment = {
         **os.environ,
-        "POCKETPHI_CACHE": str(cache),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -36,14 +36,14 @@ def test_the_steps_of_the_workflow(tmp_path: Path) -> None:
     file = (CI / "pocketphi.toml").read_text()
     assert "tokens = 512\nwindow = 256" in file
     (tmp_path / "pocketphi.toml").write_text(file.replace("tokens = 512\nwindow = 256", "tokens = 64\nwindow = 64"))
-    results, log = build(tmp_path, tmp_path / "cache")
+    results, log = build(tmp_path)
     assert [(r["name"], r["cached"], r["exit_code"]) for r in results] == [("sample-ort-mobile-rtn", False, 0)]
     assert {"gate max_bytes", "gate lowering", "gate kl", "gate ppl"} <= {
         claim["name"] for claim in results[0]["claims"]
     }
     assert "\x1b" not in log
     assert "\r" not in log
-    results, log = build(tmp_path, tmp_path / "cache")
+    results, log = build(tmp_path)
     assert [(r["cached"], r["changes"]) for r in results] == [(True, [])]
     assert log.count("the same as before") == 1
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from the_sample import SAMPLE_TOKENS
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.chat import Chat
@@ -92,7 +94,8 @@ def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
 def test_a_second_compile_finds_its_weights_in_the_cache(
     sample_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compile", "sample", "-o", str(tmp_path / "again"), "--verify", "never"]) == 0
+    asked = ["--calibration-tokens", str(SAMPLE_TOKENS), "--verify", "never"]
+    assert main(["compile", "sample", "-o", str(tmp_path / "again"), *asked]) == 0
     assert "0 computed, 121 found in the cache" in capsys.readouterr().err
     assert (tmp_path / "again/model.onnx.data").read_bytes() == (sample_bundle / "model.onnx.data").read_bytes()
 
@@ -118,7 +121,8 @@ def test_core_ml_says_the_same(sample_bundle: Path, tmp_path: Path) -> None:
     """With the same int4 weights, from the cache: verified in the interpreter, which then answers."""
     pytest.importorskip("coremltools")
     out = tmp_path / "coreml"
-    options = compile_options("sample", out, ("coreml",), context=512, verify="always")
+    asked: dict[str, Any] = {"context": 512, "calibration_tokens": SAMPLE_TOKENS, "verify": "always"}
+    options = compile_options("sample", out, ("coreml",), **asked)
     recorded = {check.name: check for check in compile_model(options).manifest.checks}
     for part in ("prefill", "decode"):
         assert recorded[f"KL {part}, exact"].measured <= 5e-6
