@@ -11,6 +11,7 @@ not cached: rounding to nearest runs as fast as the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -155,9 +156,9 @@ class WeightCache:
                 for part in offsets:
                     file.write(tensor_bytes(parts[part]))
         except OSError as error:
-            raise InputError(
-                f"{self.folder}: the cache cannot be written: {error.strerror}; make room there, or choose another --cache"
-            ) from None
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            instead = "make room there, or choose another --cache" if full else "choose another --cache"
+            raise InputError(f"{self.folder}: the cache cannot be written: {error.strerror}; {instead}") from None
         return StoredWeight(path, dict(weight.parts), weight.describe(), promised, offsets)
 
     def _rounding_of(self, weight: QuantizedWeight) -> str:
