@@ -157,8 +157,10 @@ class WeightCache:
                     file.write(tensor_bytes(parts[part]))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            instead = "make room there, or choose another --cache" if full else "choose another --cache"
-            raise InputError(f"{self.folder}: the cache cannot be written: {error.strerror}; {instead}") from None
+            said = f"{self.folder}: the cache cannot be written: {error.strerror}"
+            raise InputError(
+                f"{said}; make room there, or choose another --cache" if full else f"{said}; choose another --cache"
+            ) from None
         return StoredWeight(path, dict(weight.parts), weight.describe(), promised, offsets)
 
     def _rounding_of(self, weight: QuantizedWeight) -> str:
