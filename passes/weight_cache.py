@@ -157,9 +157,9 @@ class WeightCache:
                     file.write(tensor_bytes(parts[part]))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            said = f"{self.folder}: the cache cannot be written: {error.strerror}"
+            why = f"{self.folder}: the cache cannot be written: {error.strerror}"
             raise InputError(
-                f"{said}; make room there, or choose another --cache" if full else f"{said}; choose another --cache"
+                f"{why}; make room there, or choose another --cache" if full else f"{why}; choose another --cache"
             ) from None
         return StoredWeight(path, dict(weight.parts), weight.describe(), promised, offsets)
 
