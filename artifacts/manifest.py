@@ -7,6 +7,7 @@ before keep their bytes. Every other field has to be there.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9A-Za-z]{1,40}){0,9}([-+][0-9A-Za-z._-]{1,60})?")
 _LIBRARY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _MOST = 1 << 63
 _OF_ANY_TARGET = ("operators", "notes", "weights")
@@ -272,10 +274,42 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     for name in manifest.versions:
         if not _LIBRARY.fullmatch(name):
             raise InputError(f"{where}: versions: names {show(name)}, which is no name of a library")
+    for place, problem in _odd_words(manifest):
+        raise InputError(f"{where}: {place} {problem}")
     odd = [name for name in manifest.targets if named(name) != name or not name]
     if odd or not manifest.targets:
         raise InputError(f"{where}: targets: names {show(odd[0]) if odd else 'none'}")
     return manifest
+
+
+def _odd_words(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(place, what is wrong) of texts and numbers that say nothing, whatever the files are."""
+    for name, version in {"pocketphi": manifest.pocketphi, **manifest.versions}.items():
+        if not _VERSION.fullmatch(version):
+            yield name if name == "pocketphi" else f"versions.{name}", f"is {show(version)}, expected a version"
+    digests = {"source.blake3": manifest.source.blake3}
+    digests |= {f"source.adapters.{i}.blake3": one.blake3 for i, one in enumerate(manifest.source.adapters)}
+    if manifest.recipe.calibration not in (None, "default"):
+        digests["recipe.calibration"] = str(manifest.recipe.calibration)
+    for place, digest in digests.items():
+        if not _DIGEST.fullmatch(digest):
+            yield place, f"is {show(digest)}, expected 64 lower-case hex digits"
+    numbers = {f"source.adapters.{i}.weight": one.weight for i, one in enumerate(manifest.source.adapters)}
+    if manifest.recipe.expected:
+        numbers["recipe.expected.kl"] = manifest.recipe.expected.kl
+    for place, number in numbers.items():
+        if not math.isfinite(number) or (number < 0 and place == "recipe.expected.kl"):
+            yield place, f"is {show(number)}, expected a number"
+    if manifest.recipe.calibration_tokens == 0:
+        yield "recipe.calibration_tokens", "is 0, expected a positive number"
+    verification = manifest.verification
+    if verification:
+        for i, check in enumerate(verification.checks):
+            within = check.measured <= float(f"{check.bound:.2g}")  # what was measured is written with two digits
+            if check.ok and not within:
+                yield f"verification.checks.{i}", f"is ok with {show(check.measured)} over {show(check.bound)}"
+            if verification.ok and not check.ok:
+                yield "verification.ok", f"is true, though {show(check.name)} failed"
 
 
 def _target(entry: object, where: str) -> object:

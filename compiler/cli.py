@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     try:
         arguments = parser().parse_args(argv)
-        _refuse_empty(arguments)
+        _refuse_odd(arguments)
         _check_current_folder()
         level = logging.INFO if arguments.verbose else logging.ERROR
         logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
@@ -90,12 +90,23 @@ def _ended(line: str, code: int) -> int:
     return code
 
 
-def _refuse_empty(arguments: argparse.Namespace) -> None:
-    """An empty name would be the current folder, or count as one that was not given; an empty message is a message."""
+_MESSAGES = ("prompt", "system")
+"""Arguments that a model reads."""
+
+
+def _refuse_odd(arguments: argparse.Namespace) -> None:
+    """An empty name would be the current folder, or count as one that was not given; an empty message is a message. Names of
+    files may be of any bytes, what a model or an app reads may not."""
     for name, value in vars(arguments).items():
-        values = value if isinstance(value, list) else [value]
-        if "" in values and name not in ("prompt", "system"):
-            raise InputError(f"{name.replace('_', '-')}: an empty text was given; is a variable of the shell not set?")
+        values, flag = value if isinstance(value, list) else [value], name.replace("_", "-")
+        if "" in values and name not in _MESSAGES:
+            raise InputError(f"{flag}: an empty text was given; is a variable of the shell not set?")
+        for text in values:
+            if isinstance(text, str) and name in (*_MESSAGES, "model_id"):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise InputError(f"--{flag}: the text is no UTF-8 at its character {error.start}") from None
 
 
 def _check_current_folder() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import named, read_whole, show
 from pocketphi.targets.base import Check, Host
+from pocketphi.targets.target import Asked
 
 CONFIG = "config.json"
 
@@ -62,15 +64,30 @@ def record_check(manifest: Manifest, config: ModelConfig) -> Check:
     return Check("numbers of the manifest that are not the model's", len(odd), 0, detail)
 
 
+def asked_of(manifest: Manifest) -> Asked:
+    """What every target was asked for."""
+    recipe = replace(manifest.recipe, rules=())
+    return Asked(context=recipe.context, version=manifest.pocketphi, recipe=recipe.described())
+
+
 def details_check(manifest: Manifest, target: str, host: Host, program: Program) -> Check:
     """What the manifest says of a target's files is what they are. program: what was lowered."""
     record = manifest.targets[target]
     wanted = host.details(program)
     found = {name: record.details.get(name) for name in wanted}
     odd = list(_differences(target, found, wanted))
-    said = vars(manifest.recipe)
+    odd += [
+        f"{target}.{named(name)}, which no compile writes" for name in record.details if wanted and name not in wanted
+    ]
+    said = host.said(program, asked_of(manifest), record.notes)
+    if said is not None:
+        operators, notes = said
+        odd += [f"{target}.operators are not the files'"] if dict(record.operators) != dict(operators) else []
+        other = [note for note in (*record.notes, *notes) if note not in notes or note not in record.notes]
+        odd += [f"{target}.notes: {show(other[0])}"] if other else []
+    recipe = vars(manifest.recipe)
     odd += _differences(
-        "recipe", said, {name: value for name, value in wanted.items() if name in said and name != "context"}
+        "recipe", recipe, {name: value for name, value in wanted.items() if name in recipe and name != "context"}
     )
     if dict(manifest.operators) != dict(program.operators()):
         odd.append("operators are not the graph's")

@@ -19,6 +19,7 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
+from pocketphi.passes.base import PassReport
 from pocketphi.passes.quantizers import Keep, Quantizer
 
 
@@ -41,11 +42,13 @@ class Rebuilt:
                no `edge::` operator
     fused:     the same after the float rewrites
     quantized: the program that was lowered, with the saved weights
+    reports:   of the passes between these
     """
 
     traced: Program
     fused: Program
     quantized: Program
+    reports: list[PassReport]
 
 
 def rebuild(
@@ -64,7 +67,7 @@ def rebuild(
     """
     traced = tracer(_ShapesOnly(read_config(folder)))
     fused = traced.copy()
-    run_passes(fused, fusions(recipe.context))
+    reports = run_passes(fused, fusions(recipe.context))
     program = fused.copy()
     policy = recorded_policy(recipe, program.config.tied_embeddings)
     quantized = {name: weight for name, weight in saved.items() if format_of(weight.parts)}
@@ -75,7 +78,7 @@ def rebuild(
             raise CheckFailed(f"{name} is saved as {form.words if form else 'a float'}, its recipe makes it {said}")
         if not isinstance(wanted, Keep) and not _laid_out(wanted, program.config.tensors()[name], weight):
             raise CheckFailed(f"{name} is saved in other blocks, or with other zero points, than its recipe makes")
-    run_passes(program, quantization(policy, quantized, all_logits))
+    reports += run_passes(program, quantization(policy, quantized, all_logits))
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
         raise CheckFailed(f"the saved weights are not those of the program: {odd[0]} is on one side only")
@@ -86,7 +89,7 @@ def rebuild(
     for one in (traced, fused):
         one.weights = _with_saved(one, floats)
     program.weights = _with_saved(program, saved)
-    return Rebuilt(traced, fused, program)
+    return Rebuilt(traced, fused, program, reports)
 
 
 def _laid_out(wanted: Quantizer, shape: tuple[int, ...], weight: LazyWeight) -> bool:

@@ -19,12 +19,13 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest, VerificationRecord
 from pocketphi.compiler.evaluate import check_adapters, quantization_error
-from pocketphi.compiler.files_check import details_check, files_check, record_check
+from pocketphi.compiler.files_check import asked_of, details_check, files_check, record_check
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.pipeline import last_logits, run_passes
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
+from pocketphi.compiler.recipe_check import recipe_check
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
 from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
@@ -42,6 +43,7 @@ from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
 from pocketphi.graph.trace import trace
+from pocketphi.passes.base import PassReport
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.target import Tools
 
@@ -159,11 +161,12 @@ def _verify_target(
             return found, rebuilt, None
         found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest.recipe.context))
         cannot: list[str] = []
-        lowered = _lowered(rebuilt, manifest)
+        lowered, reports = _lowered(rebuilt, manifest)
+        asked = asked_of(manifest)
         for checks in (
             lambda: [*numerics.checks(), *host.own_checks(prompt)],
-            lambda: host.graph_checks(lowered),  # files are compared where they cannot be run
-            lambda: [details_check(manifest, target, host, lowered)],
+            lambda: host.graph_checks(lowered, asked),  # files are compared where they cannot be run
+            lambda: [details_check(manifest, target, host, lowered), recipe_check(manifest, lowered.config, reports)],
         ):
             try:
                 found += checks()
@@ -183,11 +186,11 @@ def _other_files(folder: Path, manifest: Manifest) -> Iterable[Check]:
         yield files_check(folder, manifest, [open_host(folder, manifest, target) for target in manifest.targets])
 
 
-def _lowered(rebuilt: Rebuilt, manifest: Manifest) -> Program:
-    """The program that the target's files were written from."""
+def _lowered(rebuilt: Rebuilt, manifest: Manifest) -> tuple[Program, list[PassReport]]:
+    """The program that the target's files were written from, and what all passes did."""
     program = rebuilt.quantized.copy()
-    run_passes(program, last_logits(manifest.recipe.all_logits))
-    return program
+    last = run_passes(program, last_logits(manifest.recipe.all_logits))
+    return program, [*rebuilt.reports, *last]
 
 
 def _against(source: Checkpoint, program: Program | None, smooth: bool, say: Callable[[str], None]) -> list[Check]:

@@ -11,6 +11,7 @@ not cached: rounding to nearest runs as fast as the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -155,8 +156,10 @@ class WeightCache:
                 for part in offsets:
                     file.write(tensor_bytes(parts[part]))
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            why = f"{self.folder}: the cache cannot be written: {error.strerror}"
             raise InputError(
-                f"{self.folder}: the cache cannot be written: {error.strerror}; make room there, or choose another --cache"
+                f"{why}; make room there, or choose another --cache" if full else f"{why}; choose another --cache"
             ) from None
         return StoredWeight(path, dict(weight.parts), weight.describe(), promised, offsets)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_peak
 
 if TYPE_CHECKING:
-    from pocketphi.targets.target import Target, TargetOptions
+    from pocketphi.targets.target import Asked, Target, TargetOptions
 
 
 @dataclass
@@ -97,12 +97,19 @@ class Host(ABC):
         """What only this target's files can get wrong. prompt: int64 [1, S], a text to run where a check needs one."""
         return []
 
-    def graph_checks(self, program: Program) -> list[Check]:
+    def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         """Whether the saved graph is the one that a compile writes: runs see no more than their own tokens and lengths.
 
-        program: what was lowered, made again from the bundle's config and recipe.
+        program: what was lowered, made again from the bundle's config and recipe; asked: by its manifest
         """
         return []
+
+    def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]] | None:
+        """The operators and the notes that a manifest has to have of the files; None where that is not known.
+
+        program, asked: as for `graph_checks`; notes: that it has, some of which may be of what no file tells
+        """
+        return None
 
     def files(self) -> Collection[str] | None:
         """The files of the target that a bundle may have, by their paths in it; None where that is not known."""

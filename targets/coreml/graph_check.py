@@ -9,26 +9,35 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from pocketphi.graph.program import Program
 from pocketphi.graph.reading import read_whole
 from pocketphi.targets.base import Check
-from pocketphi.targets.coreml.form import Form
 from pocketphi.targets.coreml.mlpackage import find_model
-from pocketphi.targets.coreml.package import model_of
+from pocketphi.targets.coreml.package import REPOSITORY, CoreMLBundle
 from pocketphi.targets.coreml.proto import model_pb2
-from pocketphi.targets.coreml.weightfile import plan_weights
 
 
-def graph_check(package: Path, program: Program, form: Form) -> Check:
-    """program: what was lowered; form: of the package, as its manifest says."""
-    saved = model_pb2().Model()
-    saved.ParseFromString(read_whole(find_model(package)))
-    made = model_of(program, form, plan_weights(program, form))
+def graph_check(package: Path, planned: CoreMLBundle) -> Check:
+    """planned: what a compile writes of the same program, with the form that the manifest says."""
+    saved, made = _read(package), planned.model()
     odd = [*_other_operations(saved, made), *_other_interface(saved, made)]
+    if not odd and _bytes(saved) != _bytes(made):
+        odd.append("the texts that describe it, or a field that Core ML does not know")
+    odd += planned.file_differences(package)
     operations = sum(map(len, _operations(made).values()))
     return Check(
         "operations that are not the model's", len(odd), 0, f"first {odd[0]}" if odd else f"{operations} operations"
     )
+
+
+def named_repository(package: Path) -> str | None:
+    """The repository of a tokenizer that a package names."""
+    return dict(_read(package).description.metadata.userDefined).get(REPOSITORY)
+
+
+def _read(package: Path) -> Any:
+    saved = model_pb2().Model()
+    saved.ParseFromString(read_whole(find_model(package)))
+    return saved
 
 
 def _other_operations(saved: Any, made: Any) -> list[str]:

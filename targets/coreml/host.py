@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
-from pocketphi.targets.coreml.form import make_form
-from pocketphi.targets.coreml.graph_check import graph_check
+from pocketphi.targets.coreml.graph_check import graph_check, named_repository
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage, Operation, find_model
 from pocketphi.targets.coreml.options import CoreML
@@ -87,9 +86,17 @@ class CoreMLHost(Host):
         constants = constant_check(self.package, read)
         return [norms, constants, self._typecheck(), self._headroom(prompt), self._beside(prompt)]
 
-    def graph_checks(self, program: Program) -> list[Check]:
-        form = make_form(program.config, self._options, self._context)
-        return [graph_check(self.package.path, program, form)]
+    def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
+        return [graph_check(self.package.path, self._made(program, asked))]
+
+    def _made(self, program: Program, asked: Asked) -> CoreMLBundle:
+        """The package as a compile plans it. The repository of a tokenizer is said by the package alone."""
+        options = replace(self._options, model_id=named_repository(self.package.path))
+        return CoreMLBundle(program, options, replace(asked, context=self._context))
+
+    def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
+        made = self._made(program, asked)
+        return made.operators, made.notes
 
     def files(self) -> Collection[str]:
         return FILES

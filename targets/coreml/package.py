@@ -45,6 +45,8 @@ WEIGHT_FILE = _DATA / "weights/weight.bin"
 MANIFEST_FILE = Path("Manifest.json")
 MAC_SCRIPT = "verify_on_mac.py"
 FILES = frozenset({*(f"{PACKAGE}/{name}" for name in (MODEL_FILE, WEIGHT_FILE, MANIFEST_FILE)), MAC_SCRIPT, VECTORS})
+REPOSITORY = "co.huggingface.exporters.name"
+"""Where swift-transformers looks for a tokenizer."""
 NORMS = ("edge.rms_norm", "edge.add_rms_norm", "layer_norm")
 """The operators that `norms.py` spells."""
 _NODE_BYTES, _SMALL_FILES = 3400, 17_000
@@ -90,8 +92,7 @@ class CoreMLBundle(Prepared):
     def write(self, folder: Path, progress: Progress) -> Packaged:
         form = self._form
         file = replace(self._file, weights=stored_weights(self._program, form))
-        model = model_of(self._program, form, file)
-        self._describe(model)
+        model = self.model()
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)
         written = write_weights(root / WEIGHT_FILE, file.weights, file.layout, progress, encode, records(file))
@@ -105,6 +106,30 @@ class CoreMLBundle(Prepared):
         known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
         return Packaged(_operators(model), written.digests, self.notes, self.details(), known)
 
+    def model(self) -> Any:
+        """The `Model` message as it is written. No weight is read."""
+        model = model_of(self._program, self._form, self._file)
+        self._describe(model)
+        return model
+
+    @property
+    def operators(self) -> Counter[str]:
+        """`function.operator` → count, constants left out."""
+        return _operators(self.model())
+
+    def file_differences(self, package: Path) -> list[str]:
+        """What of a package's weight file, beside the weights, is not as it is written: its size, and what lies between."""
+        path = package / WEIGHT_FILE
+        size = path.stat().st_size
+        if size != self._file.size:
+            return [f"{WEIGHT_FILE.name}: {size} bytes, expected {self._file.size}"]
+        with path.open("rb") as file:
+            for offset, content in records(self._file).items():
+                file.seek(offset)
+                if file.read(len(content)) != content:
+                    return [f"{WEIGHT_FILE.name}: what stands at byte {offset}"]
+        return []
+
     def _describe(self, model: Any) -> None:
         """What Xcode shows. The license of a model is its owner's to state."""
         for function in model.description.functions or [model.description]:
@@ -117,7 +142,7 @@ class CoreMLBundle(Prepared):
         )
         metadata.author = "pocketphi"
         metadata.versionString = self._asked.version
-        named = {"co.huggingface.exporters.name": self._options.model_id} if self._options.model_id else {}
+        named = {REPOSITORY: self._options.model_id} if self._options.model_id else {}
         values = {
             "pocketphi.version": self._asked.version,
             "pocketphi.context": str(self._form.context),

@@ -145,6 +145,18 @@ def other_operations(model: onnx.ModelProto, lowered: Lowered) -> list[str]:
     return odd
 
 
+def other_words(model: onnx.ModelProto, wanted: onnx.ModelProto) -> list[str]:
+    """What of a graph, whose operations are right, is not as it was written: versions, names, texts, places of weights."""
+    if _bytes(model) == _bytes(wanted):
+        return []
+    held = {tensor.name: tensor for tensor in external(model)}
+    odd = [tensor.name for tensor in external(wanted) if _bytes(tensor) != _bytes(held[tensor.name])]
+    for one, made in ((model, wanted), (model.graph, wanted.graph)):
+        fields = {field.name for each in (one, made) for field, _ in each.ListFields()} - {"graph", "initializer"}
+        odd += [name for name in sorted(fields) if getattr(one, name) != getattr(made, name)]
+    return odd or ["the order of what it holds, or a field that ONNX does not know"]
+
+
 def other_places(model: onnx.ModelProto, lowered: Lowered) -> list[str]:
     """Weights of the data file that a graph has otherwise than it was lowered: of another shape, twice, or not at all; and
     those that are one weight under two shapes, and do not lie in one place."""

@@ -29,12 +29,13 @@ from pocketphi.targets.ort_mobile.graph_file import (
     other_operations,
     other_places,
     other_settings,
+    other_words,
     read_graph,
     refused_by,
     spec_of,
 )
 from pocketphi.targets.ort_mobile.lower import lower
-from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
+from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, OrtMobile
 from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
 from pocketphi.targets.ort_mobile.package import (
     DATA_FILE,
@@ -42,10 +43,12 @@ from pocketphi.targets.ort_mobile.package import (
     GRAPH_FILE,
     OPERATORS_FILE,
     ORT_FILE,
+    OrtBundle,
     required_operators,
     unnoticed_switch,
 )
 from pocketphi.targets.saved_weight import SavedWeight
+from pocketphi.targets.target import Asked
 
 
 class OrtHost(Host):
@@ -83,10 +86,14 @@ class OrtHost(Host):
                 checks.append(ort_file_check(self.folder))
         return checks
 
-    def graph_checks(self, program: Program) -> list[Check]:
+    def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         saved = read_graph(self.folder)
         lowered = lower(program, level_of(saved))
-        odd = [*other_operations(saved, lowered), *other_places(saved, lowered)]
+        made = self._made(program, asked)
+        odd = [*other_operations(saved, lowered), *other_places(saved, lowered)] or other_words(saved, made.model())
+        size = file_inside(self.folder, DATA_FILE, str(self.folder)).stat().st_size
+        if size != made.bytes_of_data:
+            odd.append(f"{DATA_FILE}: {size} bytes, expected {made.bytes_of_data}")
         detail = f"first {show(odd[0])}" if odd else f"{len(saved.graph.node)} operations"
         needed = required_operators(lowered.nodes).encode()
         right = read_whole(file_inside(self.folder, OPERATORS_FILE, str(self.folder))) == needed
@@ -94,6 +101,15 @@ class OrtHost(Host):
             Check("operations that are not the model's", len(odd), 0, detail),
             Check(f"operators that {OPERATORS_FILE} has otherwise", int(not right), 0),
         ]
+
+    def _made(self, program: Program, asked: Asked) -> OrtBundle:
+        """The files as a compile plans them."""
+        ort_file = (self.folder / ORT_FILE).is_file()
+        return OrtBundle(program, OrtMobile(accuracy_level=level_of(read_graph(self.folder)), ort_file=ort_file), asked)
+
+    def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
+        made = self._made(program, asked)
+        return made.operators, made.notes
 
     def files(self) -> Collection[str]:
         return FILES

@@ -61,6 +61,7 @@ class OrtBundle(Prepared):
         weights = program.weights_read()
         self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
         single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
+        self.bytes_of_data = self._layout.size
         self.bytes = self._layout.size + (single if options.ort_file else 0)
         self.around = _NODE_BYTES * len(self._lowered.nodes) + _CONFIG_BYTES
         slow = lint(self._lowered)
@@ -76,16 +77,24 @@ class OrtBundle(Prepared):
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self._lowered
         written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress, encode)
-        model = lowered.to_model([_external(placed, self._layout) for placed in lowered.weights], self._asked.version)
-        (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / GRAPH_FILE).write_bytes(self.model().SerializeToString(deterministic=True))
         settings = genai_config(program, lowered, self._asked.context)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))
         if self._options.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
-        operators = Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in lowered.nodes)
         details = {"accuracy_level": self._options.accuracy_level}
-        return Packaged(operators, written.digests, self.notes, details, {DATA_FILE: written.sha256})
+        return Packaged(self.operators, written.digests, self.notes, details, {DATA_FILE: written.sha256})
+
+    def model(self) -> onnx.ModelProto:
+        """model.onnx, which names bytes of the data file."""
+        places = [_external(placed, self._layout) for placed in self._lowered.weights]
+        return self._lowered.to_model(places, self._asked.version)
+
+    @property
+    def operators(self) -> Counter[str]:
+        """Those of the graph, with their domains → count."""
+        return Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in self._lowered.nodes)
 
 
 def _check_fits(program: Program) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pocketphi.targets.tvm_arm.elf import Elf
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, kv_cache_of
 from pocketphi.targets.tvm_arm.library import about_library, files_made
 from pocketphi.targets.tvm_arm.lower import Schedules
-from pocketphi.targets.tvm_arm.package import describe, described_text, lowered
+from pocketphi.targets.tvm_arm.package import describe, described_text, lowered, operators_of
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform, toolchain_of
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES
@@ -40,18 +41,14 @@ def graph_checks(
     Raises CannotRun where a library was linked by a toolchain that is not on this machine.
     """
     toolchain = toolchain_of(platform, described.library)
-    cache = KV_CACHES[kv_cache_of(described.cache.dtype["saved"])]
-    params = ParamsFile.plan(program, platform.isa)
-    digest = file_digest(file_inside(folder, PARAMS_FILE, str(folder)))
-    made = describe(program, platform, params, digest, context, cache)
+    made, module, rows = _lowered(folder, program, platform, described, context)
     tuning = file_inside(folder, database.BUNDLED, str(folder))
-    used = database.fitting(database.read(tuning), platform)
-    schedules = Schedules(platform.isa, {form: record.schedule for form, record in used.items()})
-    module = lowered(program, platform, schedules, made, cache)
-    rows = [used[form] for form in schedules.asked if form in used]
     with tempfile.TemporaryDirectory() as scratch:
         wanted = files_made(module, platform, Path(scratch), toolchain)
     odd = _other_description(folder, {**made, **about_library(toolchain)})
+    size = file_inside(folder, PARAMS_FILE, str(folder)).stat().st_size
+    if size != made["params_bytes"]:
+        odd.append(f"{PARAMS_FILE}: {size} bytes, expected {made['params_bytes']}")
     if read_whole(tuning) != database.text_of(rows).encode():
         odd.append(f"{database.BUNDLED}: other rows than those of the model's matrices")
     elsewhere = linked_elsewhere(folder, platform, described)
@@ -65,6 +62,28 @@ def graph_checks(
     if elsewhere and not odd:
         detail = f"{DESCRIPTION}, {database.BUNDLED}, {_HEADER}, calls and constants of {LIBRARY}"
     return [Check("files that are not what a compile writes", len(odd), 0, detail)]
+
+
+def operators(
+    folder: Path, program: Program, platform: Platform, described: Description, context: int | None
+) -> Mapping[str, int]:
+    """Kernels by kind → count, of the library that a compile writes; see `graph_checks`."""
+    return operators_of(_lowered(folder, program, platform, described, context)[1])
+
+
+def _lowered(
+    folder: Path, program: Program, platform: Platform, described: Description, context: int | None
+) -> tuple[dict[str, Any], Any, list[database.Record]]:
+    """model.json, but for the library's own entries, the library's module, and the rows of schedules that it was made with."""
+    cache = KV_CACHES[kv_cache_of(described.cache.dtype["saved"])]
+    params = ParamsFile.plan(program, platform.isa)
+    digest = file_digest(file_inside(folder, PARAMS_FILE, str(folder)))
+    made = describe(program, platform, params, digest, context, cache)
+    tuning = file_inside(folder, database.BUNDLED, str(folder))
+    used = database.fitting(database.read(tuning), platform)
+    schedules = Schedules(platform.isa, {form: record.schedule for form, record in used.items()})
+    module = lowered(program, platform, schedules, made, cache)
+    return made, module, [used[form] for form in schedules.asked if form in used]
 
 
 def linked_elsewhere(folder: Path, platform: Platform, described: Description) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
 from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
@@ -49,10 +50,20 @@ class TvmHost(Host):
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder, self.described)
 
-    def graph_checks(self, program: Program) -> list[Check]:
+    def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         from pocketphi.targets.tvm_arm.graph_check import graph_checks  # loads TVM, which running does without
 
         return graph_checks(self.folder, program, self.platform, self.described, self._context)
+
+    def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
+        from pocketphi.targets.tvm_arm.graph_check import operators
+        from pocketphi.targets.tvm_arm.package import platform_notes
+
+        ignored = [
+            note for note in notes if " was ignored: " in note
+        ]  # a user's rows of schedules, which no file keeps
+        made = operators(self.folder, program, self.platform, self.described, self._context)
+        return made, [*platform_notes(self.platform), *ignored]
 
     def files(self) -> Collection[str]:
         library = self.described.library

@@ -77,10 +77,7 @@ class TvmBundle(Prepared):
         operators = program.operators().total()
         self.around = _RUNTIME_BYTES + operators * _OPERATOR_BYTES + len(forms) * _KERNEL_BYTES
         self.around += by_row * _ROW_SCALE_BYTES
-        self.notes = [self._platform.described(), *self._platform.notes()]
-        toolchain = self._platform.toolchain()
-        if not toolchain.links:
-            self.notes.append(f"{ARCHIVE} to link into an app: {toolchain.link_line()}")
+        self.notes = platform_notes(self._platform)
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program = self._program
@@ -90,7 +87,9 @@ class TvmBundle(Prepared):
         module, files, more = self._library(folder, described)
         (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
         said = details(self._platform, program.config, described["context"], self._options.kv_cache, files)
-        return Packaged(_operators(module), written.digests, [*self.notes, *more], said, {PARAMS_FILE: written.sha256})
+        return Packaged(
+            operators_of(module), written.digests, [*self.notes, *more], said, {PARAMS_FILE: written.sha256}
+        )
 
     def replace_library(self, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with these options' schedules; its parameters stay. Returns notes."""
@@ -119,6 +118,13 @@ def lowered(
     module = lower(program, platform.isa, schedules, description, cache)
     require_epsilon(module, program.config.rms_norm_eps)
     return module
+
+
+def platform_notes(platform: Platform) -> list[str]:
+    """What a user should know of a library for a platform."""
+    toolchain = platform.toolchain()
+    linked = [] if toolchain.links else [f"{ARCHIVE} to link into an app: {toolchain.link_line()}"]
+    return [platform.described(), *platform.notes(), *linked]
 
 
 def described_text(described: Mapping[str, Any]) -> str:
@@ -189,7 +195,7 @@ def _refuse_unfit(program: Program) -> None:
         )
 
 
-def _operators(module: Any) -> Counter[str]:
+def operators_of(module: Any) -> Counter[str]:
     """Kernels by kind, as often as the function that serves a prompt calls them."""
     called: Counter[str] = Counter()
     for block in module["prefill"].body.blocks:

@@ -24,7 +24,7 @@ CONTENT = {
     "model.mlpackage/Manifest.json": b"{}",
     "empty": b"",
 }
-CHECK = {"name": "\xe9\x1f", "measured": 4.1e-11, "bound": 0, "ok": True, "detail": ""}
+CHECK = {"name": "\xe9\x1f", "measured": 4.1e-11, "bound": 1e-06, "ok": True, "detail": ""}
 CHECKED = {"ok": True, "checks": [CHECK], "quantization_error": {"kl": 2.5}}
 
 

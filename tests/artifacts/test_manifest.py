@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def parsed(data: dict[str, Any]) -> Manifest:
             verification={"ok": False, "checks": CHECKS, "quantization_error": {"kl": 0.5, "top1": 1.0, "tokens": 9.0}}
         ),
         manifest_json(verification={"ok": None, "checks": [], "quantization_error": None, "reason": "no qemu here"}),
-        manifest_json(source={"model": "m", "blake3": "", "notices": ["a", "b"]}),
+        manifest_json(source={"model": "m", "blake3": "0" * 64, "notices": ["a", "b"]}),
         manifest_json(sha256="0" * 64),
     ],
     ids=["plain", "targets", "verified", "not verified", "notices", "sealed"],
@@ -47,6 +48,33 @@ def test_what_is_read_is_written_again(data: dict[str, Any]) -> None:
 
     data["targets"] = {name: ordered(dict(entry)) for name, entry in data["targets"].items()}
     assert json.dumps(parsed(data).as_json()) == json.dumps(data)
+
+
+def checked(measured: float, ok: bool, whole: bool) -> dict[str, Any]:
+    check = {"name": "KL", "measured": measured, "bound": 1e-6, "ok": ok, "detail": ""}
+    return {"verification": {"ok": whole, "checks": [check], "quantization_error": None}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"pocketphi": "new"}, "pocketphi is 'new', expected a version"),
+        ({"versions": {"torch": ""}}, "versions.torch is '', expected a version"),
+        ({"source": {"model": "m", "blake3": "zz"}}, "source.blake3 is 'zz', expected 64 lower-case hex digits"),
+        (
+            {"source": {"model": "m", "blake3": "0" * 64, "adapters": [{"name": "a", "blake3": "0", "weight": 1.0}]}},
+            "source.adapters.0.blake3 is '0', expected 64 lower-case hex digits",
+        ),
+        ({"recipe": {"calibration": "text"}}, "recipe.calibration is 'text', expected 64 lower-case hex digits"),
+        ({"recipe": {"calibration_tokens": 0}}, "recipe.calibration_tokens is 0, expected a positive number"),
+        ({"recipe": {"expected": {"budget": "--bits 4", "kl": -1.0}}}, "recipe.expected.kl is -1.0, expected a number"),
+        (checked(5.0, True, True), "verification.checks.0 is ok with 5.0 over 1e-06"),
+        (checked(5.0, False, True), "verification.ok is true, though 'KL' failed"),
+    ],
+)
+def test_words_that_say_nothing_are_refused(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=re.escape(line)):
+        a_manifest(**changes)
 
 
 def test_fields_without_content_are_left_out() -> None:

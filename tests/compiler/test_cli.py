@@ -172,6 +172,14 @@ def texts_of(command: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]
             yield a.dest, [word for words in line.values() for word in words]
 
 
+@pytest.mark.parametrize("flag", ["--system", "--prompt"])
+def test_a_text_of_other_bytes_is_said_before_the_bundle_is_opened(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "nowhere", flag, "caf\udce9"]) == 2
+    assert capsys.readouterr().err == f"pocketphi: {flag}: the text is no UTF-8 at its character 3\n"
+
+
 def test_an_empty_name_is_not_the_current_folder(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,15 +16,17 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.compiler.compile import compile_model
-from pocketphi.compiler.files_check import details_check, files_check, record_check
+from pocketphi.compiler.files_check import asked_of, details_check, files_check, record_check
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.rebuild import rebuild
+from pocketphi.compiler.recipe_check import recipe_check
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.verify import _lowered
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.program import Program
+from pocketphi.passes.base import PassReport
 from pocketphi.targets.base import Check
 from tests.compiler.test_resealed import resealed
 
@@ -32,18 +34,19 @@ Edit = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def program(tiny_bundle: Path) -> Program:
+def lowered(tiny_bundle: Path) -> tuple[Program, list[PassReport]]:
     manifest = Bundle.open(tiny_bundle).manifest
     return _lowered(rebuild(tiny_bundle, manifest.recipe, open_host(tiny_bundle, manifest).weights()), manifest)
 
 
-def checks(folder: Path, program: Program) -> Iterator[Check]:
+def checks(folder: Path, lowered: tuple[Program, list[PassReport]]) -> Iterator[Check]:
     """Those of files, as verification makes them."""
     manifest = Bundle.open(folder).manifest
-    host = open_host(folder, manifest)
+    host, (program, reports) = open_host(folder, manifest), lowered
     yield record_check(manifest, read_config(folder))
     yield details_check(manifest, "ort-mobile", host, program)
-    yield from host.graph_checks(program)
+    yield recipe_check(manifest, read_config(folder), reports)
+    yield from host.graph_checks(program, asked_of(manifest))
     yield files_check(folder, manifest, [host])
 
 
@@ -93,6 +96,21 @@ def spare(model: onnx.ModelProto) -> None:
     model.graph.initializer[-1].name = "spare"
 
 
+def described(model: onnx.ModelProto) -> None:
+    next(t for t in model.graph.initializer if t.external_data).doc_string = "float32"
+
+
+def longer(name: str) -> Edit:
+    def edit(folder: Path) -> None:
+        with (folder / name).open("ab") as file:
+            file.write(b"more")
+        resealed(folder)
+
+    return edit
+
+
+RULE = {"pattern": "*", "format": "int4", "recipe": "rtn", "parameters": {"block": 32, "symmetric": True}}
+MADE = "words of the manifest that no compile writes"
 LACKS, OTHERWISE = (
     "operators that required_operators.config has otherwise",
     "operations that are not the model's",
@@ -120,19 +138,78 @@ EDITS: dict[str, tuple[Edit, str, str]] = {
         "recipe.accuracy_level is 1, expected 4",
     ),
     "operators": (manifest(lambda m: m["operators"].update(linear=1)), WORDS, "operators are not the graph's"),
+    "a target's operators": (
+        manifest(lambda m: m["targets"]["ort-mobile"]["operators"].update(Cast=1)),
+        WORDS,
+        "ort-mobile.operators are not the files'",
+    ),
+    "a note": (
+        manifest(lambda m: m["targets"]["ort-mobile"].update(notes=["fast"])),
+        WORDS,
+        "ort-mobile.notes: 'fast'",
+    ),
+    "a target's context": (
+        manifest(lambda m: m["targets"]["ort-mobile"].update(context=9)),
+        WORDS,
+        "ort-mobile.context, which no compile writes",
+    ),
+    "no passes": (manifest(lambda m: m.update(passes=[])), MADE, "passes are [], expected ['canonicalize', "),
+    "a pass": (
+        manifest(lambda m: m["passes"][1]["applied"].update(rms_norm=9)),
+        MADE,
+        "passes: fuse-rms-norm: applied is {'rms_norm': 9}, expected {'rms_norm': 7}",
+    ),
+    "what was left alone": (
+        manifest(lambda m: m["passes"][2].update(refused=[["a", "why"]])),
+        MADE,
+        "passes: fuse-attention: refused is (('a', 'why'),), expected ()",
+    ),
+    "a library": (manifest(lambda m: m["versions"].update(other="1.0")), MADE, "versions names other, expected onnx, "),
+    "no library": (manifest(lambda m: m["versions"].pop("torch")), MADE, "versions names no torch"),
+    "a calibration": (
+        manifest(lambda m: m["recipe"].update(calibration="default")),
+        MADE,
+        "recipe.calibration is 'default'; rtn has no use for it",
+    ),
+    "a searched recipe": (
+        manifest(lambda m: m["recipe"].update(name="search")),
+        MADE,
+        "recipe.calibration is None; search has a use for it",
+    ),
+    "bits of a tied embedding": (
+        manifest(lambda m: m["recipe"].update(embedding_bits=5)),
+        MADE,
+        "recipe: --embedding-bits 5: expected 4 or 8",
+    ),
+    "rules beside fields": (
+        manifest(lambda m: m["recipe"].update(rules=[RULE, {**RULE, "recipe": "search"}])),
+        MADE,
+        "recipe.rules say what the rest of it says",
+    ),
+    "metadata": (
+        graph(lambda model: model.metadata_props.add(key="license", value="MIT")),
+        OTHERWISE,
+        "first 'metadata_props'",
+    ),
+    "a version": (graph(lambda model: setattr(model, "ir_version", 9)), OTHERWISE, "first 'ir_version'"),
+    "a producer": (graph(lambda model: setattr(model, "producer_version", "9")), OTHERWISE, "first 'producer_version'"),
+    "a text": (graph(described), OTHERWISE, "first 'model.embed_tokens.weight"),
+    "bytes behind the weights": (longer("model.onnx.data"), OTHERWISE, "first 'model.onnx.data: "),
 }
 
 
-def test_what_a_compile_writes_passes(tiny_bundle: Path, program: Program) -> None:
-    assert [check for check in checks(tiny_bundle, program) if not check.ok] == []
+def test_what_a_compile_writes_passes(tiny_bundle: Path, lowered: tuple[Program, list[PassReport]]) -> None:
+    assert [check for check in checks(tiny_bundle, lowered) if not check.ok] == []
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_is_seen(name: str, tiny_bundle: Path, program: Program, tmp_path: Path) -> None:
+def test_an_edit_is_seen(
+    name: str, tiny_bundle: Path, lowered: tuple[Program, list[PassReport]], tmp_path: Path
+) -> None:
     edit, check, detail = EDITS[name]
     folder = shutil.copytree(tiny_bundle, tmp_path / "b")
     edit(folder)
-    found = [one for one in checks(folder, program) if not one.ok]
+    found = [one for one in checks(folder, lowered) if not one.ok]
     assert [one.name for one in found] == [check]
     assert found[0].detail.startswith(detail)
 
@@ -159,6 +236,32 @@ def test_a_byte_of_the_single_file(tmp_path: Path) -> None:
     assert ort_file_check(folder).ok
     path.write_bytes(content[:-5000] + bytes([content[-5000] ^ 1]) + content[-4999:])
     assert ort_file_check(folder).detail == "first 'lm_head.weight.q'"
+
+
+WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+
+
+def overwrite(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def longer_by(path: Path, count: int) -> None:
+    path.write_bytes(path.read_bytes() + bytes(count))
+
+
+def model(change: Callable[[Any], None]) -> Edit:
+    def edit(folder: Path) -> None:
+        from pocketphi.targets.coreml.mlpackage import find_model
+        from pocketphi.targets.coreml.proto import model_pb2
+
+        path, message = find_model(folder / "model.mlpackage"), model_pb2().Model()
+        message.ParseFromString(path.read_bytes())
+        change(message)
+        path.write_bytes(message.SerializeToString(deterministic=True))
+
+    return edit
 
 
 def vectors(change: Callable[[dict[str, Any]], object]) -> Edit:
@@ -203,6 +306,25 @@ def test_the_other_files_of_a_package(tmp_path: Path) -> None:
         found.append(beside(folder).removeprefix("first ") == odd)
     assert found == [True] * len(edits)
     host = open_host(good, said)
-    wanted = host.details(_lowered(rebuild(good, said.recipe, host.weights()), said))
+    program, _ = _lowered(rebuild(good, said.recipe, host.weights()), said)
+
+    def graph_of(folder: Path) -> str:
+        (check,) = open_host(folder, said).graph_checks(program, asked_of(said))
+        return check.detail
+
+    def licensed(model: Any) -> None:
+        model.description.metadata.license = "MIT"
+
+    others: dict[str, Edit] = {
+        "the texts that describe it, or a field that Core ML does not know": model(licensed),
+        "weight.bin: what stands at byte 0": lambda folder: overwrite(folder / WEIGHTS, 32),
+        "weight.bin: 90816 bytes, expected 90752": lambda folder: longer_by(folder / WEIGHTS, 64),
+    }
+    assert not graph_of(good).startswith("first")
+    for odd, edit in others.items():
+        folder = shutil.copytree(good, tmp_path / odd[:14].replace(":", str(len(odd))))
+        edit(folder)
+        assert graph_of(folder) == f"first {odd}"
+    wanted = host.details(_lowered(rebuild(good, said.recipe, host.weights()), said)[0])
     assert wanted == {name: said.targets["coreml"].details[name] for name in wanted}
     assert len(wanted) > 10

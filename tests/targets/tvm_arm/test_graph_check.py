@@ -14,6 +14,7 @@ pytest.importorskip("tvm")
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.files_check import asked_of
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.rebuild import rebuild
@@ -37,7 +38,8 @@ class Made:
     program: Program
 
     def check(self, folder: Path) -> Check:
-        (check,) = open_host(folder, Bundle.open(self.folder, check=False).manifest).graph_checks(self.program)
+        said = Bundle.open(self.folder, check=False).manifest
+        (check,) = open_host(folder, said).graph_checks(self.program, asked_of(said))
         return check
 
 
@@ -51,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = built(tmp_path_factory.mktemp("tvm") / "b", os="host")
     manifest = Bundle.open(folder).manifest
     rebuilt = rebuild(folder, manifest.recipe, open_host(folder, manifest).weights())
-    return Made(folder, _lowered(rebuilt, manifest))
+    return Made(folder, _lowered(rebuilt, manifest)[0])
 
 
 def test_what_a_compile_writes_passes(made: Made) -> None:
@@ -133,7 +135,7 @@ def test_files_that_do_not_run_here_are_compared(made: Made, tmp_path: Path, mon
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
     folder = built(tmp_path / "b", os="android")
     manifest = Bundle.open(folder).manifest
-    (check,) = open_host(folder, manifest).graph_checks(made.program)
+    (check,) = open_host(folder, manifest).graph_checks(made.program, asked_of(manifest))
     assert (check.ok, check.detail) == (True, "3 files, libmodel.a built again")
     path = folder / "libmodel.a"
     path.write_bytes(turned(path.stat().st_size // 2)(path.read_bytes()))
