@@ -24,7 +24,7 @@ from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.plan import check_targets, decide, lower
+from pocketphi.compiler.plan import check_model, check_targets, decide, lower
 from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.smoothing import scales_check, smoothed
@@ -65,6 +65,7 @@ def compile_model(
     check_replaceable(options.out, options.force)
     check_targets(options)
     source, text = opened(options)
+    check_model(source.config, options)
     for notice in (*source.notices, *text.notices):
         ui.say(notice)
     if options.verify == "always":

@@ -31,7 +31,7 @@ from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import MAX_VALUES
-from pocketphi.targets import find_target, packages_of
+from pocketphi.targets import TARGETS, find_target, packages_of
 from pocketphi.targets.base import Prepared, check_formats
 from pocketphi.targets.memory import Footprint
 
@@ -75,6 +75,7 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     """
     check_targets(options)
     source, text = opened(options)
+    check_model(source.config, options)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     start = resident_now()
@@ -193,6 +194,19 @@ def check_targets(options: CompileOptions) -> None:
     """Raise CannotRun, before any work, where a target's packages are not installed."""
     for one in options.of_targets:
         find_target(one.target).check_installed(one)
+
+
+def check_model(config: ModelConfig, options: CompileOptions) -> None:
+    """Raise InputError, before any work, where a target or an option cannot have a model's experts."""
+    if config.experts is None:
+        return
+    what = f"a {config.form.name} has {config.experts.count} experts a layer, of which a token reads {config.experts.chosen}"
+    able = [name for name in TARGETS if find_target(name).routes_experts]
+    for name in options.target_names:
+        if not find_target(name).routes_experts:
+            raise InputError(f"{name}: {what}; its files would read all of them: compile for {' or '.join(able)}")
+    if options.spends:
+        raise InputError(f"{what}: what rounding each would cost is not measured; name a --recipe, --block or --policy")
 
 
 def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
