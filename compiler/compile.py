@@ -132,7 +132,8 @@ def calibrate(
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     rows = calibration_tokens(source, options, ui)
     cache = WeightCache(options.cache or default_folder(), source)
-    with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
+    found = program.operators()
+    with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored

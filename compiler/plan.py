@@ -187,6 +187,8 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
     statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
     measuring = statistics + tokens * (columns + 4 * hidden) + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
+    if config.experts:  # of all of a layer, in float and as they were rounded
+        largest *= 2
     return now + max(streaming, 4 * max(running, measuring, largest))
 
 

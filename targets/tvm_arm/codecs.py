@@ -77,7 +77,7 @@ class BlocksCodec:
         if routed.rows % f.isa.lanes:
             raise InputError(
                 f"tvm-arm: an expert has {routed.rows} rows, which are no multiple of {f.isa.lanes}, as {f.isa.name} wants "
-                "them; compile for another --isa, or for ort-mobile"
+                "them; choose another --cpu, or compile for ort-mobile"
             )
         kernel = f.kernels.get("experts", experts, routed)
         f.values[node] = f.call(kernel, [f.value(chosen), f.value(x), *held], routed.rows, f.rows(node))
