@@ -124,11 +124,7 @@ class QuantizeWeights(Pass):
 
 
 def check_experts(name: str, rows: Any, quantizer: Quantizer) -> None:
-    """rows: of an expert. Raises InputError where rows of two experts would share a table, or inputs would be measured."""
-    if quantizer.calibrates:
-        raise InputError(
-            f"{name}: the inputs of experts are not measured; choose --recipe rtn, or a rule with it for them"
-        )
+    """rows: of an expert. Raises InputError where rows of two experts would share a table."""
     if rows % quantizer.group:
         raise InputError(
             f"{name}: an expert has {rows} rows, which are no multiple of the {quantizer.group} that share a table; "
