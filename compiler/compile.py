@@ -24,7 +24,7 @@ from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.plan import check_targets, decide, lower
+from pocketphi.compiler.plan import check_model, check_targets, decide, lower
 from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.smoothing import scales_check, smoothed
@@ -65,6 +65,7 @@ def compile_model(
     check_replaceable(options.out, options.force)
     check_targets(options)
     source, text = opened(options)
+    check_model(source.config, options)
     for notice in (*source.notices, *text.notices):
         ui.say(notice)
     if options.verify == "always":
@@ -131,7 +132,8 @@ def calibrate(
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     rows = calibration_tokens(source, options, ui)
     cache = WeightCache(options.cache or default_folder(), source)
-    with ui.task("calibrate and quantize", program.operators()["linear"], "weights") as advance:
+    found = program.operators()
+    with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored

@@ -9,12 +9,15 @@ _FUSED = {
     "edge.sparse_attention": ("block-sparse attention block", "block-sparse attention blocks"),
     "edge.gated_silu": ("gated MLP", "gated MLPs"),
     "edge.gegelu": ("gated MLP", "gated MLPs"),
+    "edge.route": ("choice of experts", "choices of experts"),
+    "edge.combine": ("sum of experts", "sums of experts"),
     "edge.add_rms_norm": ("norm with the sum before it", "norms, each with the sum before it"),
     "edge.rms_norm": ("norm alone", "norms alone"),
 }
 """Operators that stand for many of the traced graph: one, several."""
 _FORMATS = {"nbits": "int4", "palette": "palettes"}
-_FLOAT = {"linear": ("matrix", "matrices"), "embedding": ("embedding", "embeddings")}
+_EXPERTS = ("matrix of all experts", "matrices of all experts")
+_FLOAT = {"linear": ("matrix", "matrices"), "embedding": ("embedding", "embeddings"), "edge.experts": _EXPERTS}
 _UNSAID = ("getitem", "edge.last_token")
 
 
@@ -39,7 +42,11 @@ def graph_rows(operators: Mapping[str, int]) -> list[tuple[str, str]]:
 def _quantized(left: dict[str, int]) -> str:
     """The weights in few bits, which are taken out of `left`: `121 matrices and the embedding in int4`."""
     kinds: dict[str, list[str]] = {}
-    for what, words in (("matmul", ("matrix", "matrices")), ("embedding", ("embedding", "embeddings"))):
+    for what, words in (
+        ("matmul", ("matrix", "matrices")),
+        ("experts", _EXPERTS),
+        ("embedding", ("embedding", "embeddings")),
+    ):
         for name in [name for name in left if name.startswith(f"edge.{what}_")]:
             suffix = name.removeprefix(f"edge.{what}_")
             kinds.setdefault(_FORMATS.get(suffix, suffix), []).append(_count(left.pop(name), *words))

@@ -31,7 +31,7 @@ from pocketphi.passes.base import PassReport
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import MAX_VALUES
-from pocketphi.targets import find_target, packages_of
+from pocketphi.targets import TARGETS, find_target, packages_of
 from pocketphi.targets.base import Prepared, check_formats
 from pocketphi.targets.memory import Footprint
 
@@ -75,6 +75,7 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     """
     check_targets(options)
     source, text = opened(options)
+    check_model(source.config, options)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     start = resident_now()
@@ -186,6 +187,8 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
     statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
     measuring = statistics + tokens * (columns + 4 * hidden) + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
+    if config.experts:  # of all of a layer, in float and as they were rounded
+        largest *= 2
     return now + max(streaming, 4 * max(running, measuring, largest))
 
 
@@ -193,6 +196,19 @@ def check_targets(options: CompileOptions) -> None:
     """Raise CannotRun, before any work, where a target's packages are not installed."""
     for one in options.of_targets:
         find_target(one.target).check_installed(one)
+
+
+def check_model(config: ModelConfig, options: CompileOptions) -> None:
+    """Raise InputError, before any work, where a target or an option cannot have a model's experts."""
+    if config.experts is None:
+        return
+    what = f"a {config.form.name} has {config.experts.count} experts a layer, of which a token reads {config.experts.chosen}"
+    able = [name for name in TARGETS if find_target(name).routes_experts]
+    for name in options.target_names:
+        if not find_target(name).routes_experts:
+            raise InputError(f"{name}: {what}; its files would read all of them: compile for {' or '.join(able)}")
+    if options.spends:
+        raise InputError(f"{what}: what rounding each would cost is not measured; name a --recipe, --block or --policy")
 
 
 def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:

@@ -43,6 +43,19 @@ class BlockSparse:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The experts of a layer's MLP, of which each token goes through some.
+
+    count: of a layer; chosen: for a token
+    threshold: of the router's scores, how far below the largest one they count, relative to their size (`edge.route`)
+    """
+
+    count: int
+    chosen: int
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Form:
     """What a model is traced, saved and verified as: a class of transformers, or one of ours. `graph/models/` has one for each.
 
@@ -54,6 +67,8 @@ class Form:
     folds:        (the ending of a projection's name, that of the norm before it), within a layer
     build:        makes the module that is traced, of a config with untied embeddings; None: transformers' class does. Its
                   method `make_constants(config)` makes what is no weight, which has values when the module has none yet
+    in_float:     the endings of names of matrices that are not quantized
+    routed:       of those that hold the rows of all experts, one expert after the other
     """
 
     name: str
@@ -63,6 +78,8 @@ class Form:
     settings: Callable[[ModelConfig], dict[str, Any]]
     folds: tuple[tuple[str, str], ...]
     build: Callable[[ModelConfig], Any] | None = None
+    in_float: tuple[str, ...] = ()
+    routed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class ModelConfig:
     """What the compiler needs to know of a model. Lengths are in tokens, sizes in elements.
 
     sparse: of the layers that are block-sparse, all but the last of each of the form's periods; None where none is
+    experts: of each layer's MLP; None where it is one for all tokens
     own:    what only this form has, in a frozen dataclass of the model's file
     where:  the file that says so, for the message where sizes do not fit each other: an InputError
     """
@@ -93,6 +111,7 @@ class ModelConfig:
     pad: int | None
     form: Form = field(repr=False)
     sparse: BlockSparse | None = None
+    experts: Experts | None = None
     own: Any = None
     where: InitVar[str] = "config"
 
@@ -129,7 +148,15 @@ class ModelConfig:
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Those that can be quantized: name → [N, K]."""
-        return {name: (shape[0], shape[1]) for name, shape in self.tensors().items() if len(shape) == 2}
+        return {
+            name: (shape[0], shape[1])
+            for name, shape in self.tensors().items()
+            if len(shape) == 2 and not name.endswith(self.form.in_float)
+        }
+
+    def experts_of(self, name: str) -> int:
+        """How many experts a matrix holds the rows of; 1 for that of no expert."""
+        return self.experts.count if self.experts and name.endswith(self.form.routed) else 1
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` of the class that the model is compiled as."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pocketphi.graph import experts as reference
 from pocketphi.graph.formats import FORMATS, Format
 from pocketphi.graph.operators import EdgeOperator, edge_operator
 
@@ -183,6 +184,45 @@ ATTENTIONS = ("edge.attention", "edge.sparse_attention")
 """The names of both; their first eleven arguments are the same."""
 
 
+@edge_operator("route")
+def route(x: Tensor, weight: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The two experts of each token, and their shares: see `graph.experts.route`. x: float32 [B, S, K], weight [E, K]."""
+    return reference.route(x, weight, threshold)
+
+
+route.register_fake(
+    lambda x, weight, threshold: (
+        x.new_empty(*x.shape[:-1], 2),
+        x.new_empty(*x.shape[:-1], 2, dtype=torch.int64),
+    )
+)
+
+
+@edge_operator("experts")
+def experts(x: Tensor, chosen: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Products with the matrices of the chosen experts, out of `count` whose rows lie one after the other.
+
+    x: float32 [B, S, K], or [B, S, T, K] with an input for each expert; chosen: int64 [B, S, T]; weight: float32
+    [count · N, K]. Returns float32 [B, S, T, N]. A target reads the rows of the chosen experts only.
+    """
+    size = weight.shape[0] // count
+    return reference.routed(x, chosen, size, lambda number: weight[number * size : (number + 1) * size])
+
+
+experts.register_fake(
+    lambda x, chosen, weight, count: x.new_empty(*chosen.shape, weight.shape[0] // count),
+)
+
+
+@edge_operator("combine")
+def combine(x: Tensor, shares: Tensor) -> Tensor:
+    """The sum of what a token's experts make, by their shares. float32 [B, S, T, K], [B, S, T] → [B, S, K]."""
+    return (x * shares[..., None]).sum(2)
+
+
+combine.register_fake(lambda x, shares: x.new_empty(*x.shape[:2], x.shape[3]))
+
+
 @edge_operator("last_token")
 def last_token(x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """The last real token of each row: float32 [B, S, K] → [B, 1, K].
@@ -198,30 +238,45 @@ last_token.register_fake(lambda x, attention_mask, position_ids: x.new_empty(x.s
 
 
 @functools.cache
-def operators_of(form: type[Format]) -> tuple[Any, Any]:
+def operators_of(form: type[Format]) -> tuple[Any, Any, Any]:
     """The operators that read weights of a format, which are defined when they are first asked for.
 
     `edge::matmul_…(x, *parts)`: x · Wᵀ, float32 [B, S, K] → [B, S, N]
     `edge::embedding_…(ids, *parts)`: rows of W, int64 [B, S] → float32 [B, S, K]
+    `edge::experts_…(x, chosen, count, *parts)`: as `edge.experts`
     """
 
     def shape(parts: tuple[Tensor, ...]) -> tuple[int, int]:
         return form.shape_of(dict(zip(form.part_names(), parts)))
 
+    def experts_of(x: Tensor, chosen: Tensor, count: int, *parts: Tensor) -> Tensor:
+        def matrix(number: int) -> Tensor:
+            rows = [p if p is None else p[number * len(p) // count : (number + 1) * len(p) // count] for p in parts]
+            return form(*rows).dequantize()
+
+        return reference.routed(x, chosen, shape(parts)[0] // count, matrix)
+
     return (
         _define(
             f"matmul_{form.suffix}",
-            "x",
+            "Tensor x",
             form,
             lambda x, *parts: functional.linear(x, form(*parts).dequantize()),
             lambda x, *parts: x.new_empty(*x.shape[:-1], shape(parts)[0]),
         ),
         _define(
             f"embedding_{form.suffix}",
-            "ids",
+            "Tensor ids",
             form,
             lambda ids, *parts: form(*parts).take(ids.reshape(-1)).view(*ids.shape, -1),
             lambda ids, *parts: ids.new_empty(*ids.shape, shape(parts)[1], dtype=torch.float32),
+        ),
+        _define(
+            f"experts_{form.suffix}",
+            "Tensor x, Tensor chosen, int count",
+            form,
+            experts_of,
+            lambda x, chosen, count, *parts: x.new_empty(*chosen.shape, shape(parts)[0] // count),
         ),
     )
 
@@ -230,7 +285,7 @@ def _define(
     name: str, first: str, form: type[Format], run: Callable[..., Tensor], shape_only: Callable[..., Tensor]
 ) -> Any:
     parts = "".join(f", Tensor? {p}=None" if p in form.optional() else f", Tensor {p}" for p in form.part_names())
-    schema = f"(Tensor {first}{parts}) -> Tensor"
+    schema = f"({first}{parts}) -> Tensor"
     EdgeOperator(name, run, schema).register_fake(shape_only)
     return getattr(torch.ops.edge, name).default
 

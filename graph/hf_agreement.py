@@ -18,7 +18,7 @@ from pocketphi.graph.models import find_model
 from pocketphi.graph.models.base import Model
 from pocketphi.graph.packed import KEYS as QUANTIZED
 from pocketphi.graph.reading import show
-from pocketphi.graph.transformers_inside import Probe, probe
+from pocketphi.graph.transformers_inside import Probe, has_class, probe
 
 _OTHERWISE = frozenset(
     """
@@ -39,7 +39,7 @@ def check_agreement(settings: Mapping[str, Any], config: ModelConfig, where: str
     transformers has no class for, nothing can be asked.
     """
     model, layers = find_model(settings, where), config.form.period
-    if config.form.build:
+    if not has_class(model.architecture):
         return
     try:
         theirs = probe(model.architecture, _spelled(settings, model), layers)
@@ -57,7 +57,7 @@ def check_agreement(settings: Mapping[str, Any], config: ModelConfig, where: str
             raise InputError(
                 f"{where}: {name} is {show(came)} to transformers, which changes the model; expected {show(expected)}"
             )
-    _check_tensors(theirs, model.stored_shapes(replace(config, layers=layers)), where)
+    _check_tensors(theirs, model.stored_shapes(replace(config, layers=layers), theirs.shapes), where)
     if model.architecture == config.form.architecture:
         _check_rotary(theirs, ours, 0, where)
     else:

@@ -66,9 +66,9 @@ class HfFolder(Checkpoint):
         self.notices = (*self.notices, *weights.notices)
         found = assign(self.config, self.family, weights, str(folder), read.packing)
         self._stored = found.plain
-        self._pieces = self.family.pieces(self.config)
+        self._pieces = self.family.pieces(self.config, weights.tensors)
         self._rows = RowReader({file.path: file.version for file in weights.files})
-        shapes = self.family.stored_shapes(self.config)
+        shapes = self.family.stored_shapes(self.config, weights.tensors)
         self._packed = {
             name: read.packing.matrix(module, (shapes[name][0], shapes[name][1]), parts, self._rows)
             for name, (module, parts) in found.packed.items()

@@ -100,7 +100,7 @@ def assign(config: ModelConfig, model: Model, weights: Weights, where: str, pack
             f"{where}: config.json says num_hidden_layers = {config.layers:,}, each of six tensors, but the files hold "
             f"{len(weights.tensors)} tensors"
         )
-    wanted = model.stored_shapes(config)
+    wanted = model.stored_shapes(config, weights.tensors)
     groups, rest = _packed_groups(weights.tensors, packing)
     named: dict[str, str] = {}
     odd = []
@@ -132,7 +132,7 @@ def assign(config: ModelConfig, model: Model, weights: Weights, where: str, pack
     tied = config.tied_embeddings and not {HEAD} & (ours.keys() | packed.keys())
     needed = {n: shape for n, shape in wanted.items() if n not in packed and not (tied and n == HEAD)}
     check_shapes(needed, {name: place.info for name, place in ours.items()}, where)
-    return Assigned(ours, packed)
+    return Assigned({name: place.in_rows() for name, place in ours.items()}, packed)
 
 
 def _move_head(held: dict[str, Any], there: Set[str]) -> None:

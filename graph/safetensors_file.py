@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +67,10 @@ class Stored:
     @property
     def info(self) -> TensorInfo:
         return TensorInfo(self.shape, DTYPES[self.dtype][0])
+
+    def in_rows(self) -> Stored:
+        """The tensor with the rows of all of its blocks [B, R, K] one after the other: [B · R, K]."""
+        return replace(self, shape=(self.shape[0] * self.shape[1], self.shape[2])) if len(self.shape) > 2 else self
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class BySafetensors:
         where = folder / "config.json"
         data = json.loads(where.read_bytes())
         model = find_model(data, str(where))
-        self._pieces, self._shapes = model.pieces(config), model.stored_shapes(config)
+        self._pieces = model.pieces(config, self._holds)
+        self._shapes = model.stored_shapes(config, self._holds)
         self._packing = read_packing(data, str(where))
 
     def off(self, text: Mapping[str, bytes]) -> list[str]:
@@ -59,7 +60,9 @@ class BySafetensors:
                 rows, columns = self._shapes[name]
                 return packing.second(functools.partial(self._part, module), number, (rows, columns))
             if spelled in self._holds:
-                row: torch.Tensor = self._holds[spelled].get_slice(spelled)[number]
+                stored = self._holds[spelled].get_slice(spelled)
+                block, number = divmod(number, stored.get_shape()[1]) if len(stored.get_shape()) > 2 else (None, number)
+                row: torch.Tensor = stored[number] if block is None else stored[block, number]
                 return row.float()
         raise LookupError(name)
 

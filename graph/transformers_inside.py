@@ -2,7 +2,8 @@
 
 A minor release of transformers may change any of it. tests/graph/test_transformers_inside.py says which piece broke; the
 pieces are: a config class found by its model's class, `_attn_implementation`, what a model asks of its cache (`FlatCache`),
-the module `model.rotary_emb` with `inv_freq` and `attention_scaling`, and LongRoPE's function in ROPE_INIT_FUNCTIONS.
+the module `model.rotary_emb` with `inv_freq` and `attention_scaling`, LongRoPE's function in ROPE_INIT_FUNCTIONS, and
+`_experts_implementation`.
 """
 
 from __future__ import annotations
@@ -92,14 +93,32 @@ def probe(architecture: str, settings: Mapping[str, Any], layers: int) -> Probe:
     types = settings.get("layer_types")
     kinds = {"layer_types": types[:layers]} if isinstance(types, list) else {}
     made = make_config(architecture, {**settings, **kinds, "num_hidden_layers": layers})
+    made._experts_implementation = "batched_mm"  # its own loop asks for values
     made.__class__ = Recording
     with torch.device("meta"), torch.no_grad():
         tokens = torch.zeros(1, 3, dtype=torch.int64)
         model = make_model(architecture, made)
+        inner = _inner(model)
+        inner.rotary_emb = _WithValues(inner.rotary_emb, made)
         model(tokens, use_cache=True)
+    inner.rotary_emb = inner.rotary_emb.own
     made.__class__ = kind
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Probe(made, frozenset(read), shapes, rotary_of(model, made))
+
+
+class _WithValues(torch.nn.Module):
+    """A rotary embedding that is run with values in a model without: some ask which of two lengths a text has."""
+
+    def __init__(self, rotary: torch.nn.Module, config: Any) -> None:
+        super().__init__()
+        with torch.device("cpu"):
+            self.own = type(rotary)(config)
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.device("cpu"):
+            made = self.own(torch.zeros(1, dtype=x.dtype), torch.arange(position_ids.shape[-1])[None])
+        return tuple(one.to(x.device) for one in made)
 
 
 def rotary_of(model: Any, config: Any) -> dict[str, torch.Tensor]:
@@ -114,7 +133,17 @@ def rotary_of(model: Any, config: Any) -> dict[str, torch.Tensor]:
         switch = config.rope_parameters["original_max_position_embeddings"]
         found["switch"] = torch.tensor(switch)
         found["long frequencies"] = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=switch + 1)[0]
+        for name in ("short_mscale", "long_mscale"):
+            if config.rope_parameters.get(name) is not None:
+                found[name] = torch.tensor(config.rope_parameters[name], dtype=torch.float64)
     return found
+
+
+def has_class(architecture: str) -> bool:
+    """Whether transformers has a class of its own for a model."""
+    import transformers
+
+    return getattr(transformers, architecture, None) is not None
 
 
 def _inner(model: Any) -> Any:

@@ -30,11 +30,12 @@ from pocketphi.graph.program import Program, Weights, evaluate
 from pocketphi.graph.sealed import forget_oldest
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
-from pocketphi.passes.quantizers import Statistics
+from pocketphi.passes.quantizers import ExpertInputs, Statistics
 from pocketphi.passes.resume import Stream
 from pocketphi.passes.weight_cache import StoredWeight, WeightCache
 
 aten = torch.ops.aten
+_EXPERTS = torch.ops.edge.experts.default
 
 WINDOW = 512
 """Tokens in one calibration sequence."""
@@ -109,10 +110,10 @@ def quantize_calibrated(
         progress()
     computed = cache.computed
 
-    def quantize(weight: fx.Node, x: torch.Tensor | None) -> LazyWeight | None:
+    def quantize(weight: fx.Node, measure: Callable[[], Statistics | ExpertInputs | None]) -> LazyWeight | None:
         name = str(weight.target)
         if name in calibrated and name not in stored:
-            stored[name] = cache.quantized(calibrated[name], None if x is None else _statistics(x))
+            stored[name] = cache.quantized(calibrated[name], measure())
             progress()
         return stored.get(name) or weights.get(name)
 
@@ -121,9 +122,12 @@ def quantize_calibrated(
         if node in stream.cuts and cache.computed > computed:
             stream.save(node, args, {name: weight.path.name for name, weight in stored.items()})
             computed = cache.computed
+        if node.target is _EXPERTS:
+            made = quantize(node.args[2], lambda: _expert_inputs(args[0], args[1], args[3]))  # type: ignore[arg-type]
+            return None if made is None else _both(made, *args)
         if node.target is not aten.linear.default:
             return None
-        made = quantize(node.args[1], args[0])  # type: ignore[arg-type]
+        made = quantize(node.args[1], lambda: _statistics(args[0]))  # type: ignore[arg-type]
         if made is None:
             return None
         x, w, *bias = args
@@ -134,10 +138,10 @@ def quantize_calibrated(
 
     inputs = program.prefill_inputs(tokens.repeat(2, 1))
     hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe, given)[head.args[0]]
-    quantize(head.args[1], hidden)
+    quantize(head.args[1], lambda: _statistics(hidden))
     for node in program.graph.nodes:
         if node.target is aten.embedding.default:  # a tied one is done: the head's inputs tell more
-            quantize(node.args[0], None)
+            quantize(node.args[0], lambda: None)
     cache.remember(key, stored)
     _forget(path)
     return dict(stored)
@@ -163,11 +167,11 @@ def _resumed(
 
 
 def _quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
-    """Weights of linear layers and of embeddings: name → how they will be quantized."""
+    """Weights of linear layers, of experts and of embeddings: name → how they will be quantized."""
     found = {}
     for node in program.graph.nodes:
-        if node.target is aten.linear.default:
-            name = str(node.args[1].target)
+        if node.target in (aten.linear.default, _EXPERTS):
+            name = str(node.args[1 if node.target is aten.linear.default else 2].target)
         elif node.target is aten.embedding.default:
             name = str(node.args[0].target)
         else:
@@ -190,3 +194,29 @@ def _statistics(x: torch.Tensor) -> Statistics:
     """Of float32 [2B, S, K]: the inputs with float weights, then those with quantized ones."""
     exact, met = (half.flatten(0, -2) for half in x.chunk(2))
     return Statistics.of(met, exact)
+
+
+def _expert_inputs(x: torch.Tensor, chosen: torch.Tensor, count: int) -> ExpertInputs:
+    """Of each expert, the inputs of the tokens that go through it with quantized weights, and what the float model has there.
+
+    x: float32 [2B, S, K], a token's own whatever it goes through, or [2B, S, T, K], where only those count that go through it
+    with float weights too. Both halves are in the order of tokens.
+    """
+    each = x if x.dim() == 4 else x[:, :, None].expand(*chosen.shape, -1)
+    (exact, met), (by_float, by_met) = each.chunk(2), chosen.chunk(2)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for number in range(count):
+        here = by_met == number
+        if x.dim() == 3:
+            found.append((met[here], exact[here]))
+            continue
+        there = by_float == number
+        both = (here.any(-1) & there.any(-1))[..., None]
+        found.append((met[here & both], exact[there & both]))
+    return ExpertInputs(tuple(one for one, _ in found), tuple(one for _, one in found))
+
+
+def _both(made: LazyWeight, x: torch.Tensor, chosen: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
+    """What experts make of both halves, each with its own weights."""
+    halves = zip(x.chunk(2), chosen.chunk(2), (weight, weight_of(materialize(made)).dequantize()))
+    return torch.cat([_EXPERTS(of, by, matrix, count) for of, by, matrix in halves])

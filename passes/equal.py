@@ -20,15 +20,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from pocketphi.graph.config import EMBEDDING, ModelConfig, layer_of
+from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.errors import CompilerBug
+from pocketphi.graph.experts import routed
 from pocketphi.graph.lazy_weights import LazyWeight
-from pocketphi.graph.program import Program, Reader, Weights, stepwise
+from pocketphi.graph.program import Program, Reader, Weights, shape_of, stepwise
 from pocketphi.graph.threads import one_thread
 
 aten = torch.ops.aten
 
-_READERS: dict[Any, int] = {aten.linear.default: 1, aten.embedding.default: 0}
+_EXPERTS = torch.ops.edge.experts.default
+_READERS: dict[Any, int] = {aten.linear.default: 1, aten.embedding.default: 0, _EXPERTS: 2}
 """Operators that read a matrix of the checkpoint, and which of their arguments it is."""
 
 _ALL_BELOW = 1 << 28
@@ -245,8 +247,7 @@ def _compare_layer(
     for side in sides:
         given = {}
         for node, name in side.readers.items():
-            rows, columns = weights[name].parts[""].shape
-            shape = case.batch, case.length, columns if name == EMBEDDING else rows
+            shape = case.batch, case.length, *map(int, shape_of(node)[2:])
             given[node] = _random_view(shape, _number(name) % _OFFSETS)
         step = next(side.run(case, side.inputs_of(layer), given))
         if step.weight:
@@ -296,6 +297,8 @@ class _Products:
 
     def of(self, name: str, target: Any, cases: Sequence[tuple[Any, ...]]) -> list[torch.Tensor]:
         """The values for each case, out of the arguments of its node."""
+        if target is _EXPERTS:
+            return self._of_experts(name, cases)
         embeds = target is aten.embedding.default
         inputs = [args[1] if embeds else args[0] for args in cases]
         flat = torch.cat([x.flatten(0, 1) for x in inputs])
@@ -311,6 +314,27 @@ class _Products:
         bias = next((args[2] for args in cases if not embeds and len(args) > 2), None)
         shaped = [piece.view(*x.shape[:2], -1) for piece, x in zip(pieces, inputs)]
         return shaped if bias is None else [piece + bias for piece in shaped]
+
+    def _of_experts(self, name: str, cases: Sequence[tuple[Any, ...]]) -> list[torch.Tensor]:
+        """The same of experts' matrices, of which the chosen ones are read."""
+        found, weight = [], self._weights[name]
+        computed = self._all or layer_of(name) in self._chosen
+        if computed:
+            self.computed.add(name)
+        for x, chosen, _, count in cases:
+            size = weight.parts[""].shape[0] // count
+            if computed:
+                found.append(routed(x, chosen, size, functools.partial(_expert, weight, size)))
+                continue
+            each = x if x.dim() == 4 else x[:, :, None].expand(*chosen.shape, -1)
+            # another stand-in for every expert, too
+            turned = each.flatten(0, 2) * (1 + chosen.reshape(-1, 1) / count)
+            found.append(_stand_in(name, turned, size).view(*chosen.shape, -1))
+        return found
+
+
+def _expert(weight: LazyWeight, size: int, number: int) -> torch.Tensor:
+    return weight.read(number * size, (number + 1) * size)[""]
 
 
 def _multiply(x: torch.Tensor, weight: LazyWeight) -> torch.Tensor:

@@ -18,7 +18,10 @@ from torch import fx
 from pocketphi.graph.program import Program, op_name
 from pocketphi.passes.base import Pass, PassReport
 
-_BY_POSITION = ("add", "mul", "layer_norm", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu", "edge.gegelu")
+_BY_POSITION = (
+    *("add", "mul", "layer_norm", "edge.rms_norm", "edge.add_rms_norm", "edge.gated_silu", "edge.gegelu"),
+    *("edge.route", "edge.combine"),
+)
 """Operators whose result at a position comes from their inputs at that position; so does that of projections."""
 
 
@@ -62,7 +65,7 @@ def _late(program: Program, head: fx.Node) -> list[fx.Node]:
 
 def _is_projection(node: fx.Node) -> bool:
     """A product with a weight, of whatever format."""
-    return op_name(node) == "linear" or op_name(node).startswith("edge.matmul_")
+    return op_name(node) == "linear" or op_name(node).startswith(("edge.matmul_", "edge.experts"))
 
 
 def _is_projection_with_bias(node: fx.Node) -> bool:

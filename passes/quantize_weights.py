@@ -1,5 +1,6 @@
 """Before: `linear(x, W)`, `embedding(W, ids)`.  After: `edge.matmul_nbits(x, q, scale, zero)`, `edge.embedding_nbits(ids, …)`,
-or the operators of another format. `linear(x, W, b)` becomes the product and the sum behind it.
+or the operators of another format. `linear(x, W, b)` becomes the product and the sum behind it, and
+`edge.experts(x, chosen, W, count)` becomes `edge.experts_nbits(x, chosen, count, q, scale, zero)`.
 
 Only the graph and the lazy weights change: nothing is read or computed here. A weight that both the embedding and the head
 read (tied) stays one weight.
@@ -17,14 +18,18 @@ from torch import fx
 
 from pocketphi.graph.checkpoint import ROWS_TOGETHER
 from pocketphi.graph.edge_ops import operators_of
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Format, PartSpec, format_of, known_format
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight
-from pocketphi.graph.program import Program
+from pocketphi.graph.program import Program, shape_of
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantizers import Feedback, Quantizer
 
 aten = torch.ops.aten
+
+_PLACES: dict[Any, int] = {aten.linear.default: 1, aten.embedding.default: 0, torch.ops.edge.experts.default: 2}
+"""Operators that can read a weight in parts, and which of their arguments it is."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,23 @@ class QuantizeWeights(Pass):
     def rewrite(self, program: Program, report: PassReport) -> None:
         for node in list(program.graph.nodes):
             if node.target is aten.linear.default:
-                self._replace(program, node, node.args[0], node.args[1], 0, report)
+                self._replace(program, node, node.args[:1], node.args[1], 0, report)
             elif node.target is aten.embedding.default:
-                self._replace(program, node, node.args[1], node.args[0], 1, report)
+                self._replace(program, node, node.args[1:2], node.args[0], 1, report)
+            elif node.target is torch.ops.edge.experts.default:
+                x, chosen, weight, count = node.args
+                self._replace(program, node, (x, chosen, count), weight, 2, report)
 
-    def _replace(self, program: Program, node: fx.Node, x: Any, weight: Any, which: int, report: PassReport) -> None:
-        """which: 0 for a product, 1 for an embedding."""
+    def _replace(
+        self, program: Program, node: fx.Node, inputs: tuple[Any, ...], weight: Any, which: int, report: PassReport
+    ) -> None:
+        """which: 0 for a product, 1 for an embedding, 2 for the products of experts."""
         lazy = self._quantized(program, node, weight, report)
         if lazy:
             form = known_format(lazy.parts)
             nodes = program.weight(str(weight.target), lazy, before=node)
             operator = operators_of(form)[which]
-            made = program.call(operator, (x, *map(nodes.get, form.part_names())), before=node)
+            made = program.call(operator, (*inputs, *map(nodes.get, form.part_names())), before=node)
             if which == 0 and len(node.args) > 2:
                 made = program.call(aten.add.Tensor, (made, node.args[2]), before=node)
             node.replace_all_uses_with(made)
@@ -105,18 +115,28 @@ class QuantizeWeights(Pass):
             report.refuse(node.name, f"no rule of the policy matches {name}")
             return None
         quantizer.check_weight(lazy)
+        if node.target is torch.ops.edge.experts.default:
+            check_experts(name, shape_of(node)[-1], quantizer)
         remark = quantizer.remark(lazy)
         if remark:
             report.refuse(node.name, remark)
         return QuantizedWeight(lazy, quantizer)
 
 
+def check_experts(name: str, rows: Any, quantizer: Quantizer) -> None:
+    """rows: of an expert. Raises InputError where rows of two experts would share a table."""
+    if rows % quantizer.group:
+        raise InputError(
+            f"{name}: an expert has {rows} rows, which are no multiple of the {quantizer.group} that share a table; "
+            "choose another --palette"
+        )
+
+
 def _only_projections(program: Program, name: str) -> bool:
-    """Whether all readers of a weight can read it in parts: linear layers and embeddings."""
+    """Whether all readers of a weight can read it in parts: linear layers, experts and embeddings."""
     for weight in (node for node in program.graph.nodes if node.op == "get_attr" and node.target == name):
         for user in weight.users:
             places = [i for i, arg in enumerate(user.args) if arg is weight]
-            linear = user.target is aten.linear.default and places == [1]
-            if not linear and not (user.target is aten.embedding.default and places == [0]):
+            if places != [_PLACES.get(user.target)]:
                 return False
     return True

@@ -30,7 +30,7 @@ from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over
 from pocketphi.passes.quantize_weights import QuantizedWeight
-from pocketphi.passes.quantizers import Feedback, Statistics
+from pocketphi.passes.quantizers import ExpertInputs, Feedback, Statistics
 
 MAX_VALUES = 1 << 23
 """Float values that a worker holds at once."""
@@ -95,17 +95,20 @@ class WeightCache:
         self._make_folder()
         remove_left_over(folder, None)
 
-    def quantized(self, weight: QuantizedWeight, statistics: Statistics | None) -> StoredWeight:
+    def quantized(self, weight: QuantizedWeight, statistics: Statistics | ExpertInputs | None) -> StoredWeight:
         """The weight quantized with the statistics of its inputs: from the cache, or computed now."""
         measured = "" if statistics is None else digest(statistics.tensors())
         path = self.folder / f"{_sha256(self._rounding_of(weight), measured)}.safetensors"
         if (stored := self.known(path.name, weight)) is not None:
             self.found += 1
             return stored
-        if statistics is not None:
-            weight = replace(weight, feedback=Feedback.of(statistics, weight.quantizer.block))
-            del statistics  # a quarter of a gigabyte, for 8,192 inputs
-        parts = _compute(weight)
+        if isinstance(statistics, ExpertInputs):
+            parts = _compute_experts(weight, statistics)
+        else:
+            if statistics is not None:
+                weight = replace(weight, feedback=Feedback.of(statistics, weight.quantizer.block))
+                del statistics  # a quarter of a gigabyte, for 8,192 inputs
+            parts = _compute(weight)
         self.computed += 1
         # another process may have been first: its bytes stay, since it reads them
         return self.known(path.name, weight) or self._store(path, weight, parts)
@@ -174,20 +177,35 @@ def _sha256(*lines: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _compute(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """All parts, by two threads with half of the rows each: torch's own threads cost more than they give here."""
-    made = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in weight.parts.items()}
+def _compute(weight: QuantizedWeight, number: int = 0, count: int = 1) -> dict[str, torch.Tensor]:
+    """All parts, or those of one of `count` experts, by two threads with half of the rows each: torch's own threads cost more
+    than they give here."""
+    made = {
+        part: torch.empty((spec.shape[0] // count, *spec.shape[1:]), dtype=spec.dtype)
+        for part, spec in weight.parts.items()
+    }
     group, (rows, columns) = weight.quantizer.group, weight.source.parts[""].shape
-    rows //= group
+    rows //= group * count
     step = min(-(-rows // WORKERS), max(-(-64 // group), MAX_VALUES // (group * columns)))
+    first = number * rows
 
     def work(start: int) -> None:
-        for part, tensor in weight.read(start, min(start + step, rows)).items():
+        for part, tensor in weight.read(first + start, first + min(start + step, rows)).items():
             made[part][start : start + step] = tensor
 
     with workers() as pool:
         list(pool.map(work, range(0, rows, step)))
     return made
+
+
+def _compute_experts(weight: QuantizedWeight, inputs: ExpertInputs) -> dict[str, torch.Tensor]:
+    """One expert after the other, with the statistics of one at a time in memory."""
+    made, count = [], len(inputs.met)
+    for number in range(count):
+        measured = inputs.statistics(number)
+        feedback = Feedback.of(measured, weight.quantizer.block) if measured else None
+        made.append(_compute(replace(weight, feedback=feedback), number, count))
+    return {part: torch.cat([one[part] for one in made]) for part in weight.parts}
 
 
 def _find(path: Path, weight: QuantizedWeight, rounding: str) -> StoredWeight | None:

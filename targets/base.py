@@ -75,6 +75,9 @@ class Host(ABC):
     rounds_to: torch.dtype | None = None
     """Of the files as they are saved, where each operator's result is rounded to a type. Some models are moved further by that
     than `saved_bound`: what it does to the graph is measured then."""
+    rounds_inputs: int | None = None
+    """Of the files as they are saved, where inputs of products are rounded to int8: how many share a scale. In a model that
+    chooses among experts a score may change places with the next by that, and what it does to the graph is measured then."""
 
     @property
     @abstractmethod

@@ -40,7 +40,8 @@ def once(function: Callable[Concatenate[E, P], T]) -> Callable[Concatenate[E, P]
 
 
 class Lowers(Protocol):
-    """Lowers the operators of a format that a target's files can hold: its codec."""
+    """Lowers the operators of a format that a target's files can hold: its codec. Where the target routes experts, it has a
+    method `lower_experts` too."""
 
     @property
     def format(self) -> type[Format]: ...
@@ -61,6 +62,8 @@ def lower_calls(
     for codec in codecs.values():
         found[f"edge.matmul_{codec.format.suffix}"] = codec.lower_matmul
         found[f"edge.embedding_{codec.format.suffix}"] = codec.lower_embedding
+        if lower_experts := getattr(codec, "lower_experts", None):
+            found[f"edge.experts_{codec.format.suffix}"] = lower_experts
     for node in program.graph.nodes:
         if node.op == "call_function":
             rule = found.get(op_name(node))

@@ -104,8 +104,9 @@ def footprint_of(
     positions = rounded_up(held, runtime.kv_multiple) if runtime.tables_end else longest
     files = sum(matrix.bytes for matrix in matrices.values()) + norms
     files += _rotary_bytes(config, positions, longest, runtime)
-    per_token = sum(matrix.bytes for matrix in read.values())
-    looked_up = sum(matrix.bytes for matrix in matrices.values()) - per_token
+    of_read = sum(matrix.bytes for matrix in read.values())
+    looked_up = sum(matrix.bytes for matrix in matrices.values()) - of_read
+    per_token = sum(int(matrix.bytes * _share(config, name)) for name, matrix in read.items())
     scales = sum(matrix.scales for matrix in read.values()) * runtime.float_bytes
     expanded = sum(matrix.by_row for matrix in read.values()) * runtime.float_bytes if runtime.scale_copies else 0
     return Footprint(
@@ -121,6 +122,12 @@ def footprint_of(
     )
 
 
+def _share(config: ModelConfig, name: str) -> float:
+    """Of a matrix, what a token reads: all of it, or the rows of its experts."""
+    count = config.experts_of(name)
+    return config.experts.chosen / count if config.experts and count > 1 else 1.0
+
+
 def _rotary_bytes(config: ModelConfig, positions: int, longest: int, runtime: Runtime) -> int:
     """Sine and cosine of each position; LongRoPE's short rows lie before them where a text can be longer.
 
@@ -132,6 +139,9 @@ def _rotary_bytes(config: ModelConfig, positions: int, longest: int, runtime: Ru
 
 
 def _activations(config: ModelConfig, tokens: int, runtime: Runtime) -> int:
-    """The tensors between a layer's operators: five as wide as the model, the packed q, k, v, and the MLP's three halves."""
+    """The tensors between a layer's operators: five as wide as the model, the packed q, k, v, and the MLP's three halves; of
+    experts, those of each that a token goes through, and what they make."""
     width = 5 * config.hidden_size + config.qkv_size + 3 * config.intermediate_size
+    if config.experts:
+        width += (config.experts.chosen - 1) * 3 * config.intermediate_size + config.experts.chosen * config.hidden_size
     return int(runtime.buffers * tokens * width * runtime.activation_bytes) + 4 * config.vocab_size

@@ -135,6 +135,7 @@ class Target(ABC, Generic[O]):
     codecs:    by name, of the formats of weights that its files can hold at all; `holds` says which with some options
     weights_file: of a bundle; default_context: tokens that are planned for where nobody asked for a number
     platforms: systems of devices that it runs on; None for all
+    routes_experts: whether its files can read the chosen ones of a layer's experts alone
     measured:  where the numbers of `runtime` come from
     """
 
@@ -149,6 +150,7 @@ class Target(ABC, Generic[O]):
     weights_file: ClassVar[str]
     default_context: ClassVar[int] = 4096
     platforms: ClassVar[frozenset[str] | None] = None
+    routes_experts: ClassVar[bool] = False
     measured: ClassVar[str] = "nowhere: an estimate"
     kits: ClassVar[tuple[Kit, ...]] = ()
 

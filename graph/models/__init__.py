@@ -19,6 +19,7 @@ MODELS = {
     "LlamaForCausalLM": "pocketphi.graph.models.llama",
     "MistralForCausalLM": "pocketphi.graph.models.mistral",
     "Phi3SmallForCausalLM": "pocketphi.graph.models.phi3_small",
+    "PhimoeForCausalLM": "pocketphi.graph.models.phimoe",
 }
 """The architecture that a `config.json` names → the module of its model."""
 

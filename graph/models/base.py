@@ -6,7 +6,7 @@ projections are stored apart. Then it is traced, saved and verified as that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ class Piece:
     rows, first: how many, from which one
     head_dim:    rows of a head, where they are stored in pairs that turn together; else 0
     step:        from one stored row to the next, where those of several pieces take turns
+    blocks:      of a stored tensor [blocks, R, K], whose rows are all of them, one block after the other; 0 for [R, K]
     """
 
     name: str
@@ -32,6 +33,7 @@ class Piece:
     first: int = 0
     head_dim: int = 0
     step: int = 1
+    blocks: int = 0
 
     def stored_rows(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The numbers of the stored rows that are rows [start, stop) of this piece.
@@ -132,6 +134,7 @@ class Model:
     settings:      a dataclass: the keys of `config.json` that are honoured, with transformers' own defaults
     read:          (settings, file's name, notices to add to) → the config. Raises InputError for what cannot be honoured
     layer:         the tensors of a layer that are stored otherwise than the form has them
+    other_layer:   the same as other files have them, which hold the last of these tensors; None: there is one way
     outside:       tensors outside of the layers that have another name in files: ours → theirs
     only:          keys that may have one value alone, beside those of `graph/hf_keys.py`
     harmless:      keys that change no logit, beside those of `graph/hf_keys.py`
@@ -146,6 +149,7 @@ class Model:
     settings: type[Any]
     read: Callable[[Any, str, list[str]], ModelConfig]
     layer: Callable[[ModelConfig], Stacks] = lambda config: {}
+    other_layer: Callable[[ModelConfig], Stacks] | None = None
     outside: Mapping[str, str] = field(default_factory=dict)
     gguf: Gguf | None = None
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
@@ -165,23 +169,34 @@ class Model:
         keys = {**written_sizes(config), **written_tokens(config), **own}
         return {key: value for key, value in keys.items() if key in self.settings.__dataclass_fields__}
 
-    def pieces(self, config: ModelConfig) -> dict[str, list[Piece]]:
-        """The stored tensors that each tensor of the config is stacked from; the head too, which a tied model may have."""
-        stacks = self.layer(config)
+    def stacks(self, config: ModelConfig, held: Container[str] = ()) -> Stacks:
+        """The tensors of a layer that are stored otherwise in files that hold tensors of these names."""
+        if self.other_layer:
+            other = self.other_layer(config)
+            first = [pieces[0].name for pieces in other.values()][-1]
+            if any(f"{prefix}layers.0.{first}" in held for prefix in ("model.", "")):
+                return other
+        return self.layer(config)
+
+    def pieces(self, config: ModelConfig, held: Container[str] = ()) -> dict[str, list[Piece]]:
+        """The stored tensors that each tensor of the config is stacked from; the head too, which a tied model may have. held:
+        names of the tensors in the files, where a model is stored in several ways."""
+        stacks = self.stacks(config, held)
         shapes = {**config.tensors(), HEAD: (config.vocab_size, config.hidden_size)}
         return {
             name: _in_layer(name, stacks) or [Piece(self.outside.get(name, name), shape[0])]
             for name, shape in shapes.items()
         }
 
-    def stored_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """Every tensor that a file may hold: name → shape."""
+    def stored_shapes(self, config: ModelConfig, held: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a file may hold: name → shape. held: as for `pieces`."""
         shapes = {**config.tensors(), HEAD: (config.vocab_size, config.hidden_size)}
         stored: dict[str, tuple[int, ...]] = {}
-        for name, pieces in self.pieces(config).items():
+        for name, pieces in self.pieces(config, held).items():
             for piece in pieces:
                 rows = max(piece.first + piece.step * (piece.rows - 1) + 1, *stored.get(piece.name, (0,))[:1])
-                stored[piece.name] = (rows, *shapes[name][1:])
+                blocks = (piece.blocks, rows // piece.blocks) if piece.blocks else (rows,)
+                stored[piece.name] = (*blocks, *shapes[name][1:])
         return stored
 
 

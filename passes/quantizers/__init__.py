@@ -8,7 +8,15 @@ from typing import Any
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Int2, Int3, Int5, Int6, Int8, Levels3, Levels4, Palette2, Palette3, Palette6
 from pocketphi.graph.reading import named
-from pocketphi.passes.quantizers.base import SCALE_BITS, Feedback, Parameter, Quantizer, Statistics, check_block
+from pocketphi.passes.quantizers.base import (
+    SCALE_BITS,
+    ExpertInputs,
+    Feedback,
+    Parameter,
+    Quantizer,
+    Statistics,
+    check_block,
+)
 from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.palette import KMeans, WeightedKMeans
 from pocketphi.passes.quantizers.rtn import LevelNearest, RoundToNearest
@@ -66,6 +74,7 @@ __all__ = [
     "QUANTIZERS",
     "SCALE_BITS",
     "EightBits",
+    "ExpertInputs",
     "Feedback",
     "KMeans",
     "Keep",

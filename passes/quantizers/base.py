@@ -29,6 +29,8 @@ _SHIFT_DAMPING = 1.0
 """As much for the shift of a layer's target, which fits all of W to that text, not the last bit of it."""
 NO_ZEROS = 8
 """From so many bits on, zero points gain nothing."""
+_FEW = 32
+"""Tokens of an expert below which its rows are rounded as if nothing was measured."""
 _TINY = 1e-30
 """Below this a block counts as zero: the reciprocal of its scale would overflow."""
 _STRIP = 1024
@@ -68,6 +70,26 @@ class Statistics:
             return Statistics(moment)
         missed = (exact - met).div_(len(met))
         return Statistics(moment, missed.T @ met if len(met) >= met.shape[1] else Outer(missed, met))
+
+
+@dataclass(frozen=True)
+class ExpertInputs:
+    """The same of a layer's experts, not yet summed up: each is measured when its rows are about to be rounded.
+
+    met, exact: x and x̂ of the tokens that an expert saw, float32 [T, K] for each expert, with a T of its own
+    """
+
+    met: tuple[torch.Tensor, ...]
+    exact: tuple[torch.Tensor, ...]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        both = {"met": self.met, "exact": self.exact}
+        return {f"{name}.{number}": one for name, of in both.items() for number, one in enumerate(of)}
+
+    def statistics(self, number: int) -> Statistics | None:
+        """Of one expert; None where it saw too few tokens to tell anything."""
+        met, exact = self.met[number], self.exact[number]
+        return Statistics.of(met, exact) if len(met) >= _FEW else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,15 @@ from pocketphi.targets.ort_mobile.package import (
     required_operators,
     unnoticed_switch,
 )
+from pocketphi.targets.ort_mobile.pairs import places
 from pocketphi.targets.saved_weight import SavedWeight
 from pocketphi.targets.target import Asked
 
 
 class OrtHost(Host):
     """A bundle's ONNX Runtime files."""
+
+    rounds_inputs = 32  # or as many as a block of weights has, which rounds a little more
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -279,15 +282,35 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
     named = {part for codec in CODECS.values() for part in codec.format.part_names()}
     parts: dict[str, dict[str, PartSpec]] = {}
     offsets: dict[str, dict[str, int]] = {}
-    for tensor in external(read_graph(folder)):
+    graph = read_graph(folder)
+    mixtures = [node.input for node in graph.graph.node if node.op_type == "QMoE" and len(node.input) > _SECOND]
+    routed = {inputs[place].rpartition(".")[0] for inputs in mixtures for place in (_FIRST, _SECOND)}
+    paired = {inputs[_FIRST].rpartition(".")[0] for inputs in mixtures}
+    for tensor in external(graph):
         stem, _, suffix = tensor.name.rpartition(".")
         if suffix in ("2d", "3d"):  # other shape, same bytes
             continue
         name, part = (stem, suffix) if suffix in named else (tensor.name, "")
         parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)
-    return {
-        name: _Saved(folder / DATA_FILE, _canonical(held, folder, name), offsets[name]) for name, held in parts.items()
-    }
+    found: dict[str, LazyWeight] = {}
+    for name, held in parts.items():
+        sizes = {spec.shape[1] for spec in held.values() if len(spec.shape) == 3} if name in routed else set()
+        if name in routed:
+            if len(sizes) != 1 or any(len(spec.shape) != 3 for spec in held.values()) or min(sizes) % 2:
+                raise InputError(
+                    f"{folder / GRAPH_FILE}: {show(name)} has parts of several sizes; copy or compile it again"
+                )
+            held = {p: replace(s, shape=(s.shape[0] * s.shape[1], s.shape[2])) for p, s in held.items()}
+        canonical = _canonical(held, folder, name)
+        if name in paired:
+            found[name] = _SavedPairs(folder / DATA_FILE, canonical, offsets[name], min(sizes))
+        else:
+            found[name] = _Saved(folder / DATA_FILE, canonical, offsets[name])
+    return found
+
+
+_FIRST, _SECOND = 2, 5
+"""Which inputs of a QMoE are the matrices."""
 
 
 def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[str, PartSpec]:
@@ -307,6 +330,19 @@ class _Saved(SavedWeight):
 
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         return decode(self.stored(stored(self.parts), start, stop))
+
+
+@dataclass(frozen=True)
+class _SavedPairs(_Saved):
+    """The same, with rows in the order of `pairs.py`. size: rows of an expert."""
+
+    size: int
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        rows = places(start, stop, self.size)
+        first = int(rows.min(initial=start))
+        held = super().read(first, int(rows.max(initial=first)) + 1)
+        return {part: tensor[rows - first] for part, tensor in held.items()}
 
 
 class GenaiRunner:

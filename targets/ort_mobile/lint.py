@@ -28,6 +28,8 @@ def lint(lowered: Lowered) -> list[str]:
 def _slow(node: NodeProto, float_weights: set[str]) -> list[str]:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     reasons = []
+    if node.op_type == "QMoE" and attributes.get("accuracy_level", 0) != 4:
+        reasons.append("QMoE at this accuracy level computes in float32; level 4 is about 7 times faster")
     if node.op_type == "MatMulNBits":
         block = attributes["block_size"]
         if len(node.input) > 3 and node.input[3] in float_weights:
@@ -47,6 +49,6 @@ def _slow(node: NodeProto, float_weights: set[str]) -> list[str]:
             reasons.append("MatMulNBits at this accuracy level computes in float32; level 4 is about 3 times faster")
     elif node.op_type == "Cast" and attributes.get("to") in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         reasons.append("a cast to a 16-bit float: the CPU kernels compute in float32 and cast back")
-    elif node.op_type == "MatMul" and not node.name.endswith("_offsets"):
+    elif node.op_type == "MatMul" and not node.name.endswith(("_offsets", "_scores")):
         reasons.append("a float MatMul: its weight was not quantized")
     return reasons

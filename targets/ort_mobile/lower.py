@@ -21,6 +21,7 @@ from pocketphi.graph.edge_ops import QUICK_GELU
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls, once
+from pocketphi.targets.ort_mobile import experts
 from pocketphi.targets.ort_mobile.codecs import CODECS, MS, stored
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 
@@ -281,6 +282,9 @@ def _attention(e: Emitter, node: fx.Node) -> None:
 
 
 def _gated_silu(e: Emitter, node: fx.Node) -> None:
+    if len(shape_of(node)) == 4:
+        experts.part_of_mixture(e, node)
+        return
     name = node.name
     gate, up = f"{name}_gate", f"{name}_up"
     e.emit("Split", [e.name(node.args[0])], [gate, up], axis=-1, num_outputs=2)
@@ -342,6 +346,9 @@ _RULES: dict[str, Rule] = {
     "edge.gated_silu": _gated_silu,
     "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
+    "edge.route": experts.route,
+    "edge.experts_nbits": experts.part_of_mixture,
+    "edge.combine": experts.combine,
     "linear": _linear,
     "embedding": _embedding,
     "add": _add,

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, Stored, plan_layout, write_weights
+from pocketphi.artifacts.stream import Layout, Progress, Rows, Stored, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import format_of
@@ -27,9 +27,11 @@ from pocketphi.graph.program import Program, split_target
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
+from pocketphi.targets.ort_mobile.experts import paired, why_not
 from pocketphi.targets.ort_mobile.lint import lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.options import OrtMobile
+from pocketphi.targets.ort_mobile.pairs import ByExpert, in_turns
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked
 
@@ -76,7 +78,14 @@ class OrtBundle(Prepared):
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self._lowered
-        written = write_weights(folder / DATA_FILE, program.weights_read(), self._layout, progress, encode)
+        weights = program.weights_read()
+        sizes = {name: weights[name].parts["q"].shape[0] // count for name, count in paired(program).items()}
+        turned = {name: ByExpert(weights[name], size) for name, size in sizes.items()}
+
+        def rows(name: str, held: Rows) -> Rows:
+            return in_turns(held, sizes[name]) if name in sizes else encode(name, held)
+
+        written = write_weights(folder / DATA_FILE, weights | turned, self._layout, progress, rows)
         (folder / GRAPH_FILE).write_bytes(self.model().SerializeToString(deterministic=True))
         settings = genai_config(program, lowered, self._asked.context)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
@@ -98,7 +107,9 @@ class OrtBundle(Prepared):
 
 
 def _check_fits(program: Program) -> None:
-    """Raise InputError for a size that no operator of ONNX Runtime takes."""
+    """Raise InputError for a size that no operator of ONNX Runtime takes, or experts that it has no operator for."""
+    if why := why_not(program):
+        raise InputError(f"ort-mobile: {why}")
     for name, weight in program.weights.items():
         form = format_of(weight.parts)
         block = form.block_of(weight.parts) if form else None

@@ -33,6 +33,7 @@ class OrtMobileTarget(Target[OrtMobile]):
     libraries = ("onnx", "onnxruntime", "onnxruntime-genai", "protobuf")
     codecs = CODECS
     weights_file = "model.onnx.data"
+    routes_experts = True
     measured = "with onnxruntime 1.32 on x86"  # benchmarks/footprint.py measures again
     kits = (
         Kit("ios", "genai", ("ios", "ios-genai"), "Tests/KITTests/vectors.json", rank=1, values=_VERSIONS),

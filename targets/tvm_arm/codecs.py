@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import (
     Blocks,
     Int2,
@@ -66,16 +67,35 @@ class BlocksCodec:
         kernel = f.kernels.get("embedding", embedding, form)
         f.values[node] = f.call(kernel, [f.value(node.args[0]), *held], form.matrix.columns, f.rows(node))
 
-    def _form(self, f: Function, node: fx.Node) -> tuple[Form, list[Any]]:
-        """The form of a kernel, and the parameters in its order."""
+    def lower_experts(self, f: Function, node: fx.Node) -> None:
+        from pocketphi.targets.tvm_arm.kernels.experts import Routed, experts
+
+        x, chosen, count = node.args[:3]
+        form, held = self._form(f, node, 3)
+        apart = len(x.meta["val"].shape) == 4  # type: ignore[union-attr]
+        routed = Routed(form, int(count), int(node.meta["val"].shape[2]), apart)  # type: ignore[arg-type]
+        if routed.rows % f.isa.lanes:
+            raise InputError(
+                f"tvm-arm: an expert has {routed.rows} rows, which are no multiple of {f.isa.lanes}, as {f.isa.name} wants "
+                "them; choose another --cpu, or compile for ort-mobile"
+            )
+        kernel = f.kernels.get("experts", experts, routed)
+        f.values[node] = f.call(kernel, [f.value(chosen), f.value(x), *held], routed.rows, f.rows(node))
+
+    def _form(self, f: Function, node: fx.Node, first: int = 1) -> tuple[Form, list[Any]]:
+        """The form of a kernel, and the parameters in its order. first: of the node's arguments that are parts."""
         from pocketphi.targets.tvm_arm.interleave import Interleaved
         from pocketphi.targets.tvm_arm.kernels.matmul import Form
 
         parts = f.parts_read(node)
         form = Form(
-            Interleaved.of(parts, f.isa), "zero" in parts, "offset" in parts, f.way.exact, isinstance(f.rows(node), int)
+            Interleaved.of(parts, f.isa),
+            "zero" in parts,
+            "offset" in parts,
+            f.way.exact,
+            isinstance(f.rows(node), int),
         )
-        return form, [f.value(arg) for arg in node.args[1:] if arg is not None]
+        return form, [f.value(arg) for arg in node.args[first:] if arg is not None]
 
 
 CODECS = {form.name: BlocksCodec(form) for form in (Int2, Int3, Int4, Int5, Int6, Int8, Levels3, Levels4)}

@@ -35,6 +35,7 @@ class TvmHost(Host):
     """A bundle's TVM files. context: tokens that they hold, as the manifest says; None for all that the model has."""
 
     saved_bound = 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
+    rounds_inputs = 32
 
     def __init__(self, folder: Path, context: int | None = None) -> None:
         self.folder, self._context = folder, context

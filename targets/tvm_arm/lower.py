@@ -25,6 +25,7 @@ from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.affine import add, gegelu, layer_norm, scaled
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
 from pocketphi.targets.tvm_arm.kernels.elementwise import gated_silu, last_row, rms_norm
+from pocketphi.targets.tvm_arm.kernels.experts import combine, route
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
 from pocketphi.targets.tvm_arm.params import ParamsFile
@@ -168,18 +169,28 @@ class Function:
 
     def parts_read(self, node: fx.Node) -> Mapping[str, PartSpec]:
         """The parts of the quantized weight that an operator reads."""
-        read = next(arg for arg in node.args[1:] if isinstance(arg, fx.Node))
+        read = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
         return self.program.weights[split_target(str(read.target))[0]].parts
 
     def rows(self, node: Any) -> Any:
-        """Rows of a value [B, S, K] of the graph: 1 where it is of the last token, unless every position is wanted."""
-        alone = isinstance(shape_of(node)[1], int) and not self.way.every
-        return 1 if alone else self.length
+        """Rows of a value [B, S, K] of the graph: 1 where it is of the last token, unless every position is wanted. Of one
+        [B, S, T, K] with several for each token, all of them."""
+        shape = node.meta["val"][0].shape if isinstance(node.meta["val"], tuple | list) else shape_of(node)
+        alone = isinstance(shape[1], int) and not self.way.every
+        rows = 1 if alone else self.length
+        return rows * int(shape[2]) if len(shape) == 4 else rows
 
-    def call(self, kernel: Any, args: Sequence[Any], width: int | Sequence[int], rows: Any) -> Any:
-        """Call a kernel; its results are float32 [rows, width], one or several."""
+    def call(
+        self,
+        kernel: Any,
+        args: Sequence[Any],
+        width: int | Sequence[int],
+        rows: Any,
+        dtypes: Sequence[str] = ("float32", "float32"),
+    ) -> Any:
+        """Call a kernel; its results are float32 [rows, width], one or several, or of the types that are given."""
         widths = [width] if isinstance(width, int) else width
-        types = [relax.TensorType((rows, w), "float32") for w in widths]
+        types = [relax.TensorType((rows, w), dtype) for w, dtype in zip(widths, dtypes)]
         return self.builder.emit(relax.call_tir(kernel, list(args), types[0] if len(types) == 1 else types))
 
 
@@ -230,7 +241,7 @@ def _attention(f: Function, node: fx.Node) -> None:
 
 def _gated_silu(f: Function, node: fx.Node) -> None:
     size, rows = int(shape_of(node)[-1]), f.rows(node)
-    kernel = f.kernels.get("gated_silu", gated_silu, size, isinstance(rows, int))
+    kernel = f.kernels.get("gated_silu", gated_silu, size, isinstance(rows, int) and rows == 1)
     f.values[node] = f.call(kernel, [f.value(node.args[0])], size, rows)
 
 
@@ -271,6 +282,24 @@ def _last_token(f: Function, node: fx.Node) -> None:
     f.values[node] = f.call(kernel, [x], size, 1)
 
 
+def _route(f: Function, node: fx.Node) -> None:
+    args: Any = node.args
+    x, weight, threshold = args
+    count, size = map(int, shape_of(weight))
+    rows = f.rows(node)
+    kernel = f.kernels.get("route", route, size, count, float(threshold), isinstance(rows, int))
+    both = f.call(kernel, [f.value(x), f.value(weight)], [2, 2], rows, ("float32", "int32"))
+    f.values[node] = [f.builder.emit(relax.TupleGetItem(both, i)) for i in range(2)]
+
+
+def _combine(f: Function, node: fx.Node) -> None:
+    args: Any = node.args
+    x, shares = args
+    size, chosen, rows = int(shape_of(node)[-1]), int(shape_of(shares)[-1]), f.rows(node)
+    kernel = f.kernels.get("combine", combine, size, chosen, isinstance(rows, int))
+    f.values[node] = f.call(kernel, [f.value(shares), f.value(x)], size, rows)
+
+
 def _left_in_float(f: Function, node: fx.Node) -> None:
     weight = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
     shape = list(shape_of(weight))
@@ -289,6 +318,9 @@ _RULES: dict[str, Rule] = {
     "edge.gated_silu": _gated_silu,
     "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
+    "edge.route": _route,
+    "edge.combine": _combine,
+    "edge.experts": _left_in_float,
     "linear": _left_in_float,
     "embedding": _left_in_float,
     "layer_norm": _layer_norm,

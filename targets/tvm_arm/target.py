@@ -54,6 +54,7 @@ class TvmArmTarget(Target[TvmArm]):
     recorded = ("apache-tvm", "apache-tvm-ffi")
     libraries = ("apache-tvm", "apache-tvm-ffi")
     codecs = CODECS
+    routes_experts = True
     weights_file = "model.params"
     measured = "with our runtime on x86"
     kits = (

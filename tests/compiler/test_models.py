@@ -10,6 +10,8 @@ import pytest
 import torch
 from decoder_folders import save_model
 from hf_folders import our_logits, transformers_logits
+from moe_folders import LONG_CHANGES
+from moe_folders import save as save_moe
 from small_folders import SU
 from small_folders import save as save_small
 from text_folders import add_tokenizer
@@ -83,6 +85,30 @@ def test_a_phi3_small_by_every_target(target: str, tmp_path: Path) -> None:
     assert config["architectures"] == ["Phi3SmallForCausalLM"]
     operators = Bundle.open(tmp_path / "bundle").manifest.operators
     assert (operators["edge.sparse_attention"], operators["edge.attention"]) == (2, 1)
+
+
+@pytest.mark.parametrize("target", ["ort-mobile", "tvm-arm"])
+def test_experts_by_every_target_that_routes(target: str, tmp_path: Path) -> None:
+    """From a folder as transformers saves it: biases, LongRoPE beyond its switch, and experts."""
+    pytest.importorskip({"ort-mobile": "onnxruntime", "tvm-arm": "tvm"}[target])
+    save_moe(tmp_path, **LONG_CHANGES, num_hidden_layers=2)
+    more = ("--os", "host") if target == "tvm-arm" else ()
+    config = verified(tmp_path, tmp_path / "bundle", "--target", target, "--block", "32", *more)
+    assert config["architectures"] == ["PhimoeForCausalLM"]
+    operators = Bundle.open(tmp_path / "bundle").manifest.operators
+    assert (operators["edge.route"], operators["edge.experts_nbits"]) == (2, 4)
+
+
+def test_experts_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compile", "random:tiny-moe", "-o", str(tmp_path / "bundle"), "--block", "32"]
+    assert main([*arguments, "--target", "coreml"]) == 2
+    said = capsys.readouterr().err
+    assert "coreml: a Phi-MoE has 6 experts a layer, of which a token reads 2; its files would read all of them" in said
+    assert "compile for ort-mobile or tvm-arm" in said
+    assert main([*arguments[:-2], "--target", "tvm-arm", "--bits", "4"]) == 2
+    assert (
+        "what rounding each would cost is not measured; name a --recipe, --block or --policy" in capsys.readouterr().err
+    )
 
 
 def test_a_phi3_small_speaks(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def attention_arguments(window: int = 0, long_after: int = 0, past: int = 5, len
     )
 
 
+CHOSEN = torch.tensor([[[0, 1], [3, 2], [1, 0]], [[2, 3], [0, 3], [1, 2]]])
 CALLS = {
     "rms_norm": (edge.rms_norm, (normal(2, 3, 8), normal(8), 1e-5)),
     "add_rms_norm": (edge.add_rms_norm, (normal(2, 3, 8), normal(2, 3, 8, seed=1), normal(8), 1e-5)),
@@ -52,9 +53,13 @@ CALLS = {
     "gegelu": (edge.gegelu, (normal(2, 3, 8), 0.5)),
     "attention": (edge.attention, attention_arguments(window=3)),
     "sparse_attention": (edge.sparse_attention, (*attention_arguments(window=0), 2, 1, 2, 1)),
+    "route": (edge.route, (normal(2, 3, 8), normal(4, 8), 0.5)),
+    "experts": (edge.experts, (normal(2, 3, 8), CHOSEN, normal(4 * 5, 8), 4)),
+    "combine": (edge.combine, (normal(2, 3, 2, 8), normal(2, 3, 2))),
     "last_token": (edge.last_token, (normal(2, 3, 4), torch.ones(2, 5, dtype=torch.int64), torch.full((2, 3), 2))),
     "matmul_nbits": (edge.matmul_nbits, (normal(2, 3, 64), *vars(int4_matrix(5, 64, False)).values())),
     "embedding_nbits": (edge.embedding_nbits, (torch.tensor([[1, 0, 4]]), *vars(int4_matrix(5, 64, True)).values())),
+    "experts_nbits": (edge.experts_nbits, (normal(2, 3, 2, 64), CHOSEN, 4, *vars(int4_matrix(20, 64, True)).values())),
 }
 
 

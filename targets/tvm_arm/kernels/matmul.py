@@ -92,7 +92,7 @@ def fitted(schedule: Schedule, form: Form) -> Schedule:
 def matmul(name: str, isa: Isa, form: Form, schedule: Schedule) -> tirx.PrimFunc:
     """A function (x float32 [M, K], q, scale, zero?, offset?, row_scale?, y float32 [M, N]); M is 1 where `form.single`."""
     with emit.function(name) as builder:
-        _Body(isa, form, fitted(schedule, form)).emit()
+        Body(isa, form, fitted(schedule, form)).emit()
     return builder.get()
 
 
@@ -114,7 +114,7 @@ class _Step:
     offset: list[Expr] | None
 
 
-class _Body:
+class Body:
     """The statements of one function."""
 
     def __init__(self, isa: Isa, form: Form, schedule: Schedule) -> None:
@@ -122,29 +122,23 @@ class _Body:
         tile = not (form.single or form.exact) and schedule.rows % isa.together == 0
         self.matrix, self.dots = form.matrix, dots_of(isa, tile)
         self.m: Expr = 1 if form.single else T.int64()
-        self.x = emit.argument("x", (self.m, form.matrix.columns))
-        self.held = {part: weight_argument(part, form.matrix) for part in form.parts}
-        self.y = emit.argument("y", (self.m, form.matrix.rows))
+        self._declare()
         self.lanes, self.step = isa.lanes, form.matrix.step
         self.steps = form.matrix.columns // self.step
         self.factor = 1 << form.matrix.shift  # by which weights are larger when they are multiplied
         self.subtracts = form.zero or not form.matrix.signed  # a multiple of Σ a is taken off each sum
 
+    def _declare(self) -> None:
+        """The arguments."""
+        self.x = emit.argument("x", (self.m, self.matrix.columns))
+        self.held = {part: weight_argument(part, self.matrix) for part in self.form.parts}
+        self.y = emit.argument("y", (self.m, self.matrix.rows))
+
     def emit(self) -> None:
         rows = self.schedule.rows
         tiles = 1 if self.form.single else (self.m + (rows - 1)) // rows
         padded = 1 if self.form.single else tiles * rows
-        layout = Layout(self.dots, padded, self.steps, rows)
-        if not self.form.exact:
-            self.values = Values(layout, self.step)
-            self.scales = PerStep(layout, "float32")
-            if self.subtracts:
-                self.minus = PerStep(layout, "int32")
-        if self.form.offset:
-            self.sums = PerStep(layout, "float32")
-        if not self.form.exact or self.form.offset:
-            with T.serial(0, padded) if self.form.single else T.parallel(0, padded) as row:
-                self._prepare(row)
+        self._activations(padded, padded, T.serial if self.form.single else T.parallel)
         with T.parallel(0, self.matrix.groups // self.schedule.units) as panel:
             if self.form.single:
                 self._tile(panel, 0)
@@ -154,9 +148,27 @@ class _Body:
 
     # activations
 
+    def _activations(self, rows: Expr, used: Expr, loop: Any) -> None:
+        """Prepare activations. rows: places for them, whole tiles; used: how many of them hold some."""
+        layout = Layout(self.dots, rows, self.steps, self.schedule.rows)
+        if not self.form.exact:
+            self.values = Values(layout, self.step)
+            self.scales = PerStep(layout, "float32")
+            if self.subtracts:
+                self.minus = PerStep(layout, "int32")
+        if self.form.offset:
+            self.sums = PerStep(layout, "float32")
+        if not self.form.exact or self.form.offset:
+            with loop(0, used) as row:
+                self._prepare(row)
+
+    def _source(self, row: Expr) -> Expr:
+        """The row of x that is prepared as `row`. Rows beyond the last are those of the last again: never stored."""
+        return 0 if self.form.single else tirx.Min(row, self.m - 1)
+
     def _prepare(self, row: Expr) -> None:
-        """Quantize one row of x, or only sum its steps. Rows beyond the last are those of the last again: never stored."""
-        source = row if self.form.single else tirx.Min(row, self.m - 1)
+        """Quantize one row of x, or only sum its steps."""
+        source = self._source(row)
         with T.serial(0, self.steps) as t:
             loads = [
                 Register(vector("float32", self.lanes), load(self.x, [source, t * self.step + start], self.lanes)).value
@@ -198,8 +210,7 @@ class _Body:
         """A tile of rows with one group of rows out of each of `units` equal parts of the matrix: as panels go on, every part
         is one long stream from memory. Neighbouring groups would be streams of a few pages, which cost a fifth of the speed."""
         lanes, units, rows = self.lanes, self.schedule.units, self.schedule.rows
-        panels = self.matrix.groups // units
-        groups = [unit * panels + panel for unit in range(units)]
+        groups = self._groups(panel, first_row)
         sums = [[Register(vector("float32", lanes), floats(0.0, lanes)) for _ in range(rows)] for _ in range(units)]
         present = self._present(first_row)
         with T.serial(0, self.steps // self.schedule.unroll) as turn:
@@ -208,15 +219,31 @@ class _Body:
                     self._unit(group, t, first_row, present, totals)
         for group, totals in zip(groups, sums):
             for row, total in enumerate(self.dots.by_row([total.value for total in totals])):
-                place = 0 if self.form.single else first_row + row
-                with emit.where(None if self.form.single else place < self.m):
-                    self._store(group, place, total)
+                with emit.where(self._is_there(first_row, row)):
+                    self._store(group, self._place(first_row, row), total)
+
+    def _groups(self, panel: Expr, first_row: Expr) -> list[Expr]:
+        """The groups of rows of a panel. first_row: of the tile."""
+        panels = self.matrix.groups // self.schedule.units
+        return [unit * panels + panel for unit in range(self.schedule.units)]
+
+    def _rows_there(self, first_row: Expr) -> Expr:
+        """How many rows of a tile are there: int64."""
+        return tirx.Min(self.m - first_row, tirx.IntImm("int64", self.schedule.rows))
+
+    def _is_there(self, first_row: Expr, row: int) -> Expr | None:
+        """Whether a row of a tile is; None where all of them always are."""
+        return None if self.form.single else first_row + row < self.m
+
+    def _place(self, first_row: Expr, row: int) -> Expr:
+        """The row of y for a row of a tile."""
+        return 0 if self.form.single else first_row + row
 
     def _present(self, first_row: Expr) -> Expr | None:
         """Bit r says that row r of the tile is there: int32. None where rows are not looked at in groups."""
         if self.dots.patch[0] == 1:
             return None
-        rows = tirx.Min(self.m - first_row, tirx.IntImm("int64", self.schedule.rows))
+        rows = self._rows_there(first_row)
         return Register("int32", (tirx.IntImm("int32", 1) << T.cast(rows, "int32")) - 1).value
 
     def _unit(self, group: Expr, t: Expr, first_row: Expr, present: Expr | None, sums: list[Register]) -> None:
@@ -290,7 +317,7 @@ class _Body:
         lanes = self.lanes
         zero = step.zero[0] if step.zero else ints(self.matrix.middle, lanes)
         inner = [Register(vector("float32", lanes), floats(0.0, lanes)) for _ in rows]
-        sources = [0 if self.form.single else tirx.Min(step.first_row + row, self.m - 1) for row in rows]
+        sources = [self._source(step.first_row + row) for row in rows]
         for group in range(self.step // 4):
             quad = Register(vector("int32", lanes), self.dots.quad(step.weights, group)).value
             for column in range(4):

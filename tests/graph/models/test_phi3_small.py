@@ -23,7 +23,7 @@ from pocketphi.graph.edge_ops import block_sparse, gegelu
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import config_of_hf, read_hf_config
 from pocketphi.graph.lazy_weights import Dequantized
-from pocketphi.graph.models.phi3_small_module import attention_factors
+from pocketphi.graph.models.modules import attention_factors
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.second_reading import second_reading
