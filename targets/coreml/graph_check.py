@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from pocketphi.graph.reading import read_whole
 from pocketphi.targets.base import Check
 from pocketphi.targets.coreml.mlpackage import find_model
-from pocketphi.targets.coreml.package import REPOSITORY, CoreMLBundle
+from pocketphi.targets.coreml.package import CoreMLBundle
 from pocketphi.targets.coreml.proto import model_pb2
 
 
@@ -27,11 +27,6 @@ def graph_check(package: Path, planned: CoreMLBundle) -> Check:
     return Check(
         "operations that are not the model's", len(odd), 0, f"first {odd[0]}" if odd else f"{operations} operations"
     )
-
-
-def named_repository(package: Path) -> str | None:
-    """The repository of a tokenizer that a package names."""
-    return dict(_read(package).description.metadata.userDefined).get(REPOSITORY)
 
 
 def _read(package: Path) -> Any:

@@ -21,7 +21,7 @@ from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
-from pocketphi.targets.coreml.graph_check import graph_check, named_repository
+from pocketphi.targets.coreml.graph_check import graph_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage, Operation, find_model
 from pocketphi.targets.coreml.options import CoreML
@@ -90,9 +90,8 @@ class CoreMLHost(Host):
         return [graph_check(self.package.path, self._made(program, asked))]
 
     def _made(self, program: Program, asked: Asked) -> CoreMLBundle:
-        """The package as a compile plans it. The repository of a tokenizer is said by the package alone."""
-        options = replace(self._options, model_id=named_repository(self.package.path))
-        return CoreMLBundle(program, options, replace(asked, context=self._context))
+        """The package as a compile plans it."""
+        return CoreMLBundle(program, self._options, replace(asked, context=self._context))
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
         made = self._made(program, asked)

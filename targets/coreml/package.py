@@ -164,6 +164,7 @@ class CoreMLBundle(Prepared):
             "norm": form.norm,
             "flavor": form.flavor,
             "ios": form.ios,
+            **({"model_id": self._options.model_id} if self._options.model_id else {}),
             "state_bytes": self._facts.state_bytes,
             "kv_cache_bytes_per_token": self._options.kv_cache_bytes(self._program.config),
             "weight_bytes": self._file.size,

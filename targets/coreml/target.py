@@ -36,10 +36,12 @@ class _Details:
     norm: str = "max-scaled"
     flavor: str = "functions"
     ios: int = OLDEST
+    model_id: str | None = None
 
     @property
     def options(self) -> CoreML:
-        return CoreML(**{name: getattr(self, name) for name in ("chunk", "attention", "norm", "flavor", "ios")})
+        names = ("chunk", "attention", "norm", "flavor", "ios", "model_id")
+        return CoreML(**{name: getattr(self, name) for name in names})
 
 
 class CoreMLTarget(Target[CoreML]):

@@ -328,3 +328,25 @@ def test_the_other_files_of_a_package(tmp_path: Path) -> None:
     wanted = host.details(_lowered(rebuild(good, said.recipe, host.weights()), said)[0])
     assert wanted == {name: said.targets["coreml"].details[name] for name in wanted}
     assert len(wanted) > 10
+
+
+def test_another_repository_of_the_tokenizer(tmp_path: Path) -> None:
+    """An app downloads its tokenizer from the place that a package for swift-transformers names."""
+    pytest.importorskip("coremltools")
+    from pocketphi.targets.coreml.mlpackage import find_model
+    from pocketphi.targets.coreml.proto import model_pb2
+
+    asked: dict[str, Any] = {"recipe": "rtn", "flavor": "swift-transformers", "model_id": "us/ours", "verify": "never"}
+    said = compile_model(compile_options("random:tiny", tmp_path / "b", ("coreml",), **asked)).manifest
+    assert said.targets["coreml"].details["model_id"] == "us/ours"
+    path, model = find_model(tmp_path / "b/model.mlpackage"), model_pb2().Model()
+    model.ParseFromString(path.read_bytes())
+    assert model.description.metadata.userDefined["co.huggingface.exporters.name"] == "us/ours"
+    program, _ = _lowered(rebuild(tmp_path / "b", said.recipe, open_host(tmp_path / "b", said).weights()), said)
+    found = []
+    for repository in ("us/ours", "us/theirs"):
+        model.description.metadata.userDefined["co.huggingface.exporters.name"] = repository
+        path.write_bytes(model.SerializeToString())
+        (check,) = open_host(tmp_path / "b", said).graph_checks(program, asked_of(said))
+        found.append(check.ok)
+    assert found == [True, False]
