@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of
+from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of, format_of
 from pocketphi.graph.formats.blocks import scale_codes
 
 if TYPE_CHECKING:
@@ -120,10 +120,15 @@ CODECS: dict[str, Blocks] = {
 
 
 def stored(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
-    """The parts of a weight as they lie in the file: in canonical form, but for scales that are multiples of their row's."""
+    """The parts of a weight as they lie in the file: in canonical form, but for scales that are multiples of their row's. They
+    are in the format's order, whoever holds the weight."""
     import torch
 
-    return {p: replace(s, dtype=torch.int8) if p == "scale" and "row_scale" in parts else s for p, s in parts.items()}
+    form = format_of(parts)
+    ordered = {part: parts[part] for part in form.part_names() if part in parts} if form else dict(parts)
+    if "row_scale" in parts:
+        ordered["scale"] = replace(ordered["scale"], dtype=torch.int8)
+    return ordered
 
 
 def encode(name: str, rows: Rows) -> Rows:
