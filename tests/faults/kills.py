@@ -73,7 +73,7 @@ def _manifest(weights: dict[str, str]) -> Manifest:
         format=FORMAT,
         pocketphi="0",
         versions={},
-        source=SourceRecord("small", "0"),
+        source=SourceRecord("small", "0" * 64),
         recipe=RecipeRecord("rtn", 32, True, None, 4, 4, None, False, 4, None, None),
         model=ModelRecord(0, 0, 0, None, None, 0),
         passes=(),

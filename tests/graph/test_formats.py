@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 
 import numpy as np
 import pytest
@@ -156,10 +157,16 @@ def test_a_float_weight_has_no_form() -> None:
 @pytest.mark.parametrize("form", WEIGHTS)
 def test_the_operators(form: str) -> None:
     x, ids, weight = normal(2, 5, 64), torch.tensor([[0, 11], [7, 7]]), WEIGHTS[form]
-    product, embedding = operators_of(type(weight))
+    product, embedding, experts = operators_of(type(weight))
     parts, dense = list(vars(weight).values()), weight.dequantize()
     assert torch.equal(product(x, *parts), torch.nn.functional.linear(x, dense))
     assert torch.equal(embedding(ids, *parts), dense[ids])
+    chosen, each = torch.tensor([[0, 1], [2, 1], [0, 2], [1, 0], [2, 2]]).expand(2, 5, 2), dense.chunk(3)
+    found = experts(x, chosen, 3, *parts)
+    for row, token in itertools.product(range(2), range(5)):
+        for place, number in enumerate(chosen[row, token].tolist()):
+            assert torch.allclose(found[row, token, place], each[number] @ x[row, token], atol=1e-4)
+    torch.library.opcheck(experts, (x, chosen, 3, *parts), test_utils="test_faketensor")
     torch.library.opcheck(product, (x, *parts), test_utils="test_faketensor")
     torch.library.opcheck(embedding, (ids, *parts), test_utils="test_faketensor")
 
