@@ -46,17 +46,16 @@ def _recipe(manifest: Manifest, config: ModelConfig) -> Iterator[str]:
     policy = recorded_policy(recipe, tied)
     if rule_records(policy, replace(recipe, rules=()), tied) != recipe.rules:
         yield "recipe.rules say what the rest of it says"
-    chosen = bool(recipe.rules) and recipe.name != "keep"  # for a budget, or by a file of rules
-    if chosen:
-        usual = CompileOptions("", Path(), recipe=recipe.name)
-        for name, value in storage.items():
-            if value != getattr(usual, name):
-                yield f"recipe.{name} is {show(value)} beside rules, expected {show(getattr(usual, name))}"
-    uses_text = asked.uses_text or chosen or recipe.expected is not None
-    for name in ("calibration", "calibration_tokens"):
-        if (getattr(recipe, name) is not None) != uses_text:
+    text = {name: getattr(recipe, name) for name in ("calibration", "calibration_tokens")}
+    if recipe.rules and recipe.name != "keep":  # whose other options, and use of a text, are whatever was asked
+        if len({value is None for value in text.values()}) > 1:
+            yield "recipe has a calibration without its tokens, or tokens without a calibration"
+        return
+    uses_text = asked.uses_text or recipe.expected is not None
+    for name, value in text.items():
+        if (value is not None) != uses_text:
             use = "a use" if uses_text else "no use"
-            yield f"recipe.{name} is {show(getattr(recipe, name))}; {named(recipe.name)} has {use} for it"
+            yield f"recipe.{name} is {show(value)}; {named(recipe.name)} has {use} for it"
     if recipe.smooth and not uses_text:
         yield f"recipe.smooth is true, which {named(recipe.name)} does not know"
 
