@@ -107,7 +107,7 @@ BUILDS: list[tuple[dict[str, Any], dict[str, Broken]]] = [
         {
             "KL prefill, exact": ("prefill_exact_all", _Body, "_append", keys_a_row_further),
             "KL decode, exact": ("decode_exact", _Body, "_score", keys_of_the_first_head),
-            "KL prefill, as saved": ("prefill_all", matmul._Body, "_rounded", no_zero_points),
+            "KL prefill, as saved": ("prefill_all", matmul.Body, "_rounded", no_zero_points),
             "KL decode, as saved": ("decode", lower, "AttentionForm", form(scale=1.0)),
         },
     ),
