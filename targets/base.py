@@ -78,6 +78,7 @@ class Host(ABC):
     rounds_inputs: int | None = None
     """Of the files as they are saved, where inputs of products are rounded to int8: how many share a scale. In a model that
     chooses among experts a score may change places with the next by that, and what it does to the graph is measured then."""
+    _planned: tuple[Program, Asked, Any] | None = None
 
     @property
     @abstractmethod
@@ -106,6 +107,16 @@ class Host(ABC):
         program: what was lowered, made again from the bundle's config and recipe; asked: by its manifest
         """
         return []
+
+    def plan(self, program: Program, asked: Asked) -> Any:
+        """The files as a compile plans them, for `planned`. program, asked: as for `graph_checks`."""
+        raise NotImplementedError
+
+    def planned(self, program: Program, asked: Asked) -> Any:
+        """What `plan` gives, made once for all checks of a program: a large model's takes a while."""
+        if self._planned is None or self._planned[0] is not program or self._planned[1] != asked:
+            self._planned = program, asked, self.plan(program, asked)
+        return self._planned[2]
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]] | None:
         """The operators and the notes that a manifest has to have of the files; None where that is not known.

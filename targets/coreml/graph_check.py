@@ -18,7 +18,7 @@ from pocketphi.targets.coreml.proto import model_pb2
 
 def graph_check(package: Path, planned: CoreMLBundle) -> Check:
     """planned: what a compile writes of the same program, with the form that the manifest says."""
-    saved, made = _read(package), planned.model()
+    saved, made = _read(package), planned.model
     odd = [*_other_operations(saved, made), *_other_interface(saved, made)]
     if not odd and _bytes(saved) != _bytes(made):
         odd.append("the texts that describe it, or a field that Core ML does not know")

@@ -87,14 +87,13 @@ class CoreMLHost(Host):
         return [norms, constants, self._typecheck(), self._headroom(prompt), self._beside(prompt)]
 
     def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
-        return [graph_check(self.package.path, self._made(program, asked))]
+        return [graph_check(self.package.path, self.planned(program, asked))]
 
-    def _made(self, program: Program, asked: Asked) -> CoreMLBundle:
-        """The package as a compile plans it."""
+    def plan(self, program: Program, asked: Asked) -> CoreMLBundle:
         return CoreMLBundle(program, self._options, replace(asked, context=self._context))
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
-        made = self._made(program, asked)
+        made: CoreMLBundle = self.planned(program, asked)
         return made.operators, made.notes
 
     def files(self) -> Collection[str]:

@@ -13,6 +13,7 @@ token by token, where `prefill` alone wants whole chunks.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import uuid
@@ -92,7 +93,7 @@ class CoreMLBundle(Prepared):
     def write(self, folder: Path, progress: Progress) -> Packaged:
         form = self._form
         file = replace(self._file, weights=stored_weights(self._program, form))
-        model = self.model()
+        model = self.model
         root = folder / PACKAGE
         (root / WEIGHT_FILE).parent.mkdir(parents=True)
         written = write_weights(root / WEIGHT_FILE, file.weights, file.layout, progress, encode, records(file))
@@ -104,8 +105,9 @@ class CoreMLBundle(Prepared):
             path.chmod(0o755 if path.is_dir() else 0o644)
         (folder / MAC_SCRIPT).write_bytes(mac_script())
         known = {f"{PACKAGE}/{WEIGHT_FILE}": written.sha256}
-        return Packaged(_operators(model), written.digests, self.notes, self.details(), known)
+        return Packaged(self.operators, written.digests, self.notes, self.details(), known)
 
+    @functools.cached_property
     def model(self) -> Any:
         """The `Model` message as it is written. No weight is read."""
         model = model_of(self._program, self._form, self._file)
@@ -115,7 +117,7 @@ class CoreMLBundle(Prepared):
     @property
     def operators(self) -> Counter[str]:
         """`function.operator` → count, constants left out."""
-        return _operators(self.model())
+        return _operators(self.model)
 
     def file_differences(self, package: Path) -> list[str]:
         """What of a package's weight file, beside the weights, is not as it is written: its size, and what lies between."""

@@ -34,7 +34,6 @@ from pocketphi.targets.ort_mobile.graph_file import (
     refused_by,
     spec_of,
 )
-from pocketphi.targets.ort_mobile.lower import lower
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, OrtMobile
 from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
 from pocketphi.targets.ort_mobile.package import (
@@ -91,8 +90,8 @@ class OrtHost(Host):
 
     def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         saved = read_graph(self.folder)
-        lowered = lower(program, level_of(saved))
-        made = self._made(program, asked)
+        made: OrtBundle = self.planned(program, asked)
+        lowered = made.lowered
         odd = [*other_operations(saved, lowered), *other_places(saved, lowered)] or other_words(saved, made.model())
         size = file_inside(self.folder, DATA_FILE, str(self.folder)).stat().st_size
         if size != made.bytes_of_data:
@@ -105,13 +104,12 @@ class OrtHost(Host):
             Check(f"operators that {OPERATORS_FILE} has otherwise", int(not right), 0),
         ]
 
-    def _made(self, program: Program, asked: Asked) -> OrtBundle:
-        """The files as a compile plans them."""
+    def plan(self, program: Program, asked: Asked) -> OrtBundle:
         ort_file = (self.folder / ORT_FILE).is_file()
         return OrtBundle(program, OrtMobile(accuracy_level=level_of(read_graph(self.folder)), ort_file=ort_file), asked)
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
-        made = self._made(program, asked)
+        made: OrtBundle = self.planned(program, asked)
         return made.operators, made.notes
 
     def files(self) -> Collection[str]:
@@ -294,23 +292,25 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
         parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)
     found: dict[str, LazyWeight] = {}
     for name, held in parts.items():
-        sizes = {spec.shape[1] for spec in held.values() if len(spec.shape) == 3} if name in routed else set()
+        size = 0
         if name in routed:
-            if len(sizes) != 1 or any(len(spec.shape) != 3 for spec in held.values()) or min(sizes) % 2:
-                raise InputError(
-                    f"{folder / GRAPH_FILE}: {show(name)} has parts of several sizes; copy or compile it again"
-                )
-            held = {p: replace(s, shape=(s.shape[0] * s.shape[1], s.shape[2])) for p, s in held.items()}
-        canonical = _canonical(held, folder, name)
-        if name in paired:
-            found[name] = _SavedPairs(folder / DATA_FILE, canonical, offsets[name], min(sizes))
-        else:
-            found[name] = _Saved(folder / DATA_FILE, canonical, offsets[name])
+            held, size = _in_rows(held, folder, name)
+        saved = folder / DATA_FILE, _canonical(held, folder, name), offsets[name]
+        found[name] = _SavedPairs(*saved, size) if name in paired else _Saved(*saved)
     return found
 
 
 _FIRST, _SECOND = 2, 5
 """Which inputs of a QMoE are the matrices."""
+
+
+def _in_rows(held: Mapping[str, PartSpec], folder: Path, name: str) -> tuple[dict[str, PartSpec], int]:
+    """The parts [E, N, …] of a matrix of experts as those of one [E · N, …], and N. Raises InputError for other parts."""
+    sizes = {spec.shape[1] if len(spec.shape) == 3 else 0 for spec in held.values()}
+    size = sizes.pop()
+    if sizes or not size or size % 2:
+        raise InputError(f"{folder / GRAPH_FILE}: {show(name)} has parts of several sizes; copy or compile it again")
+    return {p: replace(s, shape=(s.shape[0] * size, s.shape[2])) for p, s in held.items()}, size
 
 
 def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[str, PartSpec]:

@@ -59,14 +59,14 @@ class OrtBundle(Prepared):
     def __init__(self, program: Program, options: OrtMobile, asked: Asked) -> None:
         _check_fits(program)
         self._program, self._options, self._asked = program, options, asked
-        self._lowered = lower(program, options.accuracy_level)
+        self.lowered = lower(program, options.accuracy_level)
         weights = program.weights_read()
         self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
         single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
         self.bytes_of_data = self._layout.size
         self.bytes = self._layout.size + (single if options.ort_file else 0)
-        self.around = _NODE_BYTES * len(self._lowered.nodes) + _CONFIG_BYTES
-        slow = lint(self._lowered)
+        self.around = _NODE_BYTES * len(self.lowered.nodes) + _CONFIG_BYTES
+        slow = lint(self.lowered)
         if asked.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
         self.notes = slow
@@ -77,7 +77,7 @@ class OrtBundle(Prepared):
         self.notes += _single_file_notes(single, options.ort_file)
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
-        program, lowered = self._program, self._lowered
+        program, lowered = self._program, self.lowered
         weights = program.weights_read()
         sizes = {name: weights[name].parts["q"].shape[0] // count for name, count in paired(program).items()}
         turned = {name: ByExpert(weights[name], size) for name, size in sizes.items()}
@@ -97,13 +97,13 @@ class OrtBundle(Prepared):
 
     def model(self) -> onnx.ModelProto:
         """model.onnx, which names bytes of the data file."""
-        places = [_external(placed, self._layout) for placed in self._lowered.weights]
-        return self._lowered.to_model(places, self._asked.version)
+        places = [_external(placed, self._layout) for placed in self.lowered.weights]
+        return self.lowered.to_model(places, self._asked.version)
 
     @property
     def operators(self) -> Counter[str]:
         """Those of the graph, with their domains → count."""
-        return Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in self._lowered.nodes)
+        return Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in self.lowered.nodes)
 
 
 def _check_fits(program: Program) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pocketphi.targets.tvm_arm.elf import Elf
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, kv_cache_of
 from pocketphi.targets.tvm_arm.library import about_library, files_made
 from pocketphi.targets.tvm_arm.lower import Schedules
-from pocketphi.targets.tvm_arm.package import describe, described_text, lowered, operators_of
+from pocketphi.targets.tvm_arm.package import describe, described_text, lowered
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform, toolchain_of
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES
@@ -33,23 +33,32 @@ from pocketphi.targets.tvm_arm.tune import database
 _RUNTIME, _HEADER = RUNTIME_FILES
 
 
-def graph_checks(
-    folder: Path, program: Program, platform: Platform, described: Description, context: int | None
-) -> list[Check]:
-    """program: what was lowered; described: what model.json says; context: tokens, by the manifest.
+@dataclass(frozen=True)
+class Planned:
+    """A library that a compile writes.
+
+    description: model.json, but for the library's own entries; module: of the library; rows: of schedules that it is made with
+    """
+
+    description: dict[str, Any]
+    module: Any
+    rows: list[database.Record]
+
+
+def graph_checks(folder: Path, planned: Planned, platform: Platform, described: Description) -> list[Check]:
+    """described: what model.json says.
 
     Raises CannotRun where a library was linked by a toolchain that is not on this machine.
     """
     toolchain = toolchain_of(platform, described.library)
-    made, module, rows = _lowered(folder, program, platform, described, context)
     tuning = file_inside(folder, database.BUNDLED, str(folder))
     with tempfile.TemporaryDirectory() as scratch:
-        wanted = files_made(module, platform, Path(scratch), toolchain)
-    odd = _other_description(folder, {**made, **about_library(toolchain)})
+        wanted = files_made(planned.module, platform, Path(scratch), toolchain)
+    odd = _other_description(folder, {**planned.description, **about_library(toolchain)})
     size = file_inside(folder, PARAMS_FILE, str(folder)).stat().st_size
-    if size != made["params_bytes"]:
-        odd.append(f"{PARAMS_FILE}: {size} bytes, expected {made['params_bytes']}")
-    if read_whole(tuning) != database.text_of(rows).encode():
+    if size != planned.description["params_bytes"]:
+        odd.append(f"{PARAMS_FILE}: {size} bytes, expected {planned.description['params_bytes']}")
+    if read_whole(tuning) != database.text_of(planned.rows).encode():
         odd.append(f"{database.BUNDLED}: other rows than those of the model's matrices")
     elsewhere = linked_elsewhere(folder, platform, described)
     for file, sha256 in wanted.files.items():
@@ -64,17 +73,8 @@ def graph_checks(
     return [Check("files that are not what a compile writes", len(odd), 0, detail)]
 
 
-def operators(
-    folder: Path, program: Program, platform: Platform, described: Description, context: int | None
-) -> Mapping[str, int]:
-    """Kernels by kind → count, of the library that a compile writes; see `graph_checks`."""
-    return operators_of(_lowered(folder, program, platform, described, context)[1])
-
-
-def _lowered(
-    folder: Path, program: Program, platform: Platform, described: Description, context: int | None
-) -> tuple[dict[str, Any], Any, list[database.Record]]:
-    """model.json, but for the library's own entries, the library's module, and the rows of schedules that it was made with."""
+def plan(folder: Path, program: Program, platform: Platform, described: Description, context: int | None) -> Planned:
+    """program: what was lowered; described: what model.json says; context: tokens, by the manifest."""
     cache = KV_CACHES[kv_cache_of(described.cache.dtype["saved"])]
     params = ParamsFile.plan(program, platform.isa)
     digest = file_digest(file_inside(folder, PARAMS_FILE, str(folder)))
@@ -83,7 +83,7 @@ def _lowered(
     used = database.fitting(database.read(tuning), platform)
     schedules = Schedules(platform.isa, {form: record.schedule for form, record in used.items()})
     module = lowered(program, platform, schedules, made, cache)
-    return made, module, [used[form] for form in schedules.asked if form in used]
+    return Planned(made, module, [used[form] for form in schedules.asked if form in used])
 
 
 def linked_elsewhere(folder: Path, platform: Platform, described: Description) -> str | None:

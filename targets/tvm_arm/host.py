@@ -54,17 +54,20 @@ class TvmHost(Host):
     def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         from pocketphi.targets.tvm_arm.graph_check import graph_checks  # loads TVM, which running does without
 
-        return graph_checks(self.folder, program, self.platform, self.described, self._context)
+        return graph_checks(self.folder, self.planned(program, asked), self.platform, self.described)
+
+    def plan(self, program: Program, asked: Asked) -> Any:
+        from pocketphi.targets.tvm_arm.graph_check import plan
+
+        return plan(self.folder, program, self.platform, self.described, self._context)
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
-        from pocketphi.targets.tvm_arm.graph_check import operators
-        from pocketphi.targets.tvm_arm.package import platform_notes
+        from pocketphi.targets.tvm_arm.package import operators_of, platform_notes
 
         ignored = [
             note for note in notes if " was ignored: " in note
         ]  # a user's rows of schedules, which no file keeps
-        made = operators(self.folder, program, self.platform, self.described, self._context)
-        return made, [*platform_notes(self.platform), *ignored]
+        return operators_of(self.planned(program, asked).module), [*platform_notes(self.platform), *ignored]
 
     def files(self) -> Collection[str]:
         library = self.described.library
