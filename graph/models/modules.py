@@ -1,8 +1,10 @@
-"""Parts of the modules that are ours, written to be traced: rotary embedding and attention, as several models have them."""
+"""Parts of the modules that are ours, written to be traced: rotary embedding, attention, and a model without its head, as
+several models have them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,3 +94,35 @@ class Attention(nn.Module):
         batch, _, total, dim = x.shape
         whole = (batch, self.kv_heads, groups, total, dim)
         return x if groups == 1 else x[:, :, None].expand(whole).reshape(batch, self.heads, total, dim)
+
+
+class Body(nn.Module):
+    """A model without its head. layer: makes the one of a number, which takes hidden states, cosine and sine, what `_masks`
+    gives, and a cache."""
+
+    def __init__(self, config: ModelConfig, layer: Callable[[ModelConfig, int], nn.Module]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(layer(config, number) for number in range(config.layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb: nn.Module
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+        x = self._embedded(input_ids)
+        turns = self.rotary_emb(position_ids)
+        past, length = cache.get_seq_length(), input_ids.shape[1]
+        query, key = past + torch.arange(length)[:, None], torch.arange(past + length)[None]
+        masks = self._masks(query, key, (key <= query) & attention_mask.bool()[:, None, None])
+        for layer in self.layers:
+            x = layer(x, turns, masks, cache)
+        out: Tensor = self.norm(x)
+        return out
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        rows: Tensor = self.embed_tokens(input_ids)
+        return rows
+
+    def _masks(self, query: Tensor, key: Tensor, seen: Tensor) -> Any:
+        """Which keys each query sees. query, key: positions, int64 [S, 1] and [1, T]; seen: those up to the query that are no
+        padding, bool [B, 1, S, T]."""
+        return seen

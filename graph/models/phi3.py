@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pocketphi.graph.config import EMBEDDING, HEAD, Form, LongRope, ModelConfig
-from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.apart import GATE_UP, QKV, gguf_apart
 from pocketphi.graph.models.base import Gguf, KnownWindow, Model, Piece
-from pocketphi.graph.models.rope import Rope, read_rope
+from pocketphi.graph.models.rope import Rope, check_factors, read_rope
 from pocketphi.graph.models.settings import (
     Layers,
     Positions,
@@ -70,9 +69,7 @@ def _long_rope(rope: Phi3Rope, settings: Phi3Settings, rotary_dim: int, where: s
             f"{original}, from beside {where.rsplit(' ', 1)[-1]} or its default"
         )
     short, long = rope.short_factor or (), rope.long_factor or ()
-    for name, values in (("short_factor", short), ("long_factor", long)):
-        if len(values) != rotary_dim // 2:
-            raise InputError(f"{where}: {name} of LongRoPE has {len(values)} values, expected {rotary_dim // 2}")
+    check_factors(short, long, rotary_dim, where)
     attention = rope.attention_factor
     if attention is None and rope.factor is not None and rope.factor != settings.max_position_embeddings / original:
         attention = 1.0

@@ -18,6 +18,7 @@ from pocketphi.graph.config import EMBEDDING, HEAD, BlockSparse, Form, LongRope,
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.apart import GATE_UP, QKV
 from pocketphi.graph.models.base import Model, Piece, Stacks, Tiktoken
+from pocketphi.graph.models.rope import check_factors, one_original
 from pocketphi.graph.models.settings import Layers, Positions, Positive, Rotary, Size, Token, decoder_config, rows_only
 from pocketphi.graph.reading import show, typed
 
@@ -197,18 +198,9 @@ def _long_rope(settings: Phi3SmallSettings, where: str) -> LongRope | None:
     kind = su.rope_type or su.type
     if kind not in ("su", "longrope"):
         raise InputError(f"{where}: unknown rope type {show(kind)}, expected 'su' or 'longrope'")
-    originals = {su.original_max_position_embeddings, settings.original_max_position_embeddings} - {None}
-    if len(originals) != 1:
-        raise InputError(
-            f"{where}: original_max_position_embeddings is {'missing' if not originals else 'there twice, and differs'}"
-        )
-    for name, values in (("short_factor", su.short_factor), ("long_factor", su.long_factor)):
-        if len(values) != settings.head_size // 2:
-            raise InputError(
-                f"{where}: {name} of LongRoPE has {len(values)} values, expected {settings.head_size // 2}"
-            )
-    (original,) = originals
-    return LongRope(su.short_factor, su.long_factor, int(original or 0), su.long_mscale, su.short_mscale)
+    original = one_original(su.original_max_position_embeddings, settings.original_max_position_embeddings, where)
+    check_factors(su.short_factor, su.long_factor, settings.head_size, where)
+    return LongRope(su.short_factor, su.long_factor, original, su.long_mscale, su.short_mscale)
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

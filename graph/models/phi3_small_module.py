@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.edge_ops import QUICK_GELU
-from pocketphi.graph.models.modules import Attention, Output, Rotary
+from pocketphi.graph.models.modules import Attention, Body, Output, Rotary
 
 UNUSED = -16384.0
 """Added to the logits of tokens that stand for nothing. The published code has the smallest float32 there; exp gives 0 for
@@ -56,31 +56,18 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Body(nn.Module):
-    """The model without its head."""
+class BlockSparse(Body):
+    """What its layers are given are two masks: of dense ones bool [B, 1, S, T], and of sparse ones bool [B, H, S, T]."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config, Layer)
         self.heads, self.sparse, self.multiplier = config.heads, config.sparse, config.own.embedding_multiplier
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
-        self.norm = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb: nn.Module
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
-        x = self.embed_tokens(input_ids)
-        if self.multiplier:
-            x = x * self.multiplier
-        turns = self.rotary_emb(position_ids)
-        masks = self._masks(attention_mask, cache.get_seq_length(), input_ids.shape[1])
-        for layer in self.layers:
-            x = layer(x, turns, masks, cache)
-        return self.norm(x)
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        x = super()._embedded(input_ids)
+        return x * self.multiplier if self.multiplier else x
 
-    def _masks(self, attention_mask: Tensor, past: int, length: int) -> tuple[Tensor, Tensor]:
-        """Which keys each query sees: of dense layers bool [B, 1, S, T], and of sparse ones bool [B, H, S, T]."""
-        query, key = past + torch.arange(length)[:, None], torch.arange(past + length)[None]
-        seen = (key <= query) & attention_mask.bool()[:, None, None]
+    def _masks(self, query: Tensor, key: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         if self.sparse is None:
             return seen, seen
         block, local, stride, step = self.sparse.block, self.sparse.local, self.sparse.stride, self.sparse.step
@@ -95,7 +82,7 @@ class Phi3Small(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.model = Body(config)
+        self.model = BlockSparse(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.width = config.own.width_multiplier
         self.has_unused = bool(config.own.dummy_tokens)

@@ -16,7 +16,7 @@ from pocketphi.graph.config import EMBEDDING, HEAD, Experts, Form, LongRope, Mod
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models.apart import QKV
 from pocketphi.graph.models.base import Model, Piece, Stacks
-from pocketphi.graph.models.rope import Rope, read_rope
+from pocketphi.graph.models.rope import Rope, check_factors, one_original, read_rope
 from pocketphi.graph.models.settings import (
     Layers,
     Positions,
@@ -95,17 +95,9 @@ def _read(settings: PhiMoeSettings, where: str, notices: list[str]) -> ModelConf
 
 
 def _long_rope(rope: PhiMoeRope, settings: PhiMoeSettings, where: str, notices: list[str]) -> LongRope:
-    originals = {rope.original_max_position_embeddings, settings.original_max_position_embeddings} - {None}
-    if len(originals) != 1:
-        came = "missing" if not originals else "there twice, and differs"
-        raise InputError(f"{where}: original_max_position_embeddings is {came}")
-    (original,) = originals
+    original = one_original(rope.original_max_position_embeddings, settings.original_max_position_embeddings, where)
     short, long = rope.short_factor or (), rope.long_factor or ()
-    for name, values in (("short_factor", short), ("long_factor", long)):
-        if len(values) != settings.head_size // 2:
-            raise InputError(
-                f"{where}: {name} of LongRoPE has {len(values)} values, expected {settings.head_size // 2}"
-            )
+    check_factors(short, long, settings.head_size, where)
     for name in ("short_mscale", "long_mscale"):
         if getattr(rope, name) is None:
             raise InputError(f"{where}: {name} is missing, which a Phi-MoE's LongRoPE needs")
@@ -114,7 +106,7 @@ def _long_rope(rope: PhiMoeRope, settings: PhiMoeSettings, where: str, notices: 
             f"{where}: in texts of more than {original} tokens long_factor applies, as in the model's own code; "
             "transformers 5.23 multiplies by long_mscale there, and keeps short_factor"
         )
-    return LongRope(short, long, int(original or 0), rope.long_mscale, rope.short_mscale)
+    return LongRope(short, long, original, rope.long_mscale, rope.short_mscale)
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

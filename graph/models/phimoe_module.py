@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operators
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.models.modules import Attention, Output, Rotary
+from pocketphi.graph.models.modules import Attention, Body, Output, Rotary
 
 
 class Matrices(nn.Module):
@@ -61,36 +61,19 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Body(nn.Module):
-    """The model without its head."""
-
+class Windowed(Body):
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config, Layer)
         self.window = config.sliding_window
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
-        self.norm = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb: nn.Module
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
-        x = self.embed_tokens(input_ids)
-        turns = self.rotary_emb(position_ids)
-        mask = self._mask(attention_mask, cache.get_seq_length(), input_ids.shape[1])
-        for layer in self.layers:
-            x = layer(x, turns, mask, cache)
-        return self.norm(x)
-
-    def _mask(self, attention_mask: Tensor, past: int, length: int) -> Tensor:
-        """Which keys each query sees: bool [B, 1, S, T]."""
-        query, key = past + torch.arange(length)[:, None], torch.arange(past + length)[None]
-        seen = (key <= query) & attention_mask.bool()[:, None, None]
+    def _masks(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
         return seen if self.window is None else seen & (key > query - self.window)
 
 
 class PhiMoe(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.model = Body(config)
+        self.model = Windowed(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, config.own.head_bias)
         self.make_constants(config)
 

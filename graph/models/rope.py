@@ -84,6 +84,23 @@ def _check_unscaled(rope: Rope, given: Mapping[str, Any], where: str) -> None:
         )
 
 
+def check_factors(short: Sequence[float], long: Sequence[float], rotary_dim: int, where: str) -> None:
+    """Raise InputError unless LongRoPE has a factor for each pair of elements that turn."""
+    for name, values in (("short_factor", short), ("long_factor", long)):
+        if len(values) != rotary_dim // 2:
+            raise InputError(f"{where}: {name} of LongRoPE has {len(values)} values, expected {rotary_dim // 2}")
+
+
+def one_original(inside: int | None, beside: int | None, where: str) -> int:
+    """LongRoPE's switch, which a file may say among the keys of its rotary embedding and beside them. Raises InputError."""
+    originals = {inside, beside} - {None}
+    if len(originals) != 1:
+        came = "missing" if not originals else "there twice, and differs"
+        raise InputError(f"{where}: original_max_position_embeddings is {came}")
+    (original,) = originals
+    return int(original or 0)
+
+
 def read_scaled(settings: Settings, name: str, where: str, notices: list[str]) -> Rotary:
     """The rotary embedding of a model that knows the types `linear` and `llama3` and turns whole heads."""
     rope, kind, where = read_rope(ScaledRope, settings, name, ("linear", "llama3"), where, notices)
