@@ -214,6 +214,14 @@ experts.register_fake(
 )
 
 
+MATRIX_READERS: dict[Any, int] = {
+    torch.ops.aten.linear.default: 1,
+    torch.ops.aten.embedding.default: 0,
+    torch.ops.edge.experts.default: 2,
+}
+"""Operators that read a matrix of the checkpoint, and which of their arguments it is."""
+
+
 @edge_operator("combine")
 def combine(x: Tensor, shares: Tensor) -> Tensor:
     """The sum of what a token's experts make, by their shares. float32 [B, S, T, K], [B, S, T] → [B, S, K]."""

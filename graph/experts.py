@@ -30,13 +30,18 @@ def _best(scores: Tensor, left: Tensor, threshold: float) -> tuple[Tensor, Tenso
     return number, left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, number)
 
 
+def each_input(x: Tensor, chosen: Tensor) -> Tensor:
+    """What each of a token's experts is given: float32 [B, S, K], the same for all, or [B, S, T, K] → [B, S, T, K]."""
+    return x if x.dim() == chosen.dim() + 1 else x[:, :, None].expand(*chosen.shape, x.shape[-1])
+
+
 def routed(x: Tensor, chosen: Tensor, size: int, matrix: Callable[[int], Tensor]) -> Tensor:
     """Each token's products with the matrices of its experts.
 
     x: float32 [B, S, K], or [B, S, T, K] where each of a token's T experts has an input of its own; chosen: int64 [B, S, T];
     matrix: of an expert, float32 [size, K]. Returns float32 [B, S, T, size].
     """
-    each = x if x.dim() == chosen.dim() + 1 else x[:, :, None].expand(*chosen.shape, x.shape[-1])
+    each = each_input(x, chosen)
     out = x.new_empty(*chosen.shape, size)
     for number in chosen.unique().tolist():
         here = chosen == number

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from pocketphi.graph.edge_ops import MATRIX_READERS
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.experts import each_input
 from pocketphi.graph.formats import weight_of
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
@@ -170,12 +172,9 @@ def _quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]
     """Weights of linear layers, of experts and of embeddings: name → how they will be quantized."""
     found = {}
     for node in program.graph.nodes:
-        if node.target in (aten.linear.default, _EXPERTS):
-            name = str(node.args[1 if node.target is aten.linear.default else 2].target)
-        elif node.target is aten.embedding.default:
-            name = str(node.args[0].target)
-        else:
+        if node.target not in MATRIX_READERS:
             continue
+        name = str(node.args[MATRIX_READERS[node.target]].target)
         source, quantizer = program.weights.get(name), policy.quantizer(name)
         if isinstance(source, FloatWeight) and quantizer:
             quantizer.check(name, *source.parts[""].shape)
@@ -202,8 +201,7 @@ def _expert_inputs(x: torch.Tensor, chosen: torch.Tensor, count: int) -> ExpertI
     x: float32 [2B, S, K], a token's own whatever it goes through, or [2B, S, T, K], where only those count that go through it
     with float weights too. Both halves are in the order of tokens.
     """
-    each = x if x.dim() == 4 else x[:, :, None].expand(*chosen.shape, -1)
-    (exact, met), (by_float, by_met) = each.chunk(2), chosen.chunk(2)
+    (exact, met), (by_float, by_met) = each_input(x, chosen).chunk(2), chosen.chunk(2)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number in range(count):
         here = by_met == number

@@ -21,8 +21,9 @@ import torch
 from torch import fx
 
 from pocketphi.graph.config import ModelConfig, layer_of
+from pocketphi.graph.edge_ops import MATRIX_READERS
 from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.experts import routed
+from pocketphi.graph.experts import each_input, routed
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, Reader, Weights, shape_of, stepwise
 from pocketphi.graph.threads import one_thread
@@ -30,8 +31,6 @@ from pocketphi.graph.threads import one_thread
 aten = torch.ops.aten
 
 _EXPERTS = torch.ops.edge.experts.default
-_READERS: dict[Any, int] = {aten.linear.default: 1, aten.embedding.default: 0, _EXPERTS: 2}
-"""Operators that read a matrix of the checkpoint, and which of their arguments it is."""
 
 _ALL_BELOW = 1 << 28
 """Parameters up to which every product is computed."""
@@ -195,9 +194,9 @@ class _Side:
 
 def _weight_of(node: fx.Node) -> str | None:
     """The name of the weight that a linear layer or an embedding reads; None for another node."""
-    if node.target not in _READERS:
+    if node.target not in MATRIX_READERS:
         return None
-    weight = node.args[_READERS[node.target]]
+    weight = node.args[MATRIX_READERS[node.target]]
     return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
@@ -326,9 +325,8 @@ class _Products:
             if computed:
                 found.append(routed(x, chosen, size, functools.partial(_expert, weight, size)))
                 continue
-            each = x if x.dim() == 4 else x[:, :, None].expand(*chosen.shape, -1)
             # another stand-in for every expert, too
-            turned = each.flatten(0, 2) * (1 + chosen.reshape(-1, 1) / count)
+            turned = each_input(x, chosen).flatten(0, 2) * (1 + chosen.reshape(-1, 1) / count)
             found.append(_stand_in(name, turned, size).view(*chosen.shape, -1))
         return found
 

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.checkpoint import ROWS_TOGETHER
-from pocketphi.graph.edge_ops import operators_of
+from pocketphi.graph.edge_ops import MATRIX_READERS, operators_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Format, PartSpec, format_of, known_format
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight
@@ -27,9 +27,6 @@ from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantizers import Feedback, Quantizer
 
 aten = torch.ops.aten
-
-_PLACES: dict[Any, int] = {aten.linear.default: 1, aten.embedding.default: 0, torch.ops.edge.experts.default: 2}
-"""Operators that can read a weight in parts, and which of their arguments it is."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +134,6 @@ def _only_projections(program: Program, name: str) -> bool:
     for weight in (node for node in program.graph.nodes if node.op == "get_attr" and node.target == name):
         for user in weight.users:
             places = [i for i, arg in enumerate(user.args) if arg is weight]
-            if places != [_PLACES.get(user.target)]:
+            if places != [MATRIX_READERS.get(user.target)]:
                 return False
     return True
