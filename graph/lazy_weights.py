@@ -71,6 +71,26 @@ class FloatWeight:
 
 
 @dataclass(frozen=True)
+class Around:
+    """Another weight as it is; a subclass changes how it is read."""
+
+    weight: LazyWeight = field(repr=False)
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return self.weight.parts
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        return self.weight.chunks()
+
+    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return self.weight.read(start, stop)
+
+    def describe(self) -> str:
+        return self.weight.describe()
+
+
+@dataclass(frozen=True)
 class Dequantized:
     """A quantized weight [N, K] as the float32 values that it stands for."""
 

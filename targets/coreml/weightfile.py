@@ -15,7 +15,7 @@ from pocketphi.artifacts.stream import Layout, Rows
 from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import PartSpec, format_of
-from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.lazy_weights import Around, LazyWeight
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.coreml.blob import ALIGN, Blob, BlobType
 from pocketphi.targets.coreml.codecs import CODECS, Blobs, held
@@ -139,7 +139,7 @@ def stored_weights(program: Program, form: Form) -> dict[str, LazyWeight]:
             rows = weight.parts[""].shape[0]
             found[name] = AsHalf(weight, name, min(rows, tables.get(name, rows)))
         else:
-            kept = weight if held(weight.parts, form.ios).keys() == weight.parts.keys() else Held(weight, form.ios)
+            kept = Held(weight, form.ios)
             halves = any(kind.bits * math.prod(shape[1:]) % 8 for kind, shape in _blobs(kept.parts).values())
             found[name] = EvenChunks(kept) if halves else kept
     return found
@@ -196,35 +196,21 @@ class AsHalf:
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(Around):
     """A quantized weight without the parts that packages for a release have no use for."""
 
-    weight: LazyWeight
     ios: int
 
     @property
     def parts(self) -> Mapping[str, PartSpec]:
         return held(self.weight.parts, self.ios)
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        return self.weight.chunks()
-
     def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         return held(self.weight.read(start, stop), self.ios)
 
-    def describe(self) -> str:
-        return self.weight.describe()
 
-
-@dataclass(frozen=True)
-class EvenChunks:
+class EvenChunks(Around):
     """A weight in chunks of an even number of rows, so that rows of half a byte more come out on whole bytes."""
-
-    weight: LazyWeight
-
-    @property
-    def parts(self) -> Mapping[str, PartSpec]:
-        return self.weight.parts
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         total = next(iter(self.parts.values())).shape[0]
@@ -234,9 +220,3 @@ class EvenChunks:
             if even > start:
                 yield start, even
                 start = even
-
-    def read(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return self.weight.read(start, stop)
-
-    def describe(self) -> str:
-        return self.weight.describe()

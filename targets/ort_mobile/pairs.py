@@ -3,27 +3,21 @@ of the gate and then all of the other half."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pocketphi.artifacts.stream import Rows
-from pocketphi.graph.formats import PartSpec
-from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.lazy_weights import Around
 
 
 @dataclass(frozen=True)
-class ByExpert:
+class ByExpert(Around):
     """A weight whose rows are read an expert at a time. size: rows of an expert."""
 
-    weight: LazyWeight
     size: int
-
-    @property
-    def parts(self) -> Mapping[str, PartSpec]:
-        return self.weight.parts
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         rows = next(iter(self.parts.values())).shape[0]
@@ -34,9 +28,6 @@ class ByExpert:
         spans = [(max(first, start), min(last, stop)) for first, last in self.weight.chunks()]
         read = [self.weight.read(first, last) for first, last in spans if first < last]
         return {part: torch.cat([rows[part] for rows in read]) for part in self.parts}
-
-    def describe(self) -> str:
-        return self.weight.describe()
 
 
 def in_turns(rows: Rows, size: int) -> Rows:
