@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_folders import SU
 
 from pocketphi.graph.published import PUBLISHED
 
 TINY = PUBLISHED["tiny-moe"]
-LONG = {
-    "type": "longrope",
-    "short_factor": [1 + i / 16 for i in range(8)],
-    "long_factor": [1.0 + 2 * i for i in range(8)],
-    "short_mscale": 1.1,
-    "long_mscale": 1.4,
-    "original_max_position_embeddings": 64,
-}
+LONG = {**SU, "type": "longrope"}
 LONG_CHANGES = {"rope_scaling": LONG, "original_max_position_embeddings": 64}
 
 
