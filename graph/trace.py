@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
@@ -91,6 +92,7 @@ def _settings(config: ModelConfig, layers: int) -> tuple[Any, Callable[[Any], An
     return hf_config(config, layers), functools.partial(make_model, config.form.architecture)
 
 
+@dynamo.patch(fake_tensor_cache_enabled=False)  # two layers repeat little: what looks calls up takes a third of the trace
 def _export(config: ModelConfig, layers: int) -> ExportedProgram:
     settings, build = _settings(config, layers)
     mode = FakeTensorMode()
