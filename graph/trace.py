@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._dynamo.config as dynamo
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
@@ -40,8 +39,12 @@ def trace(checkpoint: Checkpoint, layers: int | None = None) -> Program:
 
     layers: how many decoder layers to trace, two periods if None; the last period is repeated to the model's depth.
     """
-    config, period = checkpoint.config, checkpoint.config.form.period
     checkpoint.check_settings()
+    return _traced(checkpoint, layers)
+
+
+def _traced(checkpoint: Checkpoint, layers: int | None) -> Program:
+    config, period = checkpoint.config, checkpoint.config.form.period
     layers = min(layers or 2 * period, config.layers)
     exported = _export(config, layers)
     program = _flatten(exported, checkpoint)
@@ -92,10 +95,9 @@ def _settings(config: ModelConfig, layers: int) -> tuple[Any, Callable[[Any], An
     return hf_config(config, layers), functools.partial(make_model, config.form.architecture)
 
 
-@dynamo.patch(fake_tensor_cache_enabled=False)  # two layers repeat little: what looks calls up takes a third of the trace
 def _export(config: ModelConfig, layers: int) -> ExportedProgram:
     settings, build = _settings(config, layers)
-    mode = FakeTensorMode()
+    mode = FakeTensorMode()  # this imports `torch._dynamo`
     with mode:
         model = build(settings)
     if config.form.build:
@@ -110,7 +112,9 @@ def _export(config: ModelConfig, layers: int) -> ExportedProgram:
     b, s = Dim("batch", min=1, max=256), Dim("sequence", min=1, max=MAX_TOKENS)
     p, t = Dim("past", min=0, max=MAX_TOKENS), Dim("total", min=1, max=2 * MAX_TOKENS)
     shapes = ({0: b, 1: s}, {0: b, 1: t}, {0: b, 1: s}, [{0: b, 2: p}] * (2 * layers))
-    with torch.no_grad():  # else the regions that switch gradients off become submodules
+    # two layers repeat little: the table in which torch looks calls up takes a third of a trace
+    uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with uncached, torch.no_grad():  # else the regions that switch gradients off become submodules
         return torch.export.export(_Flat(model), (ids, mask, ids.clone(), cache), dynamic_shapes=shapes, strict=False)
 
 

@@ -16,6 +16,8 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.trace import trace
 
+pytestmark = pytest.mark.usefixtures("the_tracer_itself")
+
 FOUR = replace(TINY, layers=4)
 
 

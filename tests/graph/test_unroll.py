@@ -19,6 +19,8 @@ from pocketphi.graph.unroll import repeat_layer
 
 aten = torch.ops.aten
 
+pytestmark = pytest.mark.usefixtures("the_tracer_itself")
+
 
 @pytest.fixture(scope="module")
 def two_layers() -> Program:
