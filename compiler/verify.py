@@ -33,6 +33,7 @@ from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.channel_scales import scaled_alike
 from pocketphi.graph.checkpoint import Checkpoint
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hf_config import read_config
@@ -110,6 +111,7 @@ def verify_folder(
         check_adapters(manifest.source, reference, lora)
     result = Verification()
     programs = []
+    tracer = _once(tracer)
     several = len(manifest.targets) > 1
     for target in [only] if only else manifest.targets:
         checks, rebuilt, cannot = _verify_target(folder, manifest, target, ui, extras, tracer)
@@ -136,6 +138,18 @@ def verify_folder(
     if reference is not None and result.ok:
         result.reference = quantization_error(programs[0].traced, reference, folder, ui, lora=lora)
     return result
+
+
+def _once(tracer: Callable[[Checkpoint], Program]) -> Callable[[Checkpoint], Program]:
+    """All targets of a bundle have one graph."""
+    traced: dict[ModelConfig, Program] = {}
+
+    def get(source: Checkpoint) -> Program:
+        if source.config not in traced:
+            traced[source.config] = tracer(source)
+        return traced[source.config].copy()
+
+    return get
 
 
 def _verify_target(

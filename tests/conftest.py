@@ -102,7 +102,7 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _TOGETHER = {
-    "sample": ("tests/compiler/test_sample.py", "tests/test_examples.py", "tests/test_docs.py::test_the_four_commands"),
+    "sample": ("tests/compiler/test_sample.py", "tests/test_docs.py::test_the_four_commands"),
     "kits": ("tests/kits/",),
 }
 """What shares what it makes, by how the names of tests begin; these begin first, as they take the longest."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the bundles of a pocketphi.toml, check them as a user of them would, and leave the results for the CI to show.
-# Usage: build.sh [FILE [RESULTS [options of pocketphi build]]]. Continuous integration of pocketphi itself runs this on the sample.
+# Usage: build.sh [FILE [RESULTS [options of pocketphi build]]]. The tests of pocketphi itself run this on a tiny model.
 set -euo pipefail
 file=${1:-pocketphi.toml}
 results=${2:-results}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain
 
 _MOST = 64
-"""Libraries that are kept: some hundred kilobytes each."""
+"""Libraries that are kept, of those that were used last: some hundred kilobytes each."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, 
     with contextlib.suppress(InputError):
         entry = default_folder() / "tvm-library" / blake3(repr(about).encode()).hexdigest()[:32]
     known = read_sealed(entry) if entry else None
-    if known and known[0] == about:
+    if entry and known and known[0] == about:
+        with contextlib.suppress(OSError):
+            os.utime(entry)  # what was used last stays
         write_whole(path, known[1])
         if path.name == LIBRARY:
             path.chmod(path.stat().st_mode | 0o111)  # as a linker leaves it

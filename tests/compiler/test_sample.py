@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from the_sample import SAMPLE_TOKENS
@@ -19,12 +20,15 @@ from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
 from pocketphi.compiler.footprint import bundle_footprint
+from pocketphi.compiler.measure import distance
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.formats import weight_of
 from pocketphi.graph.gguf_file import sample_path
 from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.tokenizer import Tokenizer
+from pocketphi.targets.base import Host
+from pocketphi.targets.coreml.host import CoreMLHost
 from pocketphi.targets.ort_mobile.host import OrtHost
 
 pytestmark = pytest.mark.sample
@@ -118,19 +122,26 @@ def test_the_files_own_blocks_are_kept(tmp_path: Path) -> None:
 
 
 def test_core_ml_says_the_same(sample_bundle: Path, tmp_path: Path) -> None:
-    """With the same int4 weights, from the cache: verified in the interpreter, which then answers."""
+    """With the same int4 weights, from the cache, in the interpreter: a chat, and logits that differ by float16's rounding, as
+    verification of small models allows for them. It is not verified whole: that takes minutes, all in the interpreter."""
     pytest.importorskip("coremltools")
     out = tmp_path / "coreml"
-    asked: dict[str, Any] = {"context": 512, "calibration_tokens": SAMPLE_TOKENS, "verify": "always"}
-    options = compile_options("sample", out, ("coreml",), **asked)
-    recorded = {check.name: check for check in compile_model(options).manifest.checks}
-    for part in ("prefill", "decode"):
-        assert recorded[f"KL {part}, exact"].measured <= 5e-6
-        assert recorded[f"KL {part}, as saved"].measured <= 1e-4
-    assert recorded["greedy tokens that differ"].detail.startswith("64/64 equal")
+    options: dict[str, Any] = {"context": 512, "calibration_tokens": SAMPLE_TOKENS, "verify": "never"}
+    compile_model(compile_options("sample", out, ("coreml",), **options))
     ort, coreml = (Bundle.open(folder).manifest.targets for folder in (sample_bundle, out))
     assert (
         coreml["coreml"].weights["model.layers.0.mlp.down_proj.weight"]
         == (ort["ort-mobile"].weights["model.layers.0.mlp.down_proj.weight"])
     )
-    assert "Paris" in Chat(out, max_tokens=128).say("What is the capital of France?").text
+    asked = "What is the capital of France?"
+    prompt = torch.tensor([Tokenizer.load(out).encode_chat([{"role": "user", "content": asked}])])
+
+    def logits(host: Host, exact: bool) -> torch.Tensor:
+        """Of the last token of the prompt, read with all others, and of one more."""
+        runner = host.runner(prompt.shape[1] + 1, exact=exact)
+        return torch.cat([runner.step(prompt)[0, -1:], runner.step(prompt[:, -1:])[0, -1:]])
+
+    expected = logits(OrtHost(sample_bundle), exact=True)
+    for exact, bound in ((True, 5e-6), (False, 1e-4)):  # as in verification
+        assert distance(expected, logits(CoreMLHost(out), exact)).kl <= bound
+    assert "Paris" in Chat(out, max_tokens=128).say(asked).text

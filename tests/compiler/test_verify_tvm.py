@@ -113,13 +113,6 @@ def narrower_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lowering, "AttentionForm", form)
 
 
-def no_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    def form(*arguments: Any) -> AttentionForm:
-        return AttentionForm(*arguments[:6], 0, *arguments[7:])
-
-    monkeypatch.setattr(lowering, "AttentionForm", form)
-
-
 def sees_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask lets each query see one key of its future."""
     masked = attention_kernel._Body._masked
@@ -161,7 +154,6 @@ def decode_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (wider_window, "window"),
         (narrower_window, "window"),
-        (no_window, "window"),
         (sees_the_next_token, "KL prefill, exact"),
         (cache_of_another_layer, "KL decode, exact"),
         (decode_adds_nothing, "KL decode, exact"),

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import pytest
+
 from pocketphi.targets.tvm_arm.toolchain import find_toolchain, host_arch
 
 MISSING = [
@@ -40,10 +42,13 @@ def tracker() -> Iterator[int]:
 @contextlib.contextmanager
 def board(port: int, key: str) -> Iterator[Process]:
     """A board that registers with the tracker at a port."""
-    from pocketphi.targets.tvm_arm.build_runtime import build_rpc_server
+    from pocketphi.targets.tvm_arm import build_runtime
 
     toolchain = find_toolchain("linux", "aarch64")
-    process = _start([*toolchain.command(build_rpc_server(toolchain)), "--tracker", f"127.0.0.1:{port}", "--key", key])
+    with pytest.MonkeyPatch.context() as patch:  # a compiler that optimizes takes twice as long
+        patch.setattr(build_runtime, "_OPTIONS", ("-O0", *build_runtime._OPTIONS[1:]))
+        server = build_runtime.build_rpc_server(toolchain)
+    process = _start([*toolchain.command(server), "--tracker", f"127.0.0.1:{port}", "--key", key])
     try:
         yield process
     finally:

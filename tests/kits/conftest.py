@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,9 @@ def kits(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return found
 
 
+SHORT = "-Xmx1G -Xms256M -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+"""Java for a minute: to compile itself well costs more than that gives."""
+
 CLASS_PATH = ":".join(str(JARS / jar) for jar in NEEDED)
 
 
@@ -45,7 +49,9 @@ def kotlin() -> Callable[..., Path]:
 
     def compile_(out: Path, *sources: Path) -> Path:
         command = ["kotlinc", "-cp", CLASS_PATH, "-d", str(out), *map(str, sources)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=os.environ | {"JAVA_OPTS": SHORT}, capture_output=True, text=True, check=False
+        )
         assert (done.returncode, "error:" in done.stderr) == (0, False), done.stderr
         # the stand-ins have parameters that they do not need
         warnings = re.findall(r"^(?!.*\bstubs/).*\.kt:.*warning:.*$", done.stderr, re.M)
