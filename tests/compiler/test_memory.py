@@ -18,6 +18,7 @@ from pocketphi.compiler.spend import known_costs, measuring_bytes
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.resident import forget_peak, resident_now, resident_peak
@@ -36,6 +37,7 @@ SHAPES = {
 )
 def test_measuring_takes_what_is_planned(step: str, shape: str, tmp_path: Path) -> None:
     """At most that, and not much less: a plan that is too large refuses what would work."""
+    graphs_of(shape, tmp_path)  # a child that traced would take more than what it measures
     code = f"from tests.compiler.test_memory import measure; measure({step!r}, {shape!r}, {str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -43,14 +45,20 @@ def test_measuring_takes_what_is_planned(step: str, shape: str, tmp_path: Path) 
     assert taken <= planned <= 1.5 * taken + 50_000_000
 
 
-def measure(step: str, shape: str, folder: str) -> None:
-    """In a child process: prints what a step takes, and what is planned for it."""
+def graphs_of(shape: str, folder: Path) -> tuple[HashedCheckpoint, Program, Program]:
+    """The weights, and the graphs before and after the float rewrites, kept in a folder."""
     changes = {**SHAPES[shape], "kv_heads": 4, "head_dim": 64, "rotary_dim": 16}
     config = replace(PUBLISHED["tiny"], **changes)  # type: ignore[arg-type]
-    options = compile_options("random:x", Path(folder, "out"), cache=Path(folder), bits=6.0)
     source = HashedCheckpoint(RandomWeights("random:x", config))
-    graphs = KnownGraphs(source, Path(folder))
-    fused, traced = graphs.fused(None)[0], graphs.traced
+    graphs = KnownGraphs(source, folder)
+    return source, graphs.traced, graphs.fused(None)[0]
+
+
+def measure(step: str, shape: str, folder: str) -> None:
+    """In a child process: prints what a step takes, and what is planned for it."""
+    options = compile_options("random:x", Path(folder, "out"), cache=Path(folder), bits=6.0)
+    source, traced, fused = graphs_of(shape, Path(folder))
+    config = source.config
     candidates = candidates_of(config, options)
     source.digest_all()
     forget_peak()

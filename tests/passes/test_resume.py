@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -198,61 +200,51 @@ def test_only_the_last_runs_that_were_stopped_may_go_on(fused: Program, tmp_path
     assert sorted(path.name for path in tmp_path.glob("*.stream")) == ["0.stream", "1.stream", "2.stream", "3.stream"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_resume as t
-program = t.trace(t.HashedCheckpoint(t.RandomWeights("random:tiny")))
-t.run_passes(program, t.fusions(None))
-write = os.replace
-def replace(*args):
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(*args)
-left = [int(sys.argv[2])]
-os.replace = replace
-t.run(program, Path(sys.argv[1]))
-"""
+FORK = multiprocessing.get_context("fork")
+_CLONE_NEWNS, _NO_MOUNT = 0x20000, 77
+
+
+def run_and_die(program: Program, folder: Path, files: int) -> None:
+    """In a child: killed when so many files would have their names."""
+    write, left = os.replace, iter(range(files - 1, -1, -1))
+
+    def replace(*args: Any) -> None:
+        if not next(left):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*args)
+
+    os.replace = replace
+    run(program, folder)
 
 
 def test_killed_while_it_writes(fused: Program, whole: dict[str, str], tmp_path: Path) -> None:
     """Before its ninth file, weights and streams together, has its name."""
-    code = KILLED.format(tests=str(Path(__file__).parent))
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), "9"], check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    child = FORK.Process(target=run_and_die, args=(fused, tmp_path, 9))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     found, computed = run(fused, tmp_path)
     assert found + computed == WEIGHTS
     assert found >= 5
     assert digests(tmp_path) == whole
 
 
-AGAIN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_resume as t
-program = t.trace(t.HashedCheckpoint(t.RandomWeights("random:tiny")))
-t.run_passes(program, t.fusions(None))
-print(t.run(program, Path(sys.argv[1])))
-"""
+def run_read_only(program: Program, folder: Path) -> None:
+    """In a child, with a file system of its own: ends with 0 if all was found."""
+    commands = (["--make-rprivate", "/"], ["--bind", folder, folder], ["-o", "remount,bind,ro", folder])
+    if ctypes.CDLL(None).unshare(_CLONE_NEWNS) or any(subprocess.call(["mount", *command]) for command in commands):
+        sys.exit(_NO_MOUNT)
+    with pytest.raises(OSError, match="Read-only file system"):
+        (folder / "new").touch()
+    assert run(program, folder) == (WEIGHTS, 0)
 
 
 def test_a_cache_that_holds_all_may_be_read_only(fused: Program, tmp_path: Path) -> None:
     """Such a file system refuses to delete even what is not there."""
     assert run(fused, tmp_path) == (0, WEIGHTS)
-    mount = [
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && "$@"',
-        "sh",
-    ]
-    if subprocess.run([*mount, tmp_path, "true"], capture_output=True, check=False).returncode:
+    child = FORK.Process(target=run_read_only, args=(fused, tmp_path))
+    child.start()
+    child.join()
+    if child.exitcode == _NO_MOUNT:
         pytest.skip("a read-only mount needs root")
-    code = AGAIN.format(tests=str(Path(__file__).parent))
-    command = [*mount, tmp_path, sys.executable, "-c", code, tmp_path]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.stdout == f"({WEIGHTS}, 0)\n", done.stderr
+    assert child.exitcode == 0
