@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +36,17 @@ def here() -> list[Any]:
             skip = pytest.mark.skipif(bool(missing), reason=f"this CPU has no {missing}")
             made.append(pytest.param(isa, id=isa.name, marks=skip))
     return made
+
+
+def in_turn(*factors: Sequence[Any]) -> list[Any]:
+    """Parameters: every combination of values, with one of the sets that this CPU has: each meets each."""
+    sets = [one for one in here() if not one.marks[0].args[0]] or here()
+    places = itertools.product(*(range(len(values)) for values in factors))
+    chosen = [([values[i] for values, i in zip(factors, at, strict=True)], sets[sum(at) % len(sets)]) for at in places]
+    return [
+        pytest.param(*values, *isa.values, id="-".join(map(str, [*values, isa.id])), marks=isa.marks)
+        for values, isa in chosen
+    ]
 
 
 def run(isa: Isa, function: Any, *arguments: torch.Tensor) -> list[torch.Tensor]:

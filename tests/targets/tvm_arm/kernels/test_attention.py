@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from tvm_kernels import here
+from tvm_kernels import here, in_turn
 
 tvm = pytest.importorskip("tvm")
 
@@ -104,9 +104,7 @@ def int8(isa: Isa, shape: str, window: int = 0, long_after: int = 0) -> Cached:
     return Cached(isa, shape, window, long_after, KV_CACHES["int8"])
 
 
-@pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("window", [0, 5, 17])
+@pytest.mark.parametrize(("shape", "window", "isa"), in_turn([*SHAPES], [0, 5, 17]))
 def test_prompts_and_steps_see_the_same_cache(isa: Isa, shape: str, window: int) -> None:
     cached = Cached(isa, shape, window)
     steps = [cached.step(count) for count in (7, 1, 13, 1, 1, 20)]
@@ -156,9 +154,7 @@ def test_values_are_rounded_as_numpy_does(isa: Isa) -> None:
     assert q[1, 0, :4].tolist() == [0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("window", [0, 17])
+@pytest.mark.parametrize(("shape", "window", "isa"), in_turn([*SHAPES], [0, 17]))
 def test_attention_over_an_int8_cache(isa: Isa, shape: str, window: int) -> None:
     """What is attended to are the values that the cache holds, by the keys that it holds, to float rounding."""
     cached = int8(isa, shape, window)
@@ -238,9 +234,7 @@ def test_an_outlier_costs_its_own_row_alone(isa: Isa) -> None:
     assert [(n, t) for n in range(2) for t in range(9) if not torch.equal(before[n, t], after[n, t])] == [(0, 4)]
 
 
-@pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("cache", ["fp16", "int8"])
+@pytest.mark.parametrize(("window", "cache", "isa"), in_turn([0, 5], ["fp16", "int8"]))
 def test_a_prompt_in_chunks_is_the_prompt_at_once(isa: Isa, window: int, cache: str) -> None:
     whole, chunked = (Cached(isa, "grouped", window, cache=KV_CACHES[cache]) for _ in range(2))
     qkv = whole.tokens(40)
