@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import os
-import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +13,15 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `compiler/start.py`: for what tests start by another way
 
+import shared_traces
 import torch
 from the_sample import SAMPLE_TOKENS
 
-from pocketphi.compiler import known_graphs
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
 from pocketphi.graph import trace as tracer
-from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.program import Program
-from pocketphi.graph.stored_program import unpack
-from pocketphi.graph.writing import write_whole
 
 torch.set_num_threads(1)  # the models are tiny: waking a second thread costs more than it gives
-
-_TRACED = tracer._traced
 
 for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:  # in the background of a shell; what tests start would inherit it
@@ -56,25 +47,10 @@ def cache_of_the_tests(shared: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def traces_of_the_tests(shared: Path) -> Iterator[None]:
-    """A shape is traced once in a run, by one of its processes, whatever the cache of a test is: many tests begin with an empty
-    one, and verification traces anew."""
     (shared / "traces").mkdir(exist_ok=True)
-
-    def once(source: Checkpoint, layers: int | None) -> Program:
-        about = json.dumps([source.config.form.architecture, source.config.to_hf(), layers], sort_keys=True)
-        file = shared / "traces" / hashlib.sha256(about.encode()).hexdigest()
-        if not file.exists():
-            write_whole(file, pickle.dumps(known_graphs.packed(_TRACED(source, layers), source)))
-        stored, constants = pickle.loads(file.read_bytes())
-        return unpack(stored, memoryview(constants), source)
-
-    def here(source: Checkpoint) -> tuple[dict[str, Any], bytes]:
-        """In this process, which has imported transformers once for all of its tests."""
-        return known_graphs.packed(tracer.trace(source), source)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracer, "_traced", once)
-        patch.setattr(known_graphs, "trace_apart", here)
+        patch.setenv(shared_traces.FOLDER, str(shared / "traces"))
+        shared_traces.use(patch)
         yield
 
 
@@ -82,7 +58,7 @@ def traces_of_the_tests(shared: Path) -> Iterator[None]:
 def the_tracer_itself(traces_of_the_tests: None) -> Iterator[None]:
     """Every call of `trace` traces."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracer, "_traced", _TRACED)
+        patch.setattr(tracer, "_traced", shared_traces.TRACED)
         yield
 
 

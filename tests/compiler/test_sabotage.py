@@ -274,7 +274,7 @@ def test_rounded_weights_are_the_models(quantizer: Quantizer, model: str, models
     assert same_norms(program.weights, source)
 
 
-@pytest.mark.parametrize(("target", "form"), [("ort-mobile", "int2"), ("coreml", "palette2"), ("coreml", "palette3")])
+@pytest.mark.parametrize(("target", "form"), [("ort-mobile", "int2"), ("coreml", "palette2")])
 def test_few_bits_that_were_searched_are_the_models(
     target: str, form: str, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -147,7 +147,8 @@ def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     package(finished("partial"), tmp_path / "a")
     package(finished("tied"), tmp_path)
-    script = "import sys, pathlib; from coreml_package import *; package(finished('tied'), pathlib.Path(sys.argv[1]))"
+    script = "import sys, pathlib, shared_traces; shared_traces.use(); from coreml_package import *; "
+    script += "package(finished('tied'), pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", script, str(tmp_path / "b")]
     subprocess.run(command, env=environment, check=True, capture_output=True)
