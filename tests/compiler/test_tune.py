@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tuning import few_schedules
+from tuning import few_forms, few_schedules
 
 from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.compiler.cli import main
@@ -24,9 +24,11 @@ def three_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """random:tiny for this machine's CPU; tuned and built anew by the tests below."""
+    """For this machine's CPU; tuned and built anew by the tests below."""
     out = tmp_path_factory.mktemp("tune") / "tiny"
-    compile_model(compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never"))
+    with pytest.MonkeyPatch.context() as patch:
+        model = few_forms(patch)
+        compile_model(compile_options(model, out, ("tvm-arm",), recipe="rtn", os="host", verify="never"))
     return out
 
 
@@ -52,11 +54,9 @@ def test_tune_apply_and_go_on(bundle: Path, tmp_path: Path, capsys: pytest.Captu
     assert {form.form: form.schedule for form in again.forms} == best
 
 
-def test_a_library_built_anew_keeps_its_cache(tmp_path: Path) -> None:
-    out = tmp_path / "tiny"
-    compile_model(
-        compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache="int8")
-    )
+def test_a_library_built_anew_keeps_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, model = tmp_path / "tiny", few_forms(monkeypatch)
+    compile_model(compile_options(model, out, ("tvm-arm",), recipe="rtn", os="host", verify="never", kv_cache="int8"))
     library = file_digest(out / "model.so")
     TuneOptions(out).database.write_text("")  # of no schedules: the same library
     apply(TuneOptions(out), tools(Ui()))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rpc_board import MISSING, board, kill, tracker
-from tuning import few_schedules
+from tuning import few_forms, few_schedules
 
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
@@ -66,7 +66,7 @@ def test_a_board_that_goes_away_leaves_what_was_timed(
     """The board loses power before the second form; the same command goes on from there with another one."""
     few_schedules(monkeypatch)
     out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
-    options = compile_options("random:tiny", out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
+    options = compile_options(few_forms(monkeypatch), out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
     compile_model(options)
     real = remote.RemoteMeasurer.times
 
