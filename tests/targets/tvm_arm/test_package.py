@@ -15,7 +15,7 @@ import pytest
 import torch
 from target_files import package, prepared
 from tiny_phi3 import SWITCH, TINY, fused, inputs, quantized, rounding
-from tvm_kernels import here
+from tvm_kernels import in_turn
 
 pytest.importorskip("tvm")
 
@@ -111,14 +111,12 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     assert bound**2 < kl <= host.saved_bound
 
 
-@pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("variant", ["tiny", "asymmetric", "longrope"])
+@pytest.mark.parametrize(("variant", "isa"), in_turn(["tiny", "asymmetric", "longrope"]))
 def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
     check(variant, isa, tmp_path)
 
 
-@pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("variant", ["partial", "longrope"])
+@pytest.mark.parametrize(("variant", "isa"), in_turn(["partial", "longrope"]))
 def test_an_int8_cache_on_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
     check(variant, isa, tmp_path, "int8")
 
