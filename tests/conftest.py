@@ -17,6 +17,7 @@ import shared_traces
 import torch
 from the_sample import SAMPLE_TOKENS
 
+from pocketphi.compiler import numerics
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
 from pocketphi.graph import trace as tracer
@@ -62,6 +63,23 @@ def the_tracer_itself(traces_of_the_tests: None) -> Iterator[None]:
         yield
 
 
+WHOLE_DECODE = numerics._DECODE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_decode() -> Iterator[None]:
+    """Verification takes twelve steps with the cache, in which all is seen that a test spoils. What is right is verified with
+    as many as a user's once for each target: by `whole_decode`, and by what starts a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "_DECODE", 12)
+        yield
+
+
+@pytest.fixture
+def whole_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "_DECODE", WHOLE_DECODE)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def what_was_loaded_is_not_searched() -> None:
     """The modules that tests load hold millions of objects, among which Python looks for unused ones again and again."""
@@ -73,7 +91,9 @@ def what_was_loaded_is_not_searched() -> None:
 def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample with the default recipe, verified while it was made. Its weights are in the cache then."""
     out = tmp_path_factory.mktemp("sample") / "bundle"
-    compile_model(compile_options("sample", out, verify="always", calibration_tokens=SAMPLE_TOKENS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "_DECODE", WHOLE_DECODE)
+        compile_model(compile_options("sample", out, verify="always", calibration_tokens=SAMPLE_TOKENS))
     return out
 
 

@@ -34,6 +34,8 @@ from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.targets.ort_mobile.host import OrtHost, OrtRunner
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
 
+pytestmark = pytest.mark.usefixtures("whole_decode")
+
 
 def manifest_of(folder: Path) -> Manifest:
     return Bundle.open(folder, check=False).manifest

@@ -60,7 +60,7 @@ def failed(result: Verification) -> list[str]:
     return [check.name for check in result.checks if not check.ok]
 
 
-def test_a_good_bundle_passes_every_check(both: Path) -> None:
+def test_a_good_bundle_passes_every_check(both: Path, whole_decode: None) -> None:
     result = verify(both, only=None)
     assert failed(result) == []
     names = [check.name for check in result.checks]

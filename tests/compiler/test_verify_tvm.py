@@ -46,7 +46,7 @@ def failed(folder: Path) -> list[str]:
     return [check.name for check in verified(folder).checks if not check.ok]
 
 
-def test_a_good_bundle_passes_every_check(bundle: Path) -> None:
+def test_a_good_bundle_passes_every_check(bundle: Path, whole_decode: None) -> None:
     result = verified(bundle)
     assert [check.name for check in result.checks if not check.ok] == []
     names = " ".join(check.name for check in result.checks)
@@ -170,7 +170,7 @@ def test_a_broken_lowering_is_caught(
 
 
 def test_an_int8_cache_passes_and_one_without_its_scales_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_decode: None
 ) -> None:
     """The exact functions, whose cache is float32, are right in both: what is saved is measured as well."""
     good = verified(built(tmp_path / "good", "int8"))
