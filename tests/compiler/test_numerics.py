@@ -17,6 +17,7 @@ from pocketphi.graph.config import LongRope
 from pocketphi.graph.random_weights import PUBLISHED
 
 PROMPT, STEPS = 65, 64
+pytestmark = pytest.mark.usefixtures("whole_decode")
 
 
 @pytest.mark.parametrize(

@@ -296,9 +296,9 @@ def test_a_scale_of_its_own() -> None:
 
 def test_the_window_is_found_at_any_size() -> None:
     found = {}
-    for window in (1, 255, 256, 257, 300):
+    for window in (1, 256, 257):
         program = trace(RandomWeights("random:w", replace(TINY, layers=1, sliding_window=window)))
         Canonicalize()(program)
         report = FuseAttention()(program)
         found[window] = nodes(program, "edge.attention")[0].args[9] if report.applied else report.refused
-    assert found == {1: 1, 255: 255, 256: 256, 257: 0, 300: 0}  # wider than all positions: no window
+    assert found == {1: 1, 256: 256, 257: 0}  # wider than all positions: no window
