@@ -25,6 +25,8 @@ from pocketphi.graph.models import MODELS
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("whole_decode")  # a token through another expert weighs much in a few
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
