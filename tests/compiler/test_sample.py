@@ -20,6 +20,7 @@ from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.evaluate import evaluate_model
 from pocketphi.compiler.footprint import bundle_footprint
+from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.measure import distance
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.ui import Ui
@@ -27,8 +28,6 @@ from pocketphi.graph.formats import weight_of
 from pocketphi.graph.gguf_file import sample_path
 from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.tokenizer import Tokenizer
-from pocketphi.targets.base import Host
-from pocketphi.targets.coreml.host import CoreMLHost
 from pocketphi.targets.ort_mobile.host import OrtHost
 
 pytestmark = pytest.mark.sample
@@ -136,12 +135,12 @@ def test_core_ml_says_the_same(sample_bundle: Path, tmp_path: Path) -> None:
     asked = "What is the capital of France?"
     prompt = torch.tensor([Tokenizer.load(out).encode_chat([{"role": "user", "content": asked}])])
 
-    def logits(host: Host, exact: bool) -> torch.Tensor:
+    def logits(folder: Path, exact: bool) -> torch.Tensor:
         """Of the last token of the prompt, read with all others, and of one more."""
-        runner = host.runner(prompt.shape[1] + 1, exact=exact)
+        runner = open_host(folder, Bundle.open(folder).manifest).runner(prompt.shape[1] + 1, exact=exact)
         return torch.cat([runner.step(prompt)[0, -1:], runner.step(prompt[:, -1:])[0, -1:]])
 
-    expected = logits(OrtHost(sample_bundle), exact=True)
+    expected = logits(sample_bundle, exact=True)
     for exact, bound in ((True, 5e-6), (False, 1e-4)):  # as in verification
-        assert distance(expected, logits(CoreMLHost(out), exact)).kl <= bound
+        assert distance(expected, logits(out, exact)).kl <= bound
     assert "Paris" in Chat(out, max_tokens=128).say(asked).text
