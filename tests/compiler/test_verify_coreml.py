@@ -262,7 +262,7 @@ def loud_head(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"] *= HEAD
 
 
-def test_a_model_that_rounding_moves_further_has_a_bound_of_its_own(tmp_path: Path) -> None:
+def test_a_model_that_rounding_moves_further_has_a_bound_of_its_own(tmp_path: Path, whole_decode: None) -> None:
     result = verify(packaged(tmp_path, loud_head))
     assert failed(result) == []
     found = {check.name: check for check in result.checks}["KL prefill, as saved"]
