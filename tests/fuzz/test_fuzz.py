@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from pocketphi.graph.errors import InputError
 from tests.fuzz import harness, mutate, readers, seeds
 
-MUTATIONS = 16
+MUTATIONS = 24
 
 
 @pytest.mark.parametrize(
