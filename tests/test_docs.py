@@ -163,7 +163,6 @@ def test_the_steps_of_extending(tmp_path: Path) -> None:
     when it is imported. A Helium model lies there for its command."""
     steps = [
         "import torch; torch.set_num_threads(1)",
-        "import shared_traces; shared_traces.use()",
         "from pathlib import Path",
         "from decoder_folders import save_model",
         "save_model(Path('helium'), 'HeliumForCausalLM', head_dim=16)",
