@@ -159,8 +159,7 @@ def _comparable(name: str, costs: Sequence[float]) -> list[float]:
     """A form that cannot hold the weight, whose cost is no number, is chosen last. Raises InputError where all are so."""
     if not any(math.isfinite(cost) for cost in costs):
         raise InputError(
-            f"{name}: what rounding it costs is no finite number, as it, its inputs or the logits are too large; "
-            "say the format yourself, such as --block 32"
+            f"{name}: what rounding it costs is no finite number: it, its inputs or the logits are too large; choose --block 32"
         )
     return [cost if math.isfinite(cost) else _NEVER for cost in costs]
 
