@@ -77,7 +77,9 @@ def rebuild(
             said = wanted.format.words if wanted else "a float"
             raise CheckFailed(f"{name} is saved as {form.words if form else 'a float'}, its recipe makes it {said}")
         if not isinstance(wanted, Keep) and not _laid_out(wanted, program.config.tensors()[name], weight):
-            raise CheckFailed(f"{name} is saved in other blocks, or with other zero points, than its recipe makes")
+            raise CheckFailed(
+                f"{name} is saved in other blocks, or with other zero points or scales, than its recipe makes"
+            )
     reports += run_passes(program, quantization(policy, quantized, all_logits))
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
@@ -93,12 +95,14 @@ def rebuild(
 
 
 def _laid_out(wanted: Quantizer, shape: tuple[int, ...], weight: LazyWeight) -> bool:
-    """Whether a weight has the parts that its quantizer makes, but for hints, which a target may leave out."""
+    """Whether a weight has the parts that its quantizer makes, but for hints, which a target may leave out and not add."""
 
     def without_hints(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
         return {part: spec for part, spec in parts.items() if part not in HINTS}
 
-    return without_hints(specs(wanted.layout(shape))) == without_hints(weight.parts)
+    made = specs(wanted.layout(shape))
+    added = set(weight.parts) - set(made)
+    return not added and without_hints(made) == without_hints(weight.parts)
 
 
 def _with_saved(program: Program, saved: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:

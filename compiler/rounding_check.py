@@ -34,6 +34,9 @@ _HALF = 2e-3
 _HALF_STEP, _SMALLEST_HALF = 2.0**-11, 2.0**-25
 """What rounding to float16 adds to a scale at most: a part of it, or of scales near zero a number."""
 
+_FEW_STEPS = 16
+"""Of float16's least distance between two numbers: what rounds to fewer of them is not near what it was."""
+
 Pieces = list[tuple[torch.Tensor, torch.Tensor]]
 """(what a weight holds, what the checkpoint holds) of rows that lie together: float32 [R, K] each."""
 
@@ -57,7 +60,7 @@ def rounding_check(weights: Mapping[str, LazyWeight], source: Checkpoint, policy
             nearest = quantizer is not None and quantizer.recipe in _TO_NEAREST
             problem = (_not_nearest(pieces, weight, form) if nearest else "") or _unlike(pieces, form)
         if problem:
-            wrong.append(f"{name} is {problem}")
+            wrong.append(f"{name} is {_lost(pieces, form) or problem}")
     detail = f"first {wrong[0]}" if wrong else f"{rows:,} rows of {len(weights)} weights"
     return Check("weights that are not the model's, rounded", len(wrong), 0, detail)
 
@@ -82,6 +85,15 @@ def _samples(weight: LazyWeight, source: Checkpoint, name: str) -> Pieces:
 def _joined(pieces: Pieces) -> tuple[torch.Tensor, torch.Tensor]:
     came, expected = zip(*pieces)
     return torch.cat(came), torch.cat(expected)
+
+
+def _lost(pieces: Pieces, form: type[Format] | None) -> str:
+    """Why rows cannot be what they should: float16 has too few values near zero for their scales. Empty if it has enough."""
+    largest = float(_joined(pieces)[1].abs().max())
+    reach = form.reach() if form and issubclass(form, Blocks) else 1
+    if not 0 < largest / reach < _FEW_STEPS * 2 * _SMALLEST_HALF:
+        return ""
+    return f"lost in float16, in which its scales are kept: its values are {largest:.1g} at most"
 
 
 def _far(pieces: Pieces) -> str:

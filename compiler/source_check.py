@@ -27,6 +27,9 @@ def rewrites_check(traced: Program, fused: Program, context: int | None = None) 
     context: positions that the rewritten graph covers; the model's maximum if None
     """
     found = compare_graphs(traced, fused, traced.weights, context or traced.config.max_position)
+    if found.overflows:
+        first = f"first {found.overflows}: a weight before it is far too large"
+        return Check("values that the model's own graph cannot hold in float32", 1, 0, first)
     detail = f"{found.places} values, {found.products} of the weights multiplied"
     if found.left_out:
         detail += f"; not run: {', '.join(found.left_out)}"

@@ -38,6 +38,8 @@ _RESERVE = 0.002
 """The part of a budget of bytes that is kept back: what the small files take is known about only before they are written."""
 _WITHIN = 0.003
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
+_NEVER = 1e30
+"""A cost that no choice is worth."""
 _NORM_BYTES = 4
 """At most, of a weight of a norm, which is read for each token too."""
 
@@ -147,9 +149,19 @@ def known_costs(
     stopped = _Stopped(about, candidates, options)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:
         costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1), stopped.found(), stopped.keep)
+    costs = {name: _comparable(name, made) for name, made in costs.items()}
     known.keep(about, costs)
     stopped.forget()
     return costs
+
+
+def _comparable(name: str, costs: Sequence[float]) -> list[float]:
+    """A form that cannot hold the weight, whose cost is no number, is chosen last. Raises InputError where all are so."""
+    if not any(math.isfinite(cost) for cost in costs):
+        raise InputError(
+            f"{name}: what rounding it costs is no finite number: it, its inputs or the logits are too large; choose --block 32"
+        )
+    return [cost if math.isfinite(cost) else _NEVER for cost in costs]
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,14 @@ def file_inside(folder: Path, name: str, where: str, follow: bool = False) -> Pa
     return found
 
 
+def size_inside(folder: Path, name: str) -> int:
+    """Bytes of a file of a bundle. Raises InputError where there is none, or a link leads outside; see `file_inside`."""
+    path = file_inside(folder, name, str(folder))
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; copy or compile it again")
+    return path.stat().st_size
+
+
 def lost_link(path: Path) -> InputError | None:
     """The error for a symbolic link that leads to nothing, or to itself; None for anything else."""
     if not os.path.islink(path) or os.path.exists(path):

@@ -55,10 +55,12 @@ class Case:
 
 @dataclass
 class Equality:
-    """What was found. differs: where the graphs part, empty if nowhere; places: inputs and outputs that were compared;
-    products: weights whose product was computed; left_out: cases that were too large to run."""
+    """What was found. differs: where the graphs part, empty if nowhere; overflows: what is no finite number in the first
+    graph already, so that nothing behind it can be compared; places: inputs and outputs that were compared; products: weights
+    whose product was computed; left_out: cases that were too large to run."""
 
     differs: str = ""
+    overflows: str = ""
     places: int = 0
     products: int = 0
     left_out: list[str] = field(default_factory=list)
@@ -83,9 +85,9 @@ def compare_graphs(before: Program, after: Program, weights: Mapping[str, LazyWe
                 found.left_out.append(f"{case.past} tokens in the cache")
                 continue
             for layer in chosen:
-                if not found.differs:
+                if not (found.differs or found.overflows):
                     _compare_layer(sides, layer, case, weights, found)
-        if found.differs:
+        if found.differs or found.overflows:
             return found
         cases = [case for case in (Case(9), Case(3, 7, 2), Case(1, 2)) if case.end <= context] or [Case(1)]
         # the keys and values that go out of a large model take more memory than all else: those of the shortest case tell
@@ -215,8 +217,8 @@ def _side_by_side(pairs: Sequence[Sequence[Run]], products: _Products, found: Eq
             if left.kind != right.kind:
                 found.differs = f"{right.kind} stands where {left.kind} stood"
             else:
-                found.differs = _difference(left.tensors, right.tensors)
-            if found.differs:
+                found.differs, found.overflows = _difference(left.tensors, right.tensors)
+            if found.differs or found.overflows:
                 return
         first = steps[0][0]
         if not first.weight:
@@ -224,18 +226,21 @@ def _side_by_side(pairs: Sequence[Sequence[Run]], products: _Products, found: Eq
         values = products.of(first.weight, first.target, [left.args for left, _ in steps])
 
 
-def _difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> str:
-    """Where two sets of named values differ, empty if nowhere. Zeros of either sign are one value, and NaN is another."""
+def _difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+    """Where two sets of named values differ, and what of the first is not finite; each empty if nowhere. Zeros of either sign
+    are one value."""
     if before.keys() != after.keys():
-        return f"{sorted(before.keys() ^ after.keys())[0]} is on one side only"
+        return f"{sorted(before.keys() ^ after.keys())[0]} is on one side only", ""
     for what, a in before.items():
         b = after[what]
         if a.shape != b.shape:
-            return f"{what} has shape {list(b.shape)} instead of {list(a.shape)}"
+            return f"{what} has shape {list(b.shape)} instead of {list(a.shape)}", ""
+        if a.is_floating_point() and not a.isfinite().all():
+            return "", what
         if not torch.equal(a, b):
             largest = float((a.double() - b.double()).abs().max())
-            return f"{what} differs in {int((a != b).sum())} of {a.numel()} values, by {largest:.2g} at most"
-    return ""
+            return f"{what} differs in {int((a != b).sum())} of {a.numel()} values, by {largest:.2g} at most", ""
+    return "", ""
 
 
 def _compare_layer(
@@ -253,7 +258,7 @@ def _compare_layer(
             raise CompilerBug(f"{step.kind} is run, and its value was given")
         values.append(step.tensors)
     found.places += len(values[0])
-    problem = _difference(*values)
+    problem, found.overflows = _difference(*values)
     found.differs = problem and f"after {case.past} tokens, {problem}"
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import fx
 
 from pocketphi.graph.config import ModelConfig, layer_of
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.packing import tensor_bytes, tensors_of
 from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
 from pocketphi.passes.segments import Segments
@@ -159,8 +160,15 @@ class Fisher:
         return {**self._segments.fixed, **dict(zip(nodes, values))}
 
     def _drawn(self, piece: _Piece, logits: torch.Tensor) -> list[list[torch.Tensor]]:
-        """For each sample the gradient of Σ log p(y) with respect to the logits, y drawn from p."""
+        """For each sample the gradient of Σ log p(y) with respect to the logits, y drawn from p.
+
+        Raises InputError where p is no probability.
+        """
         p = logits.detach().softmax(-1)
+        if not p.isfinite().all():
+            raise InputError(
+                "the calibration text gives logits that are not finite numbers, before anything is rounded"
+            )
         piece.closed_form(p[0])
         drawn = torch.multinomial(p[0], self._samples, replacement=True, generator=self._generator)
         found = []

@@ -106,7 +106,7 @@ class WeightCache:
             parts = _compute_experts(weight, statistics)
         else:
             if statistics is not None:
-                weight = replace(weight, feedback=Feedback.of(statistics, weight.quantizer.block))
+                weight = replace(weight, feedback=_feedback(weight, statistics))
                 del statistics  # a quarter of a gigabyte, for 8,192 inputs
             parts = _compute(weight)
         self.computed += 1
@@ -198,12 +198,22 @@ def _compute(weight: QuantizedWeight, number: int = 0, count: int = 1) -> dict[s
     return made
 
 
+def _feedback(weight: QuantizedWeight, statistics: Statistics) -> Feedback:
+    """Raises InputError where squares of the inputs are beyond float32, whatever the weight is."""
+    if not all(one.sum(dtype=torch.float64).isfinite() for one in statistics.tensors().values()):
+        raise InputError(
+            f"{weight.source.tensor}: the calibration text makes its inputs too large to be measured; choose --recipe rtn, "
+            "or another --calibration"
+        )
+    return Feedback.of(statistics, weight.quantizer.block)
+
+
 def _compute_experts(weight: QuantizedWeight, inputs: ExpertInputs) -> dict[str, torch.Tensor]:
     """One expert after the other, with the statistics of one at a time in memory."""
     made, count = [], len(inputs.met)
     for number in range(count):
         measured = inputs.statistics(number)
-        feedback = Feedback.of(measured, weight.quantizer.block) if measured else None
+        feedback = _feedback(weight, measured) if measured else None
         made.append(_compute(replace(weight, feedback=feedback), number, count))
     return {part: torch.cat([one[part] for one in made]) for part in weight.parts}
 

@@ -58,7 +58,14 @@ class MergedAdapters(Checkpoint):
                 part = slice(at, at + end - begin)
                 self._apply(adapter, name, piece, begin, end, rows[part], now[part], first + at)
                 at = part.stop
-        return now[start - first : stop - first].float()
+        made = now.float()
+        beyond = (~made.isfinite() & rows.isfinite()).view(len(made), -1).any(1)
+        if beyond.any():
+            raise InputError(
+                f"{name}: row {first + int(beyond.int().argmax())} is beyond float32 once the adapters are added; their "
+                "values, or the weights behind --lora, are far too large"
+            )
+        return made[start - first : stop - first]
 
     def kept(self, name: str) -> Kept | None:
         return None if name in self._touched else self._inner.kept(self._stored(name))

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
-from pocketphi.graph.reading import file_inside, read_json, read_whole, show, typed
+from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside, typed
 from pocketphi.targets.ort_mobile.lower import Lowered
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings
 
@@ -191,7 +191,7 @@ def spec_of(tensor: onnx.TensorProto, folder: Path) -> tuple[PartSpec, int]:
         raise InputError(f"{where}: has the shape {show(list(tensor.dims))}; {_AGAIN}")
     dtype = _DTYPES[tensor.data_type]
     size, offset = math.prod(tensor.dims) * dtype.itemsize, _number(said, "offset", where)
-    held = file_inside(folder, DATA_FILE, str(folder)).stat().st_size
+    held = size_inside(folder, DATA_FILE)
     if _number(said, "length", where) != size or offset + size > held:
         raise InputError(f"{where}: {size} bytes at {offset} do not lie in the {held} of {DATA_FILE}; {_AGAIN}")
     return PartSpec(tuple(tensor.dims), dtype), offset

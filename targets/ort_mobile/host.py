@@ -19,7 +19,7 @@ from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import file_inside, read_whole, show
+from pocketphi.graph.reading import file_inside, read_whole, show, size_inside
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
@@ -93,7 +93,7 @@ class OrtHost(Host):
         made: OrtBundle = self.planned(program, asked)
         lowered = made.lowered
         odd = [*other_operations(saved, lowered), *other_places(saved, lowered)] or other_words(saved, made.model())
-        size = file_inside(self.folder, DATA_FILE, str(self.folder)).stat().st_size
+        size = size_inside(self.folder, DATA_FILE)
         if size != made.bytes_of_data:
             odd.append(f"{DATA_FILE}: {size} bytes, expected {made.bytes_of_data}")
         detail = f"first {show(odd[0])}" if odd else f"{len(saved.graph.node)} operations"

@@ -16,7 +16,7 @@ from typing import Any
 
 from pocketphi.artifacts.bundle import file_digest
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import file_inside, read_json, read_whole, show
+from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside
 from pocketphi.targets.base import Check
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, PARAMS_FILE, Description
@@ -55,14 +55,14 @@ def graph_checks(folder: Path, planned: Planned, platform: Platform, described: 
     with tempfile.TemporaryDirectory() as scratch:
         wanted = files_made(planned.module, platform, Path(scratch), toolchain)
     odd = _other_description(folder, {**planned.description, **about_library(toolchain)})
-    size = file_inside(folder, PARAMS_FILE, str(folder)).stat().st_size
+    size = size_inside(folder, PARAMS_FILE)
     if size != planned.description["params_bytes"]:
         odd.append(f"{PARAMS_FILE}: {size} bytes, expected {planned.description['params_bytes']}")
     if read_whole(tuning) != database.text_of(planned.rows).encode():
         odd.append(f"{database.BUNDLED}: other rows than those of the model's matrices")
     elsewhere = linked_elsewhere(folder, platform, described)
     for file, sha256 in wanted.files.items():
-        if (file == _HEADER or not elsewhere) and file_digest(file_inside(folder, file, str(folder))) != sha256:
+        if (file == _HEADER or not elsewhere) and _digest(folder, file) != sha256:
             odd.append(_why(file))
     if elsewhere and hashlib.sha256(Elf(folder / LIBRARY).calls()).hexdigest() != wanted.calls:
         odd.append(f"{LIBRARY}: other calls or constants")
@@ -77,7 +77,7 @@ def plan(folder: Path, program: Program, platform: Platform, described: Descript
     """program: what was lowered; described: what model.json says; context: tokens, by the manifest."""
     cache = KV_CACHES[kv_cache_of(described.cache.dtype["saved"])]
     params = ParamsFile.plan(program, platform.isa)
-    digest = file_digest(file_inside(folder, PARAMS_FILE, str(folder)))
+    digest = _digest(folder, PARAMS_FILE)
     made = describe(program, platform, params, digest, context, cache)
     tuning = file_inside(folder, database.BUNDLED, str(folder))
     used = database.fitting(database.read(tuning), platform)
@@ -90,9 +90,16 @@ def linked_elsewhere(folder: Path, platform: Platform, described: Description) -
     """Which compilers a library says it was linked by, where they are not those of this machine."""
     if described.library != LIBRARY:
         return None
-    theirs = Elf(file_inside(folder, LIBRARY, str(folder))).compilers()
+    size_inside(folder, LIBRARY)
+    theirs = Elf(folder / LIBRARY).compilers()
     ours = Elf(build_runtime(toolchain_of(platform, described.library)).library).compilers()
     return None if theirs == ours else f"{show(theirs)} (here: {ours})"
+
+
+def _digest(folder: Path, name: str) -> str:
+    """Raises InputError where there is no such file."""
+    size_inside(folder, name)
+    return file_digest(folder / name)
 
 
 def _why(file: str) -> str:

@@ -22,7 +22,7 @@ from pocketphi.artifacts.stream import Progress
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.packing import rounded_up
-from pocketphi.graph.program import Program
+from pocketphi.graph.program import Program, op_name
 from pocketphi.graph.reading import read_json
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
@@ -180,8 +180,13 @@ def describe(
 
 
 def _refuse_unfit(program: Program) -> None:
-    """Raise InputError where a size is not a multiple of the vectors'."""
+    """Raise InputError where a size is not a multiple of the vectors', or logits are of every token."""
     config = program.config
+    if not any(op_name(node) == "edge.last_token" for node in program.graph.nodes):
+        raise InputError(
+            "tvm-arm: its library gives the logits of the last token, and by pocketphi_prefill_all of every one; "
+            "leave out --all-logits"
+        )
     for what, size in (
         ("hidden size", config.hidden_size),
         ("intermediate size", config.intermediate_size),

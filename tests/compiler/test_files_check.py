@@ -220,7 +220,9 @@ def test_a_recipe_of_other_weights(change: dict[str, Any], tiny_bundle: Path, tm
     folder = shutil.copytree(tiny_bundle, tmp_path / "b")
     resealed(folder, lambda said: said["recipe"].update(change))
     said = Bundle.open(folder).manifest
-    with pytest.raises(CheckFailed, match="is saved in other blocks, or with other zero points, than its recipe makes"):
+    with pytest.raises(
+        CheckFailed, match="is saved in other blocks, or with other zero points or scales, than its recipe makes"
+    ):
         rebuild(folder, said.recipe, open_host(folder, said).weights())
 
 

@@ -67,7 +67,9 @@ void refuse_infinite(const float* values, int64_t count) {
     std::memcpy(&bits, values + i, sizeof bits);
     largest = std::max(largest, bits & INT32_MAX);
   }
-  if (largest >= kExponent) throw Failure("a logit is no finite number: model.params is damaged, or its model was");
+  if (largest >= kExponent) {
+    throw Failure("a logit is no finite number: a value is too large for the cache, or model.params is damaged");
+  }
 }
 
 }  // namespace
