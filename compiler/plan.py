@@ -28,6 +28,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
 from pocketphi.passes.base import PassReport
+from pocketphi.passes.calibrate import AT_ONCE, WINDOW
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import MAX_VALUES
@@ -178,14 +179,16 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
     hidden, widest = config.hidden_size, max(2 * config.intermediate_size, config.qkv_size)
-    # the widest layer, both of its weights and what goes in and out, beside what a run that was stopped goes on from
-    running = 2 * widest * hidden + tokens * (widest + 5 * hidden)
     columns = max(hidden, config.intermediate_size, config.heads * config.head_dim)
+    # what all tokens wait with before a matrix: its inputs, the residual stream, and what was made of that (measured: 4.3)
+    waiting = tokens * (columns + 5 * hidden)
+    # the widest layer, both of its weights, and of those tokens that go on what goes out and what becomes of it
+    running = 2 * widest * hidden + waiting + min(tokens, 2 * AT_ONCE) * (2 * widest + config.heads * WINDOW)
     # a moment, its factor twice and the shift (two matrices, where the tokens are fewer), for the layer with most inputs;
     # then the factor, the shift and rows
-    shift = columns * min(columns, tokens)
+    shift = columns * min(2 * columns, tokens)
     statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
-    measuring = statistics + tokens * (columns + 4 * hidden) + hidden * columns
+    measuring = statistics + waiting + hidden * columns
     largest = max(math.prod(shape) for shape in config.tensors().values())
     if config.experts:  # of all of a layer, in float and as they were rounded
         largest *= 2

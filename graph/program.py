@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Generator, Iterable, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,6 +184,47 @@ def observed(run: Run, observe: Observer | None = None) -> dict[fx.Node, Any]:
             step = run.send(value)
     except StopIteration as end:
         return end.value
+
+
+def side_by_side(
+    runs: Sequence[Run],
+    meets: Callable[[fx.Node], bool],
+    observe: Callable[[fx.Node, list[tuple[Any, ...]]], Callable[..., Any] | None],
+) -> list[dict[fx.Node, Any]]:
+    """Go through runs of the same nodes on different inputs. Returns the values of each.
+
+    Before a node that `meets` names all of them wait for each other, and `observe` is given their arguments. It returns what
+    computes the node's value from one run's arguments, or None to let the node's operator give it. From there to the next such
+    node they go one after the other, so that what is only needed between is in memory for one of them.
+    """
+    steps: list[tuple[fx.Node, tuple[Any, ...]] | None] = [None for _ in runs]
+    results: list[dict[fx.Node, Any]] = []
+
+    def onwards(number: int, compute: Callable[..., Any] | None) -> None:
+        """One run to the next node where it waits. No value is held here while it runs."""
+        step, steps[number] = steps[number], None
+        value = compute(*step[1]) if compute and step else None
+        del step
+        sent = [value]
+        del value
+        try:
+            step = runs[number].send(sent.pop())
+            while not meets(step[0]):
+                del step
+                step = runs[number].send(None)
+            steps[number] = step
+        except StopIteration as end:
+            results.append(end.value)
+
+    with torch.no_grad():
+        compute = None
+        while len(results) < len(runs):
+            for number in range(len(runs)):
+                onwards(number, compute)
+            waiting = [step for step in steps if step]
+            compute = observe(waiting[0][0], [args for _, args in waiting]) if waiting else None
+            del waiting
+    return results
 
 
 def stepwise(

@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from inspect import cleandoc, isclass, isfunction
 from pathlib import Path
@@ -28,7 +29,7 @@ from pocketphi.graph.experts import each_input
 from pocketphi.graph.formats import weight_of
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
-from pocketphi.graph.program import Program, Weights, evaluate
+from pocketphi.graph.program import Program, Weights, side_by_side, split_target, stepwise
 from pocketphi.graph.sealed import forget_oldest
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
@@ -41,6 +42,15 @@ _EXPERTS = torch.ops.edge.experts.default
 
 WINDOW = 512
 """Tokens in one calibration sequence."""
+
+AT_ONCE = 1024
+"""Tokens that run from one matrix to the next together. More are no faster, and what lies between takes memory for each."""
+
+_SMALL = 1 << 20
+"""Bytes of a weight that is kept: norms."""
+
+_MEETS = {aten.linear.default, aten.embedding.default, _EXPERTS}
+"""Where all tokens wait for each other: a matrix is read once, and its inputs are measured over all of them."""
 
 _STREAMS = 4
 """Runs that were stopped and may go on; what an older one left is removed."""
@@ -119,27 +129,29 @@ def quantize_calibrated(
             progress()
         return stored.get(name) or weights.get(name)
 
-    def observe(node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
+    def observe(node: fx.Node, each: list[tuple[Any, ...]]) -> Callable[..., torch.Tensor] | None:
         nonlocal computed
         if node in stream.cuts and cache.computed > computed:
-            stream.save(node, args, {name: weight.path.name for name, weight in stored.items()})
+            stream.save(node, each, {name: weight.path.name for name, weight in stored.items()})
             computed = cache.computed
         if node.target is _EXPERTS:
-            made = quantize(node.args[2], lambda: _expert_inputs(args[0], args[1], args[3]))  # type: ignore[arg-type]
-            return None if made is None else _both(made, *args)
+            made = quantize(node.args[2], lambda: _expert_inputs(each))  # type: ignore[arg-type]
+            return None if made is None else partial(_both, _values(made))
         if node.target is not aten.linear.default:
             return None
-        made = quantize(node.args[1], lambda: _statistics(args[0]))  # type: ignore[arg-type]
-        if made is None:
-            return None
-        x, w, *bias = args
-        out = x.new_empty(*x.shape[:-1], len(w))
-        for half, of, matrix in zip(out.chunk(2), x.chunk(2), (w, weight_of(materialize(made)).dequantize())):
-            torch.matmul(of, matrix.T, out=half)
-        return out + bias[0] if bias else out
+        made = quantize(node.args[1], lambda: _statistics([args[0] for args in each]))  # type: ignore[arg-type]
+        return None if made is None else partial(_product, _values(made))
 
-    inputs = program.prefill_inputs(tokens.repeat(2, 1))
-    hidden = evaluate([head.args[0]], inputs, Weights(program.weights, keep=False), observe, given)[head.args[0]]
+    batch = max(1, AT_ONCE // tokens.shape[1])
+    reader, place = _Reader(program.weights), 0
+    runs = []
+    for part in tokens.split(batch):
+        here = {node: value[place : place + 2 * len(part)] for node, value in given.items()}
+        runs.append(stepwise([head.args[0]], program.prefill_inputs(part.repeat(2, 1)), reader, here))
+        place += 2 * len(part)
+    del given
+    found = side_by_side(runs, lambda node: node.target in _MEETS or node in stream.cuts, observe)
+    hidden = [one[head.args[0]] for one in found]
     quantize(head.args[1], lambda: _statistics(hidden))
     for node in program.graph.nodes:
         if node.target is aten.embedding.default:  # a tied one is done: the head's inputs tell more
@@ -189,32 +201,65 @@ def _run_key(cache: WeightCache, tokens: torch.Tensor, weights: Mapping[str, Qua
     return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 
-def _statistics(x: torch.Tensor) -> Statistics:
-    """Of float32 [2B, S, K]: the inputs with float weights, then those with quantized ones."""
-    exact, met = (half.flatten(0, -2) for half in x.chunk(2))
+def _statistics(each: Sequence[torch.Tensor]) -> Statistics:
+    """Of float32 [2B, S, K] from each run: the inputs with float weights, then those with quantized ones."""
+    exact, met = zip(*((half.flatten(0, -2) for half in x.chunk(2)) for x in each))
     return Statistics.of(met, exact)
 
 
-def _expert_inputs(x: torch.Tensor, chosen: torch.Tensor, count: int) -> ExpertInputs:
+def _expert_inputs(each: Sequence[tuple[Any, ...]]) -> ExpertInputs:
     """Of each expert, the inputs of the tokens that go through it with quantized weights, and what the float model has there.
 
-    x: float32 [2B, S, K], a token's own whatever it goes through, or [2B, S, T, K], where only those count that go through it
-    with float weights too. Both halves are in the order of tokens.
+    each: of each run the operator's arguments. Its input is float32 [2B, S, K], a token's own whatever it goes through, or
+    [2B, S, T, K], where only those count that go through it with float weights too. Both halves are in the order of tokens.
     """
+    found = []
+    for number in range(each[0][3]):
+        of_runs = [_inputs_of(number, x, chosen) for x, chosen, *_ in each]
+        found.append(tuple(torch.cat(parts) for parts in zip(*of_runs, strict=True)))
+    return ExpertInputs(tuple(met for met, _ in found), tuple(exact for _, exact in found))
+
+
+def _inputs_of(number: int, x: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of one expert and one run: met and exact."""
     (exact, met), (by_float, by_met) = each_input(x, chosen).chunk(2), chosen.chunk(2)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for number in range(count):
-        here = by_met == number
-        if x.dim() == 3:
-            found.append((met[here], exact[here]))
-            continue
-        there = by_float == number
-        both = (here.any(-1) & there.any(-1))[..., None]
-        found.append((met[here & both], exact[there & both]))
-    return ExpertInputs(tuple(one for one, _ in found), tuple(one for _, one in found))
+    here = by_met == number
+    if x.dim() == 3:
+        return met[here], exact[here]
+    there = by_float == number
+    both = (here.any(-1) & there.any(-1))[..., None]
+    return met[here & both], exact[there & both]
 
 
-def _both(made: LazyWeight, x: torch.Tensor, chosen: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
+def _both(
+    rounded: torch.Tensor, x: torch.Tensor, chosen: torch.Tensor, weight: torch.Tensor, count: int
+) -> torch.Tensor:
     """What experts make of both halves, each with its own weights."""
-    halves = zip(x.chunk(2), chosen.chunk(2), (weight, weight_of(materialize(made)).dequantize()))
+    halves = zip(x.chunk(2), chosen.chunk(2), (weight, rounded))
     return torch.cat([_EXPERTS(of, by, matrix, count) for of, by, matrix in halves])
+
+
+def _product(rounded: torch.Tensor, x: torch.Tensor, w: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
+    """What a linear layer makes of both halves, each with its own weights."""
+    out = x.new_empty(*x.shape[:-1], len(w))
+    for half, of, matrix in zip(out.chunk(2), x.chunk(2), (w, rounded)):
+        torch.matmul(of, matrix.T, out=half)
+    return out + bias[0] if bias else out
+
+
+def _values(weight: LazyWeight) -> torch.Tensor:
+    """What a quantized weight stands for: float32 [N, K]."""
+    return weight_of(materialize(weight)).dequantize()
+
+
+class _Reader:
+    """Weights for runs side by side, which ask for the same ones in turn: the last matrix is kept, and all that is small."""
+
+    def __init__(self, weights: Mapping[str, LazyWeight]) -> None:
+        self._small, self._large = Weights(weights, keep=True), Weights(weights, keep=False)
+        self._weights = weights
+
+    def __call__(self, target: str) -> torch.Tensor:
+        name, part = split_target(target)
+        small = self._weights[name].parts[part].bytes <= _SMALL
+        return (self._small if small else self._large)(target)

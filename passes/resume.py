@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,16 @@ class Stream:
         ]
         self.key = hashlib.sha256("\n".join(of).encode()).hexdigest()
 
-    def save(self, node: fx.Node, args: tuple[Any, ...], files: Mapping[str, str]) -> None:
+    def save(self, node: fx.Node, each: Sequence[tuple[Any, ...]], files: Mapping[str, str]) -> None:
         """Keep what `node`, one of `cuts`, is about to be given. Where that cannot be written, a run begins anew.
 
-        files: weight → the name of its file, of those that are done
+        each: its arguments for some sequences after the others; files: weight → the name of its file, of those that are done
         """
-        values = [args[node.args.index(arg)] for arg in self.cuts[node]]
-        said = _Said(self.key, node.name, tuple(tuple(value.shape) for value in values), dict(files))
+        values = [[args[node.args.index(arg)] for args in each] for arg in self.cuts[node]]
+        shapes = tuple((sum(map(len, parts)), *parts[0].shape[1:]) for parts in values)
+        said = _Said(self.key, node.name, shapes, dict(files))
         with contextlib.suppress(OSError):
-            write_sealed(self.path, asdict(said), [tensor_bytes(value) for value in values])
+            write_sealed(self.path, asdict(said), [tensor_bytes(part) for parts in values for part in parts])
 
     def load(self) -> tuple[dict[fx.Node, torch.Tensor], dict[str, str]] | None:
         """Values that need not be computed again, and the files of the weights before them."""

@@ -7,7 +7,7 @@ not load torch, so that the command line can say what there is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -63,13 +63,23 @@ class Statistics:
         return {name: one for name, one in {"moment": self.moment, **drift}.items() if one is not None}
 
     @staticmethod
-    def of(met: torch.Tensor, exact: torch.Tensor | None = None) -> Statistics:
-        """met: x, float32 [T, K]; exact: x̂."""
+    def of(met: Sequence[torch.Tensor], exact: Sequence[torch.Tensor] | None = None) -> Statistics:
+        """met: x in one or several pieces, float32 [T, K] together; exact: x̂ in the same."""
+        import torch
+
         moment = _moment(met)
         if exact is None:
             return Statistics(moment)
-        missed = (exact - met).div_(len(met))
-        return Statistics(moment, missed.T @ met if len(met) >= met.shape[1] else Outer(missed, met))
+        tokens, columns = sum(map(len, met)), met[0].shape[1]
+        if tokens < columns:
+            missed = torch.cat(list(met)).neg_()
+            for part, one in zip(missed.split(list(map(len, met))), exact, strict=True):
+                part.add_(one)
+            return Statistics(moment, Outer(missed.div_(tokens), torch.cat(list(met))))
+        drift = torch.zeros(columns, columns)
+        for x, one in zip(met, exact, strict=True):
+            drift.addmm_((one - x).div_(tokens).T, x)
+        return Statistics(moment, drift)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class ExpertInputs:
     def statistics(self, number: int) -> Statistics | None:
         """Of one expert; None where it saw too few tokens to tell anything."""
         met, exact = self.met[number], self.exact[number]
-        return Statistics.of(met, exact) if len(met) >= _FEW else None
+        return Statistics.of([met], [exact]) if len(met) >= _FEW else None
 
 
 @dataclass(frozen=True)
@@ -141,16 +151,17 @@ class Feedback:
         return torch.addmm(w, w, self.shift)
 
 
-def _moment(x: torch.Tensor) -> torch.Tensor:
-    """E[x xᵀ] of x [T, K], above its diagonal and for some way below it: half of the products."""
+def _moment(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """E[x xᵀ] of x [T, K], in pieces, above its diagonal and for some way below it: half of the products."""
     import torch
 
-    columns = x.shape[1]
+    columns = pieces[0].shape[1]
     moment = torch.zeros(columns, columns)
-    for start in range(0, columns, _STRIP):
-        stop = min(start + _STRIP, columns)
-        torch.mm(x[:, :stop].T, x[:, start:stop], out=moment[:stop, start:stop])
-    return moment.div_(len(x))
+    for x in pieces:
+        for start in range(0, columns, _STRIP):
+            stop = min(start + _STRIP, columns)
+            moment[:stop, start:stop].addmm_(x[:, :stop].T, x[:, start:stop])
+    return moment.div_(sum(map(len, pieces)))
 
 
 def _shift(statistics: Statistics) -> torch.Tensor | Outer | None:

@@ -64,7 +64,7 @@ def test_a_second_run_finds_everything_without_running_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, first, _ = calibrated(tmp_path)
-    monkeypatch.setattr("pocketphi.passes.calibrate.evaluate", None)  # would fail if it were called
+    monkeypatch.setattr("pocketphi.passes.calibrate.side_by_side", None)  # would fail if it were called
     _, second, cache = calibrated(tmp_path)
     assert (cache.computed, cache.found) == (0, 14)
     for name, weight in first.items():

@@ -111,7 +111,7 @@ def test_search_measures_each_expert(name: str, tmp_path: Path) -> None:
     for number in range(6):
         at = [(t, chosen[t].tolist().index(number)) for t in range(len(chosen)) if number in chosen[t]]
         own = torch.stack([x[t] if name == GATE_UP else x[t, slot] for t, slot in at])
-        feedback = Feedback.of(Statistics.of(own, own), 32)
+        feedback = Feedback.of(Statistics.of([own], [own]), 32)
         assert torch.equal(made[number], ScaleSearch(32).quantize(values[number], feedback).dequantize())
         nearest = RoundToNearest(32).quantize(values[number]).dequantize()
         search, rtn = (float(((values[number] - one) @ own.T).square().mean()) for one in (made[number], nearest))

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ from pocketphi.passes.weight_cache import WeightCache
 
 TOKENS = torch.arange(128).view(2, 64) % 251
 WEIGHTS = 4 * 3 + 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sequences_apart() -> Iterator[None]:
+    """Each of the two runs from matrix to matrix alone, as those of a long text do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "AT_ONCE", 64)
+        yield
 
 
 class Stopped(BaseException):
@@ -85,13 +93,12 @@ def test_stopped_after_any_weight(
     with pytest.raises(Stopped):
         run(fused, tmp_path, stop)
     given: list[int] = []
-    evaluate = calibrate.evaluate
-    monkeypatch.setattr(calibrate, "evaluate", lambda *args: given.append(len(args[-1])) or evaluate(*args))
+    stepwise = calibrate.stepwise
+    monkeypatch.setattr(calibrate, "stepwise", lambda *args: given.append(len(args[-1])) or stepwise(*args))
     assert run(fused, tmp_path) == (stop, WEIGHTS - stop)
     assert digests(tmp_path) == whole
-    assert given == [
-        2 if stop > 2 else 0
-    ]  # the stream, and what the layer before it adds: from the first output projection on
+    # each sequence the stream, and what the layer before it adds: from the first output projection on
+    assert given == 2 * [2 if stop > 2 else 0]
 
 
 def test_a_layer_has_two_places_to_go_on_from(fused: Program) -> None:
@@ -183,10 +190,10 @@ def test_a_run_goes_on_though_others_were_stopped_after_it(
     for other in others:
         other.write_bytes(b"of another run")
     given: list[int] = []
-    evaluate = calibrate.evaluate
-    monkeypatch.setattr(calibrate, "evaluate", lambda *args: given.append(len(args[-1])) or evaluate(*args))
+    stepwise = calibrate.stepwise
+    monkeypatch.setattr(calibrate, "stepwise", lambda *args: given.append(len(args[-1])) or stepwise(*args))
     assert run(fused, tmp_path) == (7, WEIGHTS - 7)
-    assert given == [2]
+    assert given == [2, 2]
     for other in others:
         other.unlink(missing_ok=True)
     assert digests(tmp_path) == whole

@@ -137,15 +137,15 @@ def test_what_columns_lose_is_made_up_for_in_their_order() -> None:
     assert (made == want).all(1).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("tokens", [40, 200])
-def test_statistics_of_inputs_are_the_plain_formulas(tokens: int) -> None:
-    """With fewer tokens than columns, and with more; over more than one strip of the moment."""
+@pytest.mark.parametrize(("tokens", "cut"), [(40, 40), (40, 17), (200, 200), (200, 64)])
+def test_statistics_of_inputs_are_the_plain_formulas(tokens: int, cut: int) -> None:
+    """With fewer tokens than columns, and with more; in one piece and in several; over more than one strip of the moment."""
     exact = inputs(96)[:tokens]
     met = exact + torch.randn(exact.shape, generator=torch.Generator().manual_seed(3))
     w = matrix(columns=96)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pocketphi.passes.quantizers.base._STRIP", 40)
-        feedback = Feedback.of(Statistics.of(met, exact))
+        feedback = Feedback.of(Statistics.of(met.split(cut), exact.split(cut)))
     x, missed = met.double(), (exact.double() - met.double()) / tokens
     order, cost = feedback.order, feedback.cost[feedback.order]
     moment = x.T @ x / tokens
