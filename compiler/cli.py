@@ -221,6 +221,13 @@ def parser() -> argparse.ArgumentParser:
         "--fold-norms", action="store_true", help="fold the norm weights into the projections behind them"
     )
     make.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16", help="default %(default)s")
+
+    write = command("make-text", _make_text, "have a model write a text that it can be calibrated on")
+    write.add_argument("model", help=MODEL_HELP)
+    add_options(write, ProgramOptions, ["lora"])
+    write.add_argument("-o", "--out", type=Path, required=True, help="file to make, for compile --calibration")
+    write.add_argument("--tokens", type=int, default=14336, help="how many tokens it writes (default %(default)s)")
+    write.add_argument("--seed", type=int, default=0, help="another one gives another text (default %(default)s)")
     return top
 
 
@@ -384,6 +391,25 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
     with new_folder(a.out, needed_bytes=total) as folder, _ui(a).task("write", total, "bytes") as advance:
         write_checkpoint(source, folder, a.dtype, advance)
     _print(a, {"checkpoint": str(a.out), "bytes": total}, lambda: _write(f"{a.out}: {total / 1e6:,.0f} MB\n"))
+    return 0
+
+
+def _make_text(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.own_text import own_text
+    from pocketphi.graph.opening import open_checkpoint
+    from pocketphi.graph.writing import write_whole
+
+    if a.out.exists():
+        raise InputError(f"{a.out}: exists; choose another -o")
+    source = open_checkpoint(a.model, _lora(a))
+    for notice in source.notices:
+        _ui(a).say(notice)
+    text = own_text(source, a.tokens, a.seed, _ui(a))
+    write_whole(a.out, text, "--out")
+    said = (
+        f"{a.out}: {len(text.encode()) / 1e3:,.0f} kB; compile with --calibration {a.out} --calibration-tokens 16384\n"
+    )
+    _print(a, {"text": str(a.out), "bytes": len(text.encode())}, lambda: _write(said))
     return 0
 
 

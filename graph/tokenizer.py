@@ -86,9 +86,10 @@ class Tokenizer:
         """Ids of a text that starts a sequence: with the start token where the model wants one."""
         return [*self._prefix, *self.tokens(text)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of these ids, special tokens left out."""
-        return str(library(lambda: self._tokenizer.decode(list(ids), skip_special_tokens=True), "the tokenizer"))
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of these ids; special: with special tokens, by their names."""
+        work = lambda: self._tokenizer.decode(list(ids), skip_special_tokens=not special)  # noqa: E731
+        return str(library(work, "the tokenizer"))
 
     def stream(self) -> TextStream:
         """A decoder for ids that come one at a time."""

@@ -60,8 +60,12 @@ def default_text() -> str:
     """Our own pages of prose, dialogue and code, then English that every Python carries (`pydoc_data.topics`)."""
     from pydoc_data.topics import topics
 
-    own = files("pocketphi.passes").joinpath("calibration.txt").read_text("utf-8")
-    return "\n\n".join([own, *(topics[name] for name in sorted(topics))])
+    return "\n\n".join([own_pages(), *(topics[name] for name in sorted(topics))])
+
+
+def own_pages() -> str:
+    """Prose, dialogue and code that were written for this."""
+    return files("pocketphi.passes").joinpath("calibration.txt").read_text("utf-8")
 
 
 def held_out_text() -> str:

@@ -68,13 +68,17 @@ def test_tables_must_end_with_an_expert() -> None:
         run_passes(program, [QuantizeWeights(policy)])
 
 
-def test_inputs_of_an_expert_are_of_the_tokens_that_it_saw() -> None:
-    """Token by token, where the halves go through other experts."""
+@pytest.mark.parametrize("runs", [1, 2])
+def test_inputs_of_an_expert_are_of_the_tokens_that_it_saw(runs: int) -> None:
+    """Token by token, where the halves go through other experts, in one run or after each other."""
     x, apart = torch.randn(2, 6, 4), torch.randn(2, 6, 2, 4)
     chosen = torch.tensor(
         [[[0, 1], [1, 0], [2, 0], [0, 2], [1, 2], [0, 1]], [[0, 1], [0, 1], [1, 0], [2, 1], [1, 2], [2, 0]]]
     )
-    own, inner = _expert_inputs(x, chosen, 4), _expert_inputs(apart, chosen, 4)
+    own, inner = (
+        _expert_inputs([(part, by, None, 4) for part, by in zip(given.chunk(runs, 1), chosen.chunk(runs, 1))])
+        for given in (x, apart)
+    )
     for number in range(4):
         tokens = [t for t in range(6) if number in chosen[1, t]]
         assert torch.equal(own.met[number], x[1, tokens])
