@@ -28,6 +28,7 @@ from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.trace import trace
+from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.policy import policy_of
 from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.targets import find_target
@@ -64,6 +65,7 @@ def kept(source: Checkpoint) -> Program:
         for name, weight in program.weights.items()
     }
     QuantizeWeights(kept_policy(policy_of("keep"), source))(program)
+    LastLogits()(program)  # all that tvm-arm takes
     return program
 
 
