@@ -32,6 +32,11 @@ class TargetOptions(Options, ABC):
 
     target: ClassVar[str]
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether a calibration text decides what the target's files hold, whatever the recipe of the weights."""
+        return False
+
     @abstractmethod
     def kv_cache_bytes(self, config: ModelConfig) -> int:
         """Bytes of a token's keys and values over all layers, in this target's cache."""

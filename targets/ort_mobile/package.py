@@ -17,17 +17,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, Rows, Stored, plan_layout, write_weights
+from pocketphi.artifacts.stream import HasParts, Layout, Progress, Rows, Stored, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import format_of
+from pocketphi.graph.formats import PartSpec, format_of
+from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, split_target
+from pocketphi.passes.cache_scales import Scales
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
 from pocketphi.targets.ort_mobile.experts import paired, why_not
+from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names
 from pocketphi.targets.ort_mobile.lint import lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.options import OrtMobile
@@ -59,8 +63,13 @@ class OrtBundle(Prepared):
     def __init__(self, program: Program, options: OrtMobile, asked: Asked) -> None:
         _check_fits(program)
         self._program, self._options, self._asked = program, options, asked
-        self.lowered = lower(program, options.accuracy_level)
-        weights = program.weights_read()
+        cache = KV_CACHES[options.kv_cache]
+        self.lowered = lower(program, options.accuracy_level, cache)
+        self.cache_bits = cache.bits if cache.rounds else None
+        spec = PartSpec((program.config.kv_heads, program.config.head_dim), torch.float32)
+        names = [name for layer in range(program.config.layers) for name in scale_names(layer)] if cache.rounds else []
+        self._scales: dict[str, LazyWeight] = {}
+        weights: dict[str, HasParts] = {**program.weights_read(), **dict.fromkeys(names, Stored({"": spec}))}
         self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
         single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
         self.bytes_of_data = self._layout.size
@@ -76,9 +85,14 @@ class OrtBundle(Prepared):
             )
         self.notes += _single_file_notes(single, options.ort_file)
 
+    def take_scales(self, scales: Scales) -> None:
+        for layer, pair in enumerate(scales):
+            for name, scale in zip(scale_names(layer), pair):
+                self._scales[name] = Constant(scale, "a calibration text")
+
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self.lowered
-        weights = program.weights_read()
+        weights = {**program.weights_read(), **self._scales}
         sizes = {name: weights[name].parts["q"].shape[0] // count for name, count in paired(program).items()}
         turned = {name: ByExpert(weights[name], size) for name, size in sizes.items()}
 
@@ -92,8 +106,8 @@ class OrtBundle(Prepared):
         (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))
         if self._options.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
-        details = {"accuracy_level": self._options.accuracy_level}
-        return Packaged(self.operators, written.digests, self.notes, details, {DATA_FILE: written.sha256})
+        said = details(self._options, program.config)
+        return Packaged(self.operators, written.digests, self.notes, said, {DATA_FILE: written.sha256})
 
     def model(self) -> onnx.ModelProto:
         """model.onnx, which names bytes of the data file."""
@@ -104,6 +118,14 @@ class OrtBundle(Prepared):
     def operators(self) -> Counter[str]:
         """Those of the graph, with their domains → count."""
         return Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in self.lowered.nodes)
+
+
+def details(options: OrtMobile, config: ModelConfig) -> dict[str, Any]:
+    """What a manifest says of the files: of the cache, where it is not the default one."""
+    said: dict[str, Any] = {"accuracy_level": options.accuracy_level}
+    if KV_CACHES[options.kv_cache].rounds:
+        said |= {"kv_cache": options.kv_cache, "kv_cache_bytes_per_token": options.kv_cache_bytes(config)}
+    return said
 
 
 def _check_fits(program: Program) -> None:

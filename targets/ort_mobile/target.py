@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.ort_mobile.codecs import CODECS, FAST
 from pocketphi.targets.ort_mobile.options import OrtMobile
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from pocketphi.targets.base import Host, Prepared
 
 _VERSIONS = {"genai_version": "0.18.0", "ort_version": "1.32.0"}
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What a manifest says of a bundle, as far as others ask for it."""
+
+    kv_cache: str = "fp32"
 
 
 class OrtMobileTarget(Target[OrtMobile]):
@@ -63,6 +72,9 @@ class OrtMobileTarget(Target[OrtMobile]):
         from pocketphi.targets.ort_mobile.host import OrtHost
 
         return OrtHost(folder)
+
+    def options_of(self, record: TargetRecord) -> OrtMobile:
+        return OrtMobile(kv_cache=typed(_Details, record.details, "manifest.json: targets.ort-mobile").kv_cache)
 
     def check_installed(self, options: OrtMobile) -> None:
         super().check_installed(options)
