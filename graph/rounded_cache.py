@@ -7,7 +7,7 @@ sees what was kept. So a cache is a function of new keys and values, and the res
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,23 +41,34 @@ class FixedScales:
 
 
 @dataclass(frozen=True)
-class RowScales:
-    """`q = round(x/s)` with a scale for every `group` dimensions of a head's key or value: s = max|x| / most.
+class OwnScales:
+    """`q = clamp(round(x · (1/s)))` of -least … most, halves to even, with a scale for every `group` dimensions of each head's
+    key or value: s = max|x| / reach, as `stored` keeps it.
 
-    most: the largest number; bits: of q, from -most
+    group: None for all dimensions of a head
     """
 
+    least: int
     most: int
-    group: int
+    reach: float
+    group: int | None = None
+    stored: Callable[[torch.Tensor], torch.Tensor] = lambda scale: scale
 
     def kept(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._rows(keys), self._rows(values)
+        return self.rounded(keys), self.rounded(values)
 
-    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [..., D]."""
         parts = x.unflatten(-1, (-1, self.group or x.shape[-1]))
-        scale = parts.abs().amax(-1, keepdim=True) / self.most
+        scale = self.stored(parts.abs().amax(-1, keepdim=True) / self.reach)
         factor = torch.where(scale > 0, 1 / scale, 0)
-        return ((parts * factor).round() * scale).flatten(-2)
+        return ((parts * factor).round().clamp(-self.least, self.most) * scale).flatten(-2)
+
+
+def in_a_byte(scale: torch.Tensor) -> torch.Tensor:
+    """Scales float32 rounded up to what the upper half of a float16, without its sign, can hold: three bits of a mantissa."""
+    bits = scale.half().view(torch.int16).int()
+    return (bits + 127 >> 7 << 7).short().view(torch.float16).float()
 
 
 def rounded(x: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

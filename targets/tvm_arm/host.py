@@ -11,15 +11,20 @@ import torch
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
+from pocketphi.graph.rounded_cache import OwnScales, in_a_byte
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
-from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
+from pocketphi.targets.tvm_arm.kv_cache import GROUP, kv_cache_of
 from pocketphi.targets.tvm_arm.params import read_weights
 from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, host_arch
+
+
+ROUNDED = {"int8": OwnScales(127, 127, 127.0), "int4": OwnScales(8, 7, 7.5, GROUP, in_a_byte)}
+"""What the kernels' caches keep: see `kernels/cache.py`."""
 
 
 def check_runs_here(platform: Platform) -> None:
@@ -47,6 +52,9 @@ class TvmHost(Host):
     def kv_cache(self) -> str:
         """What the library was compiled with: a name of KV_CACHES."""
         return kv_cache_of(self.described.cache.dtype["saved"])
+
+    def rounded_cache(self) -> OwnScales | None:
+        return ROUNDED.get(self.kv_cache)
 
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder, self.described)

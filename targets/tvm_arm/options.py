@@ -29,7 +29,8 @@ class TvmArm(TargetOptions):
         None, "schedules that 'pocketphi tune' found (before those that ship with us)", metavar="FILE"
     )
     kv_cache: str = kv_cache_option(
-        KV_CACHES, "fp16 (default), or int8 with a scale for each: half the memory of long texts"
+        KV_CACHES,
+        "fp16 (default), int8 with a scale for each, or int4 with one for 32 dimensions",
     )
 
     def kv_cache_bytes(self, config: ModelConfig) -> int:

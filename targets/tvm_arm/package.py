@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.packing import rounded_up
@@ -65,6 +66,7 @@ class TvmBundle(Prepared):
     def __init__(self, program: Program, options: TvmArm, asked: Asked) -> None:
         """Raises InputError for a size that is no multiple of the vectors', and where a compiler is missing."""
         _refuse_unfit(program)
+        _refuse_cache(program.config, options)
         self._program, self._options, self._asked = program, options, asked
         self._platform = Platform.of(options.os, options.cpu)
         self._cache = KV_CACHES[options.kv_cache]
@@ -192,6 +194,16 @@ def _refuse_unfit(program: Program) -> None:
     if config.sparse and config.sparse.block % KEYS:
         raise InputError(
             f"tvm-arm: blocks of attention hold {config.sparse.block} tokens, expected a multiple of {KEYS}"
+        )
+
+
+def _refuse_cache(config: ModelConfig, options: TvmArm) -> None:
+    """Raise InputError where the dimensions of a head do not come in groups with a scale."""
+    group = KV_CACHES[options.kv_cache].group
+    if group and config.head_dim % group:
+        raise InputError(
+            f"tvm-arm: --kv-cache {options.kv_cache} has a scale for {group} dimensions, and a head of this model has "
+            f"{config.head_dim}; --kv-cache int8 works"
         )
 
 

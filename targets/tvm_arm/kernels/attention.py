@@ -76,7 +76,7 @@ class _Span:
 def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
     """A function (qkv [S, (H + 2·KV)·D], keys, values [KV, C, row], cos, sin [M, R/2], position int32 [P], out [S, H·D]).
 
-    row: D, and in int8 a scale's four bytes more.
+    row: D, in int8 a scale's four bytes more, in int4 half as many and D/32 for scales.
 
     position: tokens that are in the cache, the new ones are written from there on; with LongRoPE also how many there will be
     in all, which decides between short and long factors for every chunk of a prompt.
@@ -250,15 +250,9 @@ class _Body:
                 units = [(i, row) for i in range(together) for row in span.rows]
                 for start in range(0, len(units), limit):
                     chunk = units[start : start + limit]
-                    sums = {(*unit, part): Register(f32, floats(0.0, lanes)) for unit in chunk for part in range(parts)}
-                    with T.serial(0, self.form.dim) as d:
-                        for i, part in dict.fromkeys((i, part) for i, _, part in sums):
-                            key = Register(f32, self.cache.key(kv, block + i, d, part)).value
-                            for row in (row for number, row in chunk if number == i):
-                                s = sums[i, row, part]
-                                s.set(emit.fma(broadcast(queries[row, d], lanes), key, s.value, lanes))
+                    sums = self._products(kv, block, chunk, queries)
                     for (i, row, part), s in sums.items():
-                        score = self.cache.scaled_scores(kv, (block + i) * parts + part, s.value)
+                        score = s.value
                         if not span.stride:  # all of a column is seen
                             position = past + self._query(first, row)
                             score = self._masked(score, head, (block + i) * KEYS + part * lanes, position)
@@ -266,6 +260,33 @@ class _Body:
                         T.buffer_store(scores, score, [row, tirx.Ramp(column, 1, lanes)])
                         peaks[row].set(emit.maximum(peaks[row].value, score, lanes))
         return [Register("float32", emit.largest(peak.value, lanes)) for peak in peaks]
+
+    def _products(
+        self, kv: Expr, block: Expr, units: list[tuple[int, int]], queries: Any
+    ) -> dict[tuple[int, int, int], Register]:
+        """q · k by (block after the first, row, part of a block). units: (block after the first, row)."""
+        lanes, parts, cache = self.lanes, KEYS // self.lanes, self.cache
+        f32 = vector("float32", lanes)
+        whole: dict[tuple[int, int, int], Register] = {}
+        steps = self.form.dim // cache.groups // cache.together
+        for group in range(cache.groups):
+            sums = {(*unit, part): Register(f32, floats(0.0, lanes)) for unit in units for part in range(parts)}
+            with T.serial(0, steps) as step:
+                at = group * steps + step
+                for i, part in dict.fromkeys((i, part) for i, _, part in sums):
+                    for number, loaded in enumerate(cache.some_keys(kv, block + i, at, part)):
+                        key = Register(f32, loaded).value
+                        for row in (row for other, row in units if other == i):
+                            s = sums[i, row, part]
+                            query = broadcast(queries[row, at * cache.together + number], lanes)
+                            s.set(emit.fma(query, key, s.value, lanes))
+            for (i, row, part), s in sums.items():
+                scaled = cache.scaled_scores(kv, (block + i) * parts + part, group, s.value)
+                if group == 0:
+                    whole[i, row, part] = Register(f32, scaled)
+                else:
+                    whole[i, row, part].set(whole[i, row, part].value + scaled)
+        return whole
 
     def _masked(self, score: Expr, head: Expr, first_key: Expr, position: Expr) -> Expr:
         """Scores of keys in the future, before the window, or in a block that this row does not see, are hidden."""
