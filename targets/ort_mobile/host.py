@@ -27,6 +27,7 @@ from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
 from pocketphi.targets.ort_mobile.graph_file import (
     chunk_size,
     external,
+    is_windowed,
     other_operations,
     other_places,
     other_settings,
@@ -35,7 +36,7 @@ from pocketphi.targets.ort_mobile.graph_file import (
     refused_by,
     spec_of,
 )
-from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names
+from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
 from pocketphi.targets.ort_mobile.lower import K_SCALE
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, OrtMobile
 from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
@@ -129,7 +130,12 @@ class OrtHost(Host):
     def _options(self) -> OrtMobile:
         """Those that the files were made with."""
         graph, ort_file = read_graph(self.folder), (self.folder / ORT_FILE).is_file()
-        return OrtMobile(accuracy_level=level_of(graph), ort_file=ort_file, kv_cache=kv_cache_of(graph))
+        return OrtMobile(
+            accuracy_level=level_of(graph),
+            ort_file=ort_file,
+            kv_cache=kv_cache_of(graph),
+            windowed_cache=is_windowed(graph),
+        )
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
         made: OrtBundle = self.planned(program, asked)
@@ -200,7 +206,10 @@ class OrtRunner:
         self._shapes = self._cache_shapes(config)
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
         self._chunk: int | None = chunk_size(folder)
-        self.max_tokens = max_tokens
+        self.max_tokens = self._rows = max_tokens
+        window = config.sliding_window if is_windowed(model or read_graph(folder)) else None
+        if window and window < max_tokens:  # as an app's, but for short runs, which are to see it move on too
+            self._rows = min(windowed_rows(config, max_tokens) or max_tokens, window + (max_tokens - window) // 2)
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.reset()
 
@@ -249,7 +258,7 @@ class OrtRunner:
         total = self._past + length
         if not self._caches:
             for name, (heads, dim) in self._shapes.items():
-                self._caches[name] = self._value(np.zeros((batch, heads, self.max_tokens, dim), self._dtype))
+                self._caches[name] = self._value(np.zeros((batch, heads, self._rows, dim), self._dtype))
         feeds = {
             "input_ids": tokens.numpy(),
             "attention_mask": np.ones((batch, total), np.int64),

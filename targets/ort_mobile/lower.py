@@ -74,9 +74,17 @@ class Lowered:
         )
 
 
-def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS, cache: KvCache = KV_CACHES["fp32"]) -> Lowered:
-    """Lower a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
-    emitter = Emitter(program, accuracy_level, cache)
+def lower(
+    program: Program,
+    accuracy_level: int = INT8_ACTIVATIONS,
+    cache: KvCache = KV_CACHES["fp32"],
+    windowed: bool = False,
+) -> Lowered:
+    """Lower a fused, quantized program. windowed: its caches may have fewer rows than a text has tokens.
+
+    Raises CompilerBug naming the first operator that has no rule.
+    """
+    emitter = Emitter(program, accuracy_level, cache, windowed)
     lower_calls(program, emitter, _RULES, CODECS, "ONNX")
     emitter.finish()
     return emitter.lowered
@@ -85,9 +93,9 @@ def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS, cache: KvCac
 class Emitter:
     """Names values and collects nodes. A value of the graph has one ONNX name, or one for each item of a tuple."""
 
-    def __init__(self, program: Program, accuracy_level: int, cache: KvCache) -> None:
+    def __init__(self, program: Program, accuracy_level: int, cache: KvCache, windowed: bool) -> None:
         self.program = program
-        self.accuracy_level, self.cache = accuracy_level, cache
+        self.accuracy_level, self.cache, self.windowed = accuracy_level, cache, windowed
         self.layers = 0
         self.lowered = Lowered()
         self.names: dict[fx.Node, Any] = {}
@@ -295,6 +303,8 @@ def _attention(e: Emitter, node: fx.Node) -> None:
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1}
     if window:
         attributes["local_window_size"] = window
+        if e.windowed:
+            attributes["sliding_window_cache"] = 1
     if e.cache.rounds:
         attributes |= {"kv_cache_bit_width": e.cache.bits, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
     e.emit("GroupQueryAttention", inputs, outputs, domain=MS, **attributes)

@@ -27,6 +27,11 @@ class OrtMobile(TargetOptions):
 
     kv_cache: str = kv_cache_option(KV_CACHES, "fp32 (default), int8 or int4, whose scales a calibration text gives")
 
+    windowed_cache: bool = option(
+        False,
+        "keep keys and values of the model's window alone: memory stops growing there, and no token can be taken back",
+    )
+
     @property
     def calibrates(self) -> bool:
         return KV_CACHES[self.kv_cache].rounds

@@ -22,7 +22,6 @@ from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, too
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, host_arch
 
-
 ROUNDED = {"int8": OwnScales(127, 127, 127.0), "int4": OwnScales(8, 7, 7.5, GROUP, in_a_byte)}
 """What the kernels' caches keep: see `kernels/cache.py`."""
 
