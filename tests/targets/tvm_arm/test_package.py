@@ -24,6 +24,7 @@ from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
+from pocketphi.graph.rounded_cache import observer
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantize_weights import QuantizeWeights
@@ -45,6 +46,7 @@ ON_ARM = [
     ("neon", "tied", "fp16"),
     ("neon", "asymmetric", "fp16"),
     ("neon", "partial", "int8"),
+    ("dotprod", "partial", "int4"),
     ("neon", "widths", "fp16"),
     ("i8mm", "widths", "fp16"),
 ]
@@ -107,6 +109,9 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     seen = ends >= SWITCH if switched else ends >= 0
     assert (stepped - expected[ends])[seen].abs().max() <= bound
     assert (every - expected).abs().max() <= bound
+    kept = host.rounded_cache()
+    if kept:  # what is saved is measured against the graph with such a cache
+        expected = whole.run(whole.prefill_inputs(tokens), observe=observer(whole, kept))["logits"][0]
     rounded = host.runner(SWITCH + 8).step(tokens)[0, -1]
     kl = torch.nn.functional.kl_div(
         rounded.log_softmax(-1), expected[-1].log_softmax(-1), log_target=True, reduction="sum"
@@ -121,9 +126,9 @@ def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("isa", here())
-@pytest.mark.parametrize("variant", ["partial", "longrope"])
-def test_an_int8_cache_on_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
-    check(variant, isa, tmp_path, "int8")
+@pytest.mark.parametrize(("variant", "cache"), [("partial", "int8"), ("longrope", "int8"), ("partial", "int4")])
+def test_a_rounded_cache_on_this_host(variant: str, cache: str, isa: Isa, tmp_path: Path) -> None:
+    check(variant, isa, tmp_path, cache)
 
 
 @needs_arm
@@ -135,11 +140,16 @@ def test_aarch64_under_qemu(name: str, variant: str, cache: str, tmp_path: Path)
 @pytest.mark.parametrize("cache", KV_CACHES)
 def test_the_memory_of_a_cache(cache: str, tmp_path: Path) -> None:
     """Planned, in the manifest and in model.json: the same bytes. Rows are a multiple of 16; exact functions have float32."""
-    program = program_of("tiny")
+    program = program_of("partial")
     config = replace(program.config, max_position=100)
     program.config = config
     target = TvmArm(os="host", kv_cache=cache)
-    a_token = 2 * config.layers * config.kv_heads * {"fp16": 2 * config.head_dim, "int8": config.head_dim + 4}[cache]
+    row = {
+        "fp16": 2 * config.head_dim,
+        "int8": config.head_dim + 4,
+        "int4": config.head_dim // 2 + config.head_dim // 32,
+    }
+    a_token = 2 * config.layers * config.kv_heads * row[cache]
     options = compile_options("-", tmp_path, ("tvm-arm",), context=100, os="host", kv_cache=cache)
     assert footprint(config, "tvm-arm", options).kv_cache() == 112 * a_token
     made = package(program, target, tmp_path)
