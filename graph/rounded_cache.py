@@ -7,7 +7,7 @@ sees what was kept. So a cache is a function of new keys and values, and the res
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,37 +38,6 @@ class FixedScales:
     def kept(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         key_scale, value_scale = (scale[:, None] for scale in self.scales[layer])
         return rounded(keys, key_scale, self.bits), rounded(values, value_scale, self.bits)
-
-
-@dataclass(frozen=True)
-class OwnScales:
-    """`q = clamp(round(x · (1/s)))` of -least … most, halves to even, with a scale for every `group` dimensions of each head's
-    key or value: s = max|x| / reach, as `stored` keeps it.
-
-    group: None for all dimensions of a head
-    """
-
-    least: int
-    most: int
-    reach: float
-    group: int | None = None
-    stored: Callable[[torch.Tensor], torch.Tensor] = lambda scale: scale
-
-    def kept(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.rounded(keys), self.rounded(values)
-
-    def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [..., D]."""
-        parts = x.unflatten(-1, (-1, self.group or x.shape[-1]))
-        scale = self.stored(parts.abs().amax(-1, keepdim=True) / self.reach)
-        factor = torch.where(scale > 0, 1 / scale, 0)
-        return ((parts * factor).round().clamp(-self.least, self.most) * scale).flatten(-2)
-
-
-def in_a_byte(scale: torch.Tensor) -> torch.Tensor:
-    """Scales float32 rounded up to what the upper half of a float16, without its sign, can hold: three bits of a mantissa."""
-    bits = scale.half().view(torch.int16).int()
-    return (bits + 127 >> 7 << 7).short().view(torch.float16).float()
 
 
 def rounded(x: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

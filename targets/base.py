@@ -19,7 +19,7 @@ from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_peak
 from pocketphi.graph.rounded_cache import RoundedCache
-from pocketphi.passes.cache_scales import Scales
+from pocketphi.passes.cache_scales import Measured
 
 if TYPE_CHECKING:
     from pocketphi.targets.target import Asked, Target, TargetOptions
@@ -181,8 +181,7 @@ class Prepared(ABC):
 
     bytes: size of the files with the weights; around: of the others, about; notes: what a user should know before they are
     written
-    cache_bits: of a K/V cache with a scale for each channel, which have to be measured before the files are written; None for
-    another cache
+    cache_bits: of a K/V cache whose scales or means a text has to give before the files are written; None for another cache
     """
 
     bytes: int
@@ -190,8 +189,8 @@ class Prepared(ABC):
     notes: list[str]
     cache_bits: int | None = None
 
-    def take_scales(self, scales: Scales) -> None:
-        """Those of the cache, as `cache_bits` asks for them."""
+    def take_scales(self, measured: Measured) -> None:
+        """What was measured for the cache, as `cache_bits` asks for it."""
         raise NotImplementedError
 
     @abstractmethod

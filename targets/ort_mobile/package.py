@@ -26,7 +26,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, split_target
-from pocketphi.passes.cache_scales import Scales
+from pocketphi.passes.cache_scales import Measured
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
@@ -65,7 +65,10 @@ class OrtBundle(Prepared):
         self._program, self._options, self._asked = program, options, asked
         cache = KV_CACHES[options.kv_cache]
         context = min(asked.context or program.config.max_position, program.config.max_position)
-        if options.windowed_cache and windowed_rows(program.config, context) is None:
+        fits = windowed_rows(program.config, context) is not None and not (
+            cache.bits == 4 and program.config.head_dim % 32
+        )
+        if options.windowed_cache and not fits:
             raise InputError(f"--windowed-cache: {_why_not_windowed(program.config, context)}; leave it out")
         self.lowered = lower(program, options.accuracy_level, cache, options.windowed_cache)
         self.cache_bits = cache.bits if cache.rounds else None
@@ -88,9 +91,9 @@ class OrtBundle(Prepared):
             )
         self.notes += _single_file_notes(single, options.ort_file)
 
-    def take_scales(self, scales: Scales) -> None:
-        for layer, pair in enumerate(scales):
-            for name, scale in zip(scale_names(layer), pair):
+    def take_scales(self, measured: Measured) -> None:
+        for layer, one in enumerate(measured):
+            for name, scale in zip(scale_names(layer), (one.keys, one.values)):
                 self._scales[name] = Constant(scale, "a calibration text")
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
@@ -138,6 +141,8 @@ def _why_not_windowed(config: ModelConfig, context: int) -> str:
         return "the model has no window: each token sees all before it"
     if config.long_rope and config.long_rope.original_max_position < context:
         return "where LongRoPE changes its factors, the whole text is read again"
+    if windowed_rows(config, context):
+        return f"in int4, ONNX Runtime wants heads of a multiple of 32 dimensions, not {config.head_dim}; int8 works"
     return f"with {context:,} tokens nothing would be saved, as the window is {config.sliding_window:,}"
 
 

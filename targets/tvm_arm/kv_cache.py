@@ -21,6 +21,11 @@ class KvCache:
     group: int | None = None
 
     @property
+    def centred(self) -> bool:
+        """Whether a mean that a calibration text gives is taken off keys."""
+        return self.group is not None
+
+    @property
     def rounds(self) -> bool:
         """Whether it holds whole numbers and scales."""
         return bool(self.scale_bytes)
@@ -50,6 +55,14 @@ KV_CACHES = {
 
 EXACT_CACHE = KvCache("float32", 32)
 """That of exact functions."""
+
+
+def centre_name(layer: int) -> str:
+    """Of the mean of a layer's keys in the file, where a cache has it."""
+    return f"model.layers.{layer}.self_attn.{CENTRE}"
+
+
+CENTRE = "key_centre"
 
 
 def kv_cache_of(dtype: str) -> str:

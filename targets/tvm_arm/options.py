@@ -33,5 +33,9 @@ class TvmArm(TargetOptions):
         "fp16 (default), int8 with a scale for each, or int4 with one for 32 dimensions",
     )
 
+    @property
+    def calibrates(self) -> bool:
+        return KV_CACHES[self.kv_cache].centred
+
     def kv_cache_bytes(self, config: ModelConfig) -> int:
         return KV_CACHES[self.kv_cache].bytes(config, 1)
