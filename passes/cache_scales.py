@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.edge_ops import MATRIX_READERS, rotated
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.lazy_weights import Dequantized, LazyWeight
 from pocketphi.graph.program import Program, Weights, observed, stepwise
 from pocketphi.graph.rounded_cache import attentions, rounded
+from pocketphi.passes.calibrate import WINDOW
 from pocketphi.passes.streamed import read_by
 
 TOKENS = 2048
@@ -40,6 +42,15 @@ class Layer:
     keys: torch.Tensor
     values: torch.Tensor
     mean: torch.Tensor
+
+
+def working_bytes(config: ModelConfig) -> int:
+    """What `measure_scales` takes at most: the activations of all tokens, keys in some copies, and scores of attention."""
+    width = config.kv_heads * config.head_dim
+    wide = max(3 * config.intermediate_size, 2 * config.qkv_size + 4 * (_PLACES + 1) * width) + 5 * config.hidden_size
+    if config.experts:
+        wide *= config.experts.chosen
+    return 4 * TOKENS * (wide + config.heads * WINDOW)
 
 
 Measured = list[Layer]

@@ -94,7 +94,7 @@ def packaged(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> tuple
 def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     """A prompt in two pieces and steps, exact and as saved, with the logits of the last position and of all."""
     program, host, digests = packaged(variant, isa, folder, cache)
-    saved = host.weights()
+    saved = {**host.weights(), **host.own_weights()}
     assert {name: digest(materialize(weight)) for name, weight in saved.items()} == digests
     tokens = inputs(program.config, SWITCH + 8)["input_ids"]
     whole = quantized_program(variant)
