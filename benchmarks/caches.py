@@ -7,6 +7,7 @@ Speed: attention of one layer of Phi-3-mini's shape over caches of some lengths,
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -47,6 +48,8 @@ BARS = {"int8": 0.01, "int4": 0.03}
 SHAPE = PUBLISHED["phi-3-mini-4k"]
 CHUNK = 128
 """Tokens of a prompt's piece."""
+_ROWS = 1 << 16
+"""Of the rotary tables."""
 
 
 def quality(model: str, text: str, tokens: int) -> dict[str, Distance]:
@@ -134,12 +137,10 @@ def _tvm(name: str, isa: str, tokens: int, count: int) -> Callable[[], None]:
     """A call of our kernel, on one thread."""
     kind, rng = KV_CACHES[name], np.random.default_rng(0)
     heads, dim = SHAPE.heads, SHAPE.head_dim
-    form = AttentionForm(heads, heads, dim, dim, tokens, dim**-0.5, 0, 0, kind, single=count == 1)
-    target = tvm.target.Target(ISAS[isa].target())
-    kernel = tvm.compile(tvm.IRModule({"f": attention("f", ISAS[isa], form)}), target=target)["f"]
+    kernel = _kernel(name, isa, count == 1)
     shape = (heads, tokens, kind.row(dim))
     held = [_random(np.dtype(kind.dtype), shape, rng) for _ in range(2)]
-    tables = [np.ones((tokens, dim // 2), np.float32) for _ in range(2)]
+    tables = [np.ones((_ROWS, dim // 2), np.float32) for _ in range(2)]
     centre = [np.zeros((heads, dim), np.float32)] if kind.centred else []
     qkv, out = (
         rng.standard_normal((count, 3 * heads * dim)).astype(np.float32),
@@ -148,6 +149,14 @@ def _tvm(name: str, isa: str, tokens: int, count: int) -> Callable[[], None]:
     position = np.array([tokens - count], np.int32)
     arguments = [tvm.runtime.tensor(one) for one in (qkv, *held, *tables, *centre, position, out)]
     return lambda: kernel(*arguments)
+
+
+@functools.cache
+def _kernel(name: str, isa: str, single: bool) -> Any:
+    heads, dim = SHAPE.heads, SHAPE.head_dim
+    form = AttentionForm(heads, heads, dim, dim, _ROWS, dim**-0.5, 0, 0, KV_CACHES[name], single=single)
+    target = tvm.target.Target(ISAS[isa].target())
+    return tvm.compile(tvm.IRModule({"f": attention("f", ISAS[isa], form)}), target=target)["f"]
 
 
 def _random(dtype: np.dtype[Any], shape: Any, rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -178,9 +187,10 @@ def main() -> int:
             f"Against a cache of float32, {a.tokens} tokens", ["cache", "KL, nats a token", "same choice"], rows
         )
         bars = [Bar(f"{name}: KL added", one.kl, BARS[name.split()[1]], "nats") for name, one in found.items()]
-    times = {length: speed(length, a.isa, a.calls) for length in a.lengths}
-    rows = []
-    for length, by_cache in times.items():
+    rows, times = [], {}
+    for length in a.lengths:
+        by_cache = times[length] = speed(length, a.isa, a.calls)
+        print(f"{length}: {by_cache}", file=sys.stderr)
         for name, (decode, prefill) in by_cache.items():
             first = next(own for other, own in by_cache.items() if other.split()[0] == name.split()[0])
             cells = (f"{decode:.2f}", f"{decode / first[0]:.2f}", f"{prefill:.1f}", f"{prefill / first[1]:.2f}")
