@@ -60,6 +60,7 @@ NEEDS: dict[str, list[Need]] = {
     "tvm_kernels.py": [TVM, ORT, COMPILER],
     "busy_cpu.py": [TVM, COMPILER],
     "sparse_attention.py": [TVM],
+    "caches.py": [ORT, TVM],
     "experts.py": [TVM, COMPILER],
     "coreml_zoo.py": [COREML],
     "arm_instructions.py": [TVM, QEMU, CROSS, CMAKE, _program("llvm-mca", "llvm"), _program("llvm-mc", "llvm")],

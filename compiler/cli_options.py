@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options
 from pocketphi.graph.options import Option, Options, declared
 from pocketphi.targets import TARGETS, all_targets
+from pocketphi.targets.target import Target
 
 
 def add_options(parser: argparse._ActionsContainer, section: type[Options], only: Container[str] | None = None) -> None:
@@ -21,10 +23,21 @@ def add_options(parser: argparse._ActionsContainer, section: type[Options], only
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Those of each target, in a group of its own."""
+    """Those of each target, in a group of its own. One that several have is in a group of theirs, with what each says of it."""
+    holders: dict[str, list[Target[Any]]] = {}
     for target in all_targets():
-        if declared(target.options):
-            add_options(parser.add_argument_group(target.title), target.options)
+        for name in declared(target.options):
+            holders.setdefault(name, []).append(target)
+    for target in all_targets():
+        own = [name for name in declared(target.options) if holders[name] == [target]]
+        if own:
+            add_options(parser.add_argument_group(target.title), target.options, own)
+    shared = {name: several for name, several in holders.items() if len(several) > 1}
+    if shared:
+        group = parser.add_argument_group("several targets")
+        for name, several in shared.items():
+            of_each = [(target.name, declared(target.options)[name]) for target in several]
+            _add(group, replace(of_each[0][1], help="; ".join(f"{which}: {one.help}" for which, one in of_each)))
 
 
 def target_argument(parser: argparse.ArgumentParser, help: str) -> None:

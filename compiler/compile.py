@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +41,12 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
 from pocketphi.graph.writing import write_files
 from pocketphi.passes.base import PassReport
+from pocketphi.passes.cache_scales import TOKENS, measure_scales
 from pocketphi.passes.calibrate import quantize_calibrated
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import WeightCache
 from pocketphi.targets import find_target
-from pocketphi.targets.base import Packaged
+from pocketphi.targets.base import Packaged, Prepared
 
 
 def compile_model(
@@ -92,6 +93,7 @@ def compile_model(
         if verifies:
             read.append(rounding_check(quantized.weights, weights, policy))
             require(read)
+        measure_caches(program, weights, quantized.weights, lowered.prepared.values(), options, ui)
         packaged = {}
         for name, one in lowered.prepared.items():
             if name == options.target_names[-1] and source.file_bytes > free_memory() // 4:
@@ -137,6 +139,29 @@ def calibrate(
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
     return stored
+
+
+def measure_caches(
+    program: Program,
+    source: HashedCheckpoint,
+    weights: Mapping[str, LazyWeight],
+    prepared: Collection[Prepared],
+    options: CompileOptions,
+    ui: Ui,
+) -> None:
+    """Give the targets the scales of their caches, where they want some: of the model with the weights that it will have.
+
+    program: fused, in float; weights: quantized
+    """
+    asking = [one for one in prepared if one.cache_bits is not None]
+    if not asking:
+        return
+    tokens = calibration_tokens(source, options, ui)
+    windows = max(1, TOKENS // tokens.shape[1])
+    with ui.task("measure keys and values", source.config.layers, "layers") as advance:
+        made = measure_scales(program, weights, tokens[:windows], {one.cache_bits or 0 for one in asking}, advance)
+    for one in asking:
+        one.take_scales(made[one.cache_bits or 0])
 
 
 def _check_size(folder: Path, options: CompileOptions) -> None:

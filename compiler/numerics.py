@@ -14,7 +14,8 @@ from torch import fx
 from pocketphi.compiler.measure import distance
 from pocketphi.compiler.text import random_tokens
 from pocketphi.graph.decoder import ProgramRunner
-from pocketphi.graph.program import Program, Weights
+from pocketphi.graph.program import Observer, Program, Weights
+from pocketphi.graph.rounded_cache import observer
 from pocketphi.targets.base import Check, Host, Runner
 
 _DECODE, _DECODE_OTHERS, _MORE_OTHERS = 64, 8, 140
@@ -66,6 +67,8 @@ class Numerics:
         affordable = self._switch is not None and self._switch * config.parameters <= _AFFORDABLE
         self._switch_others = self._switch if affordable else None
         self._others = list(self.host.other_runners(self.limit))
+        cache = self.host.rounded_cache()
+        self._cache = observer(self.fused, cache) if cache else None
 
     @property
     def tokens(self) -> int:
@@ -106,6 +109,9 @@ class Numerics:
         decode = torch.cat([exact.step(sequence[:, i : i + 1])[0] for i in range(start, total)])
         yield _kl("decode, exact", expected[start:], decode, exactly)
         whole = self._runner(total, every_position=True).step(sequence)[0]
+        if self._cache:  # the files as they are saved have such a cache, in a prompt too
+            at_once = ProgramRunner(self.fused, self.keep, self._cache).step(sequence)[0]
+            expected = self._as_it_grew(sequence, at_once, start, self._cache)
         rows = expected[start - 1 : -1]
         rounding = functools.cache(lambda: self._rounded(sequence))
         yield self._as_saved("prefill, as saved", at_once, whole, lambda: (at_once, rounding()))
@@ -152,6 +158,8 @@ class Numerics:
 
         def observe(node: fx.Node, args: tuple[Any, ...]) -> Any:
             made: Any = node.target
+            if self._cache and (kept := self._cache(node, args)) is not None:
+                return rounded(kept) if self.host.rounds_to is not None else kept
             if self.host.rounds_to is not None:
                 return rounded(made(*args, **node.kwargs))
             if made in _PRODUCTS and self.host.rounds_inputs:
@@ -161,11 +169,17 @@ class Numerics:
         inputs, weights = self.fused.prefill_inputs(tokens), Weights(self.fused.weights, self.keep)
         return self.fused.run(inputs, weights, observe)["logits"][0]
 
-    def _as_it_grew(self, tokens: torch.Tensor, at_once: torch.Tensor, start: int) -> torch.Tensor:
-        """Logits [S, V] of a text that grew from `start` tokens: up to LongRoPE's switch, what came before was short too."""
+    def _as_it_grew(
+        self, tokens: torch.Tensor, at_once: torch.Tensor, start: int, cache: Observer | None = None
+    ) -> torch.Tensor:
+        """Logits [S, V] of a text that grew from `start` tokens: up to LongRoPE's switch, what came before was short too.
+
+        cache: keeps keys and values otherwise than in float32
+        """
         if not (self._switch and start <= self._switch < tokens.shape[1]):
             return at_once
-        short = ProgramRunner(self.program, self.keep).step(tokens[:, : self._switch])[0]
+        program = self.fused if cache else self.program
+        short = ProgramRunner(program, self.keep, cache).step(tokens[:, : self._switch])[0]
         return torch.cat([short, at_once[self._switch :]])
 
     def _past_the_window(self, window: int) -> Iterable[Check]:

@@ -206,7 +206,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
         if self.context is not None and self.context < 2:
             raise InputError(f"--context {self.context}: expected 2 or more tokens: one of a prompt, one of its answer")
-        if self.calibration is not None and self.recipe != "search" and not self.spends and self.policy is None:
+        if self.calibration is not None and not self.uses_text:
             raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
 
     def _check_budgets(self) -> None:
@@ -239,7 +239,8 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     @property
     def uses_text(self) -> bool:
         """Whether the calibration text decides the bytes of a bundle, as far as options tell."""
-        return self.recipe == "search" or self.spends or self.policy is not None
+        calibrates = any(one.calibrates for one in self.of_targets)
+        return self.recipe == "search" or self.spends or self.policy is not None or calibrates
 
     @property
     def of_targets(self) -> tuple[TargetOptions, ...]:

@@ -27,6 +27,7 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
+from pocketphi.passes import cache_scales
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import AT_ONCE, WINDOW
 from pocketphi.passes.equal import working_bytes
@@ -175,6 +176,8 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
     streaming = WORKERS * _CHUNK_COPIES * CHUNK_BYTES
     if options.verify != "never":
         streaming = max(streaming, working_bytes(config, options.context or config.max_position))
+    if any(one.calibrates for one in options.of_targets):
+        streaming = max(streaming, cache_scales.working_bytes(config))
     if not policy.calibrates:
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4

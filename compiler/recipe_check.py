@@ -39,7 +39,8 @@ def _recipe(manifest: Manifest, config: ModelConfig) -> Iterator[str]:
     recipe, tied = manifest.recipe, config.tied_embeddings
     storage = {name: getattr(recipe, name) for name in declared(StorageOptions)}
     try:
-        asked = CompileOptions("", Path(), recipe=recipe.name, context=recipe.context, **storage)
+        targets = [find_target(name).options_of(record) for name, record in manifest.targets.items()]
+        asked = CompileOptions("", Path(), targets, recipe=recipe.name, context=recipe.context, **storage)
     except InputError as error:
         yield f"recipe: {error}"
         return

@@ -276,6 +276,8 @@ def _weights_check(
 ) -> Check:
     """Every saved weight, decoded, equals the program's to the bit: by digest, taken before it was written."""
     wrong = []
+    own_weights = host.own_weights()
+    wrong += [name for name, weight in own_weights.items() if digest(materialize(weight)) != expected.get(name)]
     for name, weight in saved.items():
         came = digest(materialize(weight))
         made = program.weights[name]
@@ -284,8 +286,8 @@ def _weights_check(
         if came != expected.get(name) or came != own:
             wrong.append(name)
         advance(1)
-    missing = sorted(set(expected) - set(saved))
-    detail = f"{len(saved)} weights" if not (wrong or missing) else f"first {(wrong + missing)[0]}"
+    missing = sorted(set(expected) - set(saved) - set(own_weights))
+    detail = f"{len(saved) + len(own_weights)} weights" if not (wrong or missing) else f"first {(wrong + missing)[0]}"
     return Check("weights equal, bit for bit", len(wrong) + len(missing), 0, detail)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from pocketphi.graph.program import Program, Weights
+from pocketphi.graph.program import Observer, Program, Weights
 
 
 class ProgramRunner:
-    """Keeps the K/V cache between calls. `keep` holds the weights in memory: faster, for models that fit."""
+    """Keeps the K/V cache between calls. `keep` holds the weights in memory: faster, for models that fit; observe: see
+    `Program.run`."""
 
-    def __init__(self, program: Program, keep: bool = True) -> None:
-        self._program = program
+    def __init__(self, program: Program, keep: bool = True, observe: Observer | None = None) -> None:
+        self._program, self._observe = program, observe
         self._weights = Weights(program.weights, keep)
         self.reset()
 
@@ -23,7 +24,7 @@ class ProgramRunner:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens int64 [B, S]; returns float32 logits [B, S, V], or [B, 1, V] where the program keeps the last."""
         inputs = self._program.prefill_inputs(tokens, self._past)
-        outputs = self._program.run({**inputs, **self._caches}, self._weights)
+        outputs = self._program.run({**inputs, **self._caches}, self._weights, self._observe)
         self._past += tokens.shape[1]
         self._caches = {
             name.replace("present", "past_key_values"): value for name, value in outputs.items() if name != "logits"

@@ -93,10 +93,14 @@ def attention(
     position_ids[b, 0]. Shorter rows of a batch are padded on the right: their padding is never seen, being in the future
     of every real query, and later tokens overwrite it.
     """
-    return _attend(qkv, k_cache, v_cache, position_ids, cos, sin, heads, kv_heads, scale, window, long_after)
+    return attend(qkv, k_cache, v_cache, position_ids, cos, sin, heads, kv_heads, scale, window, long_after)
 
 
-def _attend(
+Kept = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(keys, values) float32 [B, KV, S, D], keys rotated → both as a cache keeps them."""
+
+
+def attend(
     qkv: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -108,16 +112,19 @@ def _attend(
     scale: float,
     window: int,
     long_after: int,
-    sparse: tuple[int, int, int, int] | None = None,
+    *sparse: int,
+    kept: Kept | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sparse: block, local, stride and step of a block-sparse layer."""
+    """As `edge.attention`. sparse: block, local, stride and step of a block-sparse layer; kept: what a cache makes of new keys
+    and values, which all queries then see."""
     batch, length, _ = qkv.shape
     dim = k_cache.shape[-1]
     q, k, v = qkv.view(batch, length, -1, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
     rows = position_ids
     if long_after and int(position_ids.max()) >= long_after:
         rows = rows + long_after
-    q, k = _rotate(q, cos[rows], sin[rows]), _rotate(k, cos[rows], sin[rows])
+    q, k = rotated(q, cos[rows], sin[rows]), rotated(k, cos[rows], sin[rows])
+    k, v = kept(k, v) if kept else (k, v)
     keys, values = _append(k_cache, k, position_ids), _append(v_cache, v, position_ids)
 
     key_position = torch.arange(keys.shape[2])
@@ -127,7 +134,8 @@ def _attend(
         visible &= key_position > query_position[..., None] - window
     visible = visible[:, None]
     if sparse:
-        visible = visible & block_sparse(query_position, key_position, heads, *sparse)
+        block, local, stride, step = sparse
+        visible = visible & block_sparse(query_position, key_position, heads, block, local, stride, step)
     groups = heads // kv_heads
     out = functional.scaled_dot_product_attention(
         q, _repeat(keys, groups), _repeat(values, groups), attn_mask=visible, scale=scale
@@ -155,7 +163,7 @@ def sparse_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `edge.attention`, but each head sees only the keys that `block_sparse` lets it see."""
     sparse = block, local, stride, step
-    return _attend(qkv, k_cache, v_cache, position_ids, cos, sin, heads, kv_heads, scale, window, long_after, sparse)
+    return attend(qkv, k_cache, v_cache, position_ids, cos, sin, heads, kv_heads, scale, window, long_after, *sparse)
 
 
 def block_sparse(query: Tensor, key: Tensor, heads: int, block: int, local: int, stride: int, step: int) -> Tensor:
@@ -302,7 +310,7 @@ for _form in FORMATS.values():
     operators_of(_form)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding (arXiv:2104.09864) of the first R dimensions; x [B, H, S, D], cos and sin [B, S, R/2]."""
     half = cos.shape[-1]
     cos, sin = torch.cat((cos, cos), -1)[:, None], torch.cat((sin, sin), -1)[:, None]

@@ -27,6 +27,7 @@ from pocketphi.graph.experts import each_input, routed
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program, Reader, Weights, shape_of, stepwise
 from pocketphi.graph.threads import one_thread
+from pocketphi.passes.streamed import expert, multiply, rows_of
 
 aten = torch.ops.aten
 
@@ -308,9 +309,9 @@ class _Products:
         flat = torch.cat([x.flatten(0, 1) for x in inputs])
         layer = layer_of(name)
         if embeds:  # only the rows of these tokens are read
-            out = torch.cat([self._weights[name].read(i, i + 1)[""] for i in flat.tolist()])
+            out = rows_of(self._weights[name], flat)
         elif self._all or layer in self._chosen:
-            out = _multiply(flat, self._weights[name])
+            out = multiply(flat, self._weights[name])
             self.computed.add(name)
         else:
             out = _stand_in(name, flat, self._weights[name].parts[""].shape[0])
@@ -328,24 +329,12 @@ class _Products:
         for x, chosen, _, count in cases:
             size = weight.parts[""].shape[0] // count
             if computed:
-                found.append(routed(x, chosen, size, functools.partial(_expert, weight, size)))
+                found.append(routed(x, chosen, size, functools.partial(expert, weight, size)))
                 continue
             # another stand-in for every expert, too
             turned = each_input(x, chosen).flatten(0, 2) * (1 + chosen.reshape(-1, 1) / count)
             found.append(_stand_in(name, turned, size).view(*chosen.shape, -1))
         return found
-
-
-def _expert(weight: LazyWeight, size: int, number: int) -> torch.Tensor:
-    return weight.read(number * size, (number + 1) * size)[""]
-
-
-def _multiply(x: torch.Tensor, weight: LazyWeight) -> torch.Tensor:
-    """x · Wᵀ, a chunk of rows of W at a time: float32 [R, K] → [R, N]."""
-    out = x.new_empty(len(x), weight.parts[""].shape[0])
-    for start, stop in weight.chunks():
-        torch.mm(x, weight.read(start, stop)[""].T, out=out[:, start:stop])
-    return out
 
 
 def _stand_in(name: str, x: torch.Tensor, size: int) -> torch.Tensor:

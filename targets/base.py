@@ -18,6 +18,8 @@ from pocketphi.graph.formats import format_of
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_peak
+from pocketphi.graph.rounded_cache import RoundedCache
+from pocketphi.passes.cache_scales import Measured
 
 if TYPE_CHECKING:
     from pocketphi.targets.target import Asked, Target, TargetOptions
@@ -88,6 +90,15 @@ class Host(ABC):
     @abstractmethod
     def weights(self) -> dict[str, LazyWeight]:
         """The saved weights by name: lazy ones that read them back from disk in canonical form."""
+
+    def own_weights(self) -> dict[str, LazyWeight]:
+        """What the target's files hold that no other's do, by name, such as the scales of its cache."""
+        return {}
+
+    def rounded_cache(self) -> RoundedCache | None:
+        """What the files' K/V cache keeps of keys and values, where they are rounded by more than a float's precision. Then the
+        files as they are saved are compared with the graph with such a cache: rounding it is a choice, like that of weights."""
+        return None
 
     def stored(self, name: str, constant: LazyWeight) -> LazyWeight:
         """A constant of the program as the target keeps it: in another precision, or fewer rows of a table."""
@@ -170,11 +181,17 @@ class Prepared(ABC):
 
     bytes: size of the files with the weights; around: of the others, about; notes: what a user should know before they are
     written
+    cache_bits: of a K/V cache whose scales or means a text has to give before the files are written; None for another cache
     """
 
     bytes: int
     around: int = 0
     notes: list[str]
+    cache_bits: int | None = None
+
+    def take_scales(self, measured: Measured) -> None:
+        """What was measured for the cache, as `cache_bits` asks for it."""
+        raise NotImplementedError
 
     @abstractmethod
     def write(self, folder: Path, progress: Progress) -> Packaged:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ class Runtime:
     float_bytes: of a norm's weight, a rotary value or a scale; activation_bytes: of a hidden value; buffers: how many times the
     tensors of a layer are held at once; scale_copies: of the scales, beyond the one in the file, and one more of those that lie
     there in eight bits; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt;
-    kv_per_token: bytes of keys and values over all layers; kv_multiple: of which the cache's rows are a multiple; tables_end:
-    whether the rotary tables end with the cache
+    kv_per_token: bytes of keys and values over all layers; kv_multiple: of which the cache's rows are a multiple; kv_most: its
+    rows at most, where it keeps the newest tokens alone; tables_end: whether the rotary tables end with the cache
     """
 
     float_bytes: int
@@ -33,6 +34,7 @@ class Runtime:
     chunk: int | None
     kv_per_token: int
     kv_multiple: int = 1
+    kv_most: int | None = None
     scale_copies: int = 0
     tables_end: bool = False
 
@@ -43,7 +45,8 @@ class Footprint:
 
     files: the weights as saved; weights: what the runtime keeps of them; packing: the largest matrix, there twice while it is
     packed; read_per_token: weights that each new token reads; kv_per_token: of the cache, whose rows are a multiple of
-    kv_multiple; activations: of the longest piece of a prompt; fixed: the runtime; context: tokens that are planned for
+    kv_multiple, at most kv_most; activations: of the longest piece of a prompt; fixed: the runtime; context: tokens that are
+    planned for
     """
 
     files: int
@@ -55,20 +58,24 @@ class Footprint:
     activations: int
     fixed: int
     context: int
+    kv_most: int | None = None
 
     def kv_cache(self, context: int | None = None) -> int:
         """Bytes of a cache for so many tokens, or for those that are planned for."""
         tokens = self.context if context is None else context
-        return rounded_up(tokens, self.kv_multiple) * self.kv_per_token
+        rows = tokens if self.kv_most is None else min(tokens, self.kv_most)
+        return rounded_up(rows, self.kv_multiple) * self.kv_per_token
 
     def total(self, context: int | None = None) -> int:
         """Bytes at the peak, with a cache of `context` tokens: while it is loaded, or while it runs."""
         return self.weights + self.fixed + max(self.packing, self.activations + self.kv_cache(context))
 
     def largest_context(self, available: int) -> int:
-        """Tokens of cache that fit; 0 where not even the weights do."""
+        """Tokens that fit, any number of them where the cache keeps the newest; 0 where not even the weights do."""
         left = available - self.weights - self.fixed
         tokens = (left - self.activations) // self.kv_per_token
+        if left >= self.packing and self.kv_most is not None and tokens >= self.kv_most:
+            return sys.maxsize
         return 0 if left < self.packing else max(0, tokens // self.kv_multiple * self.kv_multiple)
 
     def as_json(self) -> dict[str, Any]:
@@ -119,6 +126,7 @@ def footprint_of(
         activations=_activations(config, min(prompt, held, runtime.chunk or held), runtime),
         fixed=runtime.fixed,
         context=held,
+        kv_most=runtime.kv_most,
     )
 
 

@@ -16,6 +16,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.formats import Format, Layout, bytes_of
 from pocketphi.graph.options import Options
 from pocketphi.targets import missing_extra
+from pocketphi.targets.kv_cache import check_cache_type
 from pocketphi.targets.memory import Runtime
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ class TargetOptions(Options, ABC):
     """What can be asked of one target. target: its name."""
 
     target: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_cache_type(self)
+        super().__post_init__()
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a calibration text decides what the target's files hold, whatever the recipe of the weights."""
+        return False
 
     @abstractmethod
     def kv_cache_bytes(self, config: ModelConfig) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.options import option
 from pocketphi.targets.coreml.releases import OLDEST, RELEASES
+from pocketphi.targets.kv_cache import kv_cache_option
 from pocketphi.targets.target import TargetOptions
 
 DEFAULT_CONTEXT = 2048
@@ -45,6 +46,8 @@ class CoreML(TargetOptions):
     model_id: str | None = option(
         None, "repository that swift-transformers reads the tokenizer from", metavar="OWNER/NAME"
     )
+
+    kv_cache: str = kv_cache_option(("fp16",), "fp16, what a state of Core ML can be")
 
     def kv_cache_bytes(self, config: ModelConfig) -> int:
         return config.kv_cache_bytes(1, 2)  # float16

@@ -117,7 +117,8 @@ def _details(record: TargetRecord) -> _Details:
     where = "manifest.json: targets.coreml"
     found = typed(_Details, record.details, where)
     for one in declared(CoreML).values():
-        if one.choices and (value := getattr(found, one.name)) not in one.choices:
+        value = getattr(found, one.name, one.default)  # a manifest speaks of what there is to choose
+        if one.choices and value not in one.choices:
             raise InputError(
                 f"{where}: {one.name} is {show(value)}, expected one of {', '.join(map(str, one.choices))}"
             )

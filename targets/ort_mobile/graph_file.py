@@ -66,7 +66,7 @@ def other_settings(folder: Path, config: ModelConfig) -> list[str]:
     length = found.get("model.context_length")
     if type(length) is not int or not 0 < length <= config.max_position:
         return [f"model.context_length is {show(length)}, config.json says {config.max_position} positions"]
-    wanted = _flat(genai_settings(config, inputs, length))
+    wanted = _flat(genai_settings(config, inputs, length, is_windowed(read_graph(folder))))
     free = {f"model.decoder.session_options.{name}" for name in _SESSION}
     names = [name for name in sorted(found.keys() | wanted.keys()) if name not in free]
     longest, chunk = found.get("search.max_length"), found.get("search.chunk_size")
@@ -102,6 +102,11 @@ def read_graph(folder: Path) -> onnx.ModelProto:
     for tensor in external(model):
         spec_of(tensor, folder)
     return model
+
+
+def is_windowed(model: onnx.ModelProto) -> bool:
+    """Whether the caches of a graph may have fewer rows than a text has tokens."""
+    return any(a.name == "sliding_window_cache" and a.i for node in model.graph.node for a in node.attribute)
 
 
 def _is_text(message: Any) -> bool:

@@ -17,15 +17,17 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.hf_config import read_config
-from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside, read_whole, show, size_inside
+from pocketphi.graph.rounded_cache import FixedScales
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
 from pocketphi.targets.ort_mobile.graph_file import (
     chunk_size,
     external,
+    is_windowed,
     other_operations,
     other_places,
     other_settings,
@@ -34,6 +36,8 @@ from pocketphi.targets.ort_mobile.graph_file import (
     refused_by,
     spec_of,
 )
+from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
+from pocketphi.targets.ort_mobile.lower import K_SCALE
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, OrtMobile
 from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
 from pocketphi.targets.ort_mobile.package import (
@@ -43,6 +47,7 @@ from pocketphi.targets.ort_mobile.package import (
     OPERATORS_FILE,
     ORT_FILE,
     OrtBundle,
+    details,
     required_operators,
     unnoticed_switch,
 )
@@ -66,8 +71,23 @@ class OrtHost(Host):
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder)
 
+    def own_weights(self) -> dict[str, LazyWeight]:
+        return read_scales(self.folder)
+
+    def rounded_cache(self) -> FixedScales | None:
+        cache = KV_CACHES[kv_cache_of(read_graph(self.folder))]
+        if not cache.rounds:
+            return None
+        held = self.own_weights()
+        names = [scale_names(layer) for layer in range(read_config(self.folder).layers)]
+        try:
+            scales = [(materialize(held[keys])[""], materialize(held[values])[""]) for keys, values in names]
+        except KeyError as error:
+            raise InputError(f"{self.folder / GRAPH_FILE}: has no {error.args[0]}; copy or compile it again") from None
+        return FixedScales(cache.bits, scales)
+
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> OrtRunner:
-        changes = [accuracy_level(0)] if exact else []
+        changes = [accuracy_level(0), float_cache] if exact else []
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
 
@@ -105,8 +125,17 @@ class OrtHost(Host):
         ]
 
     def plan(self, program: Program, asked: Asked) -> OrtBundle:
-        ort_file = (self.folder / ORT_FILE).is_file()
-        return OrtBundle(program, OrtMobile(accuracy_level=level_of(read_graph(self.folder)), ort_file=ort_file), asked)
+        return OrtBundle(program, self._options(), asked)
+
+    def _options(self) -> OrtMobile:
+        """Those that the files were made with."""
+        graph, ort_file = read_graph(self.folder), (self.folder / ORT_FILE).is_file()
+        return OrtMobile(
+            accuracy_level=level_of(graph),
+            ort_file=ort_file,
+            kv_cache=kv_cache_of(graph),
+            windowed_cache=is_windowed(graph),
+        )
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
         made: OrtBundle = self.planned(program, asked)
@@ -116,7 +145,7 @@ class OrtHost(Host):
         return FILES
 
     def details(self, program: Program) -> Mapping[str, Any]:
-        return {"accuracy_level": level_of(read_graph(self.folder))}
+        return details(self._options(), program.config)
 
     def caveats(self, max_tokens: int) -> list[str]:
         told = []
@@ -177,13 +206,20 @@ class OrtRunner:
         self._shapes = self._cache_shapes(config)
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
         self._chunk: int | None = chunk_size(folder)
-        self.max_tokens = max_tokens
+        self.max_tokens = self._rows = max_tokens
+        window = config.sliding_window if is_windowed(model or read_graph(folder)) else None
+        if window and window < max_tokens:  # as an app's, but for short runs, which are to see it move on too
+            self._rows = min(windowed_rows(config, max_tokens) or max_tokens, window + (max_tokens - window) // 2)
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self.reset()
 
     def _cache_shapes(self, config: ModelConfig) -> dict[str, tuple[int, int]]:
-        """(heads, size of a head) of each cache. Raises InputError where they are not those of the config."""
-        wanted = (config.kv_heads, config.head_dim)
+        """(heads, elements of a head) of each cache. Raises InputError where they are not those of the config."""
+        types = {value.type for value in self.session.get_inputs() if value.name.startswith("past_key_values.")}
+        kinds = [kind for name, kind in KV_CACHES.items() if types <= {_TYPES[name]}]
+        if not kinds:
+            raise InputError(f"{self._file}: caches are {show(sorted(types))}; copy or compile it again")
+        self._dtype, wanted = np.dtype(kinds[0].dtype), (config.kv_heads, kinds[0].row(config.head_dim))
         names = [f"past_key_values.{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
         came = {name: shape for name, shape in self._inputs.items() if name.startswith("past_key_values.")}
         for name in dict.fromkeys([*names, *came]):
@@ -222,7 +258,7 @@ class OrtRunner:
         total = self._past + length
         if not self._caches:
             for name, (heads, dim) in self._shapes.items():
-                self._caches[name] = self._value(np.zeros((batch, heads, self.max_tokens, dim), np.float32))
+                self._caches[name] = self._value(np.zeros((batch, heads, self._rows, dim), self._dtype))
         feeds = {
             "input_ids": tokens.numpy(),
             "attention_mask": np.ones((batch, total), np.int64),
@@ -263,6 +299,33 @@ def level_of(model: onnx.ModelProto) -> int:
     return INT8_ACTIVATIONS if INT8_ACTIVATIONS in levels else min(levels, default=INT8_ACTIVATIONS)
 
 
+_TYPES = {"fp32": "tensor(float)", "int8": "tensor(int8)", "int4": "tensor(uint8)"}
+"""Of a cache's tensors, as ONNX Runtime calls them."""
+
+
+def kv_cache_of(model: onnx.ModelProto) -> str:
+    """What a graph's caches are: a name of KV_CACHES, the default where none of its attentions says one."""
+    bits = {a.i for node in model.graph.node for a in node.attribute if a.name == "kv_cache_bit_width"}
+    return next((name for name, kind in KV_CACHES.items() if kind.bits in bits), next(iter(KV_CACHES)))
+
+
+def float_cache(model: onnx.ModelProto) -> None:
+    """An edit that keeps keys and values as they are, in float32."""
+    cache = KV_CACHES[kv_cache_of(model)]
+    if not cache.rounds:
+        return
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            kept = [a for a in node.attribute if a.name not in ("kv_cache_bit_width", "k_quant_type", "v_quant_type")]
+            del node.input[K_SCALE:], node.attribute[:]
+            node.attribute.extend(kept)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            size = value.type.tensor_type.shape.dim[3]
+            size.dim_value = size.dim_value * (2 if cache.bits == 4 else 1)
+
+
 def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:
     """An edit that sets the accuracy level of every MatMulNBits."""
 
@@ -275,8 +338,17 @@ def accuracy_level(level: int) -> Callable[[onnx.ModelProto], None]:
     return edit
 
 
+def read_scales(folder: Path) -> dict[str, LazyWeight]:
+    """The saved scales of the cache by name."""
+    specs = {t.name: spec_of(t, folder) for t in external(read_graph(folder)) if t.name.endswith(_SCALES)}
+    return {n: _Saved(folder / DATA_FILE, {"": spec}, {"": offset}) for n, (spec, offset) in specs.items()}
+
+
+_SCALES = tuple(name.rpartition(".")[2] for name in scale_names(0))
+
+
 def read_weights(folder: Path) -> dict[str, LazyWeight]:
-    """The saved weights by name, read lazily."""
+    """The saved weights of the model by name, read lazily."""
     named = {part for codec in CODECS.values() for part in codec.format.part_names()}
     parts: dict[str, dict[str, PartSpec]] = {}
     offsets: dict[str, dict[str, int]] = {}
@@ -286,7 +358,7 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
     paired = {inputs[_FIRST].rpartition(".")[0] for inputs in mixtures}
     for tensor in external(graph):
         stem, _, suffix = tensor.name.rpartition(".")
-        if suffix in ("2d", "3d"):  # other shape, same bytes
+        if suffix in ("2d", "3d", *_SCALES):  # other shape, same bytes; no weight of the model
             continue
         name, part = (stem, suffix) if suffix in named else (tensor.name, "")
         parts.setdefault(name, {})[part], offsets.setdefault(name, {})[part] = spec_of(tensor, folder)

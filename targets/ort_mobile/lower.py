@@ -23,6 +23,7 @@ from pocketphi.graph.program import Program, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls, once
 from pocketphi.targets.ort_mobile import experts
 from pocketphi.targets.ort_mobile.codecs import CODECS, MS, stored
+from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, KvCache, scale_names
 from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
 
 OPSET = 21
@@ -30,6 +31,9 @@ IR_VERSION = 10
 
 HIDDEN = -1e30
 """Added to a score that must not be seen: exp gives 0."""
+
+K_SCALE = 12
+"""Which input of GroupQueryAttention has the scales of keys; those of values follow."""
 
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8, torch.int64: TensorProto.INT64}
 
@@ -70,9 +74,17 @@ class Lowered:
         )
 
 
-def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS) -> Lowered:
-    """Lower a fused, quantized program. Raises CompilerBug naming the first operator that has no rule."""
-    emitter = Emitter(program, accuracy_level)
+def lower(
+    program: Program,
+    accuracy_level: int = INT8_ACTIVATIONS,
+    cache: KvCache = KV_CACHES["fp32"],
+    windowed: bool = False,
+) -> Lowered:
+    """Lower a fused, quantized program. windowed: its caches may have fewer rows than a text has tokens.
+
+    Raises CompilerBug naming the first operator that has no rule.
+    """
+    emitter = Emitter(program, accuracy_level, cache, windowed)
     lower_calls(program, emitter, _RULES, CODECS, "ONNX")
     emitter.finish()
     return emitter.lowered
@@ -81,9 +93,10 @@ def lower(program: Program, accuracy_level: int = INT8_ACTIVATIONS) -> Lowered:
 class Emitter:
     """Names values and collects nodes. A value of the graph has one ONNX name, or one for each item of a tuple."""
 
-    def __init__(self, program: Program, accuracy_level: int) -> None:
+    def __init__(self, program: Program, accuracy_level: int, cache: KvCache, windowed: bool) -> None:
         self.program = program
-        self.accuracy_level = accuracy_level
+        self.accuracy_level, self.cache, self.windowed = accuracy_level, cache, windowed
+        self.layers = 0
         self.lowered = Lowered()
         self.names: dict[fx.Node, Any] = {}
         self.made: dict[Any, Any] = {}
@@ -154,18 +167,28 @@ class Emitter:
             "attention_mask": ["batch", "total"],
             "position_ids": ["batch", "sequence"],
         }
-        cache = ["batch", config.kv_heads, None, config.head_dim]
+        cache = ["batch", config.kv_heads, None, self.cache.row(config.head_dim)]
+        cache_type = helper.np_dtype_to_tensor_dtype(np.dtype(self.cache.dtype))
         for node in self.program.inputs:
             name = str(node.target)
             if name in used:
-                dtype = _TYPES[node.meta["val"].dtype]
+                dtype = _TYPES[node.meta["val"].dtype] if name in sizes else cache_type
                 shape = sizes.get(name) or [size or "past" for size in cache]
                 self.lowered.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         for name, node in self.program.outputs.items():
             length = shape_of(node)[1]
             tokens = length if isinstance(length, int) else "sequence"
             shape = ["batch", tokens, config.vocab_size] if name == "logits" else [size or "total" for size in cache]
-            self.lowered.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+            dtype = TensorProto.FLOAT if name == "logits" else cache_type
+            self.lowered.outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def cache_scales(self) -> list[str]:
+        """The ONNX names of the scales of the next layer's keys and values."""
+        names, config = scale_names(self.layers), self.program.config
+        spec = PartSpec((config.kv_heads, config.head_dim), torch.float32)
+        self.lowered.weights += [Placed(name, name, spec.shape, spec) for name in names]
+        self.layers += 1
+        return list(names)
 
     # values that the attention and the last token need, made from the attention mask
 
@@ -274,10 +297,16 @@ def _attention(e: Emitter, node: fx.Node) -> None:
     if sparse:
         bias = e.block_sparse_bias(heads, *sparse)  # type: ignore[arg-type]
         inputs += [*([] if long_after else [""]), bias]
+    if e.cache.rounds:
+        inputs += [""] * (K_SCALE - len(inputs)) + e.cache_scales()
     outputs = _tuple_names(e, node, 3)
-    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1}
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1}
     if window:
         attributes["local_window_size"] = window
+        if e.windowed:
+            attributes["sliding_window_cache"] = 1
+    if e.cache.rounds:
+        attributes |= {"kv_cache_bit_width": e.cache.bits, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
     e.emit("GroupQueryAttention", inputs, outputs, domain=MS, **attributes)
 
 

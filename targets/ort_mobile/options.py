@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.options import option
+from pocketphi.targets.kv_cache import kv_cache_option
+from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES
 from pocketphi.targets.target import TargetOptions
 
 INT8_ACTIVATIONS = 4
@@ -23,5 +25,16 @@ class OrtMobile(TargetOptions):
     )
     ort_file: bool = option(False, "also the single-file model.ort (under 2 GiB)")
 
+    kv_cache: str = kv_cache_option(KV_CACHES, "fp32 (default), int8 or int4, whose scales a calibration text gives")
+
+    windowed_cache: bool = option(
+        False,
+        "keep keys and values of the model's window alone: memory stops growing there, and no token can be taken back",
+    )
+
+    @property
+    def calibrates(self) -> bool:
+        return KV_CACHES[self.kv_cache].rounds
+
     def kv_cache_bytes(self, config: ModelConfig) -> int:
-        return config.kv_cache_bytes(1, 4)  # float32
+        return KV_CACHES[self.kv_cache].bytes(config)

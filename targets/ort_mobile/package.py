@@ -17,17 +17,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto
 
-from pocketphi.artifacts.stream import Layout, Progress, Rows, Stored, plan_layout, write_weights
+from pocketphi.artifacts.stream import HasParts, Layout, Progress, Rows, Stored, plan_layout, write_weights
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import format_of
+from pocketphi.graph.formats import PartSpec, format_of
+from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, split_target
+from pocketphi.passes.cache_scales import Measured
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
 from pocketphi.targets.ort_mobile.experts import paired, why_not
+from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
 from pocketphi.targets.ort_mobile.lint import lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
 from pocketphi.targets.ort_mobile.options import OrtMobile
@@ -59,8 +63,19 @@ class OrtBundle(Prepared):
     def __init__(self, program: Program, options: OrtMobile, asked: Asked) -> None:
         _check_fits(program)
         self._program, self._options, self._asked = program, options, asked
-        self.lowered = lower(program, options.accuracy_level)
-        weights = program.weights_read()
+        cache = KV_CACHES[options.kv_cache]
+        context = min(asked.context or program.config.max_position, program.config.max_position)
+        fits = windowed_rows(program.config, context) is not None and not (
+            cache.bits == 4 and program.config.head_dim % 32
+        )
+        if options.windowed_cache and not fits:
+            raise InputError(f"--windowed-cache: {_why_not_windowed(program.config, context)}; leave it out")
+        self.lowered = lower(program, options.accuracy_level, cache, options.windowed_cache)
+        self.cache_bits = cache.bits if cache.rounds else None
+        spec = PartSpec((program.config.kv_heads, program.config.head_dim), torch.float32)
+        names = [name for layer in range(program.config.layers) for name in scale_names(layer)] if cache.rounds else []
+        self._scales: dict[str, LazyWeight] = {}
+        weights: dict[str, HasParts] = {**program.weights_read(), **dict.fromkeys(names, Stored({"": spec}))}
         self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
         single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
         self.bytes_of_data = self._layout.size
@@ -76,9 +91,14 @@ class OrtBundle(Prepared):
             )
         self.notes += _single_file_notes(single, options.ort_file)
 
+    def take_scales(self, measured: Measured) -> None:
+        for layer, one in enumerate(measured):
+            for name, scale in zip(scale_names(layer), (one.keys, one.values)):
+                self._scales[name] = Constant(scale, "a calibration text")
+
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program, lowered = self._program, self.lowered
-        weights = program.weights_read()
+        weights = {**program.weights_read(), **self._scales}
         sizes = {name: weights[name].parts["q"].shape[0] // count for name, count in paired(program).items()}
         turned = {name: ByExpert(weights[name], size) for name, size in sizes.items()}
 
@@ -87,13 +107,13 @@ class OrtBundle(Prepared):
 
         written = write_weights(folder / DATA_FILE, weights | turned, self._layout, progress, rows)
         (folder / GRAPH_FILE).write_bytes(self.model().SerializeToString(deterministic=True))
-        settings = genai_config(program, lowered, self._asked.context)
+        settings = genai_config(program, lowered, self._asked.context, self._options.windowed_cache)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))
         if self._options.ort_file:
             write_ort_file(folder / GRAPH_FILE, folder / ORT_FILE)
-        details = {"accuracy_level": self._options.accuracy_level}
-        return Packaged(self.operators, written.digests, self.notes, details, {DATA_FILE: written.sha256})
+        said = details(self._options, program.config)
+        return Packaged(self.operators, written.digests, self.notes, said, {DATA_FILE: written.sha256})
 
     def model(self) -> onnx.ModelProto:
         """model.onnx, which names bytes of the data file."""
@@ -104,6 +124,26 @@ class OrtBundle(Prepared):
     def operators(self) -> Counter[str]:
         """Those of the graph, with their domains → count."""
         return Counter(f"{node.domain + '.' if node.domain else ''}{node.op_type}" for node in self.lowered.nodes)
+
+
+def details(options: OrtMobile, config: ModelConfig) -> dict[str, Any]:
+    """What a manifest says of the files; of the cache where it is not the default one."""
+    said: dict[str, Any] = {"accuracy_level": options.accuracy_level}
+    if KV_CACHES[options.kv_cache].rounds:
+        said |= {"kv_cache": options.kv_cache, "kv_cache_bytes_per_token": options.kv_cache_bytes(config)}
+    if options.windowed_cache:
+        said["windowed_cache"] = True
+    return said
+
+
+def _why_not_windowed(config: ModelConfig, context: int) -> str:
+    if config.sliding_window is None:
+        return "the model has no window: each token sees all before it"
+    if config.long_rope and config.long_rope.original_max_position < context:
+        return "where LongRoPE changes its factors, the whole text is read again"
+    if windowed_rows(config, context):
+        return f"in int4, ONNX Runtime wants heads of a multiple of 32 dimensions, not {config.head_dim}; int8 works"
+    return f"with {context:,} tokens nothing would be saved, as the window is {config.sliding_window:,}"
 
 
 def _check_fits(program: Program) -> None:
@@ -146,19 +186,20 @@ def write_ort_file(graph: Path, target: Path) -> None:
     onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def genai_config(program: Program, lowered: Lowered, context: int | None) -> dict[str, Any]:
-    """`genai_config.json`. The window is in the graph, not here: the runtime would cut the cache to it and then fail."""
-    config = program.config
-    return genai_settings(
-        config, {value.name for value in lowered.inputs}, min(context or config.max_position, config.max_position)
-    )
+def genai_config(program: Program, lowered: Lowered, context: int | None, windowed: bool = False) -> dict[str, Any]:
+    """`genai_config.json`. The window is in the graph, and here only where the cache is cut to it: the runtime would do so."""
+    config, inputs = program.config, {value.name for value in lowered.inputs}
+    return genai_settings(config, inputs, min(context or config.max_position, config.max_position), windowed)
 
 
-def genai_settings(config: ModelConfig, declared: Collection[str], length: int) -> dict[str, Any]:
-    """The same for a graph with these inputs. length: tokens of a conversation."""
+def genai_settings(
+    config: ModelConfig, declared: Collection[str], length: int, windowed: bool = False
+) -> dict[str, Any]:
+    """The same for a graph with these inputs. length: tokens of a conversation; windowed: its caches are."""
     inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in declared}
     end = config.eos[0] if config.eos else 0
     chunk = chunk_of(config, length)
+    window = {"window_size": config.sliding_window, "slide_key_value_cache": False, "slide_inputs": False}
     eos: int | list[int] = list(config.eos) if len(config.eos) != 1 else config.eos[0]
     return {
         "model": {
@@ -181,6 +222,7 @@ def genai_settings(config: ModelConfig, declared: Collection[str], length: int) 
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },
+                **({"sliding_window": window} if windowed else {}),
                 "outputs": {
                     "logits": "logits",
                     "present_key_names": "present.%d.key",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.ort_mobile.codecs import CODECS, FAST
+from pocketphi.targets.ort_mobile.kv_cache import windowed_rows
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked, Kit, Target, TextReader
@@ -19,6 +24,14 @@ if TYPE_CHECKING:
     from pocketphi.targets.base import Host, Prepared
 
 _VERSIONS = {"genai_version": "0.18.0", "ort_version": "1.32.0"}
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What a manifest says of a bundle, as far as others ask for it."""
+
+    kv_cache: str = "fp32"
+    windowed_cache: bool = False
 
 
 class OrtMobileTarget(Target[OrtMobile]):
@@ -48,6 +61,7 @@ class OrtMobileTarget(Target[OrtMobile]):
             fixed=22_500_000,
             chunk=chunk_of(config, longest),
             kv_per_token=options.kv_cache_bytes(config),
+            kv_most=windowed_rows(config, longest) if options.windowed_cache else None,
             scale_copies=2,  # packed weights hold them again, with sums of blocks for int8 activations; the mapped ones stay
         )
 
@@ -63,6 +77,17 @@ class OrtMobileTarget(Target[OrtMobile]):
         from pocketphi.targets.ort_mobile.host import OrtHost
 
         return OrtHost(folder)
+
+    def options_of(self, record: TargetRecord) -> OrtMobile:
+        said = typed(_Details, record.details, "manifest.json: targets.ort-mobile")
+        return OrtMobile(kv_cache=said.kv_cache, windowed_cache=said.windowed_cache)
+
+    def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
+        if self.options_of(record).windowed_cache:
+            raise InputError(
+                "--windowed-cache: an app of ours takes tokens back, which such a cache cannot; compile without"
+            )
+        return super().kit_values(record)
 
     def check_installed(self, options: OrtMobile) -> None:
         super().check_installed(options)

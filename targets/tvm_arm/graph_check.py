@@ -76,7 +76,7 @@ def graph_checks(folder: Path, planned: Planned, platform: Platform, described: 
 def plan(folder: Path, program: Program, platform: Platform, described: Description, context: int | None) -> Planned:
     """program: what was lowered; described: what model.json says; context: tokens, by the manifest."""
     cache = KV_CACHES[kv_cache_of(described.cache.dtype["saved"])]
-    params = ParamsFile.plan(program, platform.isa)
+    params = ParamsFile.plan(program, platform.isa, cache)
     digest = _digest(folder, PARAMS_FILE)
     made = describe(program, platform, params, digest, context, cache)
     tuning = file_inside(folder, database.BUNDLED, str(folder))

@@ -8,18 +8,24 @@ from typing import Any
 
 import torch
 
-from pocketphi.graph.errors import CannotRun
-from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.errors import CannotRun, InputError
+from pocketphi.graph.hf_config import read_config
+from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.program import Program
+from pocketphi.graph.rounded_cache import RoundedCache
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
-from pocketphi.targets.tvm_arm.kv_cache import kv_cache_of
+from pocketphi.targets.tvm_arm.kv_cache import CENTRE, kv_cache_of
 from pocketphi.targets.tvm_arm.params import read_weights
 from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
+from pocketphi.targets.tvm_arm.rounded_cache import RowScales, TurnedInt4
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, host_arch
+
+INT8 = RowScales()
+"""What the kernels' cache of int8 keeps."""
 
 
 def check_runs_here(platform: Platform) -> None:
@@ -48,8 +54,21 @@ class TvmHost(Host):
         """What the library was compiled with: a name of KV_CACHES."""
         return kv_cache_of(self.described.cache.dtype["saved"])
 
+    def rounded_cache(self) -> RoundedCache | None:
+        if self.kv_cache != "int4":
+            return {"int8": INT8}.get(self.kv_cache)
+        centres = [materialize(one)[""] for one in self.own_weights().values()]
+        if len(centres) != read_config(self.folder).layers:
+            raise InputError(f"{self.folder}: has {len(centres)} means of keys, one a layer is expected; copy it again")
+        return TurnedInt4(centres)
+
     def weights(self) -> dict[str, LazyWeight]:
-        return read_weights(self.folder, self.described)
+        held = read_weights(self.folder, self.described)
+        return {name: one for name, one in held.items() if name.rpartition(".")[2] != CENTRE}
+
+    def own_weights(self) -> dict[str, LazyWeight]:
+        held = read_weights(self.folder, self.described)
+        return {name: one for name, one in held.items() if name.rpartition(".")[2] == CENTRE}
 
     def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         from pocketphi.targets.tvm_arm.graph_check import graph_checks  # loads TVM, which running does without

@@ -11,28 +11,58 @@ from pocketphi.graph.config import ModelConfig
 class KvCache:
     """A type of cache. `kernels/cache.py` says where each value lies.
 
-    dtype: of its tensors; value_bytes: of a value; scale_bytes: of the scale that a head's key of a token has of its own, and
-    its value as well
+    dtype: of its tensors; bits: of a value; scale_bytes: of a scale, 0 where there is none; group: dimensions of a head's key
+    of a token that share one, and of its value as well; None for all of them
     """
 
     dtype: str
-    value_bytes: int
+    bits: int
     scale_bytes: int = 0
+    group: int | None = None
+
+    @property
+    def centred(self) -> bool:
+        """Whether a mean that a calibration text gives is taken off keys."""
+        return self.group is not None
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it holds whole numbers and scales."""
+        return bool(self.scale_bytes)
+
+    def row_bytes(self, dim: int) -> int:
+        """What a head's key of one token takes, or its value."""
+        return dim * self.bits // 8 + self.scale_bytes * (dim // self.group if self.group else 1)
 
     def row(self, dim: int) -> int:
-        """How many elements a head's key of one token takes, or its value."""
-        return dim + self.scale_bytes // self.value_bytes
+        """The same in elements of the tensors."""
+        return self.row_bytes(dim) * 8 // max(self.bits, 8)
 
     def bytes(self, config: ModelConfig, tokens: int) -> int:
         """What keys and values of `tokens` tokens take over all layers."""
-        return config.kv_cache_bytes(tokens, self.value_bytes, self.scale_bytes)
+        return 2 * config.layers * config.kv_heads * self.row_bytes(config.head_dim) * tokens
 
 
-KV_CACHES = {"fp16": KvCache("float16", 2), "int8": KvCache("int8", 1, 4)}
+GROUP = 32
+"""Dimensions that share a scale in int4."""
+
+KV_CACHES = {
+    "fp16": KvCache("float16", 16),
+    "int8": KvCache("int8", 8, 4),
+    "int4": KvCache("uint8", 4, 1, GROUP),
+}
 """What `--kv-cache` offers; the first is the default."""
 
-EXACT_CACHE = KvCache("float32", 4)
+EXACT_CACHE = KvCache("float32", 32)
 """That of exact functions."""
+
+
+def centre_name(layer: int) -> str:
+    """Of the mean of a layer's keys in the file, where a cache has it."""
+    return f"model.layers.{layer}.self_attn.{CENTRE}"
+
+
+CENTRE = "key_centre"
 
 
 def kv_cache_of(dtype: str) -> str:

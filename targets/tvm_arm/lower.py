@@ -27,7 +27,7 @@ from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention
 from pocketphi.targets.tvm_arm.kernels.elementwise import gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.experts import combine, route
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
-from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
+from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache, centre_name
 from pocketphi.targets.tvm_arm.params import ParamsFile
 
 CHUNK = 256
@@ -92,7 +92,7 @@ def lower(
     Raises InputError for a weight left in float, CompilerBug for an operator without a rule.
     """
     kernels = _Kernels(isa, schedules or Schedules(isa))
-    arguments = ParamsFile.plan(program, isa).arguments()
+    arguments = ParamsFile.plan(program, isa, cache).arguments()
     for way in WAYS:
         Function(program, isa, way, kernels, arguments, EXACT_CACHE if way.exact else cache).build()
     with kernels.builder.function("description", []):
@@ -135,6 +135,7 @@ class Function:
         self.program, self.isa, self.way, self.kernels, self.cache = program, isa, way, kernels, cache
         self.builder = kernels.builder
         self.length: Any = 1 if way.single else tirx.Var("s", "int64")
+        self.layers = 0
         self.values: dict[fx.Node, Any] = {}
         self.parameters = {
             target: relax.Var(f"p{number}", relax.TensorType(spec.shape, spec.type_name))
@@ -231,7 +232,10 @@ def _attention(f: Function, node: fx.Node) -> None:
     blocks = (sparse[0], sparse[1], sparse[2], sparse[3]) if sparse else None
     form = AttentionForm(*sizes, scale, window, long_after, f.cache, isinstance(rows, int), blocks)
     kernel = f.kernels.get("sparse_attention" if sparse else "attention", attention, form)
-    taken = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)] + [f.position]
+    taken = [f.value(arg) for arg in (qkv, k_cache, v_cache, cos, sin)]
+    taken += [f.parameters[centre_name(f.layers)]] if f.cache.centred else []
+    taken.append(f.position)
+    f.layers += 1
     out = relax.TensorType((rows, form.heads * dim), "float32")
     called = relax.call_tir_inplace(kernel, taken, [1, 2, -1], [f.capacity, f.capacity, out])
     result = f.builder.emit(called)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.options import option
+from pocketphi.targets.kv_cache import kv_cache_option
 from pocketphi.targets.target import TargetOptions
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
 from pocketphi.targets.tvm_arm.platform import SYSTEMS
@@ -27,12 +28,14 @@ class TvmArm(TargetOptions):
     tuning: Path | None = option(
         None, "schedules that 'pocketphi tune' found (before those that ship with us)", metavar="FILE"
     )
-    kv_cache: str = option(
-        "fp16",
-        "of keys and values: fp16 (default), or int8 with a scale for each: half the memory of long texts",
-        choices=tuple(KV_CACHES),
-        metavar="TYPE",
+    kv_cache: str = kv_cache_option(
+        KV_CACHES,
+        "fp16 (default), int8 with a scale for each, or int4 with one for 32 dimensions",
     )
+
+    @property
+    def calibrates(self) -> bool:
+        return KV_CACHES[self.kv_cache].centred
 
     def kv_cache_bytes(self, config: ModelConfig) -> int:
         return KV_CACHES[self.kv_cache].bytes(config, 1)

@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import format_of
+from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.packing import rounded_up
 from pocketphi.graph.program import Program, op_name
 from pocketphi.graph.reading import read_json
+from pocketphi.passes.cache_scales import Measured
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, details, read_description
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
 from pocketphi.targets.tvm_arm.kernels.cache import KEYS
-from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache
+from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache, centre_name
 from pocketphi.targets.tvm_arm.library import build_library
 from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, long_after, lower
 from pocketphi.targets.tvm_arm.options import TvmArm
@@ -65,11 +68,14 @@ class TvmBundle(Prepared):
     def __init__(self, program: Program, options: TvmArm, asked: Asked) -> None:
         """Raises InputError for a size that is no multiple of the vectors', and where a compiler is missing."""
         _refuse_unfit(program)
+        _refuse_cache(program.config, options)
         self._program, self._options, self._asked = program, options, asked
         self._platform = Platform.of(options.os, options.cpu)
         self._cache = KV_CACHES[options.kv_cache]
         self._tuning = Tuning(self._platform, options.tuning, options.content("tuning"))
-        self._params = ParamsFile.plan(program, self._platform.isa)
+        self._params = ParamsFile.plan(program, self._platform.isa, self._cache)
+        self.cache_bits = self._cache.bits if self._cache.centred else None
+        self._centres: dict[str, LazyWeight] = {}
         self.bytes = self._params.layout.size
         parts = [one.parts for one in program.weights_read().values() if format_of(one.parts)]
         forms = {tuple(one.items()) for one in parts}
@@ -81,7 +87,7 @@ class TvmBundle(Prepared):
 
     def write(self, folder: Path, progress: Progress) -> Packaged:
         program = self._program
-        params = replace(self._params, weights=program.weights_read())
+        params = replace(self._params, weights={**self._params.weights, **program.weights_read(), **self._centres})
         written = params.write(folder / PARAMS_FILE, progress)
         described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
         module, files, more = self._library(folder, described)
@@ -90,6 +96,10 @@ class TvmBundle(Prepared):
         return Packaged(
             operators_of(module), written.digests, [*self.notes, *more], said, {PARAMS_FILE: written.sha256}
         )
+
+    def take_scales(self, measured: Measured) -> None:
+        means = enumerate(one.mean for one in measured)
+        self._centres = {centre_name(layer): Constant(mean, "a calibration text") for layer, mean in means}
 
     def replace_library(self, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with these options' schedules; its parameters stay. Returns notes."""
@@ -197,6 +207,16 @@ def _refuse_unfit(program: Program) -> None:
     if config.sparse and config.sparse.block % KEYS:
         raise InputError(
             f"tvm-arm: blocks of attention hold {config.sparse.block} tokens, expected a multiple of {KEYS}"
+        )
+
+
+def _refuse_cache(config: ModelConfig, options: TvmArm) -> None:
+    """Raise InputError where the dimensions of a head do not come in groups with a scale."""
+    group = KV_CACHES[options.kv_cache].group
+    if group and config.head_dim % group:
+        raise InputError(
+            f"tvm-arm: --kv-cache {options.kv_cache} has a scale for {group} dimensions, and a head of this model has "
+            f"{config.head_dim}; --kv-cache int8 works"
         )
 
 

@@ -10,12 +10,13 @@ import torch
 
 from pocketphi.artifacts.stream import Layout, Progress, Rows, Stored, Written, plan_layout, write_weights
 from pocketphi.graph.formats import PartSpec, format_of
-from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, split_target
 from pocketphi.targets.saved_weight import SavedWeight
 from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kv_cache import KvCache, centre_name
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class ParamsFile:
     isa: Isa
 
     @staticmethod
-    def plan(program: Program, isa: Isa) -> ParamsFile:
-        weights = program.weights_read()
+    def plan(program: Program, isa: Isa, cache: KvCache) -> ParamsFile:
+        """cache: of the functions that are not exact. Where it is centred, its centres are zeros until they are measured."""
+        weights, config = program.weights_read(), program.config
+        if cache.centred:
+            nothing = Constant(torch.zeros(config.kv_heads, config.head_dim), "nothing yet")
+            weights |= {centre_name(layer): nothing for layer in range(config.layers)}
         stored = {}
         for name, weight in weights.items():
             parts = weight.parts

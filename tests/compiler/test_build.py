@@ -279,7 +279,7 @@ BAD = {
     "[model]\n": "unknown key model; did you mean models?",
     MODELS + "[build]\nouts = 'x'\n": "unknown key build.outs; did you mean out?",
     MODELS + "[targets]\nort-mobil = {}\n": "unknown target targets.ort-mobil; did you mean ort-mobile?",
-    MODELS + "[targets.coreml]\nkv_cache = 'int8'\n": "tiny-coreml-search: --kv-cache int8: coreml has no such option",
+    MODELS + "[targets.coreml]\nkv_cache = 'int8'\n": "tiny-coreml-search: --kv-cache int8: coreml has no such cache",
     MODELS + "[targets]\nzzz = {}\n": "unknown target targets.zzz; expected one of ort-mobile, coreml",
     MODELS + "[recipes]\nrtn = { blok = 32 }\n": "unknown key recipes.rtn.blok; did you mean block?",
     MODELS + "[recipes]\nrtn = { block = '32' }\n": "recipes.rtn.block is '32', expected a whole number",

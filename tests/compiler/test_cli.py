@@ -217,16 +217,20 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("random:tiny", ("--palette",), "ort-mobile: model.embed_tokens.weight is a palette, which the target cannot"),
         ("random:tiny", ("--block", "128"), "K=64 is not a multiple of block 128; choose --block 16 or 32 or 64"),
         ("random:tiny", ("--context", "0"), "--context 0: expected 2 or more tokens"),
-        ("random:tiny", ("--target", "tvm-arm", "--kv-cache", "q4"), "--kv-cache q4: expected fp16 or int8"),
         (
             "random:tiny",
-            ("--kv-cache", "int8"),
-            "--kv-cache int8: ort-mobile has no such option; leave it out, or compile for tvm-arm",
+            ("--target", "tvm-arm", "--kv-cache", "q4"),
+            "--kv-cache q4: tvm-arm has no such cache, only fp16",
+        ),
+        (
+            "random:tiny",
+            ("--kv-cache", "fp16"),
+            "--kv-cache fp16: ort-mobile has no such cache, only fp32 or int8 or int4; coreml and tvm-arm can",
         ),
         (
             "random:tiny",
             ("--target", "coreml", "--target", "ort-mobile", "--kv-cache", "int8"),
-            "--kv-cache int8: neither coreml nor ort-mobile has such an option; leave it out, or compile for tvm-arm",
+            "--kv-cache int8: coreml has no such cache, only fp16; ort-mobile and tvm-arm can",
         ),
         ("random:tiny", ("--context", "257"), "--context 257: the model has 256 positions"),
         (

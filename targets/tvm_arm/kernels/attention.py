@@ -23,7 +23,7 @@ from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
-from pocketphi.targets.tvm_arm.kernels.cache import KEYS, open_cache
+from pocketphi.targets.tvm_arm.kernels.cache import KEYS, open_cache, turn
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, vector
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, KvCache
 
@@ -76,7 +76,8 @@ class _Span:
 def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
     """A function (qkv [S, (H + 2·KV)·D], keys, values [KV, C, row], cos, sin [M, R/2], position int32 [P], out [S, H·D]).
 
-    row: D, and in int8 a scale's four bytes more.
+    row: D, in int8 a scale's four bytes more, in int4 half as many and D/32 for scales. There, `centre` [KV, D] comes before
+    `position`: it is taken off each key.
 
     position: tokens that are in the cache, the new ones are written from there on; with LongRoPE also how many there will be
     in all, which decides between short and long factors for every chunk of a prompt.
@@ -103,6 +104,7 @@ class _Body:
         keys, values = (emit.argument(name, cache, form.cache.dtype) for name in ("keys", "values"))
         self.cache = open_cache(keys, values, form.dim, isa.lanes)
         self.cos, self.sin = (emit.argument(name, (form.table_rows, form.rotary // 2)) for name in ("cos", "sin"))
+        self.centre = emit.argument("centre", (form.kv_heads, form.dim)) if form.cache.centred else None
         self.position = emit.argument("position", (position_size(form.long_after),), "int32")
         self.out = emit.argument("out", (self.s, form.heads * form.dim))
 
@@ -115,8 +117,9 @@ class _Body:
                 crossed = self.position[1] > form.long_after
                 table = past + tirx.Select(crossed, _int64(form.long_after), _int64(0))
             key = emit.memory((form.dim,))
+            value = emit.memory((form.dim,)) if self.cache.turned else None
             with T.serial(0, self.s) as new:
-                self._append(head, new, past, table, key)
+                self._append(head, new, past, table, key, value)
             queries = emit.memory((self.rows, form.dim))
             scores = emit.memory((self.rows, self.c))
             if form.single:
@@ -134,18 +137,25 @@ class _Body:
     def _head(self, head: Expr, row: int) -> Expr:
         return head * self.form.group + row if self.form.single else head
 
-    def _append(self, head: Expr, new: Expr, past: Expr, table: Expr, key: Any) -> None:
-        """Write one new key, rotated in the buffer `key`, and one value."""
+    def _append(self, head: Expr, new: Expr, past: Expr, table: Expr, key: Any, value: Any) -> None:
+        """Write one new key, rotated in the buffer `key`, and one value, turned in the buffer `value` if there is one."""
         form = self.form
         column = (form.heads + head) * form.dim
         start = (form.heads + form.kv_heads + head) * form.dim
-        self._rotate(new, column, table + new, lambda d, value: T.buffer_store(key, value, [d]))
-        self.cache.write(
-            head,
-            past + new,
-            lambda d, lanes: load(key, [d], lanes),
-            lambda d, lanes: load(self.qkv, [new, start + d], lanes),
-        )
+        self._rotate(new, column, table + new, lambda d, rotated: T.buffer_store(key, rotated, [d]))
+        if self.centre is not None:
+            with T.serial(0, form.dim) as d:
+                T.buffer_store(key, key[d] - self.centre[head, d], [d])
+        if value is not None:
+            with T.serial(0, form.dim) as d:
+                T.buffer_store(value, self.qkv[new, start + d], [d])
+            for row in (key, value):
+                turn(row, lambda d: [d], form.dim)
+
+        def new_value(d: Expr, lanes: int) -> Expr:
+            return load(self.qkv, [new, start + d], lanes) if value is None else load(value, [d], lanes)
+
+        self.cache.write(head, past + new, lambda d, lanes: load(key, [d], lanes), new_value)
 
     def _rotate(self, token: Expr, column: Expr, row: Expr, write: Callable[[Expr, Expr], None]) -> None:
         """Rotary embedding (arXiv:2104.09864), halves paired: of one head of one token, from `column` of qkv on.
@@ -171,6 +181,8 @@ class _Body:
                 T.buffer_store(queries, value * floats(form.scale, 1), [row, d])
 
             self._rotate(query, self._head(head, row) * form.dim, table + query, write)
+            if self.cache.turned:
+                turn(queries, lambda d, row=row: [row, d], form.dim)  # type: ignore[misc]
         kv = head if form.single else head // form.group
         last = past + (_int64(0) if form.single else tirx.Min(first + self.rows, self.s) - 1)
         spans = self._spans(head, first, past, last)
@@ -178,6 +190,9 @@ class _Body:
         sums = self._exponentials(kv, spans, peaks, scores)
         for span in spans:
             self._mix(head, kv, first, span, scores, sums, add=span is not spans[0])
+        if self.cache.turned:
+            for row in range(self.rows):
+                self._turn_back(head, first, row)
 
     # the keys of a tile
 
@@ -250,15 +265,9 @@ class _Body:
                 units = [(i, row) for i in range(together) for row in span.rows]
                 for start in range(0, len(units), limit):
                     chunk = units[start : start + limit]
-                    sums = {(*unit, part): Register(f32, floats(0.0, lanes)) for unit in chunk for part in range(parts)}
-                    with T.serial(0, self.form.dim) as d:
-                        for i, part in dict.fromkeys((i, part) for i, _, part in sums):
-                            key = Register(f32, self.cache.key(kv, block + i, d, part)).value
-                            for row in (row for number, row in chunk if number == i):
-                                s = sums[i, row, part]
-                                s.set(emit.fma(broadcast(queries[row, d], lanes), key, s.value, lanes))
+                    sums = self._products(kv, block, chunk, queries)
                     for (i, row, part), s in sums.items():
-                        score = self.cache.scaled_scores(kv, (block + i) * parts + part, s.value)
+                        score = s.value
                         if not span.stride:  # all of a column is seen
                             position = past + self._query(first, row)
                             score = self._masked(score, head, (block + i) * KEYS + part * lanes, position)
@@ -266,6 +275,40 @@ class _Body:
                         T.buffer_store(scores, score, [row, tirx.Ramp(column, 1, lanes)])
                         peaks[row].set(emit.maximum(peaks[row].value, score, lanes))
         return [Register("float32", emit.largest(peak.value, lanes)) for peak in peaks]
+
+    def _products(
+        self, kv: Expr, block: Expr, units: list[tuple[int, int]], queries: Any
+    ) -> dict[tuple[int, int, int], Register]:
+        """q · k by (block after the first, row, part of a block). units: (block after the first, row)."""
+        lanes, parts, cache = self.lanes, KEYS // self.lanes, self.cache
+        f32 = vector("float32", lanes)
+        places = [(*unit, part) for unit in units for part in range(parts)]
+        steps = self.form.dim // cache.groups // cache.together
+
+        def products(group: Expr) -> dict[tuple[int, int, int], Expr]:
+            """Over the dimensions of a group."""
+            sums = {place: Register(f32, floats(0.0, lanes)) for place in places}
+            with T.serial(0, steps) as step:
+                at = group * steps + step
+                for i, part in dict.fromkeys((i, part) for i, _, part in sums):
+                    for number, loaded in enumerate(cache.some_keys(kv, block + i, at, part)):
+                        key = Register(f32, loaded).value
+                        for row in (row for other, row in units if other == i):
+                            s = sums[i, row, part]
+                            query = broadcast(queries[row, at * cache.together + number], lanes)
+                            s.set(emit.fma(query, key, s.value, lanes))
+            return {
+                (i, row, part): cache.scaled_scores(kv, (block + i) * parts + part, group, s.value)
+                for (i, row, part), s in sums.items()
+            }
+
+        if cache.groups == 1:
+            return {place: Register(f32, scaled) for place, scaled in products(0).items()}
+        whole = {place: Register(f32, floats(0.0, lanes)) for place in places}
+        with T.serial(0, cache.groups) as group:
+            for place, scaled in products(group).items():
+                whole[place].set(whole[place].value + scaled)
+        return whole
 
     def _masked(self, score: Expr, head: Expr, first_key: Expr, position: Expr) -> Expr:
         """Scores of keys in the future, before the window, or in a block that this row does not see, are hidden."""
@@ -326,6 +369,13 @@ class _Body:
                 for (row, part), m in mixed.items():
                     share = broadcast(floats(1.0, 1) / sums[row].value, lanes)
                     self._write(head, first, row, part * lanes, m.value * share, add)
+
+    def _turn_back(self, head: Expr, first: Expr, row: int) -> None:
+        """What a row attends to was mixed of turned values."""
+        column = self._head(head, row) * self.form.dim
+        query = 0 if self.form.single else first + row
+        with emit.where(None if self.form.single else query < self.s):
+            turn(self.out, lambda d: [query, column + d], self.form.dim)
 
     def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr, add: bool) -> None:
         column = self._head(head, row) * self.form.dim + d

@@ -118,6 +118,10 @@ def maximum(a: Expr, b: Expr, lanes: int) -> Expr:
     return intrinsic(vector("float32", lanes), f"llvm.maxnum.{mangled('float32', lanes)}", a, b)
 
 
+def minimum(a: Expr, b: Expr, lanes: int) -> Expr:
+    return intrinsic(vector("float32", lanes), f"llvm.minnum.{mangled('float32', lanes)}", a, b)
+
+
 def absolute(a: Expr, lanes: int) -> Expr:
     return intrinsic(vector("float32", lanes), f"llvm.fabs.{mangled('float32', lanes)}", a)
 

@@ -24,6 +24,7 @@ from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.lazy_weights import digest, materialize
 from pocketphi.graph.program import Program
+from pocketphi.graph.rounded_cache import observer
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantize_weights import QuantizeWeights
@@ -42,6 +43,7 @@ ON_ARM = [
     ("i8mm", "asymmetric", "fp16"),
     ("neon", "tied", "fp16"),
     ("neon", "partial", "int8"),
+    ("dotprod", "partial", "int4"),
     ("neon", "widths", "fp16"),
     ("i8mm", "widths", "fp16"),
 ]
@@ -89,7 +91,7 @@ def packaged(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> tuple
 def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     """A prompt in two pieces and steps, exact and as saved, with the logits of the last position and of all."""
     program, host, digests = packaged(variant, isa, folder, cache)
-    saved = host.weights()
+    saved = {**host.weights(), **host.own_weights()}
     assert {name: digest(materialize(weight)) for name, weight in saved.items()} == digests
     tokens = inputs(program.config, SWITCH + 8)["input_ids"]
     whole = quantized_program(variant)
@@ -104,6 +106,9 @@ def check(variant: str, isa: Isa, folder: Path, cache: str = "fp16") -> None:
     seen = ends >= SWITCH if switched else ends >= 0
     assert (stepped - expected[ends])[seen].abs().max() <= bound
     assert (every - expected).abs().max() <= bound
+    kept = host.rounded_cache()
+    if kept:  # what is saved is measured against the graph with such a cache
+        expected = whole.run(whole.prefill_inputs(tokens), observe=observer(whole, kept))["logits"][0]
     rounded = host.runner(SWITCH + 8).step(tokens)[0, -1]
     kl = torch.nn.functional.kl_div(
         rounded.log_softmax(-1), expected[-1].log_softmax(-1), log_target=True, reduction="sum"
@@ -116,9 +121,10 @@ def test_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
     check(variant, isa, tmp_path)
 
 
-@pytest.mark.parametrize(("variant", "isa"), in_turn(["partial", "longrope"]))
-def test_an_int8_cache_on_this_host(variant: str, isa: Isa, tmp_path: Path) -> None:
-    check(variant, isa, tmp_path, "int8")
+@pytest.mark.parametrize(("cached", "isa"), in_turn(["partial-int8", "longrope-int8", "partial-int4"]))
+def test_a_rounded_cache_on_this_host(cached: str, isa: Isa, tmp_path: Path) -> None:
+    variant, cache = cached.split("-")
+    check(variant, isa, tmp_path, cache)
 
 
 @needs_arm
@@ -127,14 +133,21 @@ def test_aarch64_under_qemu(name: str, variant: str, cache: str, tmp_path: Path)
     check(variant, ISAS[name], tmp_path, cache)
 
 
-@pytest.mark.parametrize(("cache", "context", "rows"), [("fp16", TINY.max_position, 256), ("int8", 100, 112)])
+@pytest.mark.parametrize(
+    ("cache", "context", "rows"), [("fp16", TINY.max_position, 256), ("int8", 100, 112), ("int4", 100, 112)]
+)
 def test_the_memory_of_a_cache(cache: str, context: int, rows: int, tmp_path: Path) -> None:
     """Planned, in the manifest and in model.json: the same bytes. Rows are a multiple of 16; exact functions have float32."""
-    program = program_of("tiny")
+    program = program_of("partial")
     config = replace(program.config, max_position=context)
     program.config = config
     target = TvmArm(os="host", kv_cache=cache)
-    a_token = 2 * config.layers * config.kv_heads * {"fp16": 2 * config.head_dim, "int8": config.head_dim + 4}[cache]
+    row = {
+        "fp16": 2 * config.head_dim,
+        "int8": config.head_dim + 4,
+        "int4": config.head_dim // 2 + config.head_dim // 32,
+    }
+    a_token = 2 * config.layers * config.kv_heads * row[cache]
     options = compile_options("-", tmp_path, ("tvm-arm",), context=context, os="host", kv_cache=cache)
     assert footprint(config, "tvm-arm", options).kv_cache() == rows * a_token
     made = package(program, target, tmp_path)

@@ -171,7 +171,7 @@ def test_int8_is_as_far_off_as_its_rounding(isa: Isa) -> None:
     qkv = 0.25 * cached.tokens(30)
     out, expected = cached.run(qkv), cached.expected(qkv, 0)
     query = qkv[:, : heads * cached.dim].view(30, heads, cached.dim).transpose(0, 1)
-    turned = edge_ops._rotate(query[None], *(table[None, :30] for table in cached.tables))[0]
+    turned = edge_ops.rotated(query[None], *(table[None, :30] for table in cached.tables))[0]
     keys, values = (part[0].abs().amax((1, 2)).repeat_interleave(heads // kv) for part in cached.reference)
     moved = scale * turned.abs().sum(-1) * keys[:, None] / 254
     bound = ((2 * moved).exp() - 1 + 1 / 254) * values[:, None]
