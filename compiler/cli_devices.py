@@ -51,7 +51,7 @@ def device_arguments(p: argparse.ArgumentParser, fit: bool = True) -> None:
             metavar="N",
             help="choose each weight's format so that the memory of --device can be fast enough",
         )
-        p.add_argument("--fit", action="store_true", help="take the recipe and context that fit --device")
+        p.add_argument("--fit", action="store_true", help="take the recipe, cache and context that fit --device")
 
 
 _SLOWEST = 1e-3

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pocketphi.compiler.cli import main
-from pocketphi.compiler.device_plan import Fit, config_of, fit, fit_options
+from pocketphi.compiler.device_plan import Fit, config_of, difference, fit, fit_options
 from pocketphi.compiler.devices import Device, find_device, read_devices
 from pocketphi.compiler.footprint import footprint, kept_weights
 from pocketphi.compiler.options import CompileOptions, compile_options
@@ -29,6 +29,7 @@ from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.trace import trace
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.coreml.options import CoreML
+from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.tvm_arm.options import TvmArm
 
 MINI = compile_options("random:phi-3-mini-4k", Path("x"), recipe="rtn", block=32)
@@ -244,13 +245,26 @@ def test_what_is_too_large_is_refused_in_bytes_with_what_would_fit() -> None:
     found = fit(PUBLISHED["phi-3-mini-4k"], MINI, "ort-mobile", device(4 * 10**9))
     message = (
         f"A test: ort-mobile needs {found.needed:,} bytes with 4,096 tokens, {found.needed - 4 * 10**9:,} more than the "
-        "4,000,000,000 that an app may use; would fit: --block 128 --context 2048; --fit takes that"
+        "4,000,000,000 that an app may use; would fit: --block 64 --kv-cache int8; --fit takes that"
     )
     with pytest.raises(CheckFailed, match=re.escape(message)):
         fit_options(MINI, device(4 * 10**9), choose=False)
     chosen = fit_options(MINI, device(4 * 10**9), choose=True)
-    assert (chosen.block, chosen.context) == (128, 2048)
+    assert (chosen.block, chosen.context, chosen.targets) == (64, None, (OrtMobile(kv_cache="int8"),))
     assert fit(PUBLISHED["phi-3-mini-4k"], chosen, "ort-mobile", device(4 * 10**9)).ok
+
+
+@pytest.mark.parametrize(
+    ("targets", "then"),
+    [
+        ((OrtMobile(),), "--block 64 --kv-cache int8"),
+        ((OrtMobile(kv_cache="fp32"), "coreml"), "--block 128 --context 2048"),  # which has no such cache
+        ((OrtMobile(kv_cache="int4"),), ""),  # what somebody chose stays
+    ],
+)
+def test_a_smaller_cache_is_taken_where_all_targets_have_it(targets: Any, then: str) -> None:
+    options = dataclasses.replace(MINI, targets=targets)
+    assert difference(options, fit_options(options, device(4 * 10**9), choose=True)) == then
 
 
 @pytest.mark.parametrize("chosen", [{"palette": 16}, {"block": 0, "head_bits": 8}])
@@ -327,7 +341,10 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     out = tmp_path / "bundle"
     assert main(["compile", "random:phi-3-mini-4k", "-o", str(out), "--recipe", "rtn", "--device", "iphone-15"]) == 1
     captured = capsys.readouterr()
-    assert "more than the 3,221,225,472 that an app may use; would fit: --block 128 --context 1024" in captured.err
+    assert (
+        "more than the 3,221,225,472 that an app may use; would fit: --block 128 --kv-cache int8; --fit takes"
+        in captured.err
+    )
     assert not out.exists()
     assert main(["compile", "random:tiny", "-o", str(out), "--fit"]) == 2
     assert "--fit: to what? name a --device" in capsys.readouterr().err
