@@ -72,7 +72,7 @@ def break_each(patch: pytest.MonkeyPatch, *steps: Broken) -> None:
 
 
 def keys_a_row_further(old: Any) -> Any:
-    return lambda body, head, new, past, table, key: old(body, head, new, past, table + 1, key)
+    return lambda body, head, new, past, table, *rest: old(body, head, new, past, table + 1, *rest)
 
 
 def keys_of_the_first_head(old: Any) -> Any:
