@@ -16,7 +16,7 @@ from pocketphi.targets.saved_weight import SavedWeight
 from pocketphi.targets.tvm_arm.description import PARAMS_FILE, Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import Isa
-from pocketphi.targets.tvm_arm.kv_cache import KvCache, centre_name
+from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, KvCache, centre_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ParamsFile:
     isa: Isa
 
     @staticmethod
-    def plan(program: Program, isa: Isa, cache: KvCache) -> ParamsFile:
+    def plan(program: Program, isa: Isa, cache: KvCache = KV_CACHES["fp16"]) -> ParamsFile:
         """cache: of the functions that are not exact. Where it is centred, its centres are zeros until they are measured."""
         weights, config = program.weights_read(), program.config
         if cache.centred:
