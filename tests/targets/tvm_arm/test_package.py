@@ -235,7 +235,8 @@ def test_sizes_that_vectors_do_not_divide(tmp_path: Path) -> None:
 def test_a_weight_left_in_float(tmp_path: Path) -> None:
     from tiny_phi3 import fused
 
-    program = fused()
+    program = fused().copy()
+    LastLogits()(program)
     with pytest.raises(InputError, match=r"tvm-arm: .* is left in float, .* choose a --block that divides"):
         package(program, TvmArm(os="host"), tmp_path)
 
