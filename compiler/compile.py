@@ -153,15 +153,15 @@ def measure_caches(
 
     program: fused, in float; weights: quantized
     """
-    asking = [one for one in prepared if one.cache_bits is not None]
+    asking = [(one, one.cache_bits) for one in prepared if one.cache_bits is not None]
     if not asking:
         return
     tokens = calibration_tokens(source, options, ui)
     windows = max(1, TOKENS // tokens.shape[1])
     with ui.task("measure keys and values", source.config.layers, "layers") as advance:
-        made = measure_scales(program, weights, tokens[:windows], {one.cache_bits or 0 for one in asking}, advance)
-    for one in asking:
-        one.take_scales(made[one.cache_bits or 0])
+        made = measure_scales(program, weights, tokens[:windows], {bits for _, bits in asking}, advance)
+    for one, bits in asking:
+        one.take_scales(made[bits])
 
 
 def _check_size(folder: Path, options: CompileOptions) -> None:

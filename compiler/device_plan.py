@@ -188,11 +188,11 @@ def _alternatives(config: ModelConfig, options: CompileOptions, context: int) ->
 
 def _caches(options: CompileOptions) -> list[tuple[TargetOptions, ...]]:
     """The targets as they are; and with a cache of int8, where all have one and none has another than its default."""
-    held = [declared(type(one)).get(KV_CACHE) for one in options.of_targets]
-    plain = all(option and getattr(one, KV_CACHE) == option.default for option, one in zip(held, options.of_targets))
-    if not (plain and all(option and _SMALL in option.choices for option in held)):
-        return [options.of_targets]
     changed: dict[str, Any] = {KV_CACHE: _SMALL}
+    for one in options.of_targets:
+        cache = declared(type(one)).get(KV_CACHE)
+        if cache is None or _SMALL not in cache.choices or getattr(one, KV_CACHE) != cache.default:
+            return [options.of_targets]
     return [options.of_targets, tuple(dataclasses.replace(one, **changed) for one in options.of_targets)]
 
 

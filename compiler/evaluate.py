@@ -16,7 +16,7 @@ from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
-from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.decoder import ProgramRunner, keeps
 from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
@@ -28,9 +28,6 @@ from pocketphi.graph.ranges import check_number
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import held_out_text
 from pocketphi.targets.base import Runner
-
-_KEEP_BELOW = 1 << 31
-"""Parameters in bytes of float32 up to which a reference is held in memory; a larger one is read again for each window."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,7 @@ def open_runner(
     source = open_checkpoint(model, lora)
     _check_window(window, source.config.max_position, model)
     program = trace(source)  # as transformers runs it: a wrong rewrite must not be in both sides of a comparison
-    keep = 4 * source.config.parameters < _KEEP_BELOW
-    return ProgramRunner(program, keep), check_text(source).files, source.config
+    return ProgramRunner(program, keeps(source.config)), check_text(source).files, source.config
 
 
 def _logits(runner: Runner, row: torch.Tensor) -> torch.Tensor:
@@ -147,7 +143,7 @@ def quantization_error(
     if config.tensors() != program.config.tensors():
         raise InputError(f"--reference {reference}: has other shapes than the model in {folder}")
     rows = windows(tokens_of(None, held_out_text(), files, config, tokens), window)
-    runner, apart = ProgramRunner(program, keep=4 * config.parameters < _KEEP_BELOW), Distance()
+    runner, apart = ProgramRunner(program, keep=keeps(config)), Distance()
     with ui.task("compare with reference", rows.shape[0]) as advance:
         for row in rows:
             apart.add(_logits(float_runner, row), _logits(runner, row))

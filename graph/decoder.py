@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.program import Observer, Program, Weights
+
+_KEEP_BELOW = 1 << 31
+"""Bytes in float32 up to which weights are held in memory; those of a larger model are read again for each step."""
+
+
+def keeps(config: ModelConfig) -> bool:
+    """Whether a runner of a model should hold its weights in memory."""
+    return 4 * config.parameters < _KEEP_BELOW
 
 
 class ProgramRunner:
