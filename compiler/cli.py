@@ -401,15 +401,15 @@ def _make_text(a: argparse.Namespace) -> int:
 
     if a.out.exists():
         raise InputError(f"{a.out}: exists; choose another -o")
+    if not a.out.parent.is_dir():
+        raise InputError(f"{a.out}: there is no folder {a.out.parent}; make it, or choose another -o")
     source = open_checkpoint(a.model, _lora(a))
     for notice in source.notices:
         _ui(a).say(notice)
-    text = own_text(source, a.tokens, a.seed, _ui(a))
+    text = own_text(source, a.tokens, a.seed, _ui(a)).encode()
     write_whole(a.out, text, "--out")
-    said = (
-        f"{a.out}: {len(text.encode()) / 1e3:,.0f} kB; compile with --calibration {a.out} --calibration-tokens 16384\n"
-    )
-    _print(a, {"text": str(a.out), "bytes": len(text.encode())}, lambda: _write(said))
+    said = f"{a.out}: {len(text) / 1e3:,.0f} kB; compile with --calibration {a.out} --calibration-tokens 16384\n"
+    _print(a, {"text": str(a.out), "bytes": len(text)}, lambda: _write(said))
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from pocketphi.compiler.text_check import check_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.decoder import ProgramRunner
+from pocketphi.graph.decoder import ProgramRunner, keeps
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number
 from pocketphi.graph.resident import free_memory
@@ -24,8 +24,6 @@ from pocketphi.passes.calibrate import own_pages
 
 LENGTH = 256
 """Tokens of a sequence: with longer ones there were fewer, or more memory for their keys and values."""
-_KEEP_BELOW = 1 << 31
-"""Bytes in float32 up to which weights are held in memory; those of a larger model are read again for each step."""
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -36,6 +34,7 @@ def own_text(source: Checkpoint, tokens: int, seed: int, ui: Ui) -> str:
     where the keys and values of all sequences do not fit into the memory that is free.
     """
     check_number("--tokens", tokens, least=1)
+    check_number("--seed", seed, least=0)
     files = check_text(source).files
     if not files:
         raise InputError("the model has no tokenizer, so that what it writes is no text")
@@ -54,7 +53,7 @@ def own_text(source: Checkpoint, tokens: int, seed: int, ui: Ui) -> str:
     starts = [torch.tensor(opening).expand(count // 2, -1)] if count > 1 else []
     plain = torch.tensor(tokenizer.encode("")).expand(len(first), -1).to(torch.int64)
     starts.append(torch.cat((plain, first), 1))
-    runner = ProgramRunner(trace(source), keep=4 * config.parameters < _KEEP_BELOW)
+    runner = ProgramRunner(trace(source), keep=keeps(config))
     with ui.task("write text", len(starts) * length, "steps") as advance:
         rows = [row for start in starts for row in written(runner, start, length, generator, lambda: advance(1))]
     order = torch.randperm(len(rows), generator=generator).tolist()

@@ -84,6 +84,10 @@ def test_what_cannot_be_written_is_said_first(
 
     assert "the model has no tokenizer, so that what it writes is no text" in refused("random:tiny")
     assert "--tokens 0: expected 1 to" in refused(str(text_model), "--tokens", "0")
+    assert "--seed 99999999999999999999: expected 0 to" in refused(str(text_model), "--seed", "9" * 20)
+    elsewhere = str(tmp_path / "nowhere" / "own.txt")  # found out before the model has written for an hour
+    assert main(["make-text", str(text_model), "-o", elsewhere]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     said = refused(str(text_model), "--tokens", str(10**9))
     assert "their keys and values take" in said
     assert "choose fewer" in said
