@@ -67,8 +67,8 @@ class OurProducts(Products):
         import tvm
 
         from pocketphi.targets.tvm_arm.kernels.matmul import Form, matmul
+        from pocketphi.targets.tvm_arm.kv_cache import CHUNK
         from pocketphi.targets.tvm_arm.lower import Schedules
-        from pocketphi.targets.tvm_arm.package import CHUNK
         from pocketphi.targets.tvm_arm.platform import host_isa
         from pocketphi.targets.tvm_arm.tune.measure import use_threads
 

@@ -26,7 +26,8 @@ _AFFORDABLE = 1 << 40
 """Tokens times parameters up to which other runtimes read a text beyond LongRoPE's switch too."""
 
 _BEFORE, _AFTER = 3, 9
-"""Tokens that a decode across the window's edge starts before it, and that it goes on past it."""
+"""Tokens that a decode across the window's edge starts before it, and that it goes on past it; where a cache is a ring, also
+across the ring's end."""
 
 _ROUNDING = 10
 """How many times the KL of a graph, each of whose operators is rounded, that of the files may be. KL is a sum of squared
@@ -57,6 +58,8 @@ class Numerics:
         self._steps = min(_DECODE, room)
         past = (config.sliding_window or 0) + _AFTER
         self._window = config.sliding_window if past < self.limit else None
+        ring = self.host.ring_rows()
+        self._ring = ring if self._window and ring and ring + _AFTER <= self.limit else None
         self._switch = rope.original_max_position if rope and rope.original_max_position < self.limit else None
         # short of LongRoPE's switch, at which runtimes differ in what they compute again
         before = self._switch is not None and self.prompt.shape[1] <= self._switch
@@ -77,7 +80,8 @@ class Numerics:
         text = self.prompt.shape[1] + self._steps
         count = 3 * text - 1  # all of them as saved and exact, and the greedy choice, whose last one is not run
         if self._window:
-            count += (2 + (others + 1 if others else 0)) * (self._window + _AFTER)
+            count += 2 * (max(self._window, self._ring or 0) + _AFTER)
+            count += (others + 1 if others else 0) * (self._window + _AFTER)
         if self._switch:
             count += 3 * self._switch + 2
         if self._switch_others and others:
@@ -184,17 +188,23 @@ class Numerics:
 
     def _past_the_window(self, window: int) -> Iterable[Check]:
         """Exact prefill of more than the window, and decode across its edge; the same in other runtimes."""
-        total, start = window + _AFTER, window - _BEFORE
+        edges = [window, *([self._ring] if self._ring else [])]
+        total = edges[-1] + _AFTER
         tokens = torch.tensor([random_tokens(self.program.config, total)])
         expected = ProgramRunner(self.program, keep=False).step(tokens)[0]
         runner = self._runner(total, exact=True, every_position=True)
         yield _kl(f"prefill past the window of {window}", expected, runner.step(tokens)[0], self.host.exact_bound)
         runner.reset()
-        runner.step(tokens[:, :start])
-        decode = torch.cat([runner.step(tokens[:, i : i + 1])[0] for i in range(start, total)])
-        expected = self._as_it_grew(tokens, expected, start)
-        yield _kl(f"decode past the window of {window}", expected[start:], decode, self.host.exact_bound)
-        yield from self._same_in_others([tokens], "past the window")
+        expected = self._as_it_grew(tokens, expected, window - _BEFORE)
+        steps, at = [], 0
+        for edge in edges:
+            start, end = edge - _BEFORE, edge + _AFTER
+            runner.step(tokens[:, at:start])
+            steps += [(i, runner.step(tokens[:, i : i + 1])[0]) for i in range(start, end)]
+            at = end
+        decode = torch.cat([logits for _, logits in steps])
+        yield _kl(f"decode past the window of {window}", expected[[i for i, _ in steps]], decode, self.host.exact_bound)
+        yield from self._same_in_others([tokens[:, : window + _AFTER]], "past the window")
 
     def _long_rope(self, switch: int) -> Iterable[Check]:
         """At the last length with short factors and the first with long ones: prefill, and decode from one to the other."""

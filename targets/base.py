@@ -100,6 +100,10 @@ class Host(ABC):
         files as they are saved are compared with the graph with such a cache: rounding it is a choice, like that of weights."""
         return None
 
+    def ring_rows(self) -> int | None:
+        """Rows of a cache in which the newest tokens take the places of the oldest; None where it has room for a whole text."""
+        return None
+
     def stored(self, name: str, constant: LazyWeight) -> LazyWeight:
         """A constant of the program as the target keeps it: in another precision, or fewer rows of a table."""
         return constant

@@ -17,7 +17,7 @@ from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
-from pocketphi.targets.tvm_arm.kv_cache import CENTRE, kv_cache_of
+from pocketphi.targets.tvm_arm.kv_cache import CENTRE, cache_rows, kv_cache_of
 from pocketphi.targets.tvm_arm.params import read_weights
 from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
@@ -61,6 +61,10 @@ class TvmHost(Host):
         if len(centres) != read_config(self.folder).layers:
             raise InputError(f"{self.folder}: has {len(centres)} means of keys, one a layer is expected; copy it again")
         return TurnedInt4(centres)
+
+    def ring_rows(self) -> int | None:
+        rows = cache_rows(read_config(self.folder), self.described.context)
+        return rows if rows < self.described.context else None
 
     def weights(self) -> dict[str, LazyWeight]:
         held = read_weights(self.folder, self.described)

@@ -1,10 +1,18 @@
-"""The types that a K/V cache may have, and what each takes. Plain data: it is read without TVM."""
+"""The types that a K/V cache may have, what each takes, and how many rows it has. Plain data: it is read without TVM."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.packing import rounded_up
+
+CHUNK = 256
+"""Tokens of a prefill call at most: activations of that many, int8, stay in a core's cache."""
+
+KEYS = 16
+"""Positions of a block of keys; a cache holds a multiple of them."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,19 @@ KV_CACHES = {
 
 EXACT_CACHE = KvCache("float32", 32)
 """That of exact functions."""
+
+
+def ring_rows(config: ModelConfig) -> int | None:
+    """Rows of a cache that keeps the newest tokens alone, as a ring; None where the model has no window.
+
+    The first query of a chunk sees the window before it, and the chunk is in the cache by then.
+    """
+    return rounded_up(config.sliding_window + CHUNK - 1, KEYS) if config.sliding_window else None
+
+
+def cache_rows(config: ModelConfig, tokens: int) -> int:
+    """Rows of a cache for a text of so many tokens."""
+    return min(rounded_up(tokens, KEYS), ring_rows(config) or sys.maxsize)
 
 
 def centre_name(layer: int) -> str:

@@ -27,11 +27,8 @@ from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention
 from pocketphi.targets.tvm_arm.kernels.elementwise import gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.experts import combine, route
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
-from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache, centre_name
+from pocketphi.targets.tvm_arm.kv_cache import CHUNK, EXACT_CACHE, KV_CACHES, KvCache, centre_name
 from pocketphi.targets.tvm_arm.params import ParamsFile
-
-CHUNK = 256
-"""Tokens of a prefill call at most: activations of that many, int8, stay in a core's cache."""
 
 
 @dataclass(frozen=True)

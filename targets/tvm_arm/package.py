@@ -23,7 +23,6 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.lazy_weights import Constant, LazyWeight
-from pocketphi.graph.packing import rounded_up
 from pocketphi.graph.program import Program, op_name
 from pocketphi.graph.reading import read_json
 from pocketphi.passes.cache_scales import Measured
@@ -32,10 +31,9 @@ from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, details, read_description
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
-from pocketphi.targets.tvm_arm.kernels.cache import KEYS
-from pocketphi.targets.tvm_arm.kv_cache import EXACT_CACHE, KV_CACHES, KvCache, centre_name
+from pocketphi.targets.tvm_arm.kv_cache import CHUNK, EXACT_CACHE, KEYS, KV_CACHES, KvCache, cache_rows, centre_name
 from pocketphi.targets.tvm_arm.library import build_library
-from pocketphi.targets.tvm_arm.lower import CHUNK, WAYS, Schedules, long_after, lower
+from pocketphi.targets.tvm_arm.lower import WAYS, Schedules, long_after, lower
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
@@ -175,7 +173,7 @@ def describe(
         "cache": {
             "count": 2 * config.layers,
             "shape": {
-                mode: [config.kv_heads, rounded_up(tokens, KEYS), kind.row(config.head_dim)]
+                mode: [config.kv_heads, cache_rows(config, tokens), kind.row(config.head_dim)]
                 for mode, kind in caches.items()
             },
             "multiple": KEYS,

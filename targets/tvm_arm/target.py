@@ -17,6 +17,7 @@ from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target
 from pocketphi.targets.tvm_arm.codecs import CODECS, BlocksCodec
+from pocketphi.targets.tvm_arm.kv_cache import CHUNK, KEYS, ring_rows
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.platform import Platform
 
@@ -74,9 +75,10 @@ class TvmArmTarget(Target[TvmArm]):
             activation_bytes=4,
             buffers=0.7,
             fixed=9_300_000,
-            chunk=256,
+            chunk=CHUNK,
             kv_per_token=options.kv_cache_bytes(config),
-            kv_multiple=16,
+            kv_multiple=KEYS,
+            kv_most=ring_rows(config),
         )
 
     def bytes_held(self, codec: BlocksCodec, layout: Layout, options: TvmArm) -> int:

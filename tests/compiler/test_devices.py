@@ -201,8 +201,7 @@ def test_blocks_with_an_offset_are_kept_as_planned(target: str) -> None:
 
 
 def test_the_runtimes_are_as_their_targets_have_them() -> None:
-    from pocketphi.targets.tvm_arm.kernels.cache import KEYS
-    from pocketphi.targets.tvm_arm.lower import CHUNK
+    from pocketphi.targets.tvm_arm.kv_cache import CHUNK, KEYS
     from pocketphi.targets.tvm_arm.params import PARAMS_FILE
 
     target = find_target("tvm-arm")

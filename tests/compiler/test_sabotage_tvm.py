@@ -6,6 +6,7 @@ another way, and each is seen by the check that runs it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.targets.tvm_arm import lower
 from pocketphi.targets.tvm_arm.kernels import elementwise, matmul
 from pocketphi.targets.tvm_arm.kernels.attention import _Body
+from pocketphi.targets.tvm_arm.kv_cache import cache_rows
 
 WINDOW, SWITCH, CONTEXT = 20, 32, 44
 Broken = tuple[str, Any, str, Callable[[Any], Any]]
@@ -148,3 +150,22 @@ def test_another_epsilon_is_seen(epsilon: float, model: str, tmp_path: Path, mon
     monkeypatch.setattr(lower, "rms_norm", wrong)
     with pytest.raises(CompilerBug, match=r"norm_\d+ adds .* the model's epsilon is 1e-05"):
         built(model, tmp_path / "b")
+
+
+def beginning_of_the_ring(old: Any) -> Any:
+    return lambda body, span, i, keys: old(body, replace(span, held=0), i, keys)
+
+
+def test_a_ring_goes_around_and_a_broken_one_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache has room for the window and a chunk; short texts do not meet its end. Prompts read it wrongly here, steps do
+    not."""
+    shape = replace(PUBLISHED["tiny"], layers=1, vocab_size=64, max_position=320, sliding_window=WINDOW)
+    monkeypatch.setitem(random_weights.PUBLISHED, "ring", shape)
+    with monkeypatch.context() as patch:
+        break_each(patch, ("prefill_exact_all", _Body, "_held", beginning_of_the_ring))
+        bundle = built("random:ring", tmp_path / "b", context=320)
+    described = json.loads((bundle.path / "model.json").read_text("utf-8"))
+    assert (described["context"], cache_rows(shape, 320)) == (320, 288)
+    assert {sizes[1] for sizes in described["cache"]["shape"].values()} == {288}
+    checks = verify_folder(bundle.path, bundle.manifest, Ui()).checks
+    assert [check.ok for way in ("prefill", "decode") for check in checks if f"{way} past the" in check.name] == [0, 1]

@@ -7,6 +7,10 @@ head in prefill, the heads of a group in decode.
 Where heads see blocks (`edge.sparse_attention`), only those are read: the near ones, which all rows of a tile share, and then
 the columns of each head, which are its own. Scores lie at their key's position then, and gaps between them are never looked at.
 
+Where queries see a window, the cache is a ring: position p lies in row p mod C. It has room for the window of a chunk's first
+query and for the chunk, so that no row is written over while a query sees it. A mask is made of positions, and hides what a row
+held before or holds by now.
+
 Longer than most files: the four steps of one function share its buffers and rows. How a cache holds keys and values is in
 `cache.py`.
 """
@@ -23,9 +27,9 @@ from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels import emit
-from pocketphi.targets.tvm_arm.kernels.cache import KEYS, open_cache, turn
+from pocketphi.targets.tvm_arm.kernels.cache import open_cache, turn
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, vector
-from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, KvCache
+from pocketphi.targets.tvm_arm.kv_cache import KEYS, KV_CACHES, KvCache
 
 _HIDDEN = -1e30
 _PREFILL_ROWS = 4
@@ -63,6 +67,7 @@ class _Span:
     begin, count: blocks of KEYS that follow each other, or with `stride` columns of sparse blocks, that many of them apart
     keys:         how many of the keys count: the last block may be cut
     shift:        blocks between a key and its score
+    held:         where a ring has the first block
     """
 
     rows: tuple[int, ...]
@@ -71,6 +76,7 @@ class _Span:
     keys: Expr
     shift: Expr
     stride: int = 0
+    held: Expr | None = None
 
 
 def attention(name: str, isa: Isa, form: AttentionForm) -> tirx.PrimFunc:
@@ -155,7 +161,10 @@ class _Body:
         def new_value(d: Expr, lanes: int) -> Expr:
             return load(self.qkv, [new, start + d], lanes) if value is None else load(value, [d], lanes)
 
-        self.cache.write(head, past + new, lambda d, lanes: load(key, [d], lanes), new_value)
+        row = past + new
+        if form.window and not form.sparse:
+            row = Register("int64", row % self.c).value
+        self.cache.write(head, row, lambda d, lanes: load(key, [d], lanes), new_value)
 
     def _rotate(self, token: Expr, column: Expr, row: Expr, write: Callable[[Expr, Expr], None]) -> None:
         """Rotary embedding (arXiv:2104.09864), halves paired: of one head of one token, from `column` of qkv on.
@@ -200,8 +209,11 @@ class _Body:
         """Those that a tile reads, whose first query is new token `first` and whose last one stands at position `last`."""
         form, every = self.form, tuple(range(self.rows))
         if not form.sparse:
-            begin = tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS if form.window else _int64(0)
-            return [_Span(every, begin, last // KEYS + 1 - begin, last + 1 - begin * KEYS, begin)]
+            begin, held = _int64(0), None
+            if form.window:
+                begin = Register("int64", tirx.Max(past + first - (form.window - 1), _int64(0)) // KEYS).value
+                held = Register("int64", begin % (self.c // KEYS)).value
+            return [_Span(every, begin, last // KEYS + 1 - begin, last + 1 - begin * KEYS, begin, held=held)]
         block, local, stride, _ = form.sparse
         far = Register(
             "int64", tirx.Max((past + first) // block - (local - 1), _int64(0))
@@ -220,16 +232,24 @@ class _Body:
         return _int64(stride - 1) - (T.cast(head, "int64") * step) % stride
 
     @contextmanager
-    def _blocks(self, span: _Span, together: int = 1) -> Iterator[tuple[Expr, Expr]]:
-        """A loop over blocks of KEYS, so many at a time: (number of the first, number of the block of its scores)."""
+    def _blocks(self, span: _Span, together: int = 1) -> Iterator[tuple[Expr, Expr, Expr]]:
+        """A loop over blocks of KEYS, so many at a time: (number of the first, of the one where it lies, of its scores')."""
         if not span.stride:
             with T.serial(0, span.count) as i:
-                yield span.begin + i, span.begin - span.shift + i
+                yield span.begin + i, self._held(span, i, KEYS), span.begin - span.shift + i
             return
         within = self._sparse_block // KEYS
         with T.serial(0, span.count) as column, T.serial(0, within // together) as i:
             block = (span.begin + column * span.stride) * within + i * together
-            yield block, block
+            yield block, block, block
+
+    def _held(self, span: _Span, i: Expr, keys: int) -> Expr:
+        """Where the cache has the i-th of a span's blocks; keys: of each, 1 for single keys."""
+        many = KEYS // keys
+        if span.held is None:
+            return span.begin * many + i
+        at, end = span.held * many + i, self.c // keys
+        return Register("int64", tirx.Select(at < end, at, at - end)).value
 
     def _together(self, span: _Span) -> int:
         """How many blocks of a column are scored at a time: where there is one row, its sums would wait for each other."""
@@ -238,10 +258,10 @@ class _Body:
 
     @contextmanager
     def _positions(self, span: _Span) -> Iterator[tuple[Expr, Expr]]:
-        """A loop over keys: (position, place of its score)."""
+        """A loop over keys: (where it lies, place of its score)."""
         if not span.stride:
             with T.serial(0, span.keys) as t:
-                yield span.begin * KEYS + t, (span.begin - span.shift) * KEYS + t
+                yield self._held(span, t, 1), (span.begin - span.shift) * KEYS + t
             return
         with T.serial(0, span.count) as column, T.serial(0, self._sparse_block) as t:
             position = (span.begin + column * span.stride) * self._sparse_block + t
@@ -261,11 +281,11 @@ class _Body:
         limit = self.registers // 2 // parts or 1
         for span in spans:
             together = self._together(span)
-            with self._blocks(span, together) as (block, place):
+            with self._blocks(span, together) as (block, held, place):
                 units = [(i, row) for i in range(together) for row in span.rows]
                 for start in range(0, len(units), limit):
                     chunk = units[start : start + limit]
-                    sums = self._products(kv, block, chunk, queries)
+                    sums = self._products(kv, held, chunk, queries)
                     for (i, row, part), s in sums.items():
                         score = s.value
                         if not span.stride:  # all of a column is seen
@@ -333,14 +353,14 @@ class _Body:
         f32 = vector("float32", lanes)
         sums = [Register(f32, floats(0.0, lanes)) for _ in peaks]
         for span in spans:
-            with self._blocks(span) as (block, place), T.serial(0, KEYS // lanes) as part:
+            with self._blocks(span) as (_, held, place), T.serial(0, KEYS // lanes) as part:
                 for row in span.rows:
                     column = place * KEYS + part * lanes
                     score = load(scores, [row, column], lanes)
                     power = Register(f32, emit.exponential(score - broadcast(peaks[row].value, lanes), lanes)).value
                     seen = score > floats(_HIDDEN / 2, lanes)
                     shown = Register(f32, tirx.Select(seen, power, floats(0.0, lanes))).value
-                    weight = self.cache.scaled_weights(kv, block * (KEYS // lanes) + part, shown)
+                    weight = self.cache.scaled_weights(kv, held * (KEYS // lanes) + part, shown)
                     T.buffer_store(scores, weight, [row, tirx.Ramp(column, 1, lanes)])
                     sums[row].set(sums[row].value + shown)
         return [Register("float32", emit.total(s.value, lanes)) for s in sums]
@@ -359,10 +379,10 @@ class _Body:
             for start in range(0, vectors, width):
                 parts = range(start, min(start + width, vectors))
                 mixed = {(row, part): Register(f32, floats(0.0, lanes)) for row in group for part in parts}
-                with self._positions(span) as (position, place):
+                with self._positions(span) as (held, place):
                     weights = {row: broadcast(scores[row, place], lanes) for row in group}
                     for part in parts:
-                        value = Register(f32, self.cache.value(kv, position, part * lanes)).value
+                        value = Register(f32, self.cache.value(kv, held, part * lanes)).value
                         for row in group:
                             m = mixed[row, part]
                             m.set(emit.fma(weights[row], value, m.value, lanes))

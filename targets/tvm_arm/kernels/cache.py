@@ -37,10 +37,7 @@ from tvm.tirx.script import builder as T
 
 from pocketphi.targets.tvm_arm.kernels import emit
 from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, floats, load, load_float, vector
-from pocketphi.targets.tvm_arm.kv_cache import GROUP
-
-KEYS = 16
-"""Positions of a block; a cache holds a multiple of them."""
+from pocketphi.targets.tvm_arm.kv_cache import GROUP, KEYS
 
 HALF = GROUP // 2
 """Of the dimensions of a value that share a scale in int4, those that lie in the same half of their bytes."""

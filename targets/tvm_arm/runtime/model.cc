@@ -153,6 +153,7 @@ void Model::reset() {
 
 Shape Model::cache_shape() const {
   int64_t multiple = bundle_.cache_multiple, rows = (rows_ + multiple - 1) / multiple * multiple;
+  rows = std::min(rows, bundle_.cache_shape[1]);  // where a text can be longer, the kernels write over its oldest tokens
   return {bundle_.cache_shape[0], rows, bundle_.cache_shape[2]};
 }
 

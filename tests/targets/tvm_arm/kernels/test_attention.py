@@ -28,14 +28,21 @@ ROUNDING = 40 * 16 * EPS
 class Cached:
     """A kernel for prompts and one for single tokens, over one cache; and the reference with its own.
 
-    reference: keys and values float32 [1, KV, P, D] as they are without rounding
+    reference: keys and values float32 [1, KV, P, D] as they are without rounding; ring: rows of the kernel's cache, where it
+    has fewer than a text
     """
 
     def __init__(
-        self, isa: Isa, shape: str, window: int = 0, long_after: int = 0, cache: KvCache = EXACT_CACHE
+        self,
+        isa: Isa,
+        shape: str,
+        window: int = 0,
+        long_after: int = 0,
+        cache: KvCache = EXACT_CACHE,
+        ring: int | None = None,
     ) -> None:
         heads, self.kv, self.dim, rotary = SHAPES[shape]
-        rows = 2 * CAPACITY if long_after else CAPACITY
+        rows = 2 * CAPACITY if long_after else 320 if ring else CAPACITY
         generator = torch.Generator().manual_seed(0)
         self.tables = [torch.randn(rows, rotary // 2, generator=generator) for _ in range(2)]
         self.width, self.out, self.long_after = (heads + 2 * self.kv) * self.dim, heads * self.dim, long_after
@@ -45,7 +52,7 @@ class Cached:
         ]
         target = tvm.target.Target(isa.target())
         self.kernels = [tvm.compile(tvm.IRModule({"f": attention("f", isa, f)}), target=target)["f"] for f in forms]
-        empty = np.zeros((self.kv, CAPACITY, cache.row(self.dim)), cache.dtype)
+        empty = np.zeros((self.kv, ring or CAPACITY, cache.row(self.dim)), cache.dtype)
         self.cache = [tvm.runtime.tensor(empty) for _ in range(2)]
         self.reference = (torch.zeros(1, self.kv, 0, self.dim), torch.zeros(1, self.kv, 0, self.dim))
         self.arguments = (heads, self.kv, self.dim**-0.5, window, long_after)
@@ -109,6 +116,26 @@ def test_prompts_and_steps_see_the_same_cache(isa: Isa, shape: str, window: int)
     cached = Cached(isa, shape, window)
     steps = [cached.step(count) for count in (7, 1, 13, 1, 1, 20)]
     assert max(steps) <= ROUNDING
+
+
+@pytest.mark.parametrize(("shape", "window", "isa"), in_turn([*SHAPES], [17, 29]))
+def test_a_ring_keeps_what_its_window_sees(isa: Isa, shape: str, window: int) -> None:
+    """Three times around, by prompts as long as there is room for beside the window, and by single tokens on both sides of the
+    ring's end and of the window's edge."""
+    cached = Cached(isa, shape, window, ring=64)
+    most = 64 - window + 1
+    steps = [window - 1, 1, 1, 64 - window - 3, 1, 1, 1, 1, 1, most, 1, most, most, 7, most, 1, 1]
+    assert max(map(cached.step, steps)) <= ROUNDING
+    assert cached.past > 3 * 64
+
+
+@pytest.mark.parametrize(("cache", "isa"), in_turn(["fp16", "int8"]))
+def test_a_ring_gives_the_bits_of_a_whole_cache(isa: Isa, cache: str) -> None:
+    ring = Cached(isa, "grouped", 17, cache=KV_CACHES[cache], ring=64)
+    whole = Cached(isa, "grouped", 17, cache=KV_CACHES[cache], ring=320)
+    for count in (48, 1, 20, 1, 48, 1, 1, 33):
+        assert torch.equal(ring.run(ring.tokens(count)), whole.run(whole.tokens(count)))
+    assert ring.past > 2 * 64
 
 
 @pytest.mark.parametrize("isa", here())

@@ -28,20 +28,20 @@ ROUNDING = 40 * 16 * torch.finfo(torch.float32).eps
 class Cached:
     """The kernels for prompts and for single tokens, over one cache. seen: qkv of all tokens so far."""
 
-    def __init__(self, isa: Isa, shape: str, window: int = 0) -> None:
+    def __init__(self, isa: Isa, shape: str, window: int = 0, rows: int = CAPACITY) -> None:
         heads, self.kv, self.dim, rotary = SHAPES[shape]
         generator = torch.Generator().manual_seed(0)
-        angles = torch.rand(CAPACITY, rotary // 2, generator=generator)
+        angles = torch.rand(4 * CAPACITY, rotary // 2, generator=generator)
         self.tables = [angles.cos().contiguous(), angles.sin().contiguous()]
         self.width, self.out = (heads + 2 * self.kv) * self.dim, heads * self.dim
         self.arguments = (heads, self.kv, self.dim**-0.5, window, 0)
         forms = [
-            AttentionForm(heads, self.kv, self.dim, rotary, CAPACITY, self.dim**-0.5, window, 0, INT4, single)
+            AttentionForm(heads, self.kv, self.dim, rotary, 4 * CAPACITY, self.dim**-0.5, window, 0, INT4, single)
             for single in (False, True)
         ]
         target = tvm.target.Target(isa.target())
         self.kernels = [tvm.compile(tvm.IRModule({"f": attention("f", isa, f)}), target=target)["f"] for f in forms]
-        empty = np.zeros((self.kv, CAPACITY, INT4.row(self.dim)), INT4.dtype)
+        empty = np.zeros((self.kv, rows, INT4.row(self.dim)), INT4.dtype)
         self.cache = [tvm.runtime.tensor(empty) for _ in range(2)]
         self.centre = torch.randn(self.kv, self.dim, generator=generator)
         self.seen = torch.zeros(0, self.width)
@@ -103,6 +103,14 @@ def turned(x: np.ndarray) -> np.ndarray:
     """Every 32 dimensions times the Hadamard matrix over √32: entry (i, j) is (-1)^(bits that both have)."""
     signs = np.array([[(-1.0) ** (i & j).bit_count() for j in range(32)] for i in range(32)])
     return (x.reshape(*x.shape[:-1], -1, 32) @ (signs / 32**0.5)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("isa", here())
+def test_a_ring_gives_the_bits_of_a_whole_cache(isa: Isa) -> None:
+    ring, whole = Cached(isa, "grouped", 17, rows=64), Cached(isa, "grouped", 17, rows=4 * CAPACITY)
+    for count in (48, 1, 20, 1, 48, 1, 1, 33):
+        assert torch.equal(ring.run(ring.tokens(count)), whole.run(whole.tokens(count)))
+    assert len(ring.seen) > 2 * 64
 
 
 @pytest.mark.parametrize("isa", here())
