@@ -117,6 +117,7 @@ def _values(
         "model_context": manifest.model.context,
         "chunk": 0,
         "rows": 0,
+        "ring": 0,
         "long_rope_after": manifest.model.long_rope_after,
         "stops": _stops(config, chat, tokenizer),
         "recipe": manifest.recipe.described(),

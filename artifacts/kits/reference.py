@@ -101,8 +101,9 @@ class Call:
 class Rules:
     """What the manifest says of running a model.
 
-    context: tokens that the cache holds; chunk: tokens of a prefill call, 0 for any number; rows: of the cache, where calls are
-    chunks; long_rope_after: a sequence that grows beyond it is computed again; stops: tokens that end an answer
+    context: tokens of a conversation; chunk: tokens of a prefill call, 0 for any number; rows: of the cache, where calls are
+    chunks; long_rope_after: a sequence that grows beyond it is computed again; stops: tokens that end an answer; ring: position
+    p lies in row p mod ring, which no call's tokens may go around; 0 where each has a row of its own
     """
 
     context: int
@@ -110,6 +111,7 @@ class Rules:
     rows: int
     long_rope_after: int | None
     stops: frozenset[int]
+    ring: int = 0
 
     def calls(self, seen: Sequence[int], tokens: Sequence[int]) -> list[Call]:
         """The calls that bring the cache from `seen` to `tokens`: only what is new, unless the start differs or LongRoPE
@@ -120,10 +122,12 @@ class Rules:
         calls = []
         while past < len(tokens):
             left = len(tokens) - past
+            row = past % self.ring if self.ring else past
+            room = min(left, self.chunk, self.ring - row) if self.ring else min(left, self.chunk)
             if self.chunk == 0:
                 call = Call("decode" if left == 1 and past else "prefill", past, left)
-            elif left > 1 and past + self.chunk <= self.rows:
-                call = Call("prefill", past, min(left, self.chunk))
+            elif room > 1 and row + self.chunk <= self.rows:
+                call = Call("prefill", past, room)
             else:
                 call = Call("decode", past, 1)
             calls.append(call)

@@ -49,12 +49,12 @@ def _rules(rules: Rules) -> dict[str, Any]:
 
 
 def _calls() -> list[dict[str, Any]]:
-    """Whole prompts, further turns, other starts; chunks, the end of the cache; both sides of the LongRoPE switch."""
+    """Whole prompts, further turns, other starts; chunks, the end of the cache; both sides of the LongRoPE switch; a ring."""
     turns = [(0, 1), (0, 20), (20, 21), (20, 25), (20, 20), (25, 20), (29, 30), (30, 31), (31, 32), (20, 47)]
     texts = [(list(range(past)), list(range(total))) for past, total in turns] + [([5, 5], [5, 6, 7])]
     cases = []
-    for (chunk, rows), switch in itertools.product(((0, 0), (16, 48)), (None, 30)):
-        rules = Rules(48, chunk, rows, switch, frozenset({7}))
+    for (chunk, rows, ring), switch in itertools.product(((0, 0, 0), (16, 48, 0), (4, 20, 16)), (None, 30)):
+        rules = Rules(48, chunk, rows, switch, frozenset({7}), ring)
         for seen, tokens in texts:
             calls = [list(vars(c).values()) for c in rules.calls(seen, tokens)]
             cases.append({**_rules(rules), "seen": seen, "tokens": tokens, "calls": calls})

@@ -3,6 +3,11 @@
 After each layer's keys and values are written the state is updated, and attention reads what the state then holds. Rows of
 the cache beyond a query's position are never visible to it, so that neither padding nor what a longer sequence left there
 matters; later tokens overwrite it.
+
+Where a model has a window that is shorter than the context, the cache is a ring: position p lies in row p mod R. A call's
+tokens do not go around its end (`Rules`), and what the last chunk is padded with may lie behind it, in rows that nobody reads.
+Its rows have the newest positions up to the call's last one. R is at least the window and a chunk less one, so that padding,
+too, is only written over positions that no query sees any more.
 """
 
 from __future__ import annotations
@@ -97,11 +102,11 @@ def _remember(e: Emitter, node: fx.Node, k: Var, v: Var) -> tuple[Var, Var]:
     layer = layer_of(str(node.args[1].target))  # type: ignore[union-attr]
     if layer is None:
         raise CompilerBug(f"{node.name} reads its cache from {node.args[1]}, which is no layer's")
-    kv_heads, rows, dim = e.program.config.kv_heads, e.form.positions, e.program.config.head_dim
+    kv_heads, rows, dim = e.program.config.kv_heads, e.form.keys, e.program.config.head_dim
     at = np.array([layer], np.int32)
     none, after = np.array([0, 0], np.int32), np.array([layer + 1], np.int32)
-    begin = e.op("concat", f"{node.name}_begin", values=[at, none, e.position(), none[:1]], axis=0)
-    ends = [after, np.array([1, kv_heads], np.int32), e.end(), np.array([dim], np.int32)]
+    begin = e.op("concat", f"{node.name}_begin", values=[at, none, e.row(), none[:1]], axis=0)
+    ends = [after, np.array([1, kv_heads], np.int32), e.row_end(), np.array([dim], np.int32)]
     end = e.op("concat", f"{node.name}_end", values=ends, axis=0)
     found = []
     for state, new in zip(STATES, (k, v)):
@@ -153,14 +158,21 @@ def _visible_in_blocks(e: Emitter, heads: int, kv_heads: int, block: int, local:
     near_or_vertical = e.op("logical_or", f"{name}_either", x=near, y=vertical)
     seen = e.op("logical_and", f"{name}_seen", x=past, y=near_or_vertical)
     rows = -1 if e.form.flexible else heads // kv_heads * e.length
-    return e.op("reshape", name, x=seen, shape=[1, kv_heads, rows, e.form.positions])
+    return e.op("reshape", name, x=seen, shape=[1, kv_heads, rows, e.form.keys])
 
 
 @once
 def _keys(e: Emitter) -> Var:
-    """int32 [1, rows]: the positions that the cache has."""
-    positions = e.constant("const.positions", np.arange(e.form.positions, dtype=np.int32))
-    return e.op("expand_dims", "keys", x=positions, axes=[0])
+    """int32 [1, rows]: the position that each row of the cache has; of a ring's rows that have none yet, one that will come."""
+    rows = e.constant("const.positions", np.arange(e.form.keys, dtype=np.int32))
+    if not e.form.ring:
+        return e.op("expand_dims", "keys", x=rows, axes=[0])
+    ahead = e.op("sub", "keys_ahead", x=e.op("sub", "last_position", x=e.end(), y=np.int32(1)), y=rows)
+    around = e.op("floor_div", "keys_around", x=ahead, y=np.int32(e.form.ring))
+    turns = e.op("maximum", "keys_turns", x=around, y=np.int32(0))
+    whole = e.op("mul", "keys_whole", x=turns, y=np.int32(e.form.ring))
+    newest = e.op("add", "keys_newest", x=rows, y=whole)
+    return e.op("expand_dims", "keys", x=newest, axes=[0])
 
 
 def _fused(e: Emitter, name: str, q: Var, keys: Var, values: Var, scale: float, visible: Var) -> Var:

@@ -24,7 +24,7 @@ STATES = ("keyCache", "valueCache")
 def inputs_of(program: Program, form: Form, function: str) -> dict[str, Input]:
     """The inputs and states of a function, in order."""
     length, config = form.functions[function], program.config
-    state = (config.layers, 1, config.kv_heads, form.positions, config.head_dim)
+    state = (config.layers, 1, config.kv_heads, form.rows, config.head_dim)
     states = {name: Input(state, "fp16", state=True) for name in STATES}
     if length is None:
         most = form.context
@@ -133,6 +133,20 @@ class Emitter(FunctionBuilder):
         if self.form.flexible:
             return self.total()
         return self.op("add", "end", x=self.position(), y=np.int32(self.length))
+
+    @once
+    def row(self) -> Var:
+        """int32 [1]: where the cache has the first token of this call."""
+        return (
+            self.op("mod", "cache_row", x=self.position(), y=np.int32(self.form.ring))
+            if self.form.ring
+            else self.position()
+        )
+
+    @once
+    def row_end(self) -> Var:
+        """int32 [1]: the row behind those that this call writes."""
+        return self.op("add", "cache_row_end", x=self.row(), y=np.int32(self.length)) if self.form.ring else self.end()
 
     @once
     def positions(self, fold: int) -> Var:

@@ -5,11 +5,12 @@ A package is static: these are fixed when it is written, and everything else tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
+from pocketphi.graph.packing import rounded_up
+from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML, ring_of
 from pocketphi.targets.coreml.releases import OLDEST, RELEASES, Release
 
 
@@ -21,6 +22,7 @@ class Form:
     chunk:     tokens that a call of `prefill` takes
     attention: `sdpa`: one fused operator; `decomposed`: products and a softmax, queries scaled first
     norm:      `max-scaled`: float16 throughout; `fp32`: squares and sums in float32
+    ring:      position p lies in row p mod ring; 0 where each position has a row of its own
     flavor:    `functions`: `prefill` and `decode`; `swift-transformers`: one function of any length, for that library
     ios:       the oldest release that runs it
     """
@@ -31,6 +33,7 @@ class Form:
     norm: str = "max-scaled"
     flavor: str = "functions"
     ios: int = OLDEST
+    ring: int = 0
 
     @property
     def release(self) -> Release:
@@ -38,8 +41,18 @@ class Form:
 
     @property
     def positions(self) -> int:
-        """Rows of the cache: the context, filled up to whole chunks, because a chunk is written in one piece."""
-        return -(-self.context // self.chunk) * self.chunk
+        """Positions that a text may have: the context, filled up to whole chunks, because a chunk is written in one piece."""
+        return rounded_up(self.context, self.chunk)
+
+    @property
+    def keys(self) -> int:
+        """Rows of the cache that attention reads."""
+        return self.ring or self.positions
+
+    @property
+    def rows(self) -> int:
+        """Rows of the cache. What a call pads its last chunk with may lie behind a ring's end, where nobody reads it."""
+        return self.ring + self.chunk if self.ring else self.positions
 
     @property
     def flexible(self) -> bool:
@@ -63,4 +76,6 @@ def make_form(config: ModelConfig, options: CoreML, context: int | None = None) 
     if chunk is not None and not 2 <= chunk <= tokens:
         raise InputError(f"coreml: prefill chunks of {chunk} tokens in a context of {tokens}; choose 2 to {tokens}")
     chunk = chunk or min(DEFAULT_CHUNK, tokens)
-    return Form(tokens, chunk, options.attention, options.norm, options.flavor, options.ios)
+    made = Form(tokens, chunk, options.attention, options.norm, options.flavor, options.ios)
+    ring = 0 if made.flexible else ring_of(config, chunk) or 0
+    return replace(made, ring=ring) if 0 < ring + chunk < made.positions else made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pocketphi.targets.base import Check, Host
 from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
+from pocketphi.targets.coreml.form import Form, make_form
 from pocketphi.targets.coreml.graph_check import graph_check
 from pocketphi.targets.coreml.interpreter import Interpreter, Mode
 from pocketphi.targets.coreml.mlpackage import MLPackage, Operation, find_model
@@ -78,7 +80,14 @@ class CoreMLHost(Host):
     ) -> CoreMLRunner:
         interpreter = self._interpreter("fp32" if exact else "fp16", threads)
         switch = self._config.long_rope.original_max_position if self._config.long_rope else None
-        return CoreMLRunner(interpreter, max_tokens, every_position, switch)
+        return CoreMLRunner(interpreter, max_tokens, every_position, switch, form=self._form)
+
+    def ring_rows(self) -> int | None:
+        return self._form.ring or None
+
+    @functools.cached_property
+    def _form(self) -> Form:
+        return make_form(self._config, self._options, self._context)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         norms = epsilon_check(self.package, self._config.rms_norm_eps)
@@ -127,7 +136,7 @@ class CoreMLHost(Host):
 
     def _short_run(self, interpreter: Interpreter, prompt: torch.Tensor, recorder: Recorder | None = None) -> None:
         """All but the last tokens as a prompt, those one by one."""
-        runner = CoreMLRunner(interpreter, prompt.shape[1], recorder=recorder)
+        runner = CoreMLRunner(interpreter, prompt.shape[1], recorder=recorder, form=self._form)
         steps = min(STEPS, prompt.shape[1] - 1)
         runner.step(prompt[:, : prompt.shape[1] - steps])
         for i in range(prompt.shape[1] - steps, prompt.shape[1]):
@@ -154,7 +163,7 @@ class CoreMLHost(Host):
         """
         interpreter = Interpreter(self.package, "fp16", ranges=True)
         self._short_run(interpreter, prompt)
-        runner = CoreMLRunner(interpreter, 1)
+        runner = CoreMLRunner(interpreter, 1, form=self._form)
         for token in torch.randint(self._config.vocab_size, (_FIRST, 1, 1), generator=torch.Generator().manual_seed(1)):
             runner.reset()
             runner.step(token)
@@ -168,7 +177,7 @@ class CoreMLRunner:
     """A `Runner` over the functions of a package and its states, for one sequence.
 
     It makes the calls that an app's kit makes (`Rules`). recorder: notes them. long_after: positions after which LongRoPE's
-    long factors hold: a sequence that grows beyond it is run anew.
+    long factors hold: a sequence that grows beyond it is run anew. form: of the package, where it may have a ring.
     """
 
     def __init__(
@@ -178,16 +187,19 @@ class CoreMLRunner:
         every_position: bool = False,
         long_after: int | None = None,
         recorder: Recorder | None = None,
+        form: Form | None = None,
     ) -> None:
         self._recorder = recorder
         self._run, self._functions = interpreter, interpreter.package.functions
         self._every_position = every_position
         first = next(iter(interpreter.package.states.values()))
-        self._rows = first.fixed_shape[3]
-        if max_tokens > self._rows:
-            raise InputError(f"{interpreter.package.path}: its cache holds {self._rows} tokens, not {max_tokens}")
+        rows = first.fixed_shape[3]
+        ring = form.ring if form else 0
+        self._most = form.positions if form and ring else rows
+        if max_tokens > self._most:
+            raise InputError(f"{interpreter.package.path}: its cache holds {self._most} tokens, not {max_tokens}")
         chunk = 0 if "main" in self._functions else self._functions["prefill"].inputs["inputIds"].fixed_shape[1]
-        self._rules = Rules(self._rows, chunk, self._rows, long_after, frozenset())
+        self._rules = Rules(self._most, chunk, rows, long_after, frozenset(), ring)
         self.reset()
 
     def reset(self) -> None:
@@ -199,8 +211,8 @@ class CoreMLRunner:
         if tokens.shape[0] != 1:
             raise InputError(f"a Core ML package runs one sequence, not a batch of {tokens.shape[0]}")
         past, count = self._seen.shape[1], tokens.shape[1]
-        if past + count > self._rows:
-            raise InputError(f"{past + count} tokens do not fit the cache of {self._rows}")
+        if past + count > self._most:
+            raise InputError(f"{past + count} tokens do not fit the cache of {self._most}")
         everything = torch.cat([self._seen, tokens], dim=1)
         calls = self._rules.calls(self._seen[0].tolist(), everything[0].tolist())
         if past and calls[0].start == 0:

@@ -55,11 +55,11 @@ _NODE_BYTES, _SMALL_FILES = 3400, 17_000
 _AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
 _FEATURES = {
     "inputIds": "Tokens. The tail of an incomplete chunk may hold any.",
-    "position": "How many tokens are in the cache: where these are written.",
+    "position": "How many tokens came before these.",
     "length": "How many of the tokens are real.",
     "total": "How many tokens the sequence has when the whole prompt is in: chooses between the rotary tables of LongRoPE.",
     "causalMask": "Zeros, [1, 1, 1, tokens so far + 1]: only its shape is read.",
-    "keyCache": "Rotated keys: layers, 1, heads, positions, dimensions.",
+    "keyCache": "Rotated keys: layers, 1, heads, rows, dimensions.",
     "valueCache": "Values, like keyCache.",
     "logits": "Scores of the next token.",
 }
@@ -149,6 +149,7 @@ class CoreMLBundle(Prepared):
             "pocketphi.version": self._asked.version,
             "pocketphi.context": str(self._form.context),
             "pocketphi.chunk": str(self._form.chunk),
+            **({"pocketphi.ring": str(self._form.ring)} if self._form.ring else {}),
             "pocketphi.recipe": self._asked.recipe,
         }
         for key, value in {**values, **named}.items():
@@ -159,7 +160,8 @@ class CoreMLBundle(Prepared):
         form = self._form
         return {
             "context": form.context,
-            "cache_rows": form.positions,
+            "cache_rows": form.rows,
+            **({"ring": form.ring} if form.ring else {}),
             "chunk": form.chunk,
             "functions": list(form.functions),
             "attention": form.attention,
@@ -186,7 +188,7 @@ def facts_of(program: Program, form: Form, file: WeightFile) -> Facts:
     matrices = {name: weight.parts for name, weight in file.weights.items()}
     compressed = [(one.shape_of(p), one.block_of(p)) for p in matrices.values() if (one := format_of(p))]
     scales = [(block, columns) for (_, columns), block in compressed if block]
-    state = (config.layers, 1, config.kv_heads, form.positions, config.head_dim)
+    state = (config.layers, 1, config.kv_heads, form.rows, config.head_dim)
     floats = {
         str(node.args[i].target)
         for node in program.graph.nodes

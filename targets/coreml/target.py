@@ -15,7 +15,7 @@ from pocketphi.graph.formats import Format, Layout
 from pocketphi.graph.options import declared
 from pocketphi.graph.reading import show, typed
 from pocketphi.targets.coreml.codecs import CODECS, Codec, held
-from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML
+from pocketphi.targets.coreml.options import DEFAULT_CHUNK, DEFAULT_CONTEXT, CoreML, ring_of
 from pocketphi.targets.coreml.releases import OLDEST, RELEASES
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target
@@ -30,6 +30,7 @@ class _Details:
     """What a manifest says of a package, as far as others ask for it."""
 
     cache_rows: int = 0
+    ring: int = 0
     context: int | None = None
     chunk: int | None = None
     attention: str = "sdpa"
@@ -71,6 +72,7 @@ class CoreMLTarget(Target[CoreML]):
 
     def runtime(self, config: ModelConfig, options: CoreML, longest: int, held: int) -> Runtime:
         chunk = min(options.chunk or DEFAULT_CHUNK, held)
+        ring = None if options.flexible else ring_of(config, chunk)
         return Runtime(
             float_bytes=2,
             activation_bytes=2,
@@ -79,6 +81,7 @@ class CoreMLTarget(Target[CoreML]):
             chunk=chunk,
             kv_per_token=options.kv_cache_bytes(config),
             kv_multiple=chunk,
+            kv_most=ring + chunk if ring else None,
             tables_end=True,
         )
 
@@ -105,7 +108,7 @@ class CoreMLTarget(Target[CoreML]):
             raise InputError("its package is for swift-transformers; compile with --flavor functions")
         release = RELEASES[details.ios]
         system = {"ios": details.ios, "macos": release.macos, "swift_tools": release.swift_tools}
-        return {"chunk": details.chunk or 0, "rows": details.cache_rows, **system}
+        return {"chunk": details.chunk or 0, "rows": details.cache_rows, "ring": details.ring, **system}
 
     def commands(self) -> list[Command]:
         from pocketphi.targets.coreml import run_command

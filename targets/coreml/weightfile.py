@@ -108,7 +108,7 @@ def _blobs(parts: Mapping[str, PartSpec]) -> Blobs:
 def _constants(program: Program, form: Form, weights: Mapping[str, LazyWeight]) -> dict[str, np.ndarray]:
     """Constants too large to lie in the model: positions, the zeros that `linear` wants as a bias, what a format has for all of
     its weights."""
-    found: dict[str, np.ndarray] = {"const.positions": np.arange(form.positions, dtype=np.int32)}
+    found: dict[str, np.ndarray] = {"const.positions": np.arange(form.keys, dtype=np.int32)}
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue

@@ -72,7 +72,7 @@ def test_a_kit_says_what_the_manifest_says(kits: dict[str, Path], bundle: Path, 
     context = 1024 if name == "ios-coreml" else 2048
     assert re.search(rf"(context|CONTEXT) = {context}$", text, re.M)
     assert re.search(
-        r"(stops: \[0, 2\]|stops = setOf\(0, 2\))$", text, re.M
+        r"(stops: \[0, 2\]|stops = setOf\(0, 2\)),$", text, re.M
     )  # <|im_end|> closes a message and ends the text
     readme = (kits[name] / "README.md").read_text("utf-8")
     assert "## How far it is tested" in readme

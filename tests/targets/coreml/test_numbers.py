@@ -22,8 +22,11 @@ from pocketphi.graph.program import Program, op_name
 
 pytest.importorskip("coremltools")
 
+from pocketphi.targets.coreml.form import Form, make_form
+from pocketphi.targets.coreml.host import CoreMLRunner
 from pocketphi.targets.coreml.interpreter import Interpreter
 from pocketphi.targets.coreml.mlpackage import MLPackage
+from pocketphi.targets.coreml.options import CoreML
 
 EXACT_BOUND = 5e-6
 SAVED_BOUND = 2e-4
@@ -119,6 +122,31 @@ def test_prompts_and_tokens(tmp_path: Path, variant: str, attention: str, norm: 
         want = reference(program, tokens, prompt)
         assert divergence(want, Player(tmp_path).play(tokens, prompt)) < EXACT_BOUND
         assert divergence(want, Player(tmp_path, "fp16").play(tokens, prompt)) < SAVED_BOUND
+
+
+@pytest.mark.parametrize(("chunk", "ring"), [(16, 64), (7, 56)])
+def test_a_ring_gives_what_a_whole_cache_gives(tmp_path: Path, chunk: int, ring: int) -> None:
+    """Three times around a cache for a window of 48: prompts that are cut at its end and whose padding lies behind it, single
+    tokens on both sides of its end and of the window's edge."""
+    program = finished("tiny")
+    package(program, tmp_path, context=256, chunk=chunk)
+    form = make_form(program.config, CoreML(chunk=chunk), 256)
+    assert (form.ring, form.rows) == (ring, ring + chunk)
+    made = Interpreter(MLPackage.open(tmp_path / "model.mlpackage"), "fp32", threads=1)
+    assert {state.fixed_shape[3] for state in made.package.states.values()} == {ring + chunk}
+    steps = [47, 1, 1, ring - 49 - 2, 1, 1, 1, 1, 40, 3, 1, 61, 1]
+    tokens = tokens_of(sum(steps))
+    assert len(tokens[0]) > 2 * ring
+
+    def run(form: Form) -> torch.Tensor:
+        runner = CoreMLRunner(made, 256, form=form)
+        return torch.cat([runner.step(part) for part in tokens.split(steps, 1)], 1)
+
+    whole = ProgramRunner(program)
+    want = torch.cat([whole.step(part)[:, -1:] for part in tokens.split(steps, 1)], 1)
+    assert divergence(want, run(form)) < EXACT_BOUND
+    longer = replace(form, ring=ring + chunk)  # calls that go around the end lose tokens
+    assert divergence(want, run(longer)) > EXACT_BOUND
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -179,7 +179,8 @@ def test_coremltools_opens_and_type_checks_it(tmp_path: Path, variant: str, opti
     program = load(model.get_spec(), 9, str(tmp_path / PACKAGE / "Data/com.apple.CoreML/weights"))
     assert set(program.functions) == ({"main"} if options else {"prefill", "decode"})
     config = VARIANTS[variant]
-    state = (config.layers, 1, config.kv_heads, 112, config.head_dim)
+    rows = 112 if options or not config.sliding_window else 64 + 16  # a ring for a window of 48, and for padding
+    state = (config.layers, 1, config.kv_heads, rows, config.head_dim)
     for function in program.functions.values():
         assert [var.name for var in function.outputs] == ["logits"]
         states = {name: v.sym_type.wrapped_type().get_shape() for name, v in function.inputs.items() if "Cache" in name}
@@ -201,7 +202,7 @@ def test_what_the_description_says(tmp_path: Path) -> None:
     int32, fp16 = 131104, 65552
     found = {f.name: [described(x) for x in (*f.input, *f.state, *f.output)] for f in model.description.functions}
     one = [("position", [1], int32)]
-    cache = [("keyCache", [3, 1, 2, 112, 16], fp16), ("valueCache", [3, 1, 2, 112, 16], fp16)]
+    cache = [("keyCache", [3, 1, 2, 80, 16], fp16), ("valueCache", [3, 1, 2, 80, 16], fp16)]
     logits = [("logits", [1, 1, 256], fp16)]
     assert found == {
         "prefill": [("inputIds", [1, 16], int32), *one, ("length", [1], int32), *cache, *logits],
@@ -214,6 +215,7 @@ def test_what_the_description_says(tmp_path: Path) -> None:
         "pocketphi.version": "1.2.3",
         "pocketphi.context": "100",
         "pocketphi.chunk": "16",
+        "pocketphi.ring": "64",
         "pocketphi.recipe": "rtn, block 32",
     }
     assert metadata.license == ""
@@ -275,7 +277,7 @@ def test_what_is_reported(tmp_path: Path) -> None:
     )
     units = packaged.details["compute_units"]
     assert {name: unit["fit"] for name, unit in units.items()} == {"GPU": True, "Neural Engine": False, "CPU": True}
-    assert packaged.details["state_bytes"] == 384 * 112
+    assert packaged.details["state_bytes"] == 384 * 80
     assert packaged.details["kv_cache_bytes_per_token"] == 384
     size = (tmp_path / PACKAGE / WEIGHT_FILE).stat().st_size
     assert target.bytes == size

@@ -17,7 +17,8 @@ public enum ModelInfo {
         chunk: «chunk»,
         rows: «rows»,
         longRopeAfter: «long_rope_after or "nil"»,
-        stops: [«stops | join(", ")»]
+        stops: [«stops | join(", ")»],
+        ring: «ring»
     )
 
     static let chat = ChatFormat(

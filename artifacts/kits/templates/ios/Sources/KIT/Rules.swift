@@ -12,7 +12,7 @@ enum End: String {
 
 /// What the bundle's manifest says of running the model.
 struct Rules {
-    /// Tokens that the cache holds.
+    /// Tokens of a conversation.
     let context: Int
     /// Tokens of a prefill call, 0 for any number.
     let chunk: Int
@@ -22,6 +22,8 @@ struct Rules {
     let longRopeAfter: Int?
     /// Tokens that end an answer.
     let stops: Set<Int>
+    /// Position p lies in row p mod `ring`, which no call's tokens may go around; 0 where each has a row of its own.
+    let ring: Int
 
     /// The calls that bring the cache from `seen` to `tokens`: only what is new, unless the start differs or LongRoPE changes its
     /// factors in between. Where the first call starts at 0, the cache is reset before it.
@@ -33,11 +35,13 @@ struct Rules {
         var calls: [Call] = []
         while past < tokens.count {
             let left = tokens.count - past
+            let row = ring > 0 ? past % ring : past
+            let room = min(left, chunk, ring > 0 ? ring - row : left)
             let call: Call
             if chunk == 0 {
                 call = Call(function: left == 1 && past > 0 ? "decode" : "prefill", start: past, count: left)
-            } else if left > 1 && past + chunk <= rows {
-                call = Call(function: "prefill", start: past, count: min(left, chunk))
+            } else if room > 1 && row + chunk <= rows {
+                call = Call(function: "prefill", start: past, count: room)
             } else {
                 call = Call(function: "decode", start: past, count: 1)
             }

@@ -26,12 +26,14 @@ enum Conversations {
     }
 
     struct RulesEntry: Decodable {
-        let context, chunk, rows: Int
+        let context, chunk, rows, ring: Int
         let long_rope_after: Int?
         let stops: [Int]
 
         var rules: Rules {
-            Rules(context: context, chunk: chunk, rows: rows, longRopeAfter: long_rope_after, stops: Set(stops))
+            Rules(
+                context: context, chunk: chunk, rows: rows, longRopeAfter: long_rope_after, stops: Set(stops), ring: ring
+            )
         }
     }
 

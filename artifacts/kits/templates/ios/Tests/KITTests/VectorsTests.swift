@@ -165,7 +165,8 @@ final class VectorsTests: XCTestCase {
             chunk: XCTUnwrap(test["chunk"] as? Int),
             rows: XCTUnwrap(test["rows"] as? Int),
             longRopeAfter: test["long_rope_after"] as? Int,
-            stops: Set(ints(test, "stops"))
+            stops: Set(ints(test, "stops")),
+            ring: XCTUnwrap(test["ring"] as? Int)
         )
     }
 <% if runtime == "coreml" %>

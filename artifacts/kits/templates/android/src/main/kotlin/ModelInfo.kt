@@ -19,7 +19,8 @@ object ModelInfo {
         chunk = 0,
         rows = 0,
         longRopeAfter = «long_rope_after or "null"»,
-        stops = setOf(«stops | join(", ")»)
+        stops = setOf(«stops | join(", ")»),
+        ring = 0
     )
 
     val chat = ChatFormat(

@@ -9,18 +9,20 @@ enum class End { STOP, LIMIT, CONTEXT }
 /**
  * What the bundle's manifest says of running the model.
  *
- * @param context tokens that the cache holds
+ * @param context tokens of a conversation
  * @param chunk tokens of a prefill call, 0 for any number
  * @param rows of the cache, where calls are chunks
  * @param longRopeAfter a sequence that grows beyond it is computed again from its start
  * @param stops tokens that end an answer
+ * @param ring position p lies in row p mod [ring], which no call's tokens may go around; 0 where each has a row of its own
  */
 data class Rules(
     val context: Int,
     val chunk: Int,
     val rows: Int,
     val longRopeAfter: Int?,
-    val stops: Set<Int>
+    val stops: Set<Int>,
+    val ring: Int
 ) {
     /**
      * The calls that bring the cache from [seen] to [tokens]: only what is new, unless the start differs or LongRoPE changes its
@@ -32,9 +34,11 @@ data class Rules(
         val calls = mutableListOf<Call>()
         while (past < tokens.size) {
             val left = tokens.size - past
+            val row = if (ring > 0) past % ring else past
+            val room = minOf(left, chunk, if (ring > 0) ring - row else left)
             val call = when {
                 chunk == 0 -> Call(if (left == 1 && past > 0) "decode" else "prefill", past, left)
-                left > 1 && past + chunk <= rows -> Call("prefill", past, minOf(left, chunk))
+                room > 1 && row + chunk <= rows -> Call("prefill", past, room)
                 else -> Call("decode", past, 1)
             }
             calls += call

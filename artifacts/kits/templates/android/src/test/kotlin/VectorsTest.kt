@@ -126,7 +126,8 @@ class VectorsTest {
         case.getInt("chunk"),
         case.getInt("rows"),
         if (case.isNull("long_rope_after")) null else case.getInt("long_rope_after"),
-        case.ints("stops").toSet()
+        case.ints("stops").toSet(),
+        case.getInt("ring")
     )
 
     private fun refusal(files: Map<String, ByteArray>, pin: String?): String? {
