@@ -24,7 +24,8 @@ class Runtime:
     tensors of a layer are held at once; scale_copies: of the scales, beyond the one in the file, and one more of those that lie
     there in eight bits; fixed: bytes of the runtime itself; chunk: tokens that go through at once, None for a whole prompt;
     kv_per_token: bytes of keys and values over all layers; kv_multiple: of which the cache's rows are a multiple; kv_most: its
-    rows at most, where it keeps the newest tokens alone; tables_end: whether the rotary tables end with the cache
+    rows at most, where it keeps the newest tokens alone; tables_end: whether the rotary tables end with the cache;
+    mask_bytes: of each pair of a new token and a token so far, where a mask of all heads is held
     """
 
     float_bytes: int
@@ -37,6 +38,7 @@ class Runtime:
     kv_most: int | None = None
     scale_copies: int = 0
     tables_end: bool = False
+    mask_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def footprint_of(
     files += _rotary_bytes(config, positions, longest, runtime)
     of_read = sum(matrix.bytes for matrix in read.values())
     looked_up = sum(matrix.bytes for matrix in matrices.values()) - of_read
+    piece = min(prompt, held, runtime.chunk or held)
     per_token = sum(int(matrix.bytes * _share(config, name)) for name, matrix in read.items())
     scales = sum(matrix.scales for matrix in read.values()) * runtime.float_bytes
     expanded = sum(matrix.by_row for matrix in read.values()) * runtime.float_bytes if runtime.scale_copies else 0
@@ -123,7 +126,7 @@ def footprint_of(
         read_per_token=per_token + norms + expanded,
         kv_per_token=runtime.kv_per_token,
         kv_multiple=runtime.kv_multiple,
-        activations=_activations(config, min(prompt, held, runtime.chunk or held), runtime),
+        activations=_activations(config, piece, runtime) + piece * held * runtime.mask_bytes,
         fixed=runtime.fixed,
         context=held,
         kv_most=runtime.kv_most,

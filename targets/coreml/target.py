@@ -83,6 +83,7 @@ class CoreMLTarget(Target[CoreML]):
             kv_multiple=chunk,
             kv_most=ring + chunk if ring else None,
             tables_end=True,
+            mask_bytes=3 * config.heads if config.sparse else 0,  # flags, and what is added to scores in float16
         )
 
     def prepare(self, program: Program, options: CoreML, asked: Asked) -> Prepared:

@@ -62,6 +62,7 @@ class OrtMobileTarget(Target[OrtMobile]):
             chunk=chunk_of(config, longest),
             kv_per_token=options.kv_cache_bytes(config),
             kv_most=windowed_rows(config, longest) if options.windowed_cache else None,
+            mask_bytes=5 * config.heads if config.sparse else 0,  # a bias in float32, and the flags that it is made of
             scale_copies=2,  # packed weights hold them again, with sums of blocks for int8 activations; the mapped ones stay
         )
 

@@ -211,6 +211,26 @@ def test_the_runtimes_are_as_their_targets_have_them() -> None:
     assert (made.kv_multiple, made.kv_cache(), made.context) == (48, 144 * 384, 100)
 
 
+@pytest.mark.parametrize(
+    ("target", "rows", "token"),
+    [("tvm-arm", 2304, 393_216), ("coreml", 2112 + 64, 393_216), ("ort-mobile", 4096, 786_432)],
+)
+def test_a_window_bounds_the_cache_where_it_is_a_ring(target: str, rows: int, token: int) -> None:
+    """Phi-3-mini-4k sees 2,047 tokens; a chunk has 256 of them, or 64, of which a padded one more may be written."""
+    made = footprint(PUBLISHED["phi-3-mini-4k"], target, compile_options("-", Path("-"), (target,), context=4096))
+    assert made.kv_cache() == rows * token
+    assert made.kv_cache(1000) == made.kv_per_token * (1000 + -1000 % made.kv_multiple)
+
+
+def test_a_mask_of_sparse_layers_is_counted() -> None:
+    """32 heads: 4 bytes and a flag for each new token, of which a chunk has 128, and each token so far."""
+    small = PUBLISHED["phi-3-small-8k"]
+    dense = dataclasses.replace(small, sparse=None)
+    options = compile_options("-", Path("-"), ("ort-mobile",), context=8192)
+    found = [footprint(config, "ort-mobile", options).activations for config in (small, dense)]
+    assert found[0] - found[1] == 128 * 8192 * 32 * 5
+
+
 def test_the_full_size_as_measured() -> None:
     """2.39 GB on disk; 3.34 GB at the peak of loading, 3.73 GB after a prompt of 512 in a cache of 520 tokens."""
     made = footprint(PUBLISHED["phi-3-mini-4k"], "ort-mobile", MINI)
