@@ -35,30 +35,43 @@ class Speed:
 
 
 def bench(
-    path: Path, threads: list[int], prompt: int, generate: int, rounds: int, ui: Ui, target: str | None = None
+    path: Path,
+    threads: list[int],
+    prompt: int,
+    generate: int,
+    rounds: int,
+    ui: Ui,
+    target: str | None = None,
+    draft: str = "none",
 ) -> list[Speed]:
     """Measure a bundle with each number of threads, one after the other: threads that wait for work in one runner would take
-    the cores from those of another."""
+    the cores from those of another. draft: `auto` to guess what comes next, in the text that a random prompt leads to."""
     for option, value in (("--prompt-tokens", prompt), ("--generate", generate), ("--rounds", rounds)):
         check_number(option, value)
     for count in threads:
         check_threads(count, least=1)
     bundle = Bundle.open(path)
     host = open_host(path, bundle.manifest, target)
+    if draft != "none" and not host.guesses:
+        raise InputError(
+            f"--draft {draft}: the runtime of {target or next(iter(bundle.manifest.targets))} guesses no tokens"
+        )
     context = bundle.manifest.context(target)
     if prompt + generate > context:
         raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")
     tokens = torch.tensor([random_tokens(read_config(path), prompt)])
     with ui.task("bench", (rounds + 1) * len(threads), "rounds") as advance:
-        return [_measure(host, tokens, count, generate, rounds, advance) for count in threads]
+        return [_measure(host, tokens, count, generate, rounds, advance, draft) for count in threads]
 
 
-def _measure(host: Host, tokens: torch.Tensor, threads: int, generate: int, rounds: int, advance: Advance) -> Speed:
+def _measure(
+    host: Host, tokens: torch.Tensor, threads: int, generate: int, rounds: int, advance: Advance, draft: str
+) -> Speed:
     """One runner, which is gone before the next one is made."""
     prompt = tokens.shape[1]
     forget_peak()
     begin = time.perf_counter()
-    runner = host.runner(prompt + generate, threads=threads)
+    runner = host.talker(prompt + generate, threads, draft)
     load = time.perf_counter() - begin
     times = []
     for _ in range(rounds + 1):

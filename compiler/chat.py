@@ -40,7 +40,8 @@ class Reply:
 class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
-    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None
+    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; draft: `auto` lets a runtime that can
+    guess what comes next, which changes no answer, and `none` does not
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Chat:
         system: str | None = None,
         threads: int = 0,
         target: str | None = None,
+        draft: str = "auto",
     ) -> None:
         check_threads(threads)
         bundle = Bundle.open(path)
@@ -58,7 +60,7 @@ class Chat:
         check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
         host = open_host(path, bundle.manifest, target)
-        self._runner = host.runner(self._limit, threads=threads)
+        self._runner = host.talker(self._limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)

@@ -193,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+    _draft_argument(chat, "auto")
     _target_argument(chat)
 
     bench = command("bench", _bench, "tokens a second of a bundle on this machine")
@@ -201,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--prompt-tokens", type=int, default=512, help="length of the prefill (default %(default)s)")
     bench.add_argument("--generate", type=int, default=64, help="decode steps (default %(default)s)")
     bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
+    _draft_argument(bench, "none")
     _target_argument(bench)
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
@@ -229,6 +231,15 @@ def parser() -> argparse.ArgumentParser:
     write.add_argument("--tokens", type=int, default=14336, help="how many tokens it writes (default %(default)s)")
     write.add_argument("--seed", type=int, default=0, help="another one gives another text (default %(default)s)")
     return top
+
+
+def _draft_argument(p: argparse.ArgumentParser, default: str) -> None:
+    p.add_argument(
+        "--draft",
+        choices=["auto", "none"],
+        default=default,
+        help="whether a runtime that can guesses what comes next, which changes no answer (default %(default)s)",
+    )
 
 
 def _target_argument(p: argparse.ArgumentParser) -> None:
@@ -319,7 +330,7 @@ def _chat(a: argparse.Namespace) -> int:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
     if not 0 <= a.temperature < math.inf:
         raise InputError(f"--temperature {a.temperature}: expected 0 or a positive number")
-    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target)
+    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.draft)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
         _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))
@@ -342,7 +353,7 @@ def _bench(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
     from pocketphi.compiler.bench import bench
 
-    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target)
+    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target, a.draft)
     _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
     return 0
 

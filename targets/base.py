@@ -112,6 +112,14 @@ class Host(ABC):
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:
         """exact: compute in float32 whatever the files say; every_position: logits of all tokens, not the last."""
 
+    guesses = False
+    """Whether the runtime can read tokens that are likely to come next along with a new one, which changes no result."""
+
+    def talker(self, max_tokens: int, threads: int = 0, draft: str = "auto") -> Runner:
+        """A runner for one text whose tokens come one by one. draft: `auto` to guess what comes next where the runtime can and
+        it pays, or `none`."""
+        return self.runner(max_tokens, threads=threads)
+
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         """What only this target's files can get wrong. prompt: int64 [1, S], a text to run where a check needs one."""
         return []

@@ -40,6 +40,7 @@ def check_runs_here(platform: Platform) -> None:
 class TvmHost(Host):
     """A bundle's TVM files. context: tokens that they hold, as the manifest says; None for all that the model has."""
 
+    guesses = True
     saved_bound = 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
     rounds_inputs = 32
 
@@ -117,6 +118,10 @@ class TvmHost(Host):
         mode = "exact" if exact else "saved"
         process = RuntimeProcess(self._command(), self.folder, mode=mode, max_tokens=max_tokens, threads=threads)
         return TvmRunner(process, every_position)
+
+    def talker(self, max_tokens: int, threads: int = 0, draft: str = "auto") -> TvmRunner:
+        process = RuntimeProcess(self._command(), self.folder, max_tokens=max_tokens, threads=threads, draft=draft)
+        return TvmRunner(process, every_position=False)
 
     def _command(self) -> list[str]:
         """How the runner is started here; it is built once. Raises CannotRun for what runs on no machine like this."""

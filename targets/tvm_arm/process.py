@@ -31,7 +31,8 @@ class Call:
 class RuntimeProcess:
     """The C runtime on one bundle, with its cache.
 
-    vocab: logits a token; context: tokens that the cache holds; length: tokens in it; opened, last: the measured calls.
+    vocab: logits a token; context: tokens that the cache holds; length: tokens in it; calls: of the library, each of which
+    reads all weights once; opened, last: the measured calls.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, **options: Any) -> None:
@@ -52,7 +53,7 @@ class RuntimeProcess:
             )
         except OSError as error:
             raise InputError(f"{self._arguments[0]}: cannot be run: {error.strerror}") from None
-        self.length = 0
+        self.length = self.calls = 0
         self._asked = False
         ready = self._line(opening=True)
         self.vocab, self.context = int(ready[1]), int(ready[2])
@@ -120,7 +121,7 @@ class RuntimeProcess:
         if len(data) != size:
             raise self._ended(opening=False)
         self._asked = False
-        self.last, self.length = _measured(answer[2:]), int(answer[4])
+        self.last, self.length, self.calls = _measured(answer[2:]), int(answer[4]), int(answer[5])
         return np.frombuffer(data, np.float32)
 
     def _line(self, opening: bool = False) -> list[str]:

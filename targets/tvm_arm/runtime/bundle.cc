@@ -197,8 +197,14 @@ Options Options::parse(const std::string& text) {
       options.max_tokens = value.size();
     } else if (key == "check") {
       options.check = value.flag();
+    } else if (key == "draft") {
+      static const std::map<std::string, Draft> ways = {
+          {"none", Draft::none}, {"auto", Draft::adaptive}, {"always", Draft::always}};
+      auto found = ways.find(value.text());
+      if (found == ways.end()) value.refuse("\"none\", \"auto\" or \"always\"");
+      options.draft = found->second;
     } else {
-      throw Failure("options: no option \"" + key + "\"; there are threads, mode, max_tokens and check");
+      throw Failure("options: no option \"" + key + "\"; there are threads, mode, max_tokens, check and draft");
     }
   }
   return options;

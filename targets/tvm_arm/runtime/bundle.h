@@ -19,6 +19,7 @@ struct Options {
   std::string mode = "saved";
   int64_t max_tokens = 0;  // 0: the model's context
   bool check = false;
+  enum class Draft { none, adaptive, always } draft = Draft::none;
 
   static Options parse(const std::string& json);
 };

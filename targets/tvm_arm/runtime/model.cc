@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -100,7 +101,10 @@ void Step::operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_
 }
 
 Model::Model(const std::string& folder, const Options& options)
-    : bundle_(Bundle::read(folder, options.mode)), rows_(options.max_tokens ? options.max_tokens : bundle_.context) {
+    : bundle_(Bundle::read(folder, options.mode)),
+      rows_(options.max_tokens ? options.max_tokens : bundle_.context),
+      drafts_on_(options.draft != Options::Draft::none),
+      drafts_(options.draft == Options::Draft::adaptive) {
   refuse_other_machines(bundle_);
   if (rows_ > bundle_.context) {
     throw Failure("max_tokens " + std::to_string(rows_) + " is more than the model's context of " +
@@ -124,6 +128,8 @@ void Model::prefill(const int32_t* tokens, int64_t count, float* logits, bool ev
                   std::to_string(count) + " more do not fit");
   }
   check_tokens(tokens, count);
+  if (count == 1 && !every && known(tokens[0], logits)) return;
+  forget_guess();
   if (every && !steps_.count("prefill_all")) throw Failure("the library has no function for every token's logits");
   params_.refuse_changed();
   seen_.resize(past);
@@ -131,6 +137,10 @@ void Model::prefill(const int32_t* tokens, int64_t count, float* logits, bool ev
   // LongRoPE: from here on every key is rotated with the long factors, and those in the cache were with the short ones
   bool again = bundle_.long_rope_after && past <= bundle_.long_rope_after && bundle_.long_rope_after < total;
   int64_t start = again || stale_ ? 0 : past;
+  if (total - start == 1 && !every && decode_ahead(logits)) {
+    length_ = total;
+    return;
+  }
   stale_ = start < past;
   run(start, total, past, logits, every);
   stale_ = false;
@@ -146,9 +156,60 @@ void Model::check_tokens(const int32_t* tokens, int64_t count) const {
 }
 
 void Model::reset() {
+  forget_guess();
   length_ = 0;
   stale_ = false;
   seen_.clear();
+}
+
+// Whether `token` was guessed: then its logits are here, and its keys and values in the cache.
+bool Model::known(int32_t token, float* logits) {
+  if (used_ == ahead_.size() || ahead_[used_] != token) return false;
+  params_.refuse_changed();
+  seen_.resize(length_);
+  seen_.push_back(token);
+  std::copy_n(&ahead_logits_[used_ * bundle_.vocab], bundle_.vocab, logits);
+  ++used_;
+  ++length_;
+  if (used_ == ahead_.size()) forget_guess();
+  return true;
+}
+
+void Model::forget_guess() {
+  if (!ahead_.empty()) drafts_.learn(static_cast<int64_t>(used_), used_ < ahead_.size());
+  ahead_.clear();
+  used_ = 0;
+}
+
+// Run the last token of `seen_` with guesses behind it. False where there are none, or where they fail: a token that never comes
+// may have logits that are no numbers.
+bool Model::decode_ahead(float* logits) {
+  if (!drafts_on_ || !steps_.count("prefill_all")) return false;
+  int64_t at = length_, limit = std::min(rows_, at + bundle_.chunk);
+  // LongRoPE's factors are chosen by how many tokens there are in all
+  if (at < bundle_.long_rope_after) limit = std::min(limit, bundle_.long_rope_after);
+  std::vector<int32_t> guess = drafts_.next(seen_, limit - at - 1);
+  auto begin = std::chrono::steady_clock::now();
+  int64_t count = static_cast<int64_t>(guess.size());
+  if (count == 0) {
+    run(at, at + 1, at, logits, false);
+  } else {
+    std::vector<float> rows((count + 1) * bundle_.vocab);
+    seen_.insert(seen_.end(), guess.begin(), guess.end());
+    try {
+      run(at, at + 1 + count, at, rows.data(), true);
+    } catch (const Failure&) {
+      seen_.resize(at + 1);
+      return false;
+    }
+    seen_.resize(at + 1);
+    std::copy_n(rows.begin(), bundle_.vocab, logits);
+    ahead_logits_.assign(rows.begin() + bundle_.vocab, rows.end());
+    ahead_ = std::move(guess);
+  }
+  std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+  drafts_.took(count, time.count());
+  return true;
 }
 
 Shape Model::cache_shape() const {
@@ -179,13 +240,14 @@ void Model::run(int64_t start, int64_t total, int64_t wanted, float* logits, boo
     int64_t count = std::min(bundle_.chunk, total - at);
     position_[0] = static_cast<int32_t>(at);
     const char* role = every ? "prefill_all" : count > 1 ? "prefill" : "decode";
+    ++calls_;
     steps_.at(role)(seen_.data() + at, count, every ? count : 1, bundle_.vocab, every ? rows.data() : logits);
     for (int64_t i = every ? std::max(at, wanted) : total; i < at + count; ++i) {
       std::copy_n(&rows[(i - at) * bundle_.vocab], bundle_.vocab, logits + (i - wanted) * bundle_.vocab);
     }
     at += count;
   }
-  if (total - start > 1) {  // what a chunk needs beside the model is not kept while tokens come one by one
+  if (total - start > 1 + Drafts::kMost) {  // what a chunk needs beside the model is not kept while tokens come one by one
     machine_->memory.release();
   }
 }

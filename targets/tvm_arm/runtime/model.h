@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bundle.h"
+#include "drafts.h"
 #include "pool.h"
 #include "vm.h"
 
@@ -38,6 +39,7 @@ class Model {
   int64_t vocab() const { return bundle_.vocab; }
   int64_t rows() const { return rows_; }
   int64_t length() const { return length_; }
+  int64_t calls() const { return calls_; }  // of the library, since the model was opened
 
  private:
   void check_tokens(const int32_t* tokens, int64_t count) const;
@@ -45,6 +47,9 @@ class Model {
   int64_t cache_bytes() const;
   void make_steps();
   void run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every);
+  bool known(int32_t token, float* logits);
+  void forget_guess();
+  bool decode_ahead(float* logits);
 
   Bundle bundle_;
   int64_t rows_;
@@ -55,7 +60,15 @@ class Model {
   std::map<std::string, Step> steps_;
   std::vector<int32_t> seen_;
   bool stale_ = false;  // a failure left rows in the cache that are not those of `seen_`
-  int64_t length_ = 0;
+  int64_t length_ = 0, calls_ = 0;
+
+  // With drafts, the cache may hold more than `length_` tokens: `ahead_`, which are guessed, with the logits after each but the
+  // first `used_` of them, which came.
+  bool drafts_on_;
+  Drafts drafts_;
+  std::vector<int32_t> ahead_;
+  std::vector<float> ahead_logits_;
+  size_t used_ = 0;
 };
 
 }  // namespace pocketphi_runtime

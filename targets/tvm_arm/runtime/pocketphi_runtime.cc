@@ -26,6 +26,7 @@ struct Session {
   std::unique_ptr<Model> model;  // of the worker's thread; null once it is closed
   const pid_t process = getpid();
   std::atomic<int32_t> vocab{0}, context{0}, length{0};
+  std::atomic<int64_t> calls{0};
   std::mutex guard;
   char error[kLongestLine + 4] = "";  // under the guard. In memory of its own: it may say that there is no more
   pocketphi_runtime::Worker worker;  // last, so that it ends first
@@ -101,6 +102,7 @@ int with_model(pocketphi* handle, Job job) try {
     if (!session->model) throw Failure("the model is closed");
     job(*session->model);
     session->length = static_cast<int32_t>(session->model->length());
+    session->calls = session->model->calls();
   });
 } catch (...) {  // no memory for the error's text
   return -1;
@@ -149,6 +151,11 @@ void pocketphi_reset(pocketphi* handle) {
 int32_t pocketphi_vocab(const pocketphi* handle) { return number(handle, &Session::vocab); }
 int32_t pocketphi_context(const pocketphi* handle) { return number(handle, &Session::context); }
 int32_t pocketphi_length(const pocketphi* handle) { return number(handle, &Session::length); }
+
+int64_t pocketphi_calls(const pocketphi* handle) {
+  auto session = find(handle);
+  return session ? session->calls.load() : 0;
+}
 
 const char* pocketphi_error(const pocketphi* handle) try {
   thread_local std::string said;  // a copy: another thread's call may fail meanwhile

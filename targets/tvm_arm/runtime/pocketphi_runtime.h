@@ -47,6 +47,9 @@ typedef struct pocketphi pocketphi;
  *   "mode":       "saved", the default, or "exact": float32 activations and cache, if the library was built with it.
  *   "max_tokens": int; rows of the K/V cache. Default: the model's context.
  *   "check":      bool; hash all of model.params first. Its size is always checked.
+ *   "draft":      "none", the default, or "auto": a call of pocketphi_decode may read some tokens that are likely to come next
+ *                 along with its own. If they come, their calls return at once. Logits are the same, bit for bit. How many
+ *                 are read so is learned from how often guesses come true and what they cost; "always" learns nothing.
  *
  * The CPU's features are compared with those that the library was built for before any of its code runs. */
 POCKETPHI_API pocketphi *pocketphi_open(const char *bundle_folder, const char *options_json, char *error,
@@ -68,6 +71,9 @@ POCKETPHI_API void pocketphi_reset(pocketphi *model);
 POCKETPHI_API int32_t pocketphi_vocab(const pocketphi *model);   /* how many logits a token has */
 POCKETPHI_API int32_t pocketphi_context(const pocketphi *model); /* how many tokens the cache holds */
 POCKETPHI_API int32_t pocketphi_length(const pocketphi *model);  /* how many tokens are in it */
+
+/* How often the library was called since the model was opened: each call reads all weights once. */
+POCKETPHI_API int64_t pocketphi_calls(const pocketphi *model);
 
 /* One line of UTF-8 about the last call that failed; valid until this thread asks again. "" before any. */
 POCKETPHI_API const char *pocketphi_error(const pocketphi *model);

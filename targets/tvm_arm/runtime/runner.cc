@@ -11,13 +11,14 @@
 // Requests are lines of text. Every answer is a line, which `ok` lines follow with raw float32 logits in the machine's order:
 //
 //   (at start)          ready VOCAB CONTEXT MILLISECONDS PEAK_KIB
-//   prefill ID ID …     ok VALUES MILLISECONDS PEAK_KIB LENGTH        VALUES = VOCAB, of the last token
+//   prefill ID ID …     ok VALUES MILLISECONDS PEAK_KIB LENGTH CALLS  VALUES = VOCAB, of the last token
 //   prefill_all ID …    ok VALUES …                                   VALUES = tokens × VOCAB
 //   decode ID           ok VALUES …
 //   reset               ok 0 …
 //   (a failure)         error TEXT                                    the process goes on, nothing was appended
 //
-// MILLISECONDS: of the call alone. PEAK_KIB: the process's peak resident memory. LENGTH: tokens in the cache.
+// MILLISECONDS: of the call alone. PEAK_KIB: the process's peak resident memory. LENGTH: tokens in the cache. CALLS: of the
+// library so far, each of which reads all weights once.
 #if defined(__APPLE__)
 #include <sys/resource.h>
 #endif
@@ -97,7 +98,8 @@ void answer(pocketphi *model, const std::string &text) {
     std::printf("error %s\n", pocketphi_error(model));
     return;
   }
-  std::printf("ok %zu %.4f %ld %d\n", logits.size(), since(start), peak_kib(), pocketphi_length(model));
+  std::printf("ok %zu %.4f %ld %d %lld\n", logits.size(), since(start), peak_kib(), pocketphi_length(model),
+              static_cast<long long>(pocketphi_calls(model)));
   std::fwrite(logits.data(), sizeof(float), logits.size(), stdout);
 }
 

@@ -135,6 +135,46 @@ def test_the_logits_are_numpys(start: Any, arch: str, mode: str) -> None:
     np.testing.assert_array_equal(process.prefill(PROMPT), got[0])
 
 
+@pytest.mark.parametrize("long_after", [None, SWITCH])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_guessed_tokens_change_no_bit_and_save_calls(
+    start: Any, bundle: Any, arch: str, long_after: int | None
+) -> None:
+    """A text that repeats itself, but for some tokens, up to the cache's last row; prompts between its tokens, and LongRoPE's
+    switch."""
+    text = [(5, 11, 17, 23)[i % 4] for i in range(small.CONTEXT)]
+    text[13] = text[30] = 90
+    plain, guessing, learning = (start(bundle(arch, long_after), arch, draft=d) for d in ("none", "always", "auto"))
+    for _ in range(2):
+        made: list[list[np.ndarray]] = [[], [], []]
+        for process, logits in zip((plain, guessing, learning), made):
+            process.reset()
+            logits.append(process.prefill(text[:6]))
+            logits.extend(process.decode(token) for token in text[6:20])
+            logits.append(process.prefill(text[20:23]))
+            logits.extend(process.every_position(text[23:25]))
+            logits.extend(process.decode(token) for token in text[25:])
+            assert process.length == small.CONTEXT
+            with pytest.raises(InputError, match="the cache holds 48 tokens: 48 are in it, 1 more do not fit"):
+                process.decode(5)
+        assert all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*made, strict=True))
+    assert guessing.calls < 0.7 * plain.calls
+
+
+def test_a_text_without_repetitions_is_not_guessed_at(start: Any) -> None:
+    plain, guessing = (start(draft=draft) for draft in ("none", "always"))
+    for process in (plain, guessing):
+        process.prefill([1, 2])
+        for token in range(3, small.CONTEXT):
+            process.decode(token)
+    assert guessing.calls == plain.calls == small.CONTEXT - 2
+
+
+def test_an_unknown_way_to_guess_is_refused(start: Any) -> None:
+    with pytest.raises(InputError, match=r'options\.draft: expected "none", "auto" or "always"'):
+        start(draft="often")
+
+
 @pytest.mark.parametrize("first", [SWITCH, 9, 1])
 @pytest.mark.parametrize("every", [False, True])
 def test_past_the_switch_of_longrope_everything_is_computed_again(

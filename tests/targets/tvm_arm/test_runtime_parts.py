@@ -39,6 +39,15 @@ def test_loops_are_whole_and_wait_for_nobody_who_has_not_begun(toolchain: Toolch
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
+def test_what_is_guessed_and_when_guessing_is_left(toolchain: Toolchain, tmp_path: Path) -> None:
+    program = tmp_path / "drafts_test"
+    toolchain.run(
+        "-std=c++17", "-O1", "-fsanitize=undefined", f"-I{SOURCES}", str(HELPERS / "drafts_test.cc"), "-o", str(program)
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "cores"),
     [

@@ -3,8 +3,11 @@ package «package»
 import java.io.Closeable
 import java.io.File
 
-/** The model in the TVM runtime, through its C interface. Throws IllegalStateException, after [close] too. */
-internal class NativeModel(bundle: File, options: String = "{}") : Closeable {
+/**
+ * The model in the TVM runtime, through its C interface, which guesses tokens that are likely to come next: results stay the same.
+ * Throws IllegalStateException, after [close] too.
+ */
+internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}""") : Closeable {
     private var handle: Long = open(bundle.path, options)
 
     /** Tokens that the model knows, and that its cache holds. */
