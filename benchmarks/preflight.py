@@ -61,6 +61,7 @@ NEEDS: dict[str, list[Need]] = {
     "busy_cpu.py": [TVM, COMPILER],
     "sparse_attention.py": [TVM],
     "caches.py": [ORT, TVM],
+    "drafts.py": [TVM, COMPILER],
     "experts.py": [TVM, COMPILER],
     "coreml_zoo.py": [COREML],
     "arm_instructions.py": [TVM, QEMU, CROSS, CMAKE, _program("llvm-mca", "llvm"), _program("llvm-mc", "llvm")],

@@ -45,8 +45,8 @@ class Drafts {
     if (guessed == 0) {
       one_ = one_ == 0 ? time : one_ + kStep * (time - one_);
     } else if (one_ > 0) {
-      double more = std::max(0.0, (time / one_ - 1) / static_cast<double>(guessed));
-      row_ += kStep * (std::min(more, 1.0) - row_);
+      double& known = more_[guessed - 1];
+      known += kStep * (std::clamp(time / one_ - 1, 0.0, static_cast<double>(guessed)) - known);
     }
   }
 
@@ -79,7 +79,7 @@ class Drafts {
     for (int64_t length = 1; length <= room; ++length) {
       chance *= right;
       expected += chance;
-      double rate = expected / (1 + row_ * static_cast<double>(length));
+      double rate = expected / (1 + more_[length - 1]);
       if (rate > most) most = rate, found = length;
     }
     return found;
@@ -88,7 +88,8 @@ class Drafts {
   bool adaptive_;
   std::array<Tally, kLongest - kFewest + 1> tallies_;
   int kind_ = 0, passed_ = 0;
-  double one_ = 0, row_ = 0.15;  // the time of a call of one token, and what each more adds, as a part of that
+  double one_ = 0;  // the time of a call of one token, and, as parts of it, what one guessed token adds, two, …
+  std::array<double, kMost> more_{0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05};
 };
 
 }  // namespace pocketphi_runtime

@@ -1,0 +1,131 @@
+"""How much faster answers come where the runtime guesses tokens that come next. See README.md.
+
+Each request of drafts.toml is answered with guesses and without, in turns, by greedy choice, in processes of the C runtime.
+Only the time of decodes counts, as the runtime's process measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import preflight
+
+preflight.require(__file__)
+
+from common import Bar, print_table  # noqa: E402 - packages may be missing
+
+from pocketphi.artifacts.bundle import Bundle  # noqa: E402
+from pocketphi.compiler.hosts import open_host  # noqa: E402
+from pocketphi.graph.hf_config import read_config  # noqa: E402
+from pocketphi.graph.tokenizer import Tokenizer  # noqa: E402
+from pocketphi.targets.tvm_arm.host import TvmHost, TvmRunner  # noqa: E402
+
+REPEATING = ("answer", "rewrite", "json", "edit")
+REQUESTS = Path(__file__).with_suffix(".toml")
+
+
+@dataclass
+class Sum:
+    """tokens: of the answers; different: those that are not the same with guesses; calls, milliseconds: without, and with them."""
+
+    tokens: int = 0
+    different: int = 0
+    calls: tuple[int, int] = (0, 0)
+    milliseconds: tuple[float, float] = (0.0, 0.0)
+
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(
+            self.tokens + other.tokens,
+            self.different + other.different,
+            (self.calls[0] + other.calls[0], self.calls[1] + other.calls[1]),
+            (self.milliseconds[0] + other.milliseconds[0], self.milliseconds[1] + other.milliseconds[1]),
+        )
+
+    @property
+    def speedup(self) -> float:
+        return self.milliseconds[0] / self.milliseconds[1]
+
+    def row(self, kind: str) -> list[str]:
+        return [
+            kind,
+            f"{self.tokens:,}",
+            str(self.different),
+            f"{self.tokens / max(self.calls[1], 1):.2f}",
+            f"{self.speedup:.2f}",
+        ]
+
+
+def requests() -> Iterator[tuple[str, str]]:
+    """Kind and text of each."""
+    asked = tomllib.loads(REQUESTS.read_text("utf-8"))
+    for kind in (*REPEATING, "chat"):
+        for request in asked[kind]["requests"]:
+            fields = {"text": asked["texts"], "code": asked["programs"]}
+            name = next((name for name in fields if f"{{{name}}}" in request), None)
+            for value in fields[name] if name else [""]:
+                yield kind, request.replace(f"{{{name}}}", value)
+
+
+def answer(runner: TvmRunner, prompt: list[int], most: int, stops: frozenset[int]) -> tuple[list[int], int, float]:
+    """Greedy tokens, calls of the library for them, and milliseconds."""
+    process = runner.process
+    process.reset()
+    token, made, time = int(process.prefill(prompt).argmax()), [], 0.0
+    begin = process.calls
+    while len(made) < most and token not in stops:
+        made.append(token)
+        token = int(process.decode(token).argmax())
+        time += process.last.milliseconds
+    return made, process.calls - begin, time
+
+
+def main() -> int:
+    """See the module."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("bundle", type=Path, help="compiled with --target tvm-arm --os host")
+    p.add_argument("--tokens", type=int, default=256, help="of an answer, at most (default %(default)s)")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--rounds", type=int, default=1, help="how often all of it is done (default %(default)s)")
+    p.add_argument("--past-end", action="store_true", help="go on after the model's end token, to --tokens")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+
+    host = open_host(a.bundle, Bundle.open(a.bundle).manifest, "tvm-arm")
+    assert isinstance(host, TvmHost)
+    tokenizer, stops = Tokenizer.load(a.bundle), frozenset() if a.past_end else frozenset(read_config(a.bundle).eos)
+    prompts = [(kind, tokenizer.encode_chat([{"role": "user", "content": text}])) for kind, text in requests()]
+    room = max(len(prompt) for _, prompt in prompts) + a.tokens + 1
+    runners = [host.talker(room, a.threads, draft) for draft in ("none", "auto")]
+    sums: dict[str, Sum] = defaultdict(Sum)
+    for turn in range(a.rounds):
+        for number, (kind, prompt) in enumerate(prompts):
+            order = (0, 1) if (turn + number) % 2 else (1, 0)
+            found = dict(zip(order, [answer(runners[i], prompt, a.tokens, stops) for i in order]))
+            (plain, calls, time), (guessed, fewer, less) = found[0], found[1]
+            different = sum(x != y for x, y in zip(plain, guessed)) + abs(len(plain) - len(guessed))
+            sums[kind] += Sum(len(plain), different, (calls, fewer), (time, less))
+            print(f"{number + 1}/{len(prompts)} {kind}: {len(plain)} tokens, {fewer} calls", file=sys.stderr)
+    repeating = sum((sums[kind] for kind in REPEATING), Sum())
+    rows = [sums[kind].row(kind) for kind in REPEATING] + [repeating.row("together"), sums["chat"].row("chat")]
+    print_table("Decode", ["answers", "tokens", "different", "tokens a call", "speed with guesses ÷ without"], rows)
+    limits = [
+        Bar("tokens that differ", repeating.different + sums["chat"].different, 0, ""),
+        Bar("speed of repeating answers", repeating.speedup, 1.6, "x", at_least=True),
+        Bar("speed of free chat", sums["chat"].speedup, 0.97, "x", at_least=True),
+    ]
+    if a.json:
+        data = {"sums": {k: vars(v) for k, v in sums.items()}, "limits": [bar.as_json() for bar in limits]}
+        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
+    return 1 if any(bar.missed for bar in limits) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
