@@ -33,7 +33,7 @@ REQUESTS = Path(__file__).with_suffix(".toml")
 
 @dataclass
 class Sum:
-    """tokens: of the answers; different: those that are not the same with guesses; calls, milliseconds: without, and with them."""
+    """tokens: of the answers; different: those that are others with guesses; calls, milliseconds: without, and with them."""
 
     tokens: int = 0
     different: int = 0

@@ -7,8 +7,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <locale>
+#include <sstream>
 
 #include "json.h"
+#include "sampler.h"
 #include "sha256.h"
 
 namespace pocketphi_runtime {
@@ -37,6 +40,21 @@ class Field {
     return value;
   }
   int64_t size() const { return number(1, kLargest); }
+  // A number with or without a fraction.
+  double real(double low, double high) const {
+    double value = static_cast<double>(value_->whole);
+    if (value_->kind == Json::Kind::fraction) {
+      std::istringstream digits(value_->text);
+      digits.imbue(std::locale::classic());  // whatever the app's language writes
+      digits >> value;
+    } else if (value_->kind != Json::Kind::whole) {
+      refuse("a number");
+    }
+    if (!(value >= low && value <= high)) {
+      throw Failure(path_ + ": " + value_->written() + " is not within " + plain(low) + " to " + plain(high));
+    }
+    return value;
+  }
   bool is_text() const { return value_->kind == Json::Kind::text; }
 
   bool has(const std::string& key) const {
@@ -103,6 +121,12 @@ class Field {
   Field part(const Json& item, const std::string& name) const { return {{value_, &item}, path_ + name}; }
   Field member(const std::string& key) const {
     return part(*value_->find(key), (path_.back() == 'n' ? ": " : ".") + key);
+  }
+  static std::string plain(double value) {
+    std::ostringstream written;
+    written.imbue(std::locale::classic());
+    written << value;
+    return written.str();
   }
   [[noreturn]] void differ(const std::string& built) const {
     throw Failure(path_ + ": the library was built for " + built + ": model.json was changed, or is of another build");
@@ -208,6 +232,34 @@ Options Options::parse(const std::string& text) {
     }
   }
   return options;
+}
+
+Generation Generation::parse(const std::string& text) {
+  Generation how;
+  if (text.empty()) return how;
+  Field root = Field::parse(text, "options");
+  for (const std::string& key : root.keys()) {
+    Field value = root[key];
+    if (key == "limit") {
+      how.limit = value.number(0, INT32_MAX);
+    } else if (key == "temperature") {
+      how.temperature = value.real(0, 1000);
+    } else if (key == "top_k") {
+      how.top_k = value.number(0, INT32_MAX);
+    } else if (key == "top_p") {
+      how.top_p = value.real(0, 1);
+    } else if (key == "repetition_penalty") {
+      how.repetition_penalty = value.real(0.01, 100);
+    } else if (key == "seed") {
+      how.seed = static_cast<uint64_t>(value.number(0, INT64_MAX));
+    } else if (key == "stop") {
+      for (const Field& token : value.list()) how.stop.push_back(token.number(0, INT32_MAX));
+    } else {
+      throw Failure("options: no option \"" + key +
+                    "\"; there are limit, temperature, top_k, top_p, repetition_penalty, seed and stop");
+    }
+  }
+  return how;
 }
 
 Bundle Bundle::read(const std::string& folder, const std::string& mode) {

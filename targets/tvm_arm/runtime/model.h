@@ -39,6 +39,7 @@ class Model {
   int64_t vocab() const { return bundle_.vocab; }
   int64_t rows() const { return rows_; }
   int64_t length() const { return length_; }
+  const std::vector<int32_t>& seen() const { return seen_; }
   int64_t calls() const { return calls_; }  // of the library, since the model was opened
 
  private:

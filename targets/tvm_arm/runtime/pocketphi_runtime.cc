@@ -3,15 +3,18 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #include "line.h"
 #include "model.h"
+#include "sampler.h"
 #include "worker.h"
 
 namespace {
@@ -142,6 +145,39 @@ int pocketphi_prefill_all(pocketphi* handle, const int32_t* tokens, int32_t coun
 
 int pocketphi_decode(pocketphi* handle, int32_t token, float* logits) {
   return with_model(handle, [&](Model& model) { model.prefill(&token, 1, logits, false); });
+}
+
+int64_t pocketphi_generate(pocketphi* handle, const int32_t* tokens, int32_t count, const char* options_json,
+                           pocketphi_token each, void* data) {
+  using pocketphi_runtime::Generation;
+  using pocketphi_runtime::Sampler;
+  std::unique_ptr<Sampler> sampler;
+  std::vector<float> logits;
+  Generation how;
+  int32_t token = 0;
+  bool full = false;
+  // Append tokens and choose the next one.
+  auto next = [&](const int32_t* added, int32_t length) {
+    return with_model(handle, [&](Model& model) {
+      if (!sampler) {
+        how = Generation::parse(options_json ? options_json : "");
+        sampler = std::make_unique<Sampler>(how);
+        logits.resize(model.vocab());
+      }
+      model.prefill(added, length, logits.data(), false);
+      token = sampler->choose(logits, model.seen());
+      full = model.length() >= model.rows();
+    });
+  };
+  int code = next(tokens, count);
+  for (int64_t made = 0; code == 0;) {
+    if (std::find(how.stop.begin(), how.stop.end(), token) != how.stop.end()) return made;
+    ++made;
+    if ((each && each(token, data)) || full || made == how.limit) return made;
+    int32_t last = token;
+    code = next(&last, 1);
+  }
+  return -1;
 }
 
 void pocketphi_reset(pocketphi* handle) {

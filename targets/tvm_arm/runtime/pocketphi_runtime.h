@@ -4,7 +4,7 @@
  *   pocketphi *model = pocketphi_open("bundle", "{\"threads\": 4}", error, sizeof error);
  *   float *logits = malloc(pocketphi_vocab(model) * sizeof *logits);
  *   pocketphi_prefill(model, prompt, count, logits);
- *   pocketphi_decode(model, next_token, logits);
+ *   pocketphi_decode(model, next_token, logits);           (or all of it: pocketphi_generate)
  *   pocketphi_close(model);
  *
  * Parameters are mapped from model.params and never copied; rows of the K/V cache cost memory once they are written.
@@ -64,6 +64,26 @@ POCKETPHI_API int pocketphi_prefill_all(pocketphi *model, const int32_t *tokens,
 
 /* Append one token. logits: float32[vocab]. 0, or -1: see pocketphi_error. */
 POCKETPHI_API int pocketphi_decode(pocketphi *model, int32_t token, float *logits);
+
+/* Called with each token of an answer, on the thread that asked for it. Another value than 0 ends the answer after this token. */
+typedef int (*pocketphi_token)(int32_t token, void *data);
+
+/* Append `count` >= 1 tokens, and answer. How many tokens of the answer there were, each of which `each` was called with, or -1:
+ * see pocketphi_error; then the cache holds what it held after the last call of `each`, or before.
+ *
+ * options_json: NULL, "" or an object with any of
+ *   "limit":       int; tokens at most. Default: until the cache is full.
+ *   "temperature": 0, the default: always the most likely token. Ties go to the lower id.
+ *   "top_k":       int; choose among so many of the most likely ones. 0, the default: among all.
+ *   "top_p":       choose among those that make up this part of the probability. Default: 1.
+ *   "repetition_penalty": logits of tokens that are in the cache are divided by it, those below 0 multiplied. Default: 1.
+ *   "seed":        int; the same one gives the same answer.
+ *   "stop":        list of tokens that end an answer, and do not belong to it.
+ *
+ * Afterwards the cache holds the tokens and the answer but for its last token, which a next call begins with. While an answer is
+ * made, no other thread may use the handle; `each` may ask for its length, and nothing else. */
+POCKETPHI_API int64_t pocketphi_generate(pocketphi *model, const int32_t *tokens, int32_t count, const char *options_json,
+                                         pocketphi_token each, void *data);
 
 /* Forget all tokens. */
 POCKETPHI_API void pocketphi_reset(pocketphi *model);
