@@ -14,7 +14,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import open_host, runner_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class Reply:
 class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
-    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None
+    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if None
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Chat:
         system: str | None = None,
         threads: int = 0,
         target: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         check_threads(threads)
         bundle = Bundle.open(path)
@@ -58,7 +59,7 @@ class Chat:
         check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
         host = open_host(path, bundle.manifest, target)
-        self._runner = host.runner(self._limit, threads=threads)
+        self._runner = runner_of(host, bundle.manifest, adapter, self._limit, threads=threads)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)

@@ -41,7 +41,7 @@ from pocketphi.compiler.source_check import factors_check, reading_checks, requi
 from pocketphi.compiler.spend import Spent
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
-from pocketphi.graph.adapters import factors_digest, values_of
+from pocketphi.graph.adapters import bytes_of_factors, factors_digest
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
@@ -190,7 +190,7 @@ def _switched(adapters: Mapping[str, Beside], program: Program) -> tuple[Switche
             one.named.lora.weight,
             dict(one.ranks),
             factors_digest(program.adapters[name]),
-            4 * values_of(program.config, one.ranks),
+            bytes_of_factors(program.config, one.ranks),
         )
         for name, one in adapters.items()
     )

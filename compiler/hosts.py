@@ -7,8 +7,9 @@ from pathlib import Path
 from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
+from pocketphi.graph.reading import named
 from pocketphi.targets import find_target, packages_of
-from pocketphi.targets.base import Host
+from pocketphi.targets.base import Host, Runner, switch
 from pocketphi.targets.target import TargetOptions
 
 
@@ -24,6 +25,19 @@ def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Ho
     found = find_target(name)
     with packages_of(found):
         return found.open_host(folder, held[name])
+
+
+def runner_of(
+    host: Host, manifest: Manifest, adapter: str | None, max_tokens: int, every_position: bool = False, threads: int = 0
+) -> Runner:
+    """A runner of a bundle with one of its adapters switched on. Raises InputError for one that the bundle does not have."""
+    if adapter is not None and adapter not in manifest.switched:
+        held = ", ".join(manifest.switched) or "none: an adapter gets into a bundle by compile --adapter NAME=DIR"
+        raise InputError(f"--adapter {named(adapter)}: there is no such adapter in the bundle; it holds {held}")
+    runner = host.runner(max_tokens, every_position=every_position, threads=threads)
+    if adapter is not None:
+        switch(runner, adapter)
+    return runner
 
 
 def check_runs_here(options: TargetOptions) -> None:

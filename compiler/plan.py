@@ -20,6 +20,7 @@ from pocketphi.compiler.precision import asked_policy, kept_policy
 from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.spend import Spent, measuring_bytes, spend
 from pocketphi.compiler.ui import Ui
+from pocketphi.graph.adapters import bytes_of_factors
 from pocketphi.graph.checkpoint import CHUNK_BYTES, Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
@@ -89,6 +90,7 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     policy = chosen.policy
     lowered = lower(program, policy, reports, options, allowed)
     reports = lowered.reports
+    sizes = [bytes_of_factors(source.config, one.ranks) for one in adapters.values()]
     kept = kept_weights(source) if options.recipe == "keep" else {}
     smoothing = smoothing_bytes(source.config) if policy.smooth else 0
     measuring = measuring_bytes(source.config) if options.spends else smoothing
@@ -98,7 +100,10 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
         layers=source.config.layers,
         artifact=lowered.bytes,
         compile_memory=max(start + measuring, compile_memory(source.config, options, policy)),
-        run={name: footprint(source.config, name, options, kept=kept, policy=policy) for name in lowered.prepared},
+        run={
+            name: footprint(source.config, name, options, kept=kept, policy=policy).with_adapters(sizes)
+            for name in lowered.prepared
+        },
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(lowered.program.operators()),

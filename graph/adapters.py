@@ -48,9 +48,9 @@ def shape_of(config: ModelConfig, weight: str) -> tuple[int, int]:
     return rows, columns
 
 
-def values_of(config: ModelConfig, ranks: Mapping[str, int]) -> int:
-    """How many numbers the factors have."""
-    return sum(rank * sum(shape_of(config, weight)) for weight, rank in ranks.items())
+def bytes_of_factors(config: ModelConfig, ranks: Mapping[str, int]) -> int:
+    """What the factors take in float32."""
+    return 4 * sum(rank * sum(shape_of(config, weight)) for weight, rank in ranks.items())
 
 
 def feeds(factors: Factors) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.config import EMBEDDING
+from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.lora.adapter import Adapter, open_adapter
 from pocketphi.graph.lora.changes import Change, LowRank, OfEmbedding, Rows
@@ -70,7 +70,7 @@ def open_beside(named: Sequence[NamedLora], base: Checkpoint, projections: Seque
         ranks = {
             name: sum(change.a.stored.shape[0] for change in held.values()) for name, held in parts.items() if held
         }
-        if odd := sorted(set(ranks) - set(projections)):
+        if odd := sorted(set(ranks) - {*projections, HEAD}):
             raise InputError(
                 f"{one.lora.option} {one.lora.folder}: changes {some(odd, 1)}, which is no projection; {_INSTEAD}"
             )

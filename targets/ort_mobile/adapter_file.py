@@ -38,6 +38,8 @@ def write_adapter(path: Path, factors: Factors) -> None:
 
 def load_parameters(path: Path) -> dict[str, Any]:
     """The tensors in a file by name, as ONNX Runtime reads them: OrtValues. Raises InputError where it refuses the file."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing from the bundle; {_AGAIN}")
     with packages_of(find_target("ort-mobile")):
         from onnxruntime import AdapterFormat
 

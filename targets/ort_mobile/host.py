@@ -111,6 +111,13 @@ class OrtHost(Host):
             Check("norms with another epsilon", len(odd), 0, detail),
             Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
         ]
+        pattern = find_target("ort-mobile").switches
+        ending = pattern.rpartition("{}")[2]
+        names = sorted(path.name.removesuffix(ending) for path in self.folder.glob(pattern.format("*")))
+        if names and not is_windowed(
+            read_graph(self.folder)
+        ):  # whose caches have to be shared, which RunOptions prevent
+            checks.append(adapters_check(self.folder, names, prompt))
         if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
             with refused_by("ONNX Runtime", self.folder / ORT_FILE):
                 checks.append(ort_file_check(self.folder))
@@ -273,22 +280,34 @@ class OrtRunner:
         chunks = [self._run(chunk) for chunk in tokens.split(size, dim=1)]
         return chunks[-1] if chunks[0].shape[1] == 1 else torch.cat(chunks, dim=1)
 
+    def _feeds(self, tokens: torch.Tensor) -> dict[str, Any]:
+        """What the graph wants beside the caches, by name."""
+        batch, length = tokens.shape
+        total = self._past + length
+        feeds = {
+            "input_ids": tokens.numpy(),
+            "attention_mask": np.ones((batch, total), np.int64),
+            "position_ids": np.broadcast_to(np.arange(self._past, total), (batch, length)).copy(),
+        }
+        return {name: value for name, value in feeds.items() if name in self._inputs}
+
+    def feeds(self, prompt: torch.Tensor) -> dict[str, Any]:
+        """All inputs of the graph for a text by itself, int64 [1, S]."""
+        self.reset()
+        caches = {name: np.zeros((1, heads, 0, dim), self._dtype) for name, (heads, dim) in self._shapes.items()}
+        return self._feeds(prompt) | caches
+
     def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, length = tokens.shape
         total = self._past + length
         if not self._caches:
             for name, (heads, dim) in self._shapes.items():
                 self._caches[name] = self._value(np.zeros((batch, heads, self._rows, dim), self._dtype))
-        feeds = {
-            "input_ids": tokens.numpy(),
-            "attention_mask": np.ones((batch, total), np.int64),
-            "position_ids": np.broadcast_to(np.arange(self._past, total), (batch, length)).copy(),
-        }
+        feeds = self._feeds(tokens)
         with refused_by("ONNX Runtime", self._file):
             binding = self.session.io_binding()
             for name, value in feeds.items():
-                if name in self._inputs:
-                    binding.bind_cpu_input(name, value)
+                binding.bind_cpu_input(name, value)
             for name, value in self._adapter.items():
                 binding.bind_ortvalue_input(name, value)
             for name, cache in self._caches.items():
@@ -301,6 +320,30 @@ class OrtRunner:
             raise InputError(f"{self._file}: logits are {logits.dtype} {list(logits.shape)}; copy or compile it again")
         self._past = total
         return torch.from_numpy(logits)
+
+
+def adapters_check(folder: Path, names: Collection[str], prompt: torch.Tensor) -> Check:
+    """`RunOptions.add_active_adapter`, which an app uses with ONNX Runtime alone, gives the bits of the tensors in the file.
+
+    prompt: int64 [1, S]
+    """
+    with packages_of(find_target("ort-mobile")):
+        import onnxruntime
+
+    runner, wrong = OrtRunner(folder, prompt.shape[1]), []
+    for name in names:
+        runner.switch(name)
+        expected = runner.step(prompt)
+        path = adapter_path(folder, name)
+        with refused_by("ONNX Runtime", path):
+            held, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+            held.Load(str(path))
+            options.add_active_adapter(held)
+            came = runner.session.run(["logits"], runner.feeds(prompt), options)[0]
+        if not np.array_equal(came, expected.numpy()):
+            wrong.append(name)
+    detail = f"first {wrong[0]}" if wrong else f"{len(names)} adapters"
+    return Check("adapters that RunOptions give other logits", len(wrong), 0, detail)
 
 
 def all_logits(model: onnx.ModelProto) -> None:

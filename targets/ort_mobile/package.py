@@ -22,7 +22,7 @@ import torch
 from onnx import TensorProto
 
 from pocketphi.artifacts.stream import HasParts, Layout, Progress, Rows, Stored, plan_layout, write_weights
-from pocketphi.graph.adapters import values_of
+from pocketphi.graph.adapters import bytes_of_factors
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
@@ -83,7 +83,7 @@ class OrtBundle(Prepared):
         self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
         single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
         self.bytes_of_data = self._layout.size
-        adapters = sum(4 * values_of(program.config, one.ranks) for one in program.adapters.values())
+        adapters = sum(bytes_of_factors(program.config, one.ranks) for one in program.adapters.values())
         if adapters:
             find_target("ort-mobile").require("onnxruntime")  # which writes their files
         self.bytes = self._layout.size + adapters + (single if options.ort_file else 0)
