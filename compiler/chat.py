@@ -14,7 +14,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
-from pocketphi.compiler.hosts import open_host, runner_of
+from pocketphi.compiler.hosts import check_adapter, open_host, runner_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
@@ -54,6 +54,7 @@ class Chat:
     ) -> None:
         check_threads(threads)
         bundle = Bundle.open(path)
+        check_adapter(bundle.manifest, adapter)
         self._held = bundle.manifest.context(target)
         self._limit = min(DEFAULT_TOKENS, self._held) if max_tokens is None else max_tokens
         check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")

@@ -27,13 +27,18 @@ def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Ho
         return found.open_host(folder, held[name])
 
 
+def check_adapter(manifest: Manifest, adapter: str | None) -> None:
+    """Raises InputError for an adapter that the bundle does not have."""
+    if adapter is not None and adapter not in manifest.switched:
+        held = ", ".join(manifest.switched) or "none: an adapter gets into a bundle by compile --adapter NAME=DIR"
+        raise InputError(f"--adapter {named(adapter)}: there is no such adapter in the bundle; it holds {held}")
+
+
 def runner_of(
     host: Host, manifest: Manifest, adapter: str | None, max_tokens: int, every_position: bool = False, threads: int = 0
 ) -> Runner:
     """A runner of a bundle with one of its adapters switched on. Raises InputError for one that the bundle does not have."""
-    if adapter is not None and adapter not in manifest.switched:
-        held = ", ".join(manifest.switched) or "none: an adapter gets into a bundle by compile --adapter NAME=DIR"
-        raise InputError(f"--adapter {named(adapter)}: there is no such adapter in the bundle; it holds {held}")
+    check_adapter(manifest, adapter)
     runner = host.runner(max_tokens, every_position=every_position, threads=threads)
     if adapter is not None:
         switch(runner, adapter)

@@ -158,8 +158,8 @@ def test_commands_take_one(work: Path, capsys: pytest.CaptureFixture[str]) -> No
     against = ["eval", str(work / "b"), *measure, "--adapter", "fr", "--reference", str(work / "base")]
     assert main([*against, "--lora", str(work / "fr")]) == 0
     assert json.loads(capsys.readouterr().out)["kl"] < 0.01
-    assert main(against) == 0
-    assert json.loads(capsys.readouterr().out)["kl"] > 0.1
+    assert main(against) == 2
+    assert "the bundle runs with fr=1; name each with --lora, in this order" in capsys.readouterr().err
     assert main([*against, "--lora", str(work / "tone")]) == 2
     assert "the bundle runs with fr=1, from other files" in capsys.readouterr().err
     bench = ["bench", str(work / "b"), "--prompt-tokens", "8", "--generate", "4", "--rounds", "1", "--threads", "1"]

@@ -62,6 +62,11 @@ POCKETPHI_API int pocketphi_prefill_all(pocketphi *model, const int32_t *tokens,
 /* Append one token. logits: float32[vocab]. 0, or -1: see pocketphi_error. */
 POCKETPHI_API int pocketphi_decode(pocketphi *model, int32_t token, float *logits);
 
+/* Switch an adapter of the bundle on, by its name, and forget all tokens; NULL switches it off again. A name with a slash is
+ * the path of an adapter's file that was made for the same weights. The file is mapped: it must stay as model.params must.
+ * 0, or -1: see pocketphi_error; then everything is as it was. */
+POCKETPHI_API int pocketphi_adapter(pocketphi *model, const char *name);
+
 /* Forget all tokens. */
 POCKETPHI_API void pocketphi_reset(pocketphi *model);
 
