@@ -315,8 +315,9 @@ def tools(ui: Ui) -> Tools:
     """What the compiler does for the commands that single targets have. ui: where a command tells what it does."""
 
     def rebuilt(bundle: Bundle, weights: Mapping[str, LazyWeight]) -> Program:
-        recipe = bundle.manifest.recipe
-        return rebuild(bundle.path, recipe, weights, recipe.all_logits).quantized
+        recipe, names = bundle.manifest.recipe, bundle.manifest.switched
+        adapters = open_host(bundle.path, bundle.manifest).adapters(names) if names else None
+        return rebuild(bundle.path, recipe, weights, recipe.all_logits, adapters=adapters).quantized
 
     def verified(folder: Path, manifest: Manifest) -> VerificationRecord:
         return verify_folder(folder, manifest, ui, as_far_as_it_runs=True).require().recorded()
