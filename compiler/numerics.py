@@ -265,12 +265,14 @@ class Numerics:
         return self._counted(self.host.runner(max_tokens, exact, every_position))
 
     def _counted(self, runner: Runner) -> _Counted:
-        switch(runner, self.adapter)
+        if self.adapter:
+            switch(runner, self.adapter)
         return _Counted(runner, self.taken)
 
     def _graph(self, program: Program, cache: Observer | None = None) -> ProgramRunner:
         made = ProgramRunner(program, self.keep, cache)
-        switch(made, self.adapter)
+        if self.adapter:
+            switch(made, self.adapter)
         return made
 
 
