@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.lora.named import NAME
 from pocketphi.graph.reading import named, parse_object, show, typed
 
 FORMAT = 2
@@ -44,6 +45,20 @@ class AdapterRecord:
     name: str
     blake3: str
     weight: float
+
+
+@dataclass(frozen=True)
+class SwitchedRecord:
+    """An adapter in a file of its own, which an app switches. name: of the file, without its ending; blake3: digest of the two
+    files that it was made of; weight: what its change was multiplied with; ranks: by the weight that it changes; values:
+    digest of its factors, whatever file holds them; bytes: of these in float32."""
+
+    name: str
+    blake3: str
+    weight: float
+    ranks: dict[str, int]
+    values: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -207,6 +222,7 @@ class Manifest:
     """versions: of libraries that decided the bytes; operators: of the graph → count; targets, files: by name.
 
     verification: None where there was none. text: digests of what a reader has to make of the tokenizer files.
+    adapters: that an app may switch, beside those that were merged into the source.
     sha256: of the bytes before it, None in a manifest without a seal.
     """
 
@@ -221,8 +237,14 @@ class Manifest:
     targets: dict[str, TargetRecord]
     verification: VerificationRecord | None
     text: TextRecord | None = None
+    adapters: tuple[SwitchedRecord, ...] = ()
     files: dict[str, FileRecord]
     sha256: str | None = None
+
+    @property
+    def switched(self) -> tuple[str, ...]:
+        """The names of the adapters that an app may switch."""
+        return tuple(one.name for one in self.adapters)
 
     @property
     def bytes(self) -> int:
@@ -289,12 +311,22 @@ def _odd_words(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield name if name == "pocketphi" else f"versions.{name}", f"is {show(version)}, expected a version"
     digests = {"source.blake3": manifest.source.blake3}
     digests |= {f"source.adapters.{i}.blake3": one.blake3 for i, one in enumerate(manifest.source.adapters)}
+    for i, switched in enumerate(manifest.adapters):
+        digests |= {f"adapters.{i}.blake3": switched.blake3, f"adapters.{i}.values": switched.values}
+        if not NAME.fullmatch(switched.name) or switched.name.endswith("."):
+            yield f"adapters.{i}.name", f"is {show(switched.name)}, which is no name of a file"
+        if not switched.ranks or 0 in switched.ranks.values():
+            yield f"adapters.{i}.ranks", "are none, or one is 0"
+    names = [one.name.casefold() for one in manifest.adapters]
+    if len(set(names)) < len(names):
+        yield "adapters", "has two of one name"
     if manifest.recipe.calibration not in (None, "default"):
         digests["recipe.calibration"] = str(manifest.recipe.calibration)
     for place, digest in digests.items():
         if not _DIGEST.fullmatch(digest):
             yield place, f"is {show(digest)}, expected 64 lower-case hex digits"
     numbers = {f"source.adapters.{i}.weight": one.weight for i, one in enumerate(manifest.source.adapters)}
+    numbers |= {f"adapters.{i}.weight": one.weight for i, one in enumerate(manifest.adapters)}
     if manifest.recipe.expected:
         numbers["recipe.expected.kl"] = manifest.recipe.expected.kl
     for place, number in numbers.items():

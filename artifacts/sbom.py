@@ -76,6 +76,19 @@ def _components(manifest: Manifest, own: str) -> tuple[Any, list[Any], list[Any]
         )
         for number, adapter in enumerate(manifest.source.adapters, 1)
     ]
+    switched = [
+        Component(
+            type=ComponentType.MACHINE_LEARNING_MODEL,
+            name=one.name,
+            bom_ref=f"switched:{one.name}",
+            hashes=hashed(one.blake3, HashAlgorithm.BLAKE3),
+            properties=[
+                Property(name="pocketphi:weight", value=f"{one.weight:g}"),
+                Property(name="pocketphi:switched", value="yes"),
+            ],
+        )
+        for one in manifest.adapters
+    ]
     libraries = [
         Component(
             type=ComponentType.LIBRARY,
@@ -86,4 +99,4 @@ def _components(manifest: Manifest, own: str) -> tuple[Any, list[Any], list[Any]
         )
         for name, version in {"pocketphi": manifest.pocketphi, **manifest.versions}.items()
     ]
-    return model, [source, *adapters], libraries
+    return model, [source, *adapters, *switched], libraries

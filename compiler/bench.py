@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import open_host, talker_of
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.errors import InputError
@@ -42,10 +43,12 @@ def bench(
     rounds: int,
     ui: Ui,
     target: str | None = None,
+    adapter: str | None = None,
     draft: str = "none",
 ) -> list[Speed]:
-    """Measure a bundle with each number of threads, one after the other: threads that wait for work in one runner would take
-    the cores from those of another. draft: `auto` to guess what comes next, in the text that a random prompt leads to."""
+    """Measure a bundle, with one of its adapters if that is named, with each number of threads, one after the other: threads
+    that wait for work in one runner would take the cores from those of another. draft: `auto` to guess what comes next, in the
+    text that a random prompt leads to."""
     for option, value in (("--prompt-tokens", prompt), ("--generate", generate), ("--rounds", rounds)):
         check_number(option, value)
     for count in threads:
@@ -59,19 +62,29 @@ def bench(
     context = bundle.manifest.context(target)
     if prompt + generate > context:
         raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")
+
+    def opened(count: int) -> Runner:
+        return talker_of(host, bundle.manifest, adapter, prompt + generate, count, draft)
+
     tokens = torch.tensor([random_tokens(read_config(path), prompt)])
     with ui.task("bench", (rounds + 1) * len(threads), "rounds") as advance:
-        return [_measure(host, tokens, count, generate, rounds, advance, draft) for count in threads]
+        return [_measure(host, opened, tokens, count, generate, rounds, advance) for count in threads]
 
 
 def _measure(
-    host: Host, tokens: torch.Tensor, threads: int, generate: int, rounds: int, advance: Advance, draft: str
+    host: Host,
+    opened: Callable[[int], Runner],
+    tokens: torch.Tensor,
+    threads: int,
+    generate: int,
+    rounds: int,
+    advance: Advance,
 ) -> Speed:
     """One runner, which is gone before the next one is made."""
     prompt = tokens.shape[1]
     forget_peak()
     begin = time.perf_counter()
-    runner = host.talker(prompt + generate, threads, draft)
+    runner = opened(threads)
     load = time.perf_counter() - begin
     times = []
     for _ in range(rounds + 1):

@@ -117,7 +117,7 @@ def _compile(cell: Cell, store: Path, cache: Path, sources: SourceDigests, ui: U
 
 def _check_sources(cell: Cell, sources: SourceDigests) -> None:
     sources.check(cell.options.model)
-    for one in cell.options.lora:
+    for one in (*cell.options.lora, *(named.lora for named in cell.options.adapter)):
         sources.check(one)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options, parse_size
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.lora.named import parse_lora
+from pocketphi.graph.lora.named import NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import KINDS, Option, declared
 from pocketphi.graph.reading import named, nearest, parse_toml, read_whole, resolved, show
 from pocketphi.passes.quantizers import recipes
@@ -179,8 +179,10 @@ class _Reader:
     def _lora(self, where: str, one: Option, text: Any) -> Any:
         """An adapter's folder counts from the file's folder on."""
         self._typed(where, one.name, text, str)
-        found = parse_lora(text)
-        return replace(found, folder=self._at(f"{where}.{one.name}", str(found.folder)))
+        named_one = parse_named(text) if one.kind is NamedLora else None
+        found = named_one.lora if named_one else parse_lora(text)
+        found = replace(found, folder=self._at(f"{where}.{one.name}", str(found.folder)))
+        return replace(named_one, lora=found) if named_one else found
 
     def _gates(self, targets: list[str]) -> dict[str, Gates]:
         """Gates for every target: the common ones, and its own over them."""

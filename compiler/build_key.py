@@ -58,7 +58,7 @@ def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
         "options": _digested(options),
         "targets": {one.target: [_digested(one), targets[one.target].key(one)] for one in options.of_targets},
         "source": sources.of(options.model),
-        "adapters": [sources.of(one) for one in options.lora],
+        "adapters": [sources.of(one) for one in (*options.lora, *(named.lora for named in options.adapter))],
         "name": Path(options.model).name,
         "pocketphi": __version__,
         "code": our_code(),

@@ -14,7 +14,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
-from pocketphi.compiler.hosts import open_host
+from pocketphi.compiler.hosts import check_adapter, open_host, talker_of
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
@@ -40,8 +40,8 @@ class Reply:
 class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
-    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; draft: `auto` lets a runtime that can
-    guess what comes next, which changes no answer, and `none` does not
+    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if None;
+    draft: `auto` lets a runtime that can guess what comes next, which changes no answer, and `none` does not
     """
 
     def __init__(
@@ -51,16 +51,18 @@ class Chat:
         system: str | None = None,
         threads: int = 0,
         target: str | None = None,
+        adapter: str | None = None,
         draft: str = "auto",
     ) -> None:
         check_threads(threads)
         bundle = Bundle.open(path)
+        check_adapter(bundle.manifest, adapter)
         self._held = bundle.manifest.context(target)
         self._limit = min(DEFAULT_TOKENS, self._held) if max_tokens is None else max_tokens
         check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
         host = open_host(path, bundle.manifest, target)
-        self._runner = host.talker(self._limit, threads, draft)
+        self._runner = talker_of(host, bundle.manifest, adapter, self._limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)

@@ -180,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
     add_options(evaluate, ProgramOptions, ["lora"])
     evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
     evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
+    _adapter_argument(evaluate)
     _target_argument(evaluate)
 
     chat = command("chat", _chat, "talk to a bundle")
@@ -194,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
     _draft_argument(chat, "auto")
+    _adapter_argument(chat)
     _target_argument(chat)
 
     bench = command("bench", _bench, "tokens a second of a bundle on this machine")
@@ -203,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--generate", type=int, default=64, help="decode steps (default %(default)s)")
     bench.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up (default %(default)s)")
     _draft_argument(bench, "none")
+    _adapter_argument(bench)
     _target_argument(bench)
 
     inspect = command("inspect", _inspect, "what a bundle or a model holds")
@@ -244,6 +247,10 @@ def _draft_argument(p: argparse.ArgumentParser, default: str) -> None:
 
 def _target_argument(p: argparse.ArgumentParser) -> None:
     p.add_argument("--target", choices=TARGETS, help="which of the bundle's targets (default: the first)")
+
+
+def _adapter_argument(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--adapter", metavar="NAME", help="switch on an adapter of the bundle (default: none)")
 
 
 def _compile_arguments(p: argparse.ArgumentParser) -> None:
@@ -316,7 +323,7 @@ def _eval(a: argparse.Namespace) -> int:
     from pocketphi.compiler.text import read_text
 
     text = read_text(a.text, "the text") if a.text else None
-    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target, _lora(a))
+    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target, _lora(a), a.adapter)
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
 
@@ -330,7 +337,7 @@ def _chat(a: argparse.Namespace) -> int:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
     if not 0 <= a.temperature < math.inf:
         raise InputError(f"--temperature {a.temperature}: expected 0 or a positive number")
-    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.draft)
+    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
         _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))
@@ -353,7 +360,7 @@ def _bench(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
     from pocketphi.compiler.bench import bench
 
-    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target, a.draft)
+    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target, a.adapter, a.draft)
     _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
     return 0
 

@@ -15,6 +15,7 @@ from pocketphi.artifacts.manifest import (
     Manifest,
     PassRecord,
     SourceRecord,
+    SwitchedRecord,
     TargetRecord,
 )
 from pocketphi.compiler import __version__
@@ -24,18 +25,28 @@ from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.options import CompileOptions
-from pocketphi.compiler.plan import check_model, check_targets, decide, lower
+from pocketphi.compiler.plan import (
+    adapter_notices,
+    check_adapters_switch,
+    check_model,
+    check_targets,
+    decide,
+    lower,
+    take_adapters,
+)
 from pocketphi.compiler.precision import rule_records
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.smoothing import scales_check, smoothed
-from pocketphi.compiler.source_check import reading_checks, require, rewrites_check
+from pocketphi.compiler.source_check import factors_check, reading_checks, require, rewrites_check
 from pocketphi.compiler.spend import Spent
 from pocketphi.compiler.ui import Ui
 from pocketphi.compiler.verify import verify_made, wants_verification
+from pocketphi.graph.adapters import bytes_of_factors, factors_digest
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.lora.beside import Beside
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
@@ -65,6 +76,7 @@ def compile_model(
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
     check_targets(options)
+    check_adapters_switch(options)
     source, text = opened(options)
     check_model(source.config, options)
     for notice in (*source.notices, *text.notices):
@@ -75,6 +87,9 @@ def compile_model(
     with source.ahead(free_memory() // 2):
         graphs = KnownGraphs(source, options.cache)
         program, reports = build_program(source, graphs, options, ui)
+        adapters = take_adapters(program, source, options)
+        for notice in adapter_notices(adapters):
+            ui.say(notice)
         chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
         policy = chosen.policy
         weights, program = smoothed(source, program, options, ui) if policy.smooth else (source, program)
@@ -83,6 +98,8 @@ def compile_model(
         quantized = lowered.program
         verifies = wants_verification(options.verify, lowered.bytes, ui)
         read = reading_checks(source) if verifies else []
+        if verifies and adapters:
+            read.append(factors_check(adapters, source))
         if verifies and policy.smooth:
             read.append(scales_check(source, weights))
         require(read)
@@ -105,7 +122,7 @@ def compile_model(
         manifest = describe(source, options, lowered.reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
         recipe = replace(manifest.recipe, rules=rules, smooth=policy.smooth, expected=chosen.expected)
-        manifest = replace(manifest, text=text.recorded, recipe=recipe)
+        manifest = replace(manifest, text=text.recorded, recipe=recipe, adapters=_switched(adapters, quantized))
         if verifies:
             made = verify_made(folder, manifest, options.verify, ui, options.cache)
             checks = (*(check.recorded() for check in read), *made.checks)
@@ -162,6 +179,21 @@ def measure_caches(
         made = measure_scales(program, weights, tokens[:windows], {bits for _, bits in asking}, advance)
     for one, bits in asking:
         one.take_scales(made[bits])
+
+
+def _switched(adapters: Mapping[str, Beside], program: Program) -> tuple[SwitchedRecord, ...]:
+    """What a manifest says of adapters that stay apart. program: has their factors as they were written."""
+    return tuple(
+        SwitchedRecord(
+            name,
+            one.adapter.blake3,
+            one.named.lora.weight,
+            dict(one.ranks),
+            factors_digest(program.adapters[name]),
+            bytes_of_factors(program.config, one.ranks),
+        )
+        for name, one in adapters.items()
+    )
 
 
 def _check_size(folder: Path, options: CompileOptions) -> None:

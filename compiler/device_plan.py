@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 from pocketphi.compiler.devices import Device
 from pocketphi.compiler.footprint import PROMPT, footprint, kept_weights
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.graph.adapters import bytes_of_factors
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.kept import Kept
-from pocketphi.graph.lora.named import Lora
+from pocketphi.graph.lora.named import Lora, NamedLora
 from pocketphi.graph.options import declared
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.passes.choices import BLOCKS
@@ -94,6 +96,19 @@ def _kept(options: CompileOptions) -> dict[str, Kept]:
     return kept_weights(open_checkpoint(options.model, options.lora))
 
 
+@functools.lru_cache(maxsize=1)
+def _adapter_sizes(model: str, lora: tuple[Lora, ...], named: tuple[NamedLora, ...]) -> list[int]:
+    """Bytes of the adapters that an app is to switch."""
+    if not named:
+        return []
+    from pocketphi.graph.lora.beside import open_beside
+    from pocketphi.graph.opening import open_checkpoint
+
+    source = open_checkpoint(model, lora)
+    adapters = open_beside(named, source, list(source.config.tensors()))
+    return [bytes_of_factors(source.config, one.ranks) for one in adapters.values()]
+
+
 def runs_on(target: str, device: Device) -> bool:
     """Whether a device's system has the target's runtime."""
     platforms = find_target(target).platforms
@@ -119,6 +134,7 @@ def fit(
     check_runs_on(target, device)
     found = find_target(target)
     made = footprint(config, target, options, prompt, kept=_kept(options), policy=policy)
+    made = made.with_adapters(_adapter_sizes(options.model, options.lora, options.adapter))
     return Fit(
         device=device.name,
         target=target,

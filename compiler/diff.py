@@ -48,6 +48,7 @@ def changes(old: Manifest, new: Manifest) -> list[Change]:
 def _values(manifest: Manifest) -> dict[tuple[str, str], float]:
     """By kind and name."""
     found = {("adapter", f"adapter {one.name} {one.blake3[:12]}"): one.weight for one in manifest.source.adapters}
+    found |= {("adapter", f"switched adapter {one.name} {one.values[:12]}"): one.weight for one in manifest.adapters}
     found |= {("bytes", "all files"): manifest.bytes}
     found |= {("bytes", name): entry.bytes for name, entry in manifest.files.items()}
     found["verified", "verified"] = float(manifest.verified)

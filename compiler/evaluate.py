@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.artifacts.manifest import MANIFEST, SourceRecord
-from pocketphi.compiler.hosts import open_host
+from pocketphi.artifacts.manifest import MANIFEST, AdapterRecord, SourceRecord, SwitchedRecord
+from pocketphi.compiler.hosts import open_host, runner_of
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.text_check import check_text
@@ -25,6 +25,7 @@ from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.ranges import check_number
+from pocketphi.graph.reading import named
 from pocketphi.graph.trace import trace
 from pocketphi.passes.calibrate import held_out_text
 from pocketphi.targets.base import Runner
@@ -53,17 +54,20 @@ def evaluate_model(
     ui: Ui,
     target: str | None = None,
     lora: Sequence[Lora] = (),
+    adapter: str | None = None,
 ) -> Evaluation:
     """Run `tokens` tokens of the text through a checkpoint (in float) or a bundle, in windows without overlap.
 
-    text: documentation of Python's library if None. lora: adapters of the checkpoint; of a bundle's reference.
+    text: documentation of Python's library if None. lora: adapters of the checkpoint; of a bundle's reference;
+    adapter: of the bundle, which is switched on.
     """
     is_bundle = (Path(model) / MANIFEST).is_file()
     if is_bundle and (reference is not None or lora):
-        check_adapters(Bundle.open(Path(model), check=False).manifest.source, reference, lora)
+        manifest = Bundle.open(Path(model), check=False).manifest
+        check_adapters(manifest.source, reference, lora, [one for one in manifest.adapters if one.name == adapter])
     check_number("--tokens", tokens, least=2)
     check_number("--window", window, least=2)
-    runner, files, config = open_runner(model, window, target, () if is_bundle else lora)
+    runner, files, config = open_runner(model, window, target, () if is_bundle else lora, adapter)
     rows = windows(tokens_of(text, held_out_text() if text is None else "", files, config, tokens), window)
     other, _, other_config = (None, None, config)
     if reference is not None:
@@ -85,24 +89,26 @@ def evaluate_model(
     return Evaluation(model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1)
 
 
-def check_adapters(made_of: SourceRecord, reference: str | None, lora: Sequence[Lora]) -> None:
-    """Raises InputError where a reference for a bundle is its model with other adapters than the bundle's."""
+def check_adapters(
+    made_of: SourceRecord, reference: str | None, lora: Sequence[Lora], on: Sequence[SwitchedRecord] = ()
+) -> None:
+    """Raises InputError where a reference for a bundle is its model with other adapters than the bundle's: those that were
+    merged, and those that are switched on."""
+    adapters: list[AdapterRecord | SwitchedRecord] = [*made_of.adapters, *on]
     if reference is None:
         raise InputError("--lora: a bundle holds its adapters; they are for a --reference")
-    said = [f"{one.name}={one.weight:g}" for one in made_of.adapters]
-    needs = f"the bundle was made with {', '.join(said) or 'no adapter'}"
-    if not lora and made_of.adapters and Path(reference).name == made_of.model:
+    said = [f"{one.name}={one.weight:g}" for one in adapters]
+    needs = f"the bundle {'runs' if on else 'was made'} with {', '.join(said) or 'no adapter'}"
+    if not lora and adapters and Path(reference).name == made_of.model:
         raise InputError(f"--reference {reference}: {needs}; name each with --lora, in this order, with its weight")
-    if lora and [(digest_files(one.files), one.weight) for one in lora] != [
-        (a.blake3, a.weight) for a in made_of.adapters
-    ]:
+    if lora and [(digest_files(one.files), one.weight) for one in lora] != [(a.blake3, a.weight) for a in adapters]:
         raise InputError(
             f"--lora {' '.join(map(str, lora))}: {needs}, from other files, with other weights, or in another order"
         )
 
 
 def open_runner(
-    model: str, window: int, target: str | None = None, lora: Sequence[Lora] = ()
+    model: str, window: int, target: str | None = None, lora: Sequence[Lora] = (), adapter: str | None = None
 ) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
     """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
     folder = Path(model)
@@ -111,7 +117,10 @@ def open_runner(
         host = open_host(folder, bundle.manifest, target)
         _check_window(window, bundle.manifest.context(target), model)
         files = read_tokenizer_files(folder)
-        return host.runner(window, every_position=True), files, read_config(folder)
+        runner = runner_of(host, bundle.manifest, adapter, window)
+        return runner, files, read_config(folder)
+    if adapter is not None:
+        raise InputError(f"--adapter {named(adapter)}: {model} is a model, not a bundle; --lora merges one into it")
     if target:
         raise InputError(f"--target {target}: {model} is a model, not a bundle")
     source = open_checkpoint(model, lora)

@@ -17,6 +17,7 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import named, read_whole, show
+from pocketphi.targets import find_target
 from pocketphi.targets.base import Check, Host
 from pocketphi.targets.target import Asked
 
@@ -51,7 +52,10 @@ def files_check(folder: Path, manifest: Manifest, hosts: Iterable[Host]) -> Chec
         odd.append(CONFIG)
     own = [host.files() for host in hosts]
     if own and None not in own:
-        known = {CONFIG, *TOKENIZER_FILES}.union(*(names for names in own if names is not None))
+        adapters = {
+            find_target(target).switches.format(name) for target in manifest.targets for name in manifest.switched
+        }
+        known = {CONFIG, *TOKENIZER_FILES, *adapters}.union(*(names for names in own if names is not None))
         odd += [named(name) for name in sorted(set(manifest.files) - known)]
     detail = f"first {odd[0]}" if odd else f"{len(manifest.files) or 'all'} files"
     return Check("files that no compile writes", len(odd), 0, detail)

@@ -74,4 +74,5 @@ def bundle_footprint(bundle: Bundle, target: str, prompt: int = PROMPT, context:
     made = footprint(config, target, options, prompt, context, policy=policy)
     bundle.file(found.weights_file)
     files = bundle.manifest.files[found.weights_file].bytes
-    return dataclasses.replace(made, files=files, weights=made.weights + files - made.files)
+    made = dataclasses.replace(made, files=files, weights=made.weights + files - made.files)
+    return made.with_adapters([one.bytes for one in bundle.manifest.adapters])

@@ -13,6 +13,7 @@ _FUSED = {
     "edge.combine": ("sum of experts", "sums of experts"),
     "edge.add_rms_norm": ("norm with the sum before it", "norms, each with the sum before it"),
     "edge.rms_norm": ("norm alone", "norms alone"),
+    "edge.add_low_rank": ("place for an adapter", "places for an adapter"),
 }
 """Operators that stand for many of the traced graph: one, several."""
 _FORMATS = {"nbits": "int4", "palette": "palettes"}

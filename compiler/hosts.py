@@ -7,8 +7,9 @@ from pathlib import Path
 from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
+from pocketphi.graph.reading import named
 from pocketphi.targets import find_target, packages_of
-from pocketphi.targets.base import Host
+from pocketphi.targets.base import Host, Runner, switch
 from pocketphi.targets.target import TargetOptions
 
 
@@ -24,6 +25,35 @@ def open_host(folder: Path, manifest: Manifest, target: str | None = None) -> Ho
     found = find_target(name)
     with packages_of(found):
         return found.open_host(folder, held[name])
+
+
+def check_adapter(manifest: Manifest, adapter: str | None) -> None:
+    """Raises InputError for an adapter that the bundle does not have."""
+    if adapter is not None and adapter not in manifest.switched:
+        held = ", ".join(manifest.switched) or "none: an adapter gets into a bundle by compile --adapter NAME=DIR"
+        raise InputError(f"--adapter {named(adapter)}: there is no such adapter in the bundle; it holds {held}")
+
+
+def runner_of(host: Host, manifest: Manifest, adapter: str | None, max_tokens: int) -> Runner:
+    """A runner that gives every token's logits, with one of the bundle's adapters switched on. Raises InputError for one that
+    the bundle does not have."""
+    check_adapter(manifest, adapter)
+    return _switched(host.runner(max_tokens, every_position=True), adapter)
+
+
+def talker_of(
+    host: Host, manifest: Manifest, adapter: str | None, max_tokens: int, threads: int = 0, draft: str = "auto"
+) -> Runner:
+    """A runner for one text whose tokens come one by one (`Host.talker`), with an adapter switched on. Raises InputError for
+    one that the bundle does not have."""
+    check_adapter(manifest, adapter)
+    return _switched(host.talker(max_tokens, threads, draft), adapter)
+
+
+def _switched(runner: Runner, adapter: str | None) -> Runner:
+    if adapter is not None:
+        switch(runner, adapter)
+    return runner
 
 
 def check_runs_here(options: TargetOptions) -> None:

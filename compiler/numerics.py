@@ -13,10 +13,12 @@ from torch import fx
 
 from pocketphi.compiler.measure import distance
 from pocketphi.compiler.text import random_tokens
+from pocketphi.graph.adapters import feeds
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.program import Observer, Program, Weights
 from pocketphi.graph.rounded_cache import observer
-from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.passes.carry_adapters import CarryAdapters
+from pocketphi.targets.base import Check, Host, Runner, switch
 
 _DECODE, _DECODE_OTHERS, _MORE_OTHERS = 64, 8, 140
 """Steps with the cache, at most: of the files in their runtime, and of the same files in another; there, then, the tokens of a
@@ -41,6 +43,7 @@ class Numerics:
 
     program: the traced graph with the saved weights; fused: the same after the float rewrites
     prompt: int64 [1, S], a text; limit: tokens that the files hold; keep: hold the program's weights in memory
+    adapter: of the programs and of the files, which is switched on in both
     taken:  called with the tokens that a runner of the files took; `tokens` in all
     """
 
@@ -51,11 +54,12 @@ class Numerics:
     limit: int
     keep: bool
     taken: Callable[[int], None] = field(default=lambda count: None)
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         config = self.program.config
         room, rope = self.limit - self.prompt.shape[1], config.long_rope
-        self._steps = min(_DECODE, room)
+        self._steps = min(_DECODE_OTHERS if self.adapter else _DECODE, room)
         past = (config.sliding_window or 0) + _AFTER
         self._window = config.sliding_window if past < self.limit else None
         ring = self.host.ring_rows()
@@ -73,24 +77,36 @@ class Numerics:
         cache = self.host.rounded_cache()
         self._cache = observer(self.fused, cache) if cache else None
 
+    def with_adapter(self, name: str) -> Numerics:
+        """The checks of the same files with one of their adapters, against the same graphs with it."""
+        program, fused = self.program.copy(), self.fused.copy()
+        for one in (program, fused):
+            CarryAdapters()(one)
+        return Numerics(self.host, program, fused, self.prompt, self.limit, self.keep, self.taken, name)
+
     @property
     def tokens(self) -> int:
         """What the checks run through the files."""
         others = len(self._others)
         text = self.prompt.shape[1] + self._steps
-        count = 3 * text - 1  # all of them as saved and exact, and the greedy choice, whose last one is not run
-        if self._window:
+        ways = 3 + 2 * bool(self.adapter)
+        count = ways * text - 1  # all of them as saved and exact, and the greedy choice, whose last one is not run
+        if self._window and not self.adapter:
             count += 2 * (max(self._window, self._ring or 0) + _AFTER)
             count += (others + 1 if others else 0) * (self._window + _AFTER)
-        if self._switch:
+        if self._switch and not self.adapter:
             count += 3 * self._switch + 2
-        if self._switch_others and others:
+        if self._switch_others and others and not self.adapter:
             count += (others + 1) * (self._switch_others + 1)
         text = self.prompt.shape[1] + self._steps_others + self._more_others
         return count + ((others + 1) * text if others else 0)
 
     def checks(self) -> Iterable[Check]:
         """All of them, one after the other."""
+        if self.adapter:
+            for check in (*self._text(), *self._other_runtimes(), self._off_again()):
+                yield replace(check, name=f"{check.name}, adapter {self.adapter}")
+            return
         yield from self._text()
         if self._window:
             yield from self._past_the_window(self._window)
@@ -104,7 +120,7 @@ class Numerics:
         exactly = self.host.exact_bound
         chosen, greedy_logits = generate(self._runner(total), self.prompt, self._steps)
         sequence = torch.cat([self.prompt, chosen], dim=1)
-        at_once = ProgramRunner(self.program, self.keep).step(sequence)[0]
+        at_once = self._graph(self.program).step(sequence)[0]
         expected = self._as_it_grew(sequence, at_once, start)
 
         exact = self._runner(total, exact=True, every_position=True)
@@ -114,7 +130,7 @@ class Numerics:
         yield _kl("decode, exact", expected[start:], decode, exactly)
         whole = self._runner(total, every_position=True).step(sequence)[0]
         if self._cache:  # the files as they are saved have such a cache, in a prompt too
-            at_once = ProgramRunner(self.fused, self.keep, self._cache).step(sequence)[0]
+            at_once = self._graph(self.fused, self._cache).step(sequence)[0]
             expected = self._as_it_grew(sequence, at_once, start, self._cache)
         rows = expected[start - 1 : -1]
         rounding = functools.cache(lambda: self._rounded(sequence))
@@ -131,6 +147,17 @@ class Numerics:
         same = int((gaps == 0).sum())
         detail = f"{same}/{self._steps} equal, ties within {tie:.2g}"
         yield Check("greedy tokens that differ", int((gaps > tie).sum()), 0, detail)
+
+    def _off_again(self) -> Check:
+        """A runner whose adapter was on and is off gives the bits of one that never had any."""
+        total = self.prompt.shape[1] + self._steps
+        runner = self._runner(total)
+        with_it = runner.step(self.prompt)
+        switch(runner, None)
+        plain = self.host.runner(total).step(self.prompt)
+        off = int((runner.step(self.prompt) != plain).sum())
+        detail = f"{plain.numel()} logits; the adapter moves one by {float((with_it - plain).abs().max()):.2g}"
+        return Check("logits that stay changed when it is off again", off, 0, detail)
 
     def _as_saved(
         self,
@@ -171,6 +198,7 @@ class Numerics:
             return None
 
         inputs, weights = self.fused.prefill_inputs(tokens), Weights(self.fused.weights, self.keep)
+        inputs |= feeds(self.fused.adapters[self.adapter]) if self.adapter else {}
         return self.fused.run(inputs, weights, observe)["logits"][0]
 
     def _as_it_grew(
@@ -183,7 +211,7 @@ class Numerics:
         if not (self._switch and start <= self._switch < tokens.shape[1]):
             return at_once
         program = self.fused if cache else self.program
-        short = ProgramRunner(program, self.keep, cache).step(tokens[:, : self._switch])[0]
+        short = self._graph(program, cache).step(tokens[:, : self._switch])[0]
         return torch.cat([short, at_once[self._switch :]])
 
     def _past_the_window(self, window: int) -> Iterable[Check]:
@@ -235,15 +263,26 @@ class Numerics:
         total = sum(piece.shape[1] for piece in pieces) + 1  # onnxruntime-genai wants room for one more
         expected = self._last_logits(self._runner(total), pieces)
         for name, make in self.host.other_runners(total).items():
-            came = self._last_logits(_Counted(make(), self.taken), pieces)
+            came = self._last_logits(self._counted(make()), pieces)
             yield _kl(f"{name}, {what}", expected, came, self.host.exact_bound)
 
     @staticmethod
     def _last_logits(runner: Runner, pieces: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat([runner.step(piece)[0, -1:] for piece in pieces])
 
-    def _runner(self, max_tokens: int, exact: bool = False, every_position: bool = False) -> Runner:
-        return _Counted(self.host.runner(max_tokens, exact, every_position), self.taken)
+    def _runner(self, max_tokens: int, exact: bool = False, every_position: bool = False) -> _Counted:
+        return self._counted(self.host.runner(max_tokens, exact, every_position))
+
+    def _counted(self, runner: Runner) -> _Counted:
+        if self.adapter:
+            switch(runner, self.adapter)
+        return _Counted(runner, self.taken)
+
+    def _graph(self, program: Program, cache: Observer | None = None) -> ProgramRunner:
+        made = ProgramRunner(program, self.keep, cache)
+        if self.adapter:
+            switch(made, self.adapter)
+        return made
 
 
 _PRODUCTS = (torch.ops.aten.linear.default, torch.ops.edge.experts.default)
@@ -265,6 +304,9 @@ class _Counted:
 
     def reset(self) -> None:
         self.runner.reset()
+
+    def switch(self, adapter: str | None) -> None:
+        switch(self.runner, adapter)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         logits = self.runner.step(tokens)

@@ -13,7 +13,7 @@ from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler import __version__
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
-from pocketphi.graph.lora.named import Lora, parse_lora
+from pocketphi.graph.lora.named import Lora, NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.reading import named, nearest, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
@@ -145,6 +145,12 @@ class ProgramOptions(Options):
         "and the order counts",
         metavar="DIR[=WEIGHT]",
         parse=parse_lora,
+    )
+    adapter: tuple[NamedLora, ...] = option(
+        (),
+        "a PEFT adapter that stays apart, in a file of its own that an app switches by this name; may be repeated",
+        metavar="NAME=DIR[=WEIGHT]",
+        parse=parse_named,
     )
 
 

@@ -13,6 +13,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.writing import write_whole
 from pocketphi.passes.base import Pass, PassReport
 from pocketphi.passes.canonicalize import Canonicalize
+from pocketphi.passes.carry_adapters import CarryAdapters
 from pocketphi.passes.fuse_attention import FuseAttention
 from pocketphi.passes.fuse_gated_mlp import FuseGatedMlp
 from pocketphi.passes.fuse_gegelu import FuseGegelu
@@ -37,9 +38,15 @@ def fusions(context: int | None) -> list[Pass]:
     ]
 
 
-def quantization(policy: Policy, stored: Mapping[str, LazyWeight], all_logits: bool) -> list[Pass]:
-    """float → few bits. stored: weights that are quantized already."""
-    return [QuantizeWeights(policy, stored), *last_logits(all_logits)]
+def quantization(
+    policy: Policy, stored: Mapping[str, LazyWeight], all_logits: bool, adapters: bool = False
+) -> list[Pass]:
+    """float → few bits. stored: weights that are quantized already; adapters: the program has some that are switched."""
+    return [
+        QuantizeWeights(policy, stored),
+        *([CarryAdapters()] if adapters else []),
+        *last_logits(all_logits),
+    ]
 
 
 def last_logits(all_logits: bool) -> list[Pass]:

@@ -20,16 +20,19 @@ from pocketphi.compiler.precision import asked_policy, kept_policy
 from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.spend import Spent, measuring_bytes, spend
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.checkpoint import CHUNK_BYTES
+from pocketphi.graph.adapters import bytes_of_factors
+from pocketphi.graph.checkpoint import CHUNK_BYTES, Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lora.beside import Beside, open_beside
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
 from pocketphi.passes import cache_scales
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import AT_ONCE, WINDOW
+from pocketphi.passes.carry_adapters import projections
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.weight_cache import MAX_VALUES
@@ -76,15 +79,18 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     allowed: judges the policy, and may raise
     """
     check_targets(options)
+    check_adapters_switch(options)
     source, text = opened(options)
     check_model(source.config, options)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
+    adapters = take_adapters(program, source, options)
     start = resident_now()
     chosen = decide(source, graphs, program, options, ui or Ui())
     policy = chosen.policy
     lowered = lower(program, policy, reports, options, allowed)
     reports = lowered.reports
+    sizes = [bytes_of_factors(source.config, one.ranks) for one in adapters.values()]
     kept = kept_weights(source) if options.recipe == "keep" else {}
     smoothing = smoothing_bytes(source.config) if policy.smooth else 0
     measuring = measuring_bytes(source.config) if options.spends else smoothing
@@ -94,12 +100,16 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
         layers=source.config.layers,
         artifact=lowered.bytes,
         compile_memory=max(start + measuring, compile_memory(source.config, options, policy)),
-        run={name: footprint(source.config, name, options, kept=kept, policy=policy) for name in lowered.prepared},
+        run={
+            name: footprint(source.config, name, options, kept=kept, policy=policy).with_adapters(sizes)
+            for name in lowered.prepared
+        },
         applied={r.name: dict(r.applied) for r in reports},
         refused=[[r.name, *entry] for r in reports for entry in r.refused],
         operators=dict(lowered.program.operators()),
         notes=[
             *source.notices,
+            *adapter_notices(adapters),
             *text.notices,
             *(f"{name}: {note}" for name, one in lowered.prepared.items() for note in one.notes),
         ],
@@ -157,7 +167,9 @@ def quantize(
 ) -> tuple[Program, list[PassReport]]:
     """A copy of a program whose weights get their formats, and what was done. dump, first: see `run_passes`."""
     quantized = program.copy()
-    return quantized, run_passes(quantized, quantization(policy, {}, options.all_logits), dump, first)
+    return quantized, run_passes(
+        quantized, quantization(policy, {}, options.all_logits, bool(program.adapters)), dump, first
+    )
 
 
 def _whole(program: Program, policy: Policy, source: HashedCheckpoint, options: CompileOptions) -> int:
@@ -202,6 +214,30 @@ def check_targets(options: CompileOptions) -> None:
     """Raise CannotRun, before any work, where a target's packages are not installed."""
     for one in options.of_targets:
         find_target(one.target).check_installed(one)
+
+
+def take_adapters(program: Program, source: Checkpoint, options: CompileOptions) -> dict[str, Beside]:
+    """Open the adapters that an app is to switch, for a fused program, which has them from now on. Raises InputError for one
+    that cannot be switched."""
+    adapters = open_beside(options.adapter, source, list(projections(program)))
+    program.adapters.update(adapters)
+    return adapters
+
+
+def adapter_notices(adapters: Mapping[str, Beside]) -> list[str]:
+    """What a user should know of them."""
+    return [notice for one in adapters.values() for notice in one.adapter.notices]
+
+
+def check_adapters_switch(options: CompileOptions) -> None:
+    """Raise InputError, before any work, where a target's runtime cannot switch the adapters that are asked for."""
+    able = [name for name in TARGETS if find_target(name).switches]
+    for name in options.target_names:
+        if options.adapter and not find_target(name).switches:
+            raise InputError(
+                f"--adapter {options.adapter[0]}: {name} cannot switch adapters; merge one with --lora, or compile for "
+                f"{' or '.join(able)}"
+            )
 
 
 def check_model(config: ModelConfig, options: CompileOptions) -> None:

@@ -11,6 +11,7 @@ import torch
 from pocketphi.artifacts.manifest import RecipeRecord
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.precision import recorded_policy
+from pocketphi.graph.adapters import Factors
 from pocketphi.graph.checkpoint import Checkpoint, TensorInfo
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CheckFailed, CompilerBug
@@ -57,15 +58,18 @@ def rebuild(
     saved: Mapping[str, LazyWeight],
     all_logits: bool = True,
     tracer: Callable[[Checkpoint], Program] = trace,
+    adapters: Mapping[str, Factors] | None = None,
 ) -> Rebuilt:
     """Trace and rewrite as the compile did, with the saved weights.
 
-    all_logits: keep the logits of every position, whatever the compile did; tracer: gives the traced graph.
+    all_logits: keep the logits of every position, whatever the compile did; tracer: gives the traced graph; adapters: the
+    saved ones, which all three programs then have, and only the quantized one has inputs for.
 
     The rotary tables are computed anew, so that a wrong saved one is seen. Raises CheckFailed where the saved weights are
     not those that the program reads.
     """
     traced = tracer(_ShapesOnly(read_config(folder)))
+    traced.adapters.update(adapters or {})
     fused = traced.copy()
     reports = run_passes(fused, fusions(recipe.context))
     program = fused.copy()
@@ -80,7 +84,7 @@ def rebuild(
             raise CheckFailed(
                 f"{name} is saved in other blocks, or with other zero points or scales, than its recipe makes"
             )
-    reports += run_passes(program, quantization(policy, quantized, all_logits))
+    reports += run_passes(program, quantization(policy, quantized, all_logits, bool(adapters)))
     if set(program.weights) != set(saved):
         odd = sorted(set(program.weights) ^ set(saved))
         raise CheckFailed(f"the saved weights are not those of the program: {odd[0]} is on one side only")

@@ -31,6 +31,11 @@ def bundle(made: Bundle, checked: bool) -> None:
     table.add_row("recipe", plain(recipe.described()))
     for adapter in manifest.source.adapters:
         table.add_row("adapter", plain(f"{adapter.name}, weight {adapter.weight:g}, {adapter.blake3[:12]}"))
+    for one in manifest.adapters:
+        ranks = sorted(set(one.ranks.values()))
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        parts = f"{rank}, {len(one.ranks)} weights, {_size(one.bytes)}, weight {one.weight:g}, {one.blake3[:12]}"
+        table.add_row("switched adapter", plain(f"{one.name}: {parts}"))
     _graph(table, manifest.operators)
     table.add_row("on disk", f"{_size(manifest.bytes)} in {len(manifest.files)} files")
     for name, target in manifest.targets.items():

@@ -11,6 +11,7 @@ from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
+from pocketphi.graph.adapters import Turned
 from pocketphi.graph.channel_scales import LARGEST, ChannelScales, Exponents, not_cancelled
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
@@ -30,11 +31,13 @@ def smoothed(
     source: HashedCheckpoint, program: Program, options: CompileOptions, ui: Ui
 ) -> tuple[HashedCheckpoint, Program]:
     """The same checkpoint, and a program that reads it, with the factors of channels where int8 activations lose least."""
-    scaled = HashedCheckpoint(ChannelScales(source, _known_exponents(source, program, options, ui)))
+    turned = ChannelScales(source, _known_exponents(source, program, options, ui))
+    scaled = HashedCheckpoint(turned)
     reading = program.copy()
     for name, weight in program.weights.items():
         if isinstance(weight, FloatWeight):
             reading.weights[name] = replace(weight, checkpoint=scaled)
+    reading.adapters = {name: Turned(one, turned.given_to) for name, one in program.adapters.items()}
     return scaled, reading
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import EMBEDDING
 from pocketphi.graph.errors import CheckFailed
+from pocketphi.graph.lora.beside import Beside
 from pocketphi.graph.program import Program
 from pocketphi.graph.second_adapters import merged_row
 from pocketphi.graph.second_reading import SecondReading, second_reading
@@ -74,7 +75,7 @@ def adapters_check(source: Checkpoint, base: Checkpoint) -> Check:
         stored = EMBEDDING if name not in base.tensors else name
         for row in _scattered(source.tensors[name].rows):
             own = base.read(stored, row, row + 1)[0].double().numpy()
-            expected, largest = merged_row(source, base, name, row, own)
+            expected, largest = merged_row(source.adapters, base.config, name, row, own)
             rows += 1
             came = source.read(name, row, row + 1)[0].double().numpy()
             # rounded once to float32; and what sums in another order may differ by in float64
@@ -83,6 +84,26 @@ def adapters_check(source: Checkpoint, base: Checkpoint) -> Check:
                 break
     detail = f"{rows} rows of {len(source.tensors)} tensors" if not wrong else f"first {wrong[0]}"
     return Check("rows that are not the base's with its adapters", len(wrong), 0, detail)
+
+
+def factors_check(adapters: Mapping[str, Beside], base: Checkpoint) -> Check:
+    """The products of the factors are what numpy makes of what safetensors' own library reads."""
+    wrong, rows = [], 0
+    for one in adapters.values():
+        for name in one.ranks:
+            a, b = (factor.double() for factor in one.read(name))
+            stored = EMBEDDING if name not in base.tensors else name
+            for row in _scattered(b.shape[1]):
+                own = base.read(stored, row, row + 1)[0].double().numpy()
+                merged, largest = merged_row([one.adapter], base.config, name, row, own)
+                rows += 1
+                terms = (a.abs() @ b[:, row].abs()).numpy()  # each factor is rounded once to float32
+                off = abs((a @ b[:, row]).numpy() - (merged - own))
+                if not bool((off <= 2.0**-22 * terms + 2.0**-40 * largest).all()):
+                    wrong.append(name)
+                    break
+    detail = f"{rows} rows of {len(adapters)} adapters" if not wrong else f"first {wrong[0]}"
+    return Check("rows of adapters that safetensors reads otherwise", len(wrong), 0, detail)
 
 
 def _scattered(rows: int) -> list[int]:

@@ -31,6 +31,7 @@ from pocketphi.compiler.source_check import reading_checks, require, rewrites_ch
 from pocketphi.compiler.text import PROBE, random_tokens, tokens_of
 from pocketphi.compiler.text_check import text_checks
 from pocketphi.compiler.ui import Advance, Ui
+from pocketphi.graph.adapters import Factors, factors_digest
 from pocketphi.graph.channel_scales import scaled_alike
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
@@ -159,26 +160,34 @@ def _verify_target(
     try:
         host = open_host(folder, manifest, target)
         saved = host.weights()
+        adapters = host.adapters(manifest.switched)
     except CannotRun as error:
         return [], None, error
     limit = manifest.context(target)
-    rebuilt = rebuild(folder, manifest.recipe, saved, tracer=tracer)
+    if adapters and not (same := adapters_check(manifest, adapters)).ok:
+        return [same], None, None
+    rebuilt = rebuild(folder, manifest.recipe, saved, tracer=tracer, adapters=adapters)
     config, count = rebuilt.traced.config, max(1, min(_PREFILL, limit // 2))
     tokens = tokens_of(None, PROBE, read_tokenizer_files(folder), config, count)
     prompt = torch.tensor([tokens + random_tokens(config, count - len(tokens))])
     size = sum(spec.bytes for weight in rebuilt.traced.weights.values() for spec in weight.parts.values())
     numerics = Numerics(host, rebuilt.traced, rebuilt.fused, prompt, limit, keep=size < free_memory() // 4)
-    with ui.task(f"verify {target}", len(saved) + numerics.tokens) as advance:
-        numerics.taken = advance
+    switched = [numerics.with_adapter(name) for name in adapters]
+    steps = len(saved) + sum(one.tokens for one in (numerics, *switched))
+    with ui.task(f"verify {target}", steps) as advance:
+        for one in (numerics, *switched):
+            one.taken = advance
         found = [_weights_check(host, saved, manifest.targets[target].weights, rebuilt.quantized, advance)]
         if not found[0].ok:  # the numbers would only repeat that the weights are wrong
             return found, rebuilt, None
+        found += [adapters_check(manifest, adapters)] if adapters else []
         found.append(rewrites_check(rebuilt.traced, rebuilt.fused, manifest.recipe.context))
         cannot: list[str] = []
         lowered, reports = _lowered(rebuilt, manifest)
         asked = asked_of(manifest)
         for checks in (
             lambda: [*numerics.checks(), *host.own_checks(prompt)],
+            lambda: [check for one in switched for check in one.checks()],
             lambda: host.graph_checks(lowered, asked),  # files are compared where they cannot be run
             lambda: [details_check(manifest, target, host, lowered), recipe_check(manifest, lowered.config, reports)],
         ):
@@ -291,12 +300,24 @@ def _weights_check(
     return Check("weights equal, bit for bit", len(wrong) + len(missing), 0, detail)
 
 
+def adapters_check(manifest: Manifest, adapters: Mapping[str, Factors]) -> Check:
+    """Every saved adapter holds the values that were written, for the weights that the manifest names."""
+    wrong = [
+        one.name
+        for one in manifest.adapters
+        if dict(adapters[one.name].ranks) != one.ranks or factors_digest(adapters[one.name]) != one.values
+    ]
+    detail = f"first {wrong[0]}" if wrong else f"{len(adapters)} adapters"
+    return Check("adapters that are not as they were made", len(wrong), 0, detail)
+
+
 def tools(ui: Ui) -> Tools:
     """What the compiler does for the commands that single targets have. ui: where a command tells what it does."""
 
     def rebuilt(bundle: Bundle, weights: Mapping[str, LazyWeight]) -> Program:
-        recipe = bundle.manifest.recipe
-        return rebuild(bundle.path, recipe, weights, recipe.all_logits).quantized
+        recipe, names = bundle.manifest.recipe, bundle.manifest.switched
+        adapters = open_host(bundle.path, bundle.manifest).adapters(names) if names else None
+        return rebuild(bundle.path, recipe, weights, recipe.all_logits, adapters=adapters).quantized
 
     def verified(folder: Path, manifest: Manifest) -> VerificationRecord:
         return verify_folder(folder, manifest, ui, as_far_as_it_runs=True).require().recorded()

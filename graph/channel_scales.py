@@ -56,6 +56,10 @@ class ChannelScales(Checkpoint):
             return rows
         return torch.ldexp(rows.float(), turn[start:stop] if rows.dim() == 1 else turn)
 
+    def given_to(self, name: str) -> torch.Tensor | None:
+        """int32 [K]: the exponents that the columns of a matrix took over; None where there are none."""
+        return self._turns.get(name)
+
     def kept(self, name: str) -> Kept | None:
         return None if name in self._turns else self._inner.kept(name)
 

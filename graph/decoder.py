@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pocketphi.graph.adapters import feeds
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.program import Observer, Program, Weights
 
@@ -23,6 +24,12 @@ class ProgramRunner:
     def __init__(self, program: Program, keep: bool = True, observe: Observer | None = None) -> None:
         self._program, self._observe = program, observe
         self._weights = Weights(program.weights, keep)
+        self._adapter: dict[str, torch.Tensor] = {}
+        self.reset()
+
+    def switch(self, adapter: str | None) -> None:
+        """Run with one of the program's adapters from now on, None for none, and forget all tokens."""
+        self._adapter = {} if adapter is None else feeds(self._program.adapters[adapter])
         self.reset()
 
     def reset(self) -> None:
@@ -33,7 +40,7 @@ class ProgramRunner:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens int64 [B, S]; returns float32 logits [B, S, V], or [B, 1, V] where the program keeps the last."""
         inputs = self._program.prefill_inputs(tokens, self._past)
-        outputs = self._program.run({**inputs, **self._caches}, self._weights, self._observe)
+        outputs = self._program.run({**inputs, **self._adapter, **self._caches}, self._weights, self._observe)
         self._past += tokens.shape[1]
         self._caches = {
             name.replace("present", "past_key_values"): value for name, value in outputs.items() if name != "logits"

@@ -47,6 +47,18 @@ def gated_silu(gate_up: Tensor) -> Tensor:
 gated_silu.register_fake(lambda gate_up: gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
+@edge_operator("add_low_rank")
+def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """y + (x · a) · b: a projection with an adapter beside its weight (arXiv:2106.09685, eq. 3); with rank 0, y to the bit.
+
+    y: float32 [B, S, N]; x: [B, S, K]; a: [K, r]; b: [r, N].
+    """
+    return y + (x @ a) @ b if a.shape[1] else y.clone()
+
+
+add_low_rank.register_fake(lambda y, x, a, b: y.new_empty(y.shape))
+
+
 QUICK_GELU = 1.702
 """x · sigmoid(1.702 x) stands for GELU (arXiv:1606.08415, section 2)."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.lora.named import Lora
+from pocketphi.graph.lora.named import Lora, NamedLora
 from pocketphi.graph.reading import named, path_of
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ KINDS: dict[type, str] = {
     bool: "true or false",
     Path: "a path",
     Lora: "a folder, or `FOLDER=WEIGHT`",
+    NamedLora: "`NAME=FOLDER`, or `NAME=FOLDER=WEIGHT`",
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
 from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operators
+from pocketphi.graph.adapters import Factors, weight_of_input
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
@@ -62,11 +63,13 @@ class Program:
               `meta["val"]` of a node is the type of what it gives (`graph.types`)
     config:   the model's shape
     weights:  by name, every one that the graph reads
+    adapters: by name, those that `CarryAdapters` gives inputs, which are of rank 0 where none is switched on
     """
 
     graph: fx.Graph
     config: ModelConfig
     weights: dict[str, LazyWeight]
+    adapters: dict[str, Factors] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -81,7 +84,7 @@ class Program:
         """The same program with a graph of its own; weights are shared."""
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
-        return Program(graph, self.config, dict(self.weights))
+        return Program(graph, self.config, dict(self.weights), dict(self.adapters))
 
     def operators(self) -> Counter[str]:
         """How often each operator occurs, under its short name."""
@@ -96,7 +99,8 @@ class Program:
         return {name: values[node] for name, node in outputs.items()}
 
     def prefill_inputs(self, tokens: torch.Tensor, past: int = 0) -> dict[str, torch.Tensor]:
-        """Inputs for tokens int64 [B, S] after `past` earlier ones, with empty caches (which past > 0 must replace)."""
+        """Inputs for tokens int64 [B, S] after `past` earlier ones, with empty caches (which past > 0 must replace), and
+        without an adapter."""
         batch, length = tokens.shape
         empty = torch.zeros(batch, self.config.kv_heads, 0, self.config.head_dim)
         return {
@@ -104,6 +108,11 @@ class Program:
             "attention_mask": torch.ones(batch, past + length, dtype=torch.int64),
             "position_ids": torch.arange(past, past + length).expand(batch, -1),
             **{str(node.target): empty for node in self.inputs if str(node.target).startswith("past_key_values.")},
+            **{
+                str(node.target): torch.zeros([size if isinstance(size, int) else 0 for size in shape_of(node)])
+                for node in self.inputs
+                if weight_of_input(str(node.target))
+            },
         }
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], before: fx.Node) -> fx.Node:

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import HEAD, ModelConfig
+from pocketphi.graph.lora.adapter import Adapter
 from pocketphi.graph.lora.changes import OfEmbedding
 
 Row = npt.NDArray[np.float64]
 _TIED = ("model.embed_tokens", "lm_head")
 
 
-def merged_row(source: Checkpoint, base: Checkpoint, name: str, row: int, own: Row) -> tuple[Row, float]:
-    """A row of a tensor with all adapters, and the largest number on the way. own: the row of the base."""
+def merged_row(adapters: Sequence[Adapter], config: ModelConfig, name: str, row: int, own: Row) -> tuple[Row, float]:
+    """A row of a tensor with all adapters, and the largest number on the way. own: the row of the base; config: of that."""
     now, largest = own.copy(), float(abs(own).max())
-    for adapter in source.adapters:
+    for adapter in adapters:
         settings = json.loads(adapter.lora.files[0].read_bytes())
         before = own
         with safe_open(adapter.lora.files[1], "pt") as file:
             read = _Reader(file)
-            for module, number in _names(name, row, base.config):
+            for module, number in _names(name, row, config):
                 held = read.parts(module)
-                pair = _TIED[1 - _TIED.index(module)] if module in _TIED and base.config.tied_embeddings else ""
+                pair = _TIED[1 - _TIED.index(module)] if module in _TIED and config.tied_embeddings else ""
                 for path in (module, pair) if pair and f"{module}.base_layer.weight" not in read.names else (module,):
                     if f"{path}.base_layer.weight" in read.names:
                         before = now = read.row(f"{path}.base_layer.weight", number)

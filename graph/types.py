@@ -18,7 +18,7 @@ from pocketphi.graph.errors import CompilerBug
 if TYPE_CHECKING:
     from pocketphi.graph.program import Program
 
-EXAMPLES = {"batch": 11, "sequence": 13, "past": 17}
+EXAMPLES = {"batch": 11, "sequence": 13, "past": 17, "rank": 7}
 """The sizes that are known only when the model runs, and what `infer` tries for them: none is 0 or 1, which are broadcast."""
 
 

@@ -36,7 +36,7 @@ class LastLogits(Pass):
             report.refuse(head.name, f"logits come from {op_name(head)}, not from a projection")
             return
         late = _late(program, head)
-        read = (arg for node in late for arg in node.all_input_nodes if arg.op != "get_attr")
+        read = (arg for node in late for arg in node.all_input_nodes if arg.op not in ("get_attr", "placeholder"))
         sources = dict.fromkeys(arg for arg in read if arg not in late)
         if all(op_name(source) == "edge.last_token" for source in sources):
             return
@@ -64,8 +64,9 @@ def _late(program: Program, head: fx.Node) -> list[fx.Node]:
 
 
 def _is_projection(node: fx.Node) -> bool:
-    """A product with a weight, of whatever format."""
-    return op_name(node) == "linear" or op_name(node).startswith(("edge.matmul_", "edge.experts"))
+    """A product with a weight, of whatever format, or one with an adapter."""
+    named = op_name(node)
+    return named in ("linear", "edge.add_low_rank") or named.startswith(("edge.matmul_", "edge.experts"))
 
 
 def _is_projection_with_bias(node: fx.Node) -> bool:

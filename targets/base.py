@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from pocketphi.artifacts.manifest import CheckRecord
 from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.adapters import Factors
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.lazy_weights import LazyWeight
@@ -50,6 +51,22 @@ class Runner(Protocol):
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens int64 [B, S] to the cache; returns float32 logits [B, S, V], or [B, 1, V] for the last only."""
+
+
+@runtime_checkable
+class Switches(Runner, Protocol):
+    """A runner whose bundle has adapters."""
+
+    def switch(self, adapter: str | None) -> None:
+        """Run with this adapter of the bundle from now on, None for none, and forget all tokens. The model stays loaded."""
+
+
+def switch(runner: Runner, adapter: str | None) -> None:
+    """Run with an adapter of a bundle. Raises InputError for a runner that cannot, where one is asked for."""
+    if isinstance(runner, Switches):
+        runner.switch(adapter)
+    elif adapter is not None:
+        raise InputError(f"{adapter}: nothing here can switch adapters")
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,12 @@ class Host(ABC):
     @abstractmethod
     def weights(self) -> dict[str, LazyWeight]:
         """The saved weights by name: lazy ones that read them back from disk in canonical form."""
+
+    def adapters(self, names: Collection[str]) -> dict[str, Factors]:
+        """The saved adapters of these names, read back. Raises InputError for a file that is missing, or none of ours."""
+        if names:
+            raise InputError(f"{', '.join(names)}: these files have no adapters that can be switched")
+        return {}
 
     def own_weights(self) -> dict[str, LazyWeight]:
         """What the target's files hold that no other's do, by name, such as the scales of its cache."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,11 @@ class Footprint:
     fixed: int
     context: int
     kv_most: int | None = None
+
+    def with_adapters(self, sizes: Collection[int]) -> Footprint:
+        """The same with adapters of so many bytes, all of which an app may load; a token reads those of one."""
+        weights, read = self.weights + sum(sizes), self.read_per_token + max(sizes, default=0)
+        return dataclasses.replace(self, weights=weights, read_per_token=read)
 
     def kv_cache(self, context: int | None = None) -> int:
         """Bytes of a cache for so many tokens, or for those that are planned for."""

@@ -145,6 +145,7 @@ class Target(ABC, Generic[O]):
     codecs:    by name, of the formats of weights that its files can hold at all; `holds` says which with some options
     weights_file: of a bundle; default_context: tokens that are planned for where nobody asked for a number
     platforms: systems of devices that it runs on; None for all
+    switches:  where a bundle has an adapter that an app switches, `{}` for its name; "" where its runtime cannot
     routes_experts: whether its files can read the chosen ones of a layer's experts alone
     measured:  where the numbers of `runtime` come from
     """
@@ -161,6 +162,7 @@ class Target(ABC, Generic[O]):
     default_context: ClassVar[int] = 4096
     platforms: ClassVar[frozenset[str] | None] = None
     routes_experts: ClassVar[bool] = False
+    switches: ClassVar[str] = ""
     measured: ClassVar[str] = "nowhere: an estimate"
     kits: ClassVar[tuple[Kit, ...]] = ()
 

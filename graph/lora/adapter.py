@@ -57,13 +57,13 @@ def open_adapter(lora: Lora, base: Checkpoint, norms: Norms) -> Adapter:
     model than this one."""
     folder = lora.folder
     if not folder.is_dir():
-        raise InputError(f"--lora {folder}: no such folder; expected one that holds {CONFIG} and {WEIGHTS}")
+        raise InputError(f"{lora.option} {folder}: no such folder; expected one that holds {CONFIG} and {WEIGHTS}")
     if not (folder / CONFIG).is_file():
-        raise InputError(f"--lora {folder}: holds no {CONFIG}{_where_else(folder)}")
+        raise InputError(f"{lora.option} {folder}: holds no {CONFIG}{_where_else(folder)}")
     where = str(folder / CONFIG)
     settings = read_settings(parse_object(read_whole(folder / CONFIG, limit=_LARGEST_CONFIG), where), where)
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"--lora {folder}: holds no {WEIGHTS}{_why_no_weights(folder)}")
+        raise InputError(f"{lora.option} {folder}: holds no {WEIGHTS}{_why_no_weights(folder)}")
     digest = digest_files(lora.files)
     file = SafetensorsFile.open(folder / WEIGHTS)
     found = _by_module(file)
@@ -214,7 +214,8 @@ class _Opened:
             )
         if self._lora.weight != 1 and ("weight" in held or "tokens" in held):
             raise InputError(
-                f"--lora {self._lora}: holds {name} as a whole, of which there is no part; leave out ={self._lora.weight:g}"
+                f"{self._lora.option} {self._lora}: holds {name} as a whole, of which there is no part; "
+                f"leave out ={self._lora.weight:g}"
             )
         tokens = self._tokens(name) if "tokens" in held else ()
         if tokens and (max(tokens) >= shape[0] or len(set(tokens)) != len(tokens)):

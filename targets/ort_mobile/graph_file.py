@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,13 +206,3 @@ def _number(said: Mapping[str, str], key: str, where: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise InputError(f"{where}: {key} is {show(text)}, expected a number of bytes; {_AGAIN}")
     return int(text)
-
-
-@contextlib.contextmanager
-def refused_by(runtime: str, path: Path) -> Iterator[None]:
-    """What a runtime raises about a file as InputError, in one line."""
-    try:
-        yield
-    except Exception as error:  # they have no base of their own
-        said = " ".join(str(error).split())
-        raise InputError(f"{path}: {runtime} cannot run it ({show(said, 200)}); {_AGAIN}") from None

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 
+from pocketphi.graph.adapters import Factors
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
@@ -23,6 +24,7 @@ from pocketphi.graph.reading import file_inside, read_whole, show, size_inside
 from pocketphi.graph.rounded_cache import FixedScales
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.ort_mobile.adapter_file import load_parameters, read_adapter
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
 from pocketphi.targets.ort_mobile.graph_file import (
     chunk_size,
@@ -33,7 +35,6 @@ from pocketphi.targets.ort_mobile.graph_file import (
     other_settings,
     other_words,
     read_graph,
-    refused_by,
     spec_of,
 )
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
@@ -52,6 +53,7 @@ from pocketphi.targets.ort_mobile.package import (
     unnoticed_switch,
 )
 from pocketphi.targets.ort_mobile.pairs import places
+from pocketphi.targets.ort_mobile.refused import refused_by
 from pocketphi.targets.saved_weight import SavedWeight
 from pocketphi.targets.target import Asked
 
@@ -70,6 +72,12 @@ class OrtHost(Host):
 
     def weights(self) -> dict[str, LazyWeight]:
         return read_weights(self.folder)
+
+    def adapters(self, names: Collection[str]) -> dict[str, Factors]:
+        if not names:
+            return {}
+        config = read_config(self.folder)
+        return {name: read_adapter(adapter_path(self.folder, name), config) for name in names}
 
     def own_weights(self) -> dict[str, LazyWeight]:
         return read_scales(self.folder)
@@ -103,6 +111,13 @@ class OrtHost(Host):
             Check("norms with another epsilon", len(odd), 0, detail),
             Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
         ]
+        pattern = find_target("ort-mobile").switches
+        ending = pattern.rpartition("{}")[2]
+        names = sorted(path.name.removesuffix(ending) for path in self.folder.glob(pattern.format("*")))
+        if names and not is_windowed(
+            read_graph(self.folder)
+        ):  # whose caches have to be shared, which RunOptions prevent
+            checks.append(adapters_check(self.folder, names, prompt))
         if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
             with refused_by("ONNX Runtime", self.folder / ORT_FILE):
                 checks.append(ort_file_check(self.folder))
@@ -169,6 +184,11 @@ class OrtHost(Host):
         return others
 
 
+def adapter_path(folder: Path, name: str) -> Path:
+    """Of an adapter in a bundle. Raises InputError for a link that leads out."""
+    return file_inside(folder, find_target("ort-mobile").switches.format(name), str(folder))
+
+
 class OrtRunner:
     """A `Runner` over model.onnx and its data, with a K/V cache that past and present share."""
 
@@ -211,6 +231,13 @@ class OrtRunner:
         if window and window < max_tokens:  # as an app's, but for short runs, which are to see it move on too
             self._rows = min(windowed_rows(config, max_tokens) or max_tokens, window + (max_tokens - window) // 2)
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._folder, self._adapter = folder, dict[str, Any]()
+        self.reset()
+
+    def switch(self, adapter: str | None) -> None:
+        """An adapter's tensors take the place of the initializers of rank 0. With `run` in place of `run_with_iobinding`,
+        `RunOptions.add_active_adapter` does the same."""
+        self._adapter = load_parameters(adapter_path(self._folder, adapter)) if adapter is not None else {}
         self.reset()
 
     def _cache_shapes(self, config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -253,22 +280,36 @@ class OrtRunner:
         chunks = [self._run(chunk) for chunk in tokens.split(size, dim=1)]
         return chunks[-1] if chunks[0].shape[1] == 1 else torch.cat(chunks, dim=1)
 
+    def _feeds(self, tokens: torch.Tensor) -> dict[str, Any]:
+        """What the graph wants beside the caches, by name."""
+        batch, length = tokens.shape
+        total = self._past + length
+        feeds = {
+            "input_ids": tokens.numpy(),
+            "attention_mask": np.ones((batch, total), np.int64),
+            "position_ids": np.broadcast_to(np.arange(self._past, total), (batch, length)).copy(),
+        }
+        return {name: value for name, value in feeds.items() if name in self._inputs}
+
+    def feeds(self, prompt: torch.Tensor) -> dict[str, Any]:
+        """All inputs of the graph for a text by itself, int64 [1, S]."""
+        self.reset()
+        caches = {name: np.zeros((1, heads, 0, dim), self._dtype) for name, (heads, dim) in self._shapes.items()}
+        return self._feeds(prompt) | caches
+
     def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, length = tokens.shape
         total = self._past + length
         if not self._caches:
             for name, (heads, dim) in self._shapes.items():
                 self._caches[name] = self._value(np.zeros((batch, heads, self._rows, dim), self._dtype))
-        feeds = {
-            "input_ids": tokens.numpy(),
-            "attention_mask": np.ones((batch, total), np.int64),
-            "position_ids": np.broadcast_to(np.arange(self._past, total), (batch, length)).copy(),
-        }
+        feeds = self._feeds(tokens)
         with refused_by("ONNX Runtime", self._file):
             binding = self.session.io_binding()
             for name, value in feeds.items():
-                if name in self._inputs:
-                    binding.bind_cpu_input(name, value)
+                binding.bind_cpu_input(name, value)
+            for name, value in self._adapter.items():
+                binding.bind_ortvalue_input(name, value)
             for name, cache in self._caches.items():
                 binding.bind_ortvalue_input(name, cache)
                 binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
@@ -279,6 +320,30 @@ class OrtRunner:
             raise InputError(f"{self._file}: logits are {logits.dtype} {list(logits.shape)}; copy or compile it again")
         self._past = total
         return torch.from_numpy(logits)
+
+
+def adapters_check(folder: Path, names: Collection[str], prompt: torch.Tensor) -> Check:
+    """`RunOptions.add_active_adapter`, which an app uses with ONNX Runtime alone, gives the bits of the tensors in the file.
+
+    prompt: int64 [1, S]
+    """
+    with packages_of(find_target("ort-mobile")):
+        import onnxruntime
+
+    runner, wrong = OrtRunner(folder, prompt.shape[1]), []
+    for name in names:
+        runner.switch(name)
+        expected = runner.step(prompt)
+        path = adapter_path(folder, name)
+        with refused_by("ONNX Runtime", path):
+            held, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+            held.Load(str(path))
+            options.add_active_adapter(held)
+            came = runner.session.run(["logits"], runner.feeds(prompt), options)[0]
+        if not np.array_equal(came, expected.numpy()):
+            wrong.append(name)
+    detail = f"first {wrong[0]}" if wrong else f"{len(names)} adapters"
+    return Check("adapters that RunOptions give other logits", len(wrong), 0, detail)
 
 
 def all_logits(model: onnx.ModelProto) -> None:
@@ -423,9 +488,11 @@ class GenaiRunner:
     def __init__(self, folder: Path, max_tokens: int) -> None:
         import onnxruntime_genai as genai
 
-        self._genai, self._folder = genai, folder
+        self._genai, self._folder, self._adapter = genai, folder, ""
         with refused_by("onnxruntime-genai", folder):
             self.model = genai.Model(str(folder))
+            self._adapters = genai.Adapters(self.model)
+        self._loaded: set[str] = set()
         self.max_tokens = max_tokens
         self.reset()
 
@@ -434,6 +501,17 @@ class GenaiRunner:
             parameters = self._genai.GeneratorParams(self.model)
             parameters.set_search_options(max_length=self.max_tokens)
             self._generator = self._genai.Generator(self.model, parameters)
+            if self._adapter:
+                self._generator.set_active_adapter(self._adapters, self._adapter)
+
+    def switch(self, adapter: str | None) -> None:
+        """As an app does: each adapter is loaded once, and chosen for a generator before its first token."""
+        self._adapter = adapter or ""
+        if adapter is not None and adapter not in self._loaded:
+            with refused_by("onnxruntime-genai", self._folder):
+                self._adapters.load(str(adapter_path(self._folder, adapter)), adapter)
+            self._loaded.add(adapter)
+        self.reset()
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         with refused_by("onnxruntime-genai", self._folder):

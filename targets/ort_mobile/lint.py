@@ -49,6 +49,6 @@ def _slow(node: NodeProto, float_weights: set[str]) -> list[str]:
             reasons.append("MatMulNBits at this accuracy level computes in float32; level 4 is about 3 times faster")
     elif node.op_type == "Cast" and attributes.get("to") in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         reasons.append("a cast to a 16-bit float: the CPU kernels compute in float32 and cast back")
-    elif node.op_type == "MatMul" and not node.name.endswith(("_offsets", "_scores")):
+    elif node.op_type == "MatMul" and not node.name.endswith(("_offsets", "_scores", "_down", "_up")):
         reasons.append("a float MatMul: its weight was not quantized")
     return reasons

@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import fx
 
+from pocketphi.graph.adapters import weight_of_input
 from pocketphi.graph.edge_ops import QUICK_GELU
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, shape_of, split_target
@@ -171,6 +172,11 @@ class Emitter:
         cache_type = helper.np_dtype_to_tensor_dtype(np.dtype(self.cache.dtype))
         for node in self.program.inputs:
             name = str(node.target)
+            if weight_of_input(name):
+                rank = f"{name.rpartition('.')[0]}.rank"
+                sizes[name] = [size if isinstance(size, int) else rank for size in shape_of(node)]
+                nothing = [size if isinstance(size, int) else 0 for size in shape_of(node)]
+                self.lowered.constants.append(helper.make_tensor(name, TensorProto.FLOAT, nothing, b"", raw=True))
             if name in used:
                 dtype = _TYPES[node.meta["val"].dtype] if name in sizes else cache_type
                 shape = sizes.get(name) or [size or "past" for size in cache]
@@ -344,6 +350,13 @@ def _last_token(e: Emitter, node: fx.Node) -> None:
     e.emit("Unsqueeze", [row, e.constant("axis_1", [1])], [e.result(node)])
 
 
+def _add_low_rank(e: Emitter, node: fx.Node) -> None:
+    y, x, a, b = (e.name(arg) for arg in node.args)
+    down = e.emit("MatMul", [x, a], [f"{node.name}_down"])
+    up = e.emit("MatMul", [down, b], [f"{node.name}_up"])
+    e.emit("Add", [y, up], [e.result(node)])
+
+
 def _linear(e: Emitter, node: fx.Node) -> None:
     x, weight, *bias = (e.name(arg) for arg in node.args)
     if not bias:
@@ -375,6 +388,7 @@ _RULES: dict[str, Rule] = {
     "edge.gated_silu": _gated_silu,
     "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
+    "edge.add_low_rank": _add_low_rank,
     "edge.route": experts.route,
     "edge.experts_nbits": experts.part_of_mixture,
     "edge.combine": experts.combine,

@@ -4,6 +4,7 @@ model.onnx                  the graph, under a megabyte
 model.onnx.data             every weight at a planned offset; large ones page-aligned, so that they can be mapped
 genai_config.json           for onnxruntime-genai, the runtime that iOS and Android apps use
 required_operators.config   for a reduced build of ONNX Runtime
+adapters/NAME.onnx_adapter  each adapter that an app switches
 model.ort                   on request: one file for minimal builds, where it fits under 2 GiB
 """
 
@@ -21,6 +22,7 @@ import torch
 from onnx import TensorProto
 
 from pocketphi.artifacts.stream import HasParts, Layout, Progress, Rows, Stored, plan_layout, write_weights
+from pocketphi.graph.adapters import bytes_of_factors
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
@@ -28,7 +30,9 @@ from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, split_target
 from pocketphi.passes.cache_scales import Measured
 from pocketphi.passes.choices import BLOCKS
+from pocketphi.targets import find_target
 from pocketphi.targets.base import Packaged, Prepared
+from pocketphi.targets.ort_mobile.adapter_file import write_adapter
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
 from pocketphi.targets.ort_mobile.experts import paired, why_not
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
@@ -79,7 +83,10 @@ class OrtBundle(Prepared):
         self._layout = plan_layout({name: Stored(stored(weight.parts)) for name, weight in weights.items()})
         single = plan_layout(weights).size + _tied_bytes(program)  # where all scales are float32
         self.bytes_of_data = self._layout.size
-        self.bytes = self._layout.size + (single if options.ort_file else 0)
+        adapters = sum(bytes_of_factors(program.config, one.ranks) for one in program.adapters.values())
+        if adapters:
+            find_target("ort-mobile").require("onnxruntime")  # which writes their files
+        self.bytes = self._layout.size + adapters + (single if options.ort_file else 0)
         self.around = _NODE_BYTES * len(self.lowered.nodes) + _CONFIG_BYTES
         slow = lint(self.lowered)
         if asked.strict and slow:
@@ -107,6 +114,10 @@ class OrtBundle(Prepared):
 
         written = write_weights(folder / DATA_FILE, weights | turned, self._layout, progress, rows)
         (folder / GRAPH_FILE).write_bytes(self.model().SerializeToString(deterministic=True))
+        for name, factors in program.adapters.items():
+            path = folder / find_target("ort-mobile").switches.format(name)
+            path.parent.mkdir(exist_ok=True)
+            write_adapter(path, factors)
         settings = genai_config(program, lowered, self._asked.context, self._options.windowed_cache)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))

@@ -47,6 +47,7 @@ class OrtMobileTarget(Target[OrtMobile]):
     codecs = CODECS
     weights_file = "model.onnx.data"
     routes_experts = True
+    switches = "adapters/{}.onnx_adapter"
     measured = "with onnxruntime 1.32 on x86"  # benchmarks/footprint.py measures again
     kits = (
         Kit("ios", "genai", ("ios", "ios-genai"), "Tests/KITTests/vectors.json", rank=1, values=_VERSIONS),

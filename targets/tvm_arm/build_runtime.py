@@ -20,7 +20,19 @@ from pocketphi.targets.tvm_arm import tvm_sources
 from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain
 from pocketphi.targets.tvm_arm.tvm_sources import DEFINES, INCLUDES, RPC, UNITS, copy_sources
 
-RUNTIME = ("backend", "bundle", "bytecode", "cpu", "json", "library", "model", "pocketphi_runtime", "pool", "vm")
+RUNTIME = (
+    "adapter",
+    "backend",
+    "bundle",
+    "bytecode",
+    "cpu",
+    "json",
+    "library",
+    "model",
+    "pocketphi_runtime",
+    "pool",
+    "vm",
+)
 """What the library is made of: sources in `runtime/`. Beside them lie the runner and a library's glue."""
 
 _OPTIONS = ("-Os", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections")

@@ -78,8 +78,18 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """A weight that may have an adapter."""
+
+    weight: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class Description:
-    """vocab, context: tokens; params: in the order in which functions take them; matrices: by name; library: its file."""
+    """vocab, context: tokens; params: in the order in which functions take them; matrices: by name; library: its file;
+    adapters: weights that may have some, in the order in which functions take their factors."""
 
     format: int
     target: Made
@@ -89,6 +99,8 @@ class Description:
     params: tuple[Tensor, ...]
     matrices: dict[str, Matrix]
     library: str = LIBRARY
+    params_digest: str = ""
+    adapters: tuple[Adapted, ...] = ()
 
     @property
     def isa(self) -> Isa:

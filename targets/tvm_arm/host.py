@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
+from pocketphi.graph.adapters import Factors
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.program import Program
+from pocketphi.graph.reading import file_inside
 from pocketphi.graph.rounded_cache import RoundedCache
+from pocketphi.targets import find_target
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.target import Asked
+from pocketphi.targets.tvm_arm.adapter_file import read_adapter
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
 from pocketphi.targets.tvm_arm.kv_cache import CENTRE, cache_rows, kv_cache_of
@@ -74,6 +78,14 @@ class TvmHost(Host):
     def own_weights(self) -> dict[str, LazyWeight]:
         held = read_weights(self.folder, self.described)
         return {name: one for name, one in held.items() if name.rpartition(".")[2] == CENTRE}
+
+    def adapters(self, names: Collection[str]) -> dict[str, Factors]:
+        if not names:
+            return {}
+        config, weights = read_config(self.folder), [one.weight for one in self.described.adapters]
+        pattern = find_target("tvm-arm").switches
+        paths = {name: file_inside(self.folder, pattern.format(name), str(self.folder)) for name in names}
+        return {name: read_adapter(path, config, weights, self.described.params_digest) for name, path in paths.items()}
 
     def graph_checks(self, program: Program, asked: Asked) -> list[Check]:
         from pocketphi.targets.tvm_arm.graph_check import graph_checks  # loads TVM, which running does without
@@ -141,6 +153,10 @@ class TvmRunner:
 
     def reset(self) -> None:
         self.process.reset()
+
+    def switch(self, adapter: str | None) -> None:
+        """With a call of the runtime's own, which reads the adapter's file in the bundle."""
+        self.process.adapter(adapter)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens int64 [1, S]; float32 logits [1, 1, V], or [1, S, V] of every position."""

@@ -15,17 +15,21 @@ from torch import fx
 from tvm import IRModule, relax, tirx
 from tvm.ir import StringImm
 
+from pocketphi.graph.adapters import input_names
+from pocketphi.graph.adapters import shape_of as shape_of_weight
 from pocketphi.graph.edge_ops import ATTENTIONS
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls
+from pocketphi.targets.tvm_arm.adapter_file import carried
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kernels.affine import add, gegelu, layer_norm, scaled
 from pocketphi.targets.tvm_arm.kernels.attention import AttentionForm, attention, position_size
 from pocketphi.targets.tvm_arm.kernels.elementwise import gated_silu, last_row, rms_norm
 from pocketphi.targets.tvm_arm.kernels.experts import combine, route
+from pocketphi.targets.tvm_arm.kernels.low_rank import add_low_rank
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 from pocketphi.targets.tvm_arm.kv_cache import CHUNK, EXACT_CACHE, KV_CACHES, KvCache, centre_name
 from pocketphi.targets.tvm_arm.params import ParamsFile
@@ -155,12 +159,26 @@ class Function:
             elif name == "input_ids":
                 self.values[node] = tokens
         self.values.update(caches)
-        arguments = [tokens, position, *caches.values(), *self.parameters.values()]
+        factors = self._factors()
+        self.values.update(factors)
+        arguments = [tokens, position, *caches.values(), *self.parameters.values(), *factors.values()]
         # with a bound, memory is planned when the library is built, and no sizes are computed in a call
         bounds = {} if self.way.single else {"tir_var_upper_bound": {self.length.name: CHUNK}}
         with self.builder.function(self.way.name, arguments, attrs=bounds):
             lower_calls(self.program, self, _RULES, CODECS, "TVM")
             self.builder.emit_func_output(self.values[self.program.outputs["logits"]])
+
+    def _factors(self) -> dict[fx.Node, Any]:
+        """Of adapters: A [r, K] and B [r, N] of each weight that may have some, whose ranks are known in a call."""
+        found: dict[fx.Node, Any] = {}
+        for number, weight in enumerate(carried(self.program)):
+            rank = tirx.Var(f"r{number}", "int64")
+            for name, width in zip(
+                input_names(weight), reversed(shape_of_weight(self.program.config, weight)), strict=True
+            ):
+                node = next(node for node in self.program.inputs if node.target == name)
+                found[node] = relax.Var(f"{'ab'[len(found) % 2]}{number}", relax.TensorType((rank, width), "float32"))
+        return found
 
     def value(self, node: Any) -> Any:
         return self.parameters[str(node.target)] if node.op == "get_attr" else self.values[node]
@@ -301,6 +319,14 @@ def _combine(f: Function, node: fx.Node) -> None:
     f.values[node] = f.call(kernel, [f.value(shares), f.value(x)], size, rows)
 
 
+def _add_low_rank(f: Function, node: fx.Node) -> None:
+    y, x, a, b = node.args
+    rows, sizes = f.rows(y), [int(shape_of(one)[-1]) for one in (x, y)]  # type: ignore[arg-type]
+    kernel = f.kernels.get("add_low_rank", add_low_rank, *sizes, isinstance(rows, int))
+    out = relax.TensorType((rows, sizes[1]), "float32")
+    f.values[node] = f.builder.emit(relax.call_tir_inplace(kernel, [f.value(one) for one in (y, x, a, b)], [0], out))
+
+
 def _left_in_float(f: Function, node: fx.Node) -> None:
     weight = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr")
     shape = list(shape_of(weight))
@@ -319,6 +345,7 @@ _RULES: dict[str, Rule] = {
     "edge.gated_silu": _gated_silu,
     "edge.gegelu": _gegelu,
     "edge.last_token": _last_token,
+    "edge.add_low_rank": _add_low_rank,
     "edge.route": _route,
     "edge.combine": _combine,
     "edge.experts": _left_in_float,

@@ -4,6 +4,7 @@ model.so        kernels and the functions that call them, for one operating syst
 model.params    every weight as the kernels read it, mapped by the device
 model.json      for the runtime: functions, shapes, offsets, what the CPU must have
 libpocketphi.so, pocketphi_runtime.h    the runtime and its C interface
+adapters/NAME.tvm_adapter    each adapter that an app switches
 tuning.jsonl    the schedules that the kernels were built with, where they were tuned
 
 Where no compiler links for the operating system here, libmodel.a takes the place of model.so; its link line is in model.json.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.stream import Progress
+from pocketphi.graph.adapters import bytes_of_factors, shape_of
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import format_of
@@ -26,8 +28,10 @@ from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.program import Program, op_name
 from pocketphi.graph.reading import read_json
 from pocketphi.passes.cache_scales import Measured
+from pocketphi.targets import find_target
 from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
+from pocketphi.targets.tvm_arm.adapter_file import RANK_MOST, carried, write_adapter
 from pocketphi.targets.tvm_arm.codecs import CODECS
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, details, read_description
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
@@ -52,6 +56,7 @@ BOUND = (
     "params",
     "params_bytes",
     "params_digest",
+    "adapters",
 )
 """What of model.json the library holds as well: the runtime refuses a file that says otherwise."""
 
@@ -74,7 +79,9 @@ class TvmBundle(Prepared):
         self._params = ParamsFile.plan(program, self._platform.isa, self._cache)
         self.cache_bits = self._cache.bits if self._cache.centred else None
         self._centres: dict[str, LazyWeight] = {}
+        _refuse_ranks(program)
         self.bytes = self._params.layout.size
+        self.bytes += sum(bytes_of_factors(program.config, one.ranks) for one in program.adapters.values())
         parts = [one.parts for one in program.weights_read().values() if format_of(one.parts)]
         forms = {tuple(one.items()) for one in parts}
         by_row = sum("row_scale" in one for one in parts)
@@ -88,6 +95,10 @@ class TvmBundle(Prepared):
         params = replace(self._params, weights={**self._params.weights, **program.weights_read(), **self._centres})
         written = params.write(folder / PARAMS_FILE, progress)
         described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
+        for name, factors in program.adapters.items():
+            path = folder / find_target("tvm-arm").switches.format(name)
+            path.parent.mkdir(exist_ok=True)
+            write_adapter(path, factors, carried(program), written.sha256)
         module, files, more = self._library(folder, described)
         (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
         said = details(self._platform, program.config, described["context"], self._options.kv_cache, files)
@@ -122,7 +133,7 @@ def lowered(
     program: Program, platform: Platform, schedules: Schedules, described: Mapping[str, Any], cache: KvCache
 ) -> Any:
     """The module of a program's library. described: model.json, of which it holds a part."""
-    description = json.dumps({name: described[name] for name in BOUND}, separators=(",", ":"))
+    description = json.dumps({name: described[name] for name in BOUND if name in described}, separators=(",", ":"))
     module = lower(program, platform.isa, schedules, description, cache)
     require_epsilon(module, program.config.rms_norm_eps)
     return module
@@ -151,6 +162,10 @@ def describe(
         form = format_of(weight.parts)
         if form:
             matrices[name] = CODECS[form.name].described(weight.parts)
+    adapters = []
+    for one in carried(program):
+        rows, columns = shape_of(config, one)
+        adapters.append({"weight": one, "rows": rows, "columns": columns})
     tokens = min(context or config.max_position, config.max_position)
     caches = {"saved": cache, "exact": EXACT_CACHE}
 
@@ -184,6 +199,7 @@ def describe(
         "params_bytes": params.layout.size,
         "params_digest": digest,
         "matrices": matrices,
+        **({"adapters": adapters} if adapters else {}),
     }
 
 
@@ -206,6 +222,17 @@ def _refuse_unfit(program: Program) -> None:
         raise InputError(
             f"tvm-arm: blocks of attention hold {config.sparse.block} tokens, expected a multiple of {KEYS}"
         )
+
+
+def _refuse_ranks(program: Program) -> None:
+    """Raise InputError for an adapter that the kernels have no room for."""
+    for name, factors in program.adapters.items():
+        for weight, rank in factors.ranks.items():
+            if rank > RANK_MOST:
+                raise InputError(
+                    f"tvm-arm: --adapter {name}: rank {rank} of {weight}, its kernels take {RANK_MOST} at most; merge it with "
+                    "--lora"
+                )
 
 
 def _refuse_cache(config: ModelConfig, options: TvmArm) -> None:

@@ -38,6 +38,7 @@ class RuntimeProcess:
     def __init__(self, command: Sequence[str], folder: Path, **options: Any) -> None:
         """command: the runner, behind qemu and its arguments where it is built for another CPU. options: those of
         `pocketphi_open`: threads, mode, max_tokens, check. Raises InputError with the runtime's own line if it refuses."""
+        self._adapter: str | None = None
         self._arguments = [*command, str(folder), json.dumps(options)]
         self._start()
 
@@ -61,15 +62,15 @@ class RuntimeProcess:
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Append tokens; float32 [vocab], logits of the last."""
-        return self._ask("prefill", tokens)
+        return self._ask("prefill", [int(t) for t in tokens])
 
     def every_position(self, tokens: Sequence[int]) -> Logits:
         """Append tokens; float32 [tokens, vocab]."""
-        return self._ask("prefill_all", tokens).reshape(-1, self.vocab)
+        return self._ask("prefill_all", [int(t) for t in tokens]).reshape(-1, self.vocab)
 
     def decode(self, token: int) -> Logits:
         """Append one token; float32 [vocab]."""
-        return self._ask("decode", [token])
+        return self._ask("decode", [int(token)])
 
     def reset(self) -> None:
         """Forget all tokens. Where an answer was not read to its end, as after Ctrl-C, the process is started anew: that answer
@@ -78,7 +79,16 @@ class RuntimeProcess:
             self._process.kill()
             self.close()
             self._start()
+            if self._adapter is not None:
+                self._ask("adapter", [self._adapter])
         self._ask("reset", [])
+
+    def adapter(self, name: str | None) -> None:
+        """Switch one of the bundle's adapters on, None for none, and forget all tokens."""
+        if self._asked:
+            self.reset()
+        self._ask("adapter", [] if name is None else [name])
+        self._adapter = name
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
@@ -106,14 +116,14 @@ class RuntimeProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def _ask(self, verb: str, tokens: Sequence[int]) -> Logits:
+    def _ask(self, verb: str, words: Sequence[int | str]) -> Logits:
         assert self._process.stdin
         assert self._process.stdout
         if self._asked:
             raise CompilerBug("the TVM runtime still owes an answer; it has to be reset")
         self._asked = True
         with contextlib.suppress(OSError):  # it ended: what it said, or why, is read below
-            self._process.stdin.write(f"{verb} {' '.join(str(int(t)) for t in tokens)}\n".encode())
+            self._process.stdin.write(f"{verb} {' '.join(map(str, words))}\n".encode())
             self._process.stdin.flush()
         answer = self._line()
         size = 4 * int(answer[1])

@@ -56,6 +56,7 @@ class TvmArmTarget(Target[TvmArm]):
     libraries = ("apache-tvm", "apache-tvm-ffi")
     codecs = CODECS
     routes_experts = True
+    switches = "adapters/{}.tvm_adapter"
     weights_file = "model.params"
     measured = "with our runtime on x86"
     kits = (

@@ -56,6 +56,7 @@ CALLS = {
     "route": (edge.route, (normal(2, 3, 8), normal(4, 8), 0.5)),
     "experts": (edge.experts, (normal(2, 3, 8), CHOSEN, normal(4 * 5, 8), 4)),
     "combine": (edge.combine, (normal(2, 3, 2, 8), normal(2, 3, 2))),
+    "add_low_rank": (edge.add_low_rank, (normal(2, 3, 5), normal(2, 3, 8, seed=1), normal(8, 2), normal(2, 5))),
     "last_token": (edge.last_token, (normal(2, 3, 4), torch.ones(2, 5, dtype=torch.int64), torch.full((2, 3), 2))),
     "matmul_nbits": (edge.matmul_nbits, (normal(2, 3, 64), *vars(int4_matrix(5, 64, False)).values())),
     "embedding_nbits": (edge.embedding_nbits, (torch.tensor([[1, 0, 4]]), *vars(int4_matrix(5, 64, True)).values())),
@@ -91,6 +92,16 @@ def test_rms_norm() -> None:
     normed, total = edge.add_rms_norm(x, y, weight, 1e-5)
     assert torch.equal(total, x + y)
     assert torch.equal(normed, edge.rms_norm(x + y, weight, 1e-5))
+
+
+def test_add_low_rank() -> None:
+    y, x, a, b = normal(2, 3, 5), normal(2, 3, 8, seed=1), normal(8, 2), normal(2, 5, seed=2)
+    want = y.double().numpy() + x.double().numpy() @ a.double().numpy() @ b.double().numpy()
+    terms = (y.abs() + x.abs() @ a.abs() @ b.abs()).numpy()
+    assert bool((np.abs(edge.add_low_rank(y, x, a, b).numpy() - want) <= (8 + 2) * EPS * terms).all())
+    y[0, 0, 0] = -0.0
+    nothing = edge.add_low_rank(y, x, normal(8, 0), normal(0, 5))
+    assert torch.equal(nothing.view(torch.int32), y.view(torch.int32))
 
 
 def test_gated_silu() -> None:

@@ -83,13 +83,17 @@ class ChatTest {
         assertTrue(error.message!!.startsWith("config.json has "))
     }
 
+    private var resets = 0
+
     /** Each begins when the one before it has. */
     private suspend fun CoroutineScope.take(chat: Chat, group: List<JSONObject>): List<List<Any?>> {
         val answers = mutableListOf<Deferred<Answer>>()
         for (step in group) {
             val answer = Answer()
             answers += async {
-                if (step.has("reset")) chat.reset() else {
+                if (step.has("reset")) { // both begin a new conversation
+                    if (resets++ % 2 == 0) chat.reset() else chat.adapt(null)
+                } else {
                     val stop = if (step.isNull("stop")) null else step.getInt("stop")
                     collect(chat, step.getString("send"), step.getInt("limit"), answer) { count ->
                         if (count == stop) throw CancellationException("stopped")

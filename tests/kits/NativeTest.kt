@@ -18,6 +18,11 @@ class NativeTest {
         assertEquals(4, model.length)
         model.reset()
         assertEquals(0, model.length)
+        for (name in listOf("french", null)) {
+            model.decode(97)
+            model.adapter(name)
+            assertEquals(0, model.length)
+        }
     }
 
     @Test
@@ -26,6 +31,7 @@ class NativeTest {
         NativeModel(bundle).use { model ->
             assertEquals("0 tokens", message { model.prefill(intArrayOf()) })
             assertEquals("token -1", message { model.decode(-1) })
+            assertEquals("no adapter", message { model.adapter("none") })
         }
     }
 
@@ -34,7 +40,7 @@ class NativeTest {
         val model = NativeModel(bundle)
         model.close()
         model.close()
-        for (use in listOf({ model.prefill(intArrayOf(1)) }, { model.decode(1) }, { model.reset() }, { model.length }, { model.context })) {
+        for (use in listOf({ model.prefill(intArrayOf(1)) }, { model.decode(1) }, { model.reset() }, { model.adapter(null) }, { model.length }, { model.context })) {
             assertEquals("the model is closed", message { use() })
         }
     }

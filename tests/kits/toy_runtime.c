@@ -71,6 +71,16 @@ int pocketphi_prefill(pocketphi *model, const int32_t *tokens, int32_t count, fl
 
 int pocketphi_decode(pocketphi *model, int32_t token, float *logits) { return run(model, &token, 1, logits); }
 
+int pocketphi_adapter(pocketphi *model, const char *name) {
+  enter(model);
+  if (name != NULL && strcmp(name, "none") == 0) {
+    snprintf(model->error, sizeof model->error, "no adapter");
+    return leave(model, -1);
+  }
+  model->length = 0;
+  return leave(model, 0);
+}
+
 void pocketphi_reset(pocketphi *model) {
   enter(model)->length = 0;
   leave(model, 0);

@@ -207,6 +207,14 @@ void read_model(Bundle* b, const Field& model, const std::string& mode) {
 
 }  // namespace
 
+AdapterHeader AdapterHeader::parse(const std::string& json, const std::string& path) {
+  constexpr int64_t kMostRank = 2048;
+  Field header = Field::parse(json, path);
+  AdapterHeader made{header["params_digest"].text(), {}};
+  for (const Field& rank : header["ranks"].list()) made.ranks.push_back(rank.number(0, kMostRank));
+  return made;
+}
+
 Options Options::parse(const std::string& text) {
   Options options;
   if (text.empty()) return options;
@@ -284,6 +292,9 @@ Bundle Bundle::read(const std::string& folder, const std::string& mode) {
       throw Failure("model.json: " + b.params.back().name + " ends beyond params_bytes");
     }
   }
+  if (model.has("adapters")) {
+    for (const Field& one : model["adapters"].list()) b.adapted.push_back({one["rows"].size(), one["columns"].size()});
+  }
   read_model(&b, model, mode);
   return b;
 }
@@ -314,10 +325,16 @@ File::~File() {
 }
 
 Mapping Mapping::file(const std::string& path, int64_t bytes) {
+  File file(path);
+  if (file.status.st_size != bytes) file.refuse(bytes);
+  return Mapping::file(path);
+}
+
+Mapping Mapping::file(const std::string& path) {
   Mapping mapping;
   mapping.file_ = std::make_unique<File>(path);
   const File& file = *mapping.file_;
-  if (file.status.st_size != bytes) file.refuse(bytes);
+  int64_t bytes = file.status.st_size;
   void* data = bytes ? mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.number, 0) : nullptr;
   if (data == MAP_FAILED) throw Failure(path + ": cannot be mapped: " + std::strerror(errno));
   mapping.data_ = data;

@@ -37,6 +37,19 @@ struct Entry {
   std::vector<int64_t> params;
 };
 
+// A weight that may have an adapter.
+struct Adapted {
+  int64_t rows, columns;
+};
+
+// What an adapter's file says of itself. ranks: of each weight that may have some.
+struct AdapterHeader {
+  std::string params_digest;
+  std::vector<int64_t> ranks;
+
+  static AdapterHeader parse(const std::string& json, const std::string& path);
+};
+
 struct Bundle {
   std::string folder;
   std::string os, arch;
@@ -52,6 +65,7 @@ struct Bundle {
   std::vector<Param> params;
   int64_t params_bytes;
   std::string params_digest;
+  std::vector<Adapted> adapted;
 
   std::string text;  // of model.json
 
@@ -80,6 +94,7 @@ class File {
 class Mapping {
  public:
   static Mapping file(const std::string& path, int64_t bytes);
+  static Mapping file(const std::string& path);
   static Mapping zeros(int64_t bytes);
   Mapping() = default;
   Mapping(Mapping&& other) noexcept { *this = std::move(other); }
@@ -89,6 +104,8 @@ class Mapping {
   // Fails if the file was written to or cut since it was mapped: its weights are others now, or none.
   void refuse_changed() const;
 
+  const char* bytes() const { return static_cast<const char*>(data_); }
+  int64_t size() const { return bytes_; }
   TensorRef view(int64_t offset, const Shape& shape, DataType dtype) const;
 
  private:

@@ -75,17 +75,21 @@ void refuse_infinite(const float* values, int64_t count) {
 
 }  // namespace
 
-Step::Step(Machine& machine, const Entry& entry, const TensorRef& position, const Tensors& caches, const Tensors& params)
+Step::Step(Machine& machine, const Entry& entry, const TensorRef& position, const Tensors& caches, const Tensors& params,
+           const Tensors& factors)
     : machine_(machine), function_(machine.find(entry.name)) {
   if (!function_) throw Failure("the library has no function \"" + entry.name + "\", which model.json names");
   kept_.push_back(position);
   kept_.insert(kept_.end(), caches.begin(), caches.end());
   for (int64_t index : entry.params) kept_.push_back(params[index]);
+  kept_.insert(kept_.end(), factors.begin(), factors.end());
   if (function_->arguments != static_cast<int64_t>(kept_.size()) + 1) {
     throw Failure("function \"" + entry.name + "\" takes " + std::to_string(function_->arguments) +
                   " tensors, model.json describes " + std::to_string(kept_.size() + 1));
   }
 }
+
+void Step::take(const Tensors& factors) { std::copy(factors.begin(), factors.end(), kept_.end() - factors.size()); }
 
 void Step::operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const {
   std::vector<Value> arguments{std::make_shared<const Tensor>(const_cast<int32_t*>(tokens), Shape{count}, kInt32)};
@@ -113,6 +117,7 @@ Model::Model(const std::string& folder, const Options& options)
   params_ = map_params(bundle_, options.check);
   machine_ = load_library(bundle_);  // from here on model.json is what the library was built for
   cache_ = Mapping::zeros(bundle_.cache_count * cache_bytes());
+  adapter_ = std::make_unique<Adapter>(bundle_);
   make_steps();
   auto [threads, cores] = share(options.threads);
   pool_ = std::make_unique<Pool>(threads, cores);
@@ -132,6 +137,7 @@ void Model::prefill(const int32_t* tokens, int64_t count, float* logits, bool ev
   forget_guess();
   if (every && !steps_.count("prefill_all")) throw Failure("the library has no function for every token's logits");
   params_.refuse_changed();
+  adapter_->refuse_changed();
   seen_.resize(past);
   seen_.insert(seen_.end(), tokens, tokens + count);
   // LongRoPE: from here on every key is rotated with the long factors, and those in the cache were with the short ones
@@ -212,6 +218,13 @@ bool Model::decode_ahead(float* logits) {
   return true;
 }
 
+void Model::adapt(const char* name) {
+  auto made = name ? std::make_unique<Adapter>(bundle_, adapter_path(bundle_, name)) : std::make_unique<Adapter>(bundle_);
+  for (auto& [role, step] : steps_) step.take(made->factors());
+  adapter_ = std::move(made);
+  reset();
+}
+
 Shape Model::cache_shape() const {
   int64_t multiple = bundle_.cache_multiple, rows = (rows_ + multiple - 1) / multiple * multiple;
   rows = std::min(rows, bundle_.cache_shape[1]);  // where a text can be longer, the kernels write over its oldest tokens
@@ -228,7 +241,7 @@ void Model::make_steps() {
   for (const Param& param : bundle_.params) params.push_back(params_.view(param.offset, param.shape, param.dtype));
   auto position = std::make_shared<const Tensor>(position_, Shape{bundle_.long_rope_after ? 2 : 1}, kInt32);
   for (const auto& [role, entry] : bundle_.functions) {
-    steps_.emplace(role, Step(*machine_, entry, position, caches, params));
+    steps_.emplace(role, Step(*machine_, entry, position, caches, params, adapter_->factors()));
   }
 }
 

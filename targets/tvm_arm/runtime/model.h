@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "bundle.h"
 #include "drafts.h"
 #include "pool.h"
@@ -16,7 +17,11 @@ namespace pocketphi_runtime {
 class Step {
  public:
   using Tensors = std::vector<TensorRef>;
-  Step(Machine& machine, const Entry& entry, const TensorRef& position, const Tensors& caches, const Tensors& params);
+  Step(Machine& machine, const Entry& entry, const TensorRef& position, const Tensors& caches, const Tensors& params,
+       const Tensors& factors);
+
+  // Calls get these factors of an adapter from now on, as many as before.
+  void take(const Tensors& factors);
 
   // Logits float32[rows, vocab], of all tokens or of the last. Fails if one of them is no finite number.
   void operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const;
@@ -35,6 +40,9 @@ class Model {
   // Append tokens. logits: of each, or of the last. A failure appends nothing.
   void prefill(const int32_t* tokens, int64_t count, float* logits, bool every);
   void reset();
+
+  // Switch an adapter of the bundle on, none if null, and forget all tokens. A failure changes nothing.
+  void adapt(const char* name);
 
   int64_t vocab() const { return bundle_.vocab; }
   int64_t rows() const { return rows_; }
@@ -58,6 +66,7 @@ class Model {
   Mapping params_, cache_;
   std::unique_ptr<Machine> machine_;
   int32_t position_[2] = {0, 0};  // of the first token, and how many there will be: int32[1], with LongRoPE int32[2]
+  std::unique_ptr<Adapter> adapter_;
   std::map<std::string, Step> steps_;
   std::vector<int32_t> seen_;
   bool stale_ = false;  // a failure left rows in the cache that are not those of `seen_`

@@ -184,6 +184,10 @@ void pocketphi_reset(pocketphi* handle) {
   with_model(handle, [](Model& model) { model.reset(); });
 }
 
+int pocketphi_adapter(pocketphi* handle, const char* name) {
+  return with_model(handle, [&](Model& model) { model.adapt(name); });
+}
+
 int32_t pocketphi_vocab(const pocketphi* handle) { return number(handle, &Session::vocab); }
 int32_t pocketphi_context(const pocketphi* handle) { return number(handle, &Session::context); }
 int32_t pocketphi_length(const pocketphi* handle) { return number(handle, &Session::length); }

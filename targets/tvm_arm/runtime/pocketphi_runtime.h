@@ -85,6 +85,11 @@ typedef int (*pocketphi_token)(int32_t token, void *data);
 POCKETPHI_API int64_t pocketphi_generate(pocketphi *model, const int32_t *tokens, int32_t count, const char *options_json,
                                          pocketphi_token each, void *data);
 
+/* Switch an adapter of the bundle on, by its name, and forget all tokens; NULL switches it off again. A name with a slash is
+ * the path of an adapter's file that was made for the same weights. The file is mapped: it must stay as model.params must.
+ * 0, or -1: see pocketphi_error; then everything is as it was. */
+POCKETPHI_API int pocketphi_adapter(pocketphi *model, const char *name);
+
 /* Forget all tokens. */
 POCKETPHI_API void pocketphi_reset(pocketphi *model);
 

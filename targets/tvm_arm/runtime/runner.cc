@@ -15,6 +15,7 @@
 //   prefill_all ID …    ok VALUES …                                   VALUES = tokens × VOCAB
 //   decode ID           ok VALUES …
 //   reset               ok 0 …
+//   adapter [NAME]      ok 0 …                                        none without a name
 //   (a failure)         error TEXT                                    the process goes on, nothing was appended
 //
 // MILLISECONDS: of the call alone. PEAK_KIB: the process's peak resident memory. LENGTH: tokens in the cache. CALLS: of the
@@ -81,9 +82,18 @@ void answer(pocketphi *model, const std::string &text) {
   line >> verb;
   std::vector<int32_t> ids;
   bool all = verb == "prefill_all";
+  if (verb == "adapter") {
+    std::string name;
+    line >> std::ws;
+    std::getline(line, name);
+    Clock::time_point start = Clock::now();
+    if (pocketphi_adapter(model, name.empty() ? nullptr : name.c_str())) std::printf("error %s\n", pocketphi_error(model));
+    else std::printf("ok 0 %.4f %ld %d\n", since(start), peak_kib(), pocketphi_length(model));
+    return;
+  }
   bool known = all || verb == "prefill" || verb == "decode";
   if (verb != "reset" && (!known || !read_ids(line, &ids) || (verb == "decode" && ids.size() > 1))) {
-    std::printf("error expected: prefill ID…, prefill_all ID…, decode ID or reset\n");
+    std::printf("error expected: prefill ID…, prefill_all ID…, decode ID, reset or adapter NAME\n");
     return;
   }
   size_t rows = verb == "reset" ? 0 : all ? std::min<size_t>(ids.size(), pocketphi_context(model)) : 1;  // more are refused

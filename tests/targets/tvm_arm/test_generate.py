@@ -1,4 +1,4 @@
-"""`pocketphi_generate`: the tokens of an answer, against the kits' sampler over the logits that the runtime gives step by step."""
+"""`pocketphi_generate`: the tokens of an answer, against the kits' sampler over the logits of each step."""
 
 from __future__ import annotations
 

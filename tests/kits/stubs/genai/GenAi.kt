@@ -47,11 +47,26 @@ class GeneratorParams(val model: Model) : Native() {
     fun setSearchOption(optionName: String, value: Boolean) = use { options[optionName] = value }
 }
 
+class Adapters(val model: Model) : Native() {
+    val names = mutableSetOf<String>()
+
+    fun loadAdapter(adapterFilePath: String, adapterName: String) = use {
+        if (!java.io.File(adapterFilePath).isFile) throw GenAIException("no adapter: $adapterFilePath")
+        if (!names.add(adapterName)) throw GenAIException("loaded already: $adapterName")
+    }
+}
+
 class Generator(val model: Model, generatorParams: GeneratorParams) : Native() {
     private val limit = generatorParams.options.getValue("max_length") as Double
     private val tokens = mutableListOf<Int>()
     private var failsIn = -1
     private var failed = false
+    private var shift = 0
+
+    fun setActiveAdapter(adapters: Adapters, adapterName: String) = use {
+        if (adapterName !in adapters.names || tokens.isNotEmpty()) throw GenAIException("no such adapter, or too late")
+        shift = adapterName.length
+    }
 
     fun appendTokens(inputIDs: IntArray) = use {
         if (tokens.size + inputIDs.size > limit) throw GenAIException("more tokens than max_length")
@@ -70,7 +85,7 @@ class Generator(val model: Model, generatorParams: GeneratorParams) : Native() {
         if (tokens.size >= limit) throw GenAIException("the sequence is full")
         if (failsIn == 0) failed = true
         if (failsIn-- == 0) throw GenAIException("failed")
-        val letter = tokens.fold(1) { hash, token -> (31 * hash + token) % 65521 } % 29
+        val letter = tokens.fold(1) { hash, token -> (31 * hash + token) % 65521 } % 29 + shift
         if (letter < 26) tokens += 97 + letter // as there, an end token is not appended
     }
 

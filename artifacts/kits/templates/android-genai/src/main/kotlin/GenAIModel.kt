@@ -1,5 +1,6 @@
 package «package»
 
+import ai.onnxruntime.genai.Adapters
 import ai.onnxruntime.genai.Generator
 import ai.onnxruntime.genai.GeneratorParams
 import ai.onnxruntime.genai.Model
@@ -12,19 +13,23 @@ import java.io.File
 data class Sampling(val temperature: Double = 0.0, val topK: Int = 0, val topP: Double = 1.0)
 
 /** The model in onnxruntime-genai, with a cache of [context] tokens. One call at a time. */
-internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engine, Closeable {
+internal class GenAIModel(private val bundle: File, context: Int, sampling: Sampling) : Engine, Closeable {
     private val made = mutableListOf<AutoCloseable>()
+    private val model: Model
     private val tokenizer: Tokenizer
-    private val generator: Generator
+    private val parameters: GeneratorParams
+    private val adapters: Adapters
+    private val loaded = mutableSetOf<String>()
+    private var generator: Generator? = null
 
     /** The tokens that the generator holds. */
     private var sequence = emptyList<Int>()
 
     init {
         try {
-            val model = keep(Model(bundle.path))
+            model = keep(Model(bundle.path))
             tokenizer = keep(Tokenizer(model))
-            val parameters = keep(GeneratorParams(model))
+            parameters = keep(GeneratorParams(model))
             parameters.setSearchOption("max_length", context.toDouble())
             parameters.setSearchOption("do_sample", sampling.temperature > 0)
             if (sampling.temperature > 0) {
@@ -32,15 +37,33 @@ internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engi
                 parameters.setSearchOption("top_k", sampling.topK.toDouble())
                 parameters.setSearchOption("top_p", sampling.topP)
             }
-            generator = keep(Generator(model, parameters))
+            adapters = keep(Adapters(model))
+            generator = Generator(model, parameters)
         } catch (error: Exception) {
             close()
             throw error
         }
     }
 
+    /** Switches an adapter of the bundle on, none for null, and forgets all tokens. An adapter's file is read once. */
+    fun adapter(name: String?) {
+        if (name != null && loaded.add(name)) {
+            try {
+                adapters.loadAdapter(File(bundle, "adapters/$name.onnx_adapter").path, name)
+            } catch (error: Exception) {
+                loaded -= name
+                throw error
+            }
+        }
+        sequence = emptyList()
+        generator?.close()
+        generator = null // it has to be chosen before a generator's first token
+        generator = Generator(model, parameters).also { if (name != null) it.setActiveAdapter(adapters, name) }
+    }
+
     override fun run(calls: List<Call>, tokens: List<Int>): Int? {
         val held = sequence
+        val generator = checkNotNull(generator) { "no generator: choose an adapter again, or none" }
         sequence = emptyList() // so it stays where the runtime fails half-way
         if (tokens != held) {
             val start = calls.first().start
@@ -58,7 +81,11 @@ internal class GenAIModel(bundle: File, context: Int, sampling: Sampling) : Engi
     /** Turns the tokens of one answer into text, token by token. */
     fun createStream(): TokenizerStream = tokenizer.createStream()
 
-    override fun close() = made.asReversed().forEach { it.close() }
+    override fun close() {
+        generator?.close()
+        generator = null
+        made.asReversed().forEach { it.close() }
+    }
 
     private fun <T : AutoCloseable> keep(it: T): T = it.also { made += it }
 }

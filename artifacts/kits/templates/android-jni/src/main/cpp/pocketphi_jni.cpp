@@ -63,6 +63,16 @@ void decode(JNIEnv *env, jobject, jlong handle, jint token, jfloatArray logits) 
   if (failed) fail(env, pocketphi_error(model(handle)));
 }
 
+void adapter(JNIEnv *env, jobject, jlong handle, jstring name) {
+  if (name == nullptr) {
+    if (pocketphi_adapter(model(handle), nullptr) != 0) fail(env, pocketphi_error(model(handle)));
+    return;
+  }
+  Text text(env, name);
+  if (text.chars() == nullptr) return;
+  if (pocketphi_adapter(model(handle), text.chars()) != 0) fail(env, pocketphi_error(model(handle)));
+}
+
 void reset(JNIEnv *, jobject, jlong handle) { pocketphi_reset(model(handle)); }
 jint vocabulary(JNIEnv *, jobject, jlong handle) { return pocketphi_vocab(model(handle)); }
 jint context(JNIEnv *, jobject, jlong handle) { return pocketphi_context(model(handle)); }
@@ -83,6 +93,7 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *) {
       method("open", "(Ljava/lang/String;Ljava/lang/String;)J", open),
       method("prefill", "(J[I[F)V", prefill),
       method("decode", "(JI[F)V", decode),
+      method("adapter", "(JLjava/lang/String;)V", adapter),
       method("reset", "(J)V", reset),
       method("vocabulary", "(J)I", vocabulary),
       method("context", "(J)I", context),

@@ -59,6 +59,15 @@ class Chat(
     /** Begins a new conversation with the same system message, after the answers that are under way. */
     suspend fun reset() = turns.run { conversation.reset() }
 
+    /**
+     * Switches an adapter of the bundle on by its name, none for null, and begins a new conversation, after the answers that are
+     * under way. The model stays loaded.
+     */
+    suspend fun adapt(name: String?) = turns.run {
+        model.adapter(name)
+        conversation.reset()
+    }
+
     /** Ends the answer that is under way; the memory is freed when it has ended. */
     override fun close() = turns.close()
 

@@ -25,6 +25,10 @@ internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}"
     @Synchronized
     fun decode(token: Int): FloatArray = FloatArray(vocabulary).also { decode(opened(), token, it) }
 
+    /** Switches an adapter of the bundle on, none for null, and empties the cache. */
+    @Synchronized
+    fun adapter(name: String?) = adapter(opened(), name)
+
     /** Empties the cache. */
     @Synchronized
     fun reset() = reset(opened())
@@ -40,6 +44,7 @@ internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}"
     private external fun open(folder: String, options: String): Long
     private external fun prefill(handle: Long, tokens: IntArray, logits: FloatArray)
     private external fun decode(handle: Long, token: Int, logits: FloatArray)
+    private external fun adapter(handle: Long, name: String?)
     private external fun reset(handle: Long)
     private external fun vocabulary(handle: Long): Int
     private external fun context(handle: Long): Int
