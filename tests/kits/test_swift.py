@@ -21,7 +21,7 @@ ROOT = HERE.parents[1] / "build/trixie"
 STAND_INS = {"coreml": ["os", "CryptoKit", "CoreML", "Tokenizers"], "genai": ["os", "CryptoKit"]}
 CHROOT = (
     'mount --bind /proc "$1/proc" && mount --bind /dev "$1/dev" && mount -t tmpfs tmpfs "$1/tmp" && '
-    'mkdir "$1/tmp/work" && mount --bind "$2" "$1/tmp/work" && chroot "$1" bash -c "cd /tmp/work/$3 && $4"'
+    'mkdir "$1/tmp/work" && mount --bind "$2" "$1/tmp/work" && chroot "$1" env -u TMPDIR bash -c "cd /tmp/work/$3 && $4"'
 )
 Run = Callable[[Path, str, str], str]
 
@@ -29,7 +29,7 @@ Run = Callable[[Path, str, str], str]
 @pytest.fixture(scope="module")
 def swift() -> Run:
     """Run a command in a folder inside another that it may see: swift(whole, folder, command) → output."""
-    if not shutil.which("swift") and not (os.path.lexists(ROOT / "usr/bin/swift") and os.geteuid() == 0):
+    if not shutil.which("swift") and not (os.path.lexists(ROOT / "whole") and os.geteuid() == 0):
         pytest.skip("no swift: tests/kits/swift.sh makes a Debian root with it")
 
     def run(whole: Path, folder: str, command: str) -> str:
