@@ -47,8 +47,8 @@ class Mockable {
 
         @Override
         public MethodVisitor visitMethod(int access, String name, String type, String signature, String[] thrown) {
-            MethodVisitor method = super.visitMethod(access, name, type, signature, thrown);
-            if ((access & (Opcodes.ACC_ABSTRACT | Opcodes.ACC_NATIVE)) != 0 || name.equals("<clinit>")) return method;
+            MethodVisitor method = super.visitMethod(access & ~Opcodes.ACC_NATIVE, name, type, signature, thrown);
+            if ((access & Opcodes.ACC_ABSTRACT) != 0 || name.equals("<clinit>")) return method;
             Type result = Type.getReturnType(type);
             method.visitCode();
             if (name.equals("<init>")) {
