@@ -4,6 +4,7 @@ import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer
 import android.content.Context
 import java.io.Closeable
 import java.io.File
+import java.nio.file.Paths
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
@@ -32,7 +33,7 @@ class Chat(
     init {
         Integrity.check(bundle, ModelInfo.MANIFEST_SHA256, File(context.noBackupFilesDir, "pocketphi-checked"), progress)
         MemoryReport.require(context, ModelInfo.MEMORY_BYTES)
-        tokenizer = HuggingFaceTokenizer.newInstance(File(bundle, "tokenizer.json").toPath())
+        tokenizer = HuggingFaceTokenizer.newInstance(Paths.get(bundle.path, "tokenizer.json"))
         model = try {
             NativeModel(bundle)
         } catch (error: IllegalStateException) {
