@@ -50,7 +50,7 @@ build/aarch64: $(INSTALLED)
 build/android:
 	tests/kits/android.sh
 
-# a Debian root: 2.7 GB
+# a Debian root: 2.8 GB
 swift:
 	tests/kits/swift.sh
 
