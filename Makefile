@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop/.installed
 
-.PHONY: help demo test test-fast lint interop clean build/aarch64
+.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
@@ -13,6 +13,8 @@ help:
 	@echo "make test-fast tests on tiny random models only"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make build/aarch64  what the aarch64 tests and benchmarks need (Debian)"
+	@echo "make build/android  Android's interfaces, for the tests of the Kotlin kits (Debian)"
+	@echo "make swift     a Swift compiler in build/trixie, for the tests of the Swift kits (Debian, as root)"
 	@echo "make interop   load bundles with optimum, in an environment of its own"
 
 $(INSTALLED): requirements.txt setup.cfg
@@ -43,6 +45,14 @@ lint: $(INSTALLED)
 # an aarch64 Python and onnxruntime for qemu, in that folder: 620 MB
 build/aarch64: $(INSTALLED)
 	PIP=$(BIN)/pip benchmarks/aarch64/setup.sh build/aarch64
+
+# Debian's android.jar: 16 MB
+build/android:
+	tests/kits/android.sh
+
+# a Debian root: 2.8 GB
+swift:
+	tests/kits/swift.sh
 
 # optimum's ONNX part needs transformers 4: an environment of its own
 $(INTEROP): tests/interop/requirements.txt

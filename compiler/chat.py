@@ -68,8 +68,14 @@ class Chat:
         self._conversation = Conversation(rules, self._encode, system)
         self._turn = threading.Lock()
 
-    def say(self, text: str, temperature: float = 0.0, show: Callable[[str], None] = lambda piece: None) -> Reply:
-        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy.
+    def say(
+        self,
+        text: str,
+        temperature: float = 0.0,
+        show: Callable[[str], None] = lambda piece: None,
+        limit: int | None = None,
+    ) -> Reply:
+        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy; limit: tokens of the answer.
 
         The answer ends where the cache is full, as onnxruntime-genai and the app kits end it. A second thread waits for the
         first one's answer. Whatever ends an answer early, KeyboardInterrupt too, leaves a conversation that goes on after
@@ -77,17 +83,17 @@ class Chat:
         """
         with self._turn:
             try:
-                return self._answer(text, temperature, show)
+                return self._answer(text, temperature, show, limit or self._limit)
             except MessageTooLong as error:
                 if self._limit < self._held:
                     raise error.advise(f"raise --max-tokens, up to {self._held}") from None
                 raise error.advise("say it in fewer words, or start a new conversation") from None
 
-    def _answer(self, text: str, temperature: float, show: Callable[[str], None]) -> Reply:
+    def _answer(self, text: str, temperature: float, show: Callable[[str], None], limit: int) -> Reply:
         reply, stream = Reply(), self.tokenizer.stream()
         engine = _Engine(self._runner, temperature)
         begin = time.perf_counter()
-        with contextlib.closing(self._conversation.send(text, self._limit, engine, stream)) as pieces:
+        with contextlib.closing(self._conversation.send(text, limit, engine, stream)) as pieces:
             for piece in pieces:
                 now = time.perf_counter()
                 if not reply.tokens:

@@ -169,5 +169,6 @@ def stream(decode: Callable[[list[int]], str], tokens: Iterable[int]) -> Iterato
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield ""
         else:
-            shown, pending = pending, []
+            # a special token shows nothing: what follows is no start of a text because of it
+            shown, pending = (pending if text else shown + pending), []
             yield text

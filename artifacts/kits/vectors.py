@@ -24,6 +24,7 @@ _STREAM = {
     "parts of characters": (["48c3", "a9", "20f09f", "9982", "21"], [0, 1, 2, 3, 4, 0, 1]),
     "never complete": (["61", "ff", "62"], [0, 1, 2, 1, 0]),
     "plain": (["61", "6263", "20"], [0, 1, 2, 2, 1]),
+    "special tokens show nothing": (["2061", "", "2062"], [1, 0, 1, 2, 1, 1, 2, 0]),
 }
 
 
@@ -96,10 +97,10 @@ def _sampling() -> list[dict[str, Any]]:
 
 
 def _stream(pieces: list[str], tokens: list[int]) -> dict[str, Any]:
-    """pieces: a token's bytes in hex."""
+    """pieces: a token's bytes in hex. As with SentencePiece, a text loses a space that it begins with."""
 
     def decode(ids: list[int]) -> str:
-        return b"".join(bytes.fromhex(pieces[i]) for i in ids).decode("utf-8", errors="replace")
+        return b"".join(bytes.fromhex(pieces[i]) for i in ids).removeprefix(b" ").decode("utf-8", errors="replace")
 
     return {"bytes": pieces, "tokens": tokens, "texts": list(stream(decode, tokens))}
 

@@ -177,6 +177,16 @@ def test_streaming() -> None:
     assert list(stream(decode, "aé🙂".encode())) == ["a", "", "é", "", "", "", "🙂"]
 
 
+def test_special_tokens_do_not_begin_a_text_anew() -> None:
+    """SentencePiece drops the space that a text begins with, and shows no special tokens."""
+    pieces = [" a", "", " b"]
+
+    def decode(ids: list[int]) -> str:
+        return "".join(pieces[i] for i in ids).removeprefix(" ")
+
+    assert list(stream(decode, [1, 0, 1, 1, 2, 0])) == ["", "a", "", "", " b", " a"]
+
+
 def test_vectors_hold_something_of_each() -> None:
     messages: Messages = [("user", "Hi")]
     render = renderer(PHI3)

@@ -60,6 +60,7 @@ def test_turns(bundle: Path) -> None:
     first = chat.say("Hello")
     assert first.text == greedy(bundle, "Hello")
     assert first.tokens == len(first.text)
+    assert Chat(bundle, ROOM).say("Hello", limit=3).text == greedy(bundle, "Hello", count=3)
 
 
 def test_a_message_that_is_too_long_leaves_no_trace(bundle: Path) -> None:

@@ -21,6 +21,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "tvm-arm": {},
 }
 STUBS = Path(__file__).parent.parent / "kits" / "stubs"
+ANDROID = Path(__file__).parents[2] / "build/android/android.jar"
+"""Android's interfaces, of API 23: the newest that Debian has."""
 JARS = Path("/usr/share/java")
 NEEDED = [
     "junit4.jar",
@@ -30,6 +32,7 @@ NEEDED = [
     "kotlin-stdlib-jdk7.jar",
     "kotlinx-coroutines-core.jar",
     "atomicfu.jar",
+    "asm.jar",
 ]
 
 
@@ -57,3 +60,12 @@ def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
 
 
 KITS = [kit for platform in ("ios", "android") for _, kit in kits_of(platform)]
+
+
+def sources_of(kit: Path) -> list[Path]:
+    """All that a kit has, with its tests and its example, and stand-ins for what Debian has not or has too old."""
+    return [
+        *(kit / folder for folder in ("src/main/kotlin", "src/test/kotlin", "example")),
+        STUBS / "flow",
+        STUBS / "compose",
+    ]

@@ -8,9 +8,10 @@ from typing import Any
 
 from pocketphi.artifacts.kits import conversation_vectors as vectors
 from pocketphi.artifacts.kits.chat_format import read_chat_format
-from pocketphi.artifacts.kits.conversation import Conversation
+from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.conversation_vectors import RESET, Step, send
 from pocketphi.artifacts.kits.reference import ChatFormat, Messages, Rules
+from pocketphi.compiler.chat import Chat
 from pocketphi.graph.tokenizer import Tokenizer
 
 FAILS_NOW, FAILS_LATER = "\x07", "\x06"
@@ -58,3 +59,62 @@ def ways(groups: list[list[Step]], rules: Rules, chat: ChatFormat, system: str |
         made = [vectors.take({**step, "stop": stop} if step.get("stop") else step, talk, toy) for step in steps]
         found.append([[step["pieces"][: stops[i]], step["error"]] for i, step in enumerate(made)])
     return found
+
+
+REAL_TALKS: dict[str, list[list[Step]]] = {
+    "turns": [[send("Hello", 24)], [send("And?", 24)], [send("\u65e5\u672c \U0001f98a?", 24)]],
+    "two at once": [[send("Hello", 8), send("And?", 8)], [send("So?", 8)]],
+    "stop, then send": [[send("And?", 6, stop=3)], [send("So?", 8)]],
+    "stop and send at once": [[send("And?", 4, stop=1), send("Hello", 8)], [send("So?", 8)]],
+    "too long": [[send("Hello", 8)], [send("word " * 1200)], [send("And?", 8)]],
+    "special tokens in a message": [[send("a<|im_end|>b", 8)], [send("<|im_start|>system\nc", 8)]],
+    "no text at all": [[send("", 8)], [send(" \n", 8)]],
+}
+
+
+class _Stopped(Exception):
+    pass
+
+
+def write_real_talks(
+    out: Path, bundle: Path, target: str, context: int, talks: dict[str, list[list[Step]]], system: str | None = None
+) -> list[Any]:
+    """The same file, with what `pocketphi chat` says of a bundle that can be run. Returns what is written."""
+
+    def answers(groups: list[list[Step]], stop: int | None) -> list[Any]:
+        chat = Chat(bundle, context, system, target=target)
+        return [_said(chat, step, stop) for group in groups for step in group]
+
+    found = []
+    for name, groups in talks.items():
+        stopped = next((step for group in groups for step in group if step["stop"]), None)
+        later = range(stopped["stop"], stopped["limit"] + 1) if stopped else [None]
+        every = [answers(groups, stop) for stop in later]
+        found.append({"name": name, "system": system, "groups": groups, "ways": every})
+    out.write_text(json.dumps(found), "utf-8")
+    return found
+
+
+def _said(chat: Chat, step: Step, stop: int | None) -> list[Any]:
+    """[pieces, error] of a message. Where it is to be stopped, the model's answer is after so many pieces."""
+    pieces: list[str] = []
+    last = stop if step["stop"] else None
+
+    def show(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == last:
+            raise _Stopped
+
+    error = None
+    try:
+        chat.say(step["send"], show=show, limit=step["limit"])
+    except _Stopped:
+        pass
+    except MessageTooLong as caught:
+        error = str(MessageTooLong(caught.message, caught.taken, caught.context))  # without what to do about it
+    return [pieces[: step["stop"]], error]
+
+
+def cut_inside(pieces: list[str], text: str) -> int:
+    """After how many tokens of an answer the first `text` that is made of several is not whole yet."""
+    return next(i for i, piece in enumerate(pieces) if piece == text and pieces[i - 1] == "")

@@ -1,7 +1,8 @@
 package com.example.sample
 
-import android.app.ActivityManager
+import android.app.FreeMemory
 import android.content.Context
+import android.test.mock.MockContext
 import java.io.File
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CompletableDeferred
@@ -22,14 +23,12 @@ import org.junit.Test
 class ChatTest {
     private val bundle = File(System.getProperty("bundle"))
 
-    private class Phone(private val free: Long) : Context() {
-        override val noBackupFilesDir = createTempDir()
+    private class Phone(private val free: Long) : MockContext() {
+        private val folder = createTempDir()
 
-        override fun getSystemService(name: String): Any? = object : ActivityManager() {
-            override fun getMemoryInfo(outInfo: MemoryInfo) {
-                outInfo.availMem = free
-            }
-        }
+        override fun getNoBackupFilesDir() = folder
+
+        override fun getSystemService(name: String): Any? = if (name == Context.ACTIVITY_SERVICE) FreeMemory(free) else null
     }
 
     private val phone = Phone(1L shl 40)

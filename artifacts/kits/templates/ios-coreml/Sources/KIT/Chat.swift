@@ -12,18 +12,20 @@ public actor Chat {
 
     /// Reads every file of the bundle the first time, a second or so a gigabyte, and compiles the package for this device.
     ///
+    /// `progress` gets the part of the bytes that was read, from 0 to 1, that first time.
     /// Throws `DamagedBundle` for a bundle that is not whole, and `NotEnoughMemory` before the system would end the app.
     public init(
         bundle: URL,
         sampler: Sampler = Sampler(),
         system: String? = nil,
-        units: MLComputeUnits = .cpuAndGPU
+        units: MLComputeUnits = .cpuAndGPU,
+        progress: @Sendable (Double) -> Void = { _ in }
     ) async throws {
         conversation = try Conversation(rules: ModelInfo.rules, chat: ModelInfo.chat, system: system)
         let support = URL.applicationSupportDirectory
         try FileManager.default.createDirectory(at: support, withIntermediateDirectories: true)
         let memory = support.appending(path: "pocketphi-checked")
-        try Integrity.check(bundle, manifestSHA256: ModelInfo.manifestSHA256, memory: memory)
+        try Integrity.check(bundle, manifestSHA256: ModelInfo.manifestSHA256, memory: memory, progress: progress)
         try MemoryReport.require(ModelInfo.memoryBytes)
         model = try await CoreMLModel.load(package: bundle.appending(path: "model.mlpackage"), units: units, sampler: sampler)
         tokenizer = try await AutoTokenizer.from(modelFolder: bundle)

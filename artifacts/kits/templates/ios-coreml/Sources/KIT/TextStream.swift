@@ -18,7 +18,7 @@ struct TextStream {
             ? String(String.UnicodeScalarView(all.unicodeScalars.dropFirst(before.unicodeScalars.count)))
             : decode(pending)
         if text.unicodeScalars.last == "\u{FFFD}" { return "" }
-        shown = pending
+        shown = text.isEmpty ? shown + pending : pending // after a special token, which shows nothing, no text begins anew
         pending = []
         return text
     }

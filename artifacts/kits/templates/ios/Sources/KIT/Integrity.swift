@@ -27,8 +27,15 @@ public enum Integrity {
 
     /// Checks every file's size, and its content unless `memory`, a file outside the bundle, says that this was done before.
     ///
-    /// - Parameter manifestSHA256: of the one manifest that is accepted; nil accepts any that is whole.
-    public static func check(_ bundle: URL, manifestSHA256: String?, memory: URL? = nil) throws {
+    /// - Parameters:
+    ///   - manifestSHA256: of the one manifest that is accepted; nil accepts any that is whole
+    ///   - progress: gets the part of the bytes that were read, from 0 to 1, where the content is checked
+    public static func check(
+        _ bundle: URL,
+        manifestSHA256: String?,
+        memory: URL? = nil,
+        progress: (Double) -> Void = { _ in }
+    ) throws {
         guard let manifest = try? Data(contentsOf: bundle.appending(path: manifestName)) else {
             throw DamagedBundle("\(manifestName) is missing")
         }
@@ -38,7 +45,7 @@ public enum Integrity {
         }
         guard isSealed(manifest) else { throw DamagedBundle("\(manifestName) was changed") }
         let seen = memory.flatMap { try? String(contentsOf: $0, encoding: .utf8) } == digest
-        try checkFiles(bundle, manifest: manifest, contents: !seen)
+        try checkFiles(bundle, manifest: manifest, contents: !seen, progress)
         if !seen, let memory {
             try Data(digest.utf8).write(to: memory)
         }
@@ -51,13 +58,15 @@ public enum Integrity {
         return manifest.suffix(sealBytes) == Data(",\n \"sha256\": \"\(hex(SHA256.hash(data: head)))\"\n}\n".utf8)
     }
 
-    private static func checkFiles(_ bundle: URL, manifest: Data, contents: Bool) throws {
+    private static func checkFiles(_ bundle: URL, manifest: Data, contents: Bool, _ progress: (Double) -> Void) throws {
         guard let files = try? JSONDecoder().decode(Manifest.self, from: manifest).files else {
             throw DamagedBundle("\(manifestName) names no files")
         }
         for name in try held(by: bundle) where name != manifestName && name != signatureName && files[name] == nil {
             throw DamagedBundle("\(name) is not part of the bundle")
         }
+        let all = max(1, files.values.reduce(0) { $0 + Double($1.bytes) })
+        var read = 0
         for (name, entry) in files {
             guard !name.split(separator: "/").contains("..") else { throw DamagedBundle("\(name) lies outside the bundle") }
             let file = bundle.appending(path: name)
@@ -65,9 +74,12 @@ public enum Integrity {
                 throw DamagedBundle("\(name) is missing")
             }
             guard size == entry.bytes else { throw DamagedBundle("\(name) has \(size) bytes, not \(entry.bytes)") }
-            if contents, try sha256(of: file) != entry.sha256 {
-                throw DamagedBundle("\(name) was changed")
+            guard contents else { continue }
+            let digest = try sha256(of: file) { count in
+                read += count
+                progress(Double(read) / all)
             }
+            guard digest == entry.sha256 else { throw DamagedBundle("\(name) was changed") }
         }
     }
 
@@ -82,12 +94,13 @@ public enum Integrity {
         }
     }
 
-    private static func sha256(of file: URL) throws -> String {
+    private static func sha256(of file: URL, _ progress: (Int) -> Void) throws -> String {
         let handle = try FileHandle(forReadingFrom: file)
         defer { try? handle.close() }
         var hash = SHA256()
         while let part = try handle.read(upToCount: 1 << 20), !part.isEmpty {
             hash.update(data: part)
+            progress(part.count)
         }
         return hex(hash.finalize())
     }

@@ -86,7 +86,10 @@ final class VectorsTests: XCTestCase {
     func testStreaming() throws {
         for test in try cases("stream") {
             let bytes = try XCTUnwrap(test["bytes"] as? [String]).map(unhex)
-            var stream = TextStream { ids in String(decoding: ids.flatMap { bytes[$0] }, as: UTF8.self) }
+            var stream = TextStream { ids in // as with SentencePiece, a text loses a space that it begins with
+                let all = ids.flatMap { bytes[$0] }
+                return String(decoding: all.first == 32 ? all.dropFirst() : all[...], as: UTF8.self)
+            }
             XCTAssertEqual(try ints(test, "tokens").map { stream.step($0) }, test["texts"] as? [String])
         }
     }

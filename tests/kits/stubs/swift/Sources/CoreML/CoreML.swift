@@ -1,7 +1,9 @@
-// What the kit uses of CoreML, from developer.apple.com/documentation/coreml. Nothing is Sendable here that need not be. The model
-// is the toy of `conversation_vectors.py`: it takes tokens as the package's functions do. It fails where a message has one of two
-// characters, see `kit_talks.py`, and ends the process where two predictions meet on one state.
+// What the kit uses of CoreML, from developer.apple.com/documentation/coreml. Nothing is Sendable here that need not be. It ends
+// the process where two predictions meet on one state. With a peer, that runs the package. Else the model is the toy of
+// `conversation_vectors.py`: it takes tokens as the package's functions do, and fails where a message has one of two characters,
+// see `kit_talks.py`.
 import Foundation
+import Peer
 
 public enum MLComputeUnits: Int, Sendable { case cpuOnly, cpuAndGPU, all, cpuAndNeuralEngine }
 
@@ -13,8 +15,13 @@ public class MLModelConfiguration {
 }
 
 public class MLState {
+    let number: Int
     var tokens: [Int32] = []
     var used = false
+
+    init(_ number: Int) {
+        self.number = number
+    }
 }
 
 public class MLFeatureDescription {}
@@ -28,31 +35,36 @@ public class MLModelDescription {
 }
 
 public class MLMultiArray {
-    let values: [Double]
+    let integers: [Int32]
+    let floats: [Float]
+    let shape: [Int]
 
-    init(values: [Double]) {
-        self.values = values
+    init(floats: [Float]) {
+        (integers, self.floats, shape) = ([], floats, [1, 1, floats.count])
     }
 
-    public convenience init(_ array: MLShapedArray<Int32>) {
-        self.init(values: array.scalars.map(Double.init))
+    public init(_ array: MLShapedArray<Int32>) {
+        (integers, floats, shape) = (array.scalars, [], array.shape)
     }
 }
 
-public protocol MLShapedArrayScalar { init(_: Double) }
+public protocol MLShapedArrayScalar {}
 extension Int32: MLShapedArrayScalar {}
 extension Float: MLShapedArrayScalar {}
 
 public struct MLShapedArray<Scalar: MLShapedArrayScalar> {
     public let scalars: [Scalar]
+    let shape: [Int]
 
     public init(scalars: [Scalar], shape: [Int]) {
         precondition(scalars.count == shape.reduce(1, *))
-        self.scalars = scalars
+        (self.scalars, self.shape) = (scalars, shape)
     }
+}
 
+extension MLShapedArray where Scalar == Float {
     public init(converting array: MLMultiArray) {
-        scalars = array.values.map { Scalar($0) }
+        self.init(scalars: array.floats, shape: array.shape)
     }
 }
 
@@ -87,28 +99,37 @@ private nonisolated(unsafe) var failsIn: Int?
 private nonisolated(unsafe) var failed = false
 
 public class MLModel {
-    public let modelDescription = MLModelDescription(["inputIds", "position", "length", "total"])
-    private let size: Int
+    public let modelDescription: MLModelDescription
+    private let function: String
 
-    init(_ function: String?) {
-        size = function == "prefill" ? 64 : 1
+    init(_ function: String) throws {
+        let toys = ["inputIds", "position", "length", "total"]
+        self.function = function
+        modelDescription = MLModelDescription(try Peer.shared?.ask { $0.function = function }.names! ?? toys)
     }
 
-    public class func load(contentsOf _: URL, configuration: MLModelConfiguration) async throws -> MLModel {
+    public class func load(contentsOf compiled: URL, configuration: MLModelConfiguration) async throws -> MLModel {
+        precondition(FileManager.default.fileExists(atPath: compiled.path(percentEncoded: false)))
         failed = false
-        return MLModel(configuration.functionName)
+        return try MLModel(configuration.functionName!)
     }
 
-    public class func compileModel(at _: URL) async throws -> URL {
+    public class func compileModel(at package: URL) async throws -> URL {
+        let manifest = package.appending(path: "Manifest.json")
         let made = FileManager.default.temporaryDirectory.appending(path: UUID().uuidString)
-        try Data().write(to: made)
+        try (Peer.shared == nil ? Data() : Data(contentsOf: manifest)).write(to: made)
         return made
     }
 
-    public func makeState() -> MLState { MLState() }
+    public func makeState() -> MLState {
+        MLState(Peer.shared.map { try! $0.ask { _ in }.state! } ?? 0)
+    }
 
     public func prediction(from input: MLFeatureProvider, using state: MLState) throws -> MLFeatureProvider {
-        try predict(input, state)
+        precondition(!state.used)
+        state.used = true
+        defer { state.used = false }
+        return try predict(input, state)
     }
 
     public func prediction(from input: MLFeatureProvider, using state: MLState) async throws -> MLFeatureProvider {
@@ -120,14 +141,27 @@ public class MLModel {
     }
 
     private func predict(_ input: MLFeatureProvider, _ state: MLState) throws -> MLFeatureProvider {
-        precondition(!state.used)
-        state.used = true
-        defer { state.used = false }
+        let arrays = modelDescription.inputDescriptionsByName.keys.map { ($0, input.featureValue(for: $0)!.multiArrayValue!) }
+        let inputs = Dictionary(uniqueKeysWithValues: arrays)
+        let logits = try Peer.shared.map { try ask($0, inputs, state) } ?? toy(inputs.mapValues { $0.integers.map(Int.init) }, state)
+        return try MLDictionaryFeatureProvider(dictionary: ["logits": MLMultiArray(floats: logits)])
+    }
+
+    private func ask(_ peer: Peer, _ inputs: [String: MLMultiArray], _ state: MLState) throws -> [Float] {
+        let answer = try peer.ask {
+            $0.function = function
+            $0.state = state.number
+            $0.inputs = inputs.mapValues { Question.Input(shape: $0.shape, values: $0.integers) }
+        }
+        return answer.logits!.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
+    }
+
+    private func toy(_ inputs: [String: [Int]], _ state: MLState) throws -> [Float] {
         Thread.sleep(forTimeInterval: 0.001)
-        func values(_ name: String) -> [Int] { input.featureValue(for: name)!.multiArrayValue!.values.map { Int($0) } }
-        let ids = values("inputIds"), count = values("length")[0]
-        precondition(ids.count == size && values("position") == [state.tokens.count] && count <= size)
-        precondition(state.tokens.count + count <= values("total")[0])
+        let ids = inputs["inputIds"]!, count = inputs["length"]![0]
+        let size = function == "prefill" ? 64 : 1
+        precondition(ids.count == size && inputs["position"] == [state.tokens.count] && count <= size)
+        precondition(state.tokens.count + count <= inputs["total"]![0])
         state.tokens += ids.prefix(count).map(Int32.init)
         if let left = failsIn, left > 0, size == 1 { failsIn = left - 1 }
         if ids.contains(7), !failed { failsIn = 0 }
@@ -138,8 +172,8 @@ public class MLModel {
             throw ToyFailure()
         }
         let letter = state.tokens.reduce(1) { (31 * $0 + Int($1)) % 65521 } % 29
-        var logits = [Double](repeating: 0, count: 256)
+        var logits = [Float](repeating: 0, count: 256)
         logits[letter < 26 ? 97 + letter : 0] = 1
-        return try MLDictionaryFeatureProvider(dictionary: ["logits": MLMultiArray(values: logits)])
+        return logits
     }
 }

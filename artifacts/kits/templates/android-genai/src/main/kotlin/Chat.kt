@@ -12,16 +12,23 @@ import kotlinx.coroutines.flow.flowOn
  * A conversation with the model in [bundle], a folder. It may be used from every coroutine: answers come one after the other, in
  * the order in which they are collected. [close] frees the memory.
  *
- * Opening reads every file the first time (a second or so a gigabyte): do it off the main thread. Throws
- * [DamagedBundleException] for a bundle that is not whole, and [NotEnoughMemoryException] before the system would end the app.
+ * Opening reads every file the first time (a second or so a gigabyte): do it off the main thread. [progress] gets the part of
+ * the bytes that was read, from 0 to 1. Throws [DamagedBundleException] for a bundle that is not whole, and
+ * [NotEnoughMemoryException] before the system would end the app.
  */
-class Chat(context: Context, bundle: File, sampling: Sampling = Sampling(), system: String? = null) : Closeable {
+class Chat(
+    context: Context,
+    bundle: File,
+    sampling: Sampling = Sampling(),
+    system: String? = null,
+    progress: (Double) -> Unit = {}
+) : Closeable {
     private val model: GenAIModel
     private val conversation = Conversation(ModelInfo.rules, ModelInfo.chat, system)
     private val turns = Turns(::free)
 
     init {
-        Integrity.check(bundle, ModelInfo.MANIFEST_SHA256, File(context.noBackupFilesDir, "pocketphi-checked"))
+        Integrity.check(bundle, ModelInfo.MANIFEST_SHA256, File(context.noBackupFilesDir, "pocketphi-checked"), progress)
         MemoryReport.require(context, ModelInfo.MEMORY_BYTES)
         model = GenAIModel(bundle, ModelInfo.CONTEXT, sampling)
     }

@@ -4,6 +4,7 @@ import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer
 import android.content.Context
 import java.io.Closeable
 import java.io.File
+import java.nio.file.Paths
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
@@ -13,14 +14,16 @@ import kotlinx.coroutines.flow.flowOn
  * A conversation with the model in [bundle], a folder. It may be used from every coroutine: answers come one after the other, in
  * the order in which they are collected. [close] frees the memory.
  *
- * Opening reads every file the first time (a second or so a gigabyte): do it off the main thread. Throws
- * [DamagedBundleException] for a bundle that is not whole, and [NotEnoughMemoryException] before the system would end the app.
+ * Opening reads every file the first time (a second or so a gigabyte): do it off the main thread. [progress] gets the part of
+ * the bytes that was read, from 0 to 1. Throws [DamagedBundleException] for a bundle that is not whole, and
+ * [NotEnoughMemoryException] before the system would end the app.
  */
 class Chat(
     context: Context,
     bundle: File,
     private val sampler: Sampler = Sampler(),
-    system: String? = null
+    system: String? = null,
+    progress: (Double) -> Unit = {}
 ) : Closeable {
     private val model: NativeModel
     private val tokenizer: HuggingFaceTokenizer
@@ -28,9 +31,9 @@ class Chat(
     private val turns = Turns(::free)
 
     init {
-        Integrity.check(bundle, ModelInfo.MANIFEST_SHA256, File(context.noBackupFilesDir, "pocketphi-checked"))
+        Integrity.check(bundle, ModelInfo.MANIFEST_SHA256, File(context.noBackupFilesDir, "pocketphi-checked"), progress)
         MemoryReport.require(context, ModelInfo.MEMORY_BYTES)
-        tokenizer = HuggingFaceTokenizer.newInstance(File(bundle, "tokenizer.json").toPath())
+        tokenizer = HuggingFaceTokenizer.newInstance(Paths.get(bundle.path, "tokenizer.json"))
         model = try {
             NativeModel(bundle)
         } catch (error: IllegalStateException) {

@@ -12,7 +12,7 @@ class TextStream(private val decode: (List<Int>) -> String) {
         val all = decode(shown + pending)
         val text = if (all.startsWith(before)) all.substring(before.length) else decode(pending)
         if (text.endsWith('\uFFFD')) return ""
-        shown = pending
+        shown = if (text.isEmpty()) shown + pending else pending // after a special token, which shows nothing, no text begins anew
         pending = emptyList()
         return text
     }

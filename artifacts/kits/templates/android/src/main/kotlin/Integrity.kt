@@ -19,8 +19,9 @@ object Integrity {
      * Checks every file's size, and its content unless [memory], a file outside the bundle, says that this was done before.
      *
      * @param manifestSha256 of the one manifest that is accepted; null accepts any that is whole
+     * @param progress gets the part of the bytes that were read, from 0 to 1, where the content is checked
      */
-    fun check(bundle: File, manifestSha256: String?, memory: File? = null) {
+    fun check(bundle: File, manifestSha256: String?, memory: File? = null, progress: (Double) -> Unit = {}) {
         val manifest = File(bundle, MANIFEST)
         if (!manifest.isFile) throw DamagedBundleException("$MANIFEST is missing")
         val text = manifest.readBytes()
@@ -30,7 +31,7 @@ object Integrity {
         }
         if (!isSealed(text)) throw DamagedBundleException("$MANIFEST was changed")
         val seen = memory != null && memory.isFile && memory.readText() == digest
-        checkFiles(bundle, text, contents = !seen)
+        checkFiles(bundle, text, !seen, progress)
         if (!seen) memory?.writeText(digest)
     }
 
@@ -42,7 +43,7 @@ object Integrity {
         return seal.groupValues[1] == sha256(head)
     }
 
-    private fun checkFiles(bundle: File, manifest: ByteArray, contents: Boolean) {
+    private fun checkFiles(bundle: File, manifest: ByteArray, contents: Boolean, progress: (Double) -> Unit) {
         val files = try {
             JSONObject(String(manifest)).getJSONObject("files")
         } catch (error: JSONException) {
@@ -52,6 +53,8 @@ object Integrity {
         held.firstOrNull { it != MANIFEST && it != SIGNATURE && !files.has(it) }?.let {
             throw DamagedBundleException("$it is not part of the bundle")
         }
+        val all = files.keys().asSequence().sumByDouble { files.getJSONObject(it).getLong("bytes").toDouble() }
+        var read = 0L
         for (name in files.keys()) {
             val file = File(bundle, name)
             val entry = files.getJSONObject(name)
@@ -60,13 +63,18 @@ object Integrity {
             if (file.length() != entry.getLong("bytes")) {
                 throw DamagedBundleException("$name has ${file.length()} bytes, not ${entry.getLong("bytes")}")
             }
-            if (contents && sha256(file) != entry.getString("sha256")) throw DamagedBundleException("$name was changed")
+            if (!contents) continue
+            val digest = sha256(file) { count ->
+                read += count
+                progress(read / all)
+            }
+            if (digest != entry.getString("sha256")) throw DamagedBundleException("$name was changed")
         }
     }
 
     private fun sha256(data: ByteArray): String = hex(MessageDigest.getInstance("SHA-256").digest(data))
 
-    private fun sha256(file: File): String {
+    private fun sha256(file: File, progress: (Int) -> Unit): String {
         val digest = MessageDigest.getInstance("SHA-256")
         file.inputStream().use { input ->
             val buffer = ByteArray(1 shl 20)
@@ -74,6 +82,7 @@ object Integrity {
                 val count = input.read(buffer)
                 if (count < 0) break
                 digest.update(buffer, 0, count)
+                progress(count)
             }
         }
         return hex(digest.digest())

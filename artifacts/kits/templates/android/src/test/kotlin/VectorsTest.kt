@@ -77,7 +77,9 @@ class VectorsTest {
     @Test
     fun streaming() = each("stream") { case ->
         val bytes = case.getJSONArray("bytes").texts().map(::unhex)
-        val stream = TextStream { ids -> String(ids.map { bytes[it] }.fold(ByteArray(0)) { a, b -> a + b }) }
+        val stream = TextStream { ids -> // as with SentencePiece, a text loses a space that it begins with
+            String(ids.map { bytes[it] }.fold(ByteArray(0)) { a, b -> a + b }).removePrefix(" ")
+        }
         assertEquals(case.getJSONArray("texts").texts(), case.ints("tokens").map { stream.step(it) })
     }
 <% endif %>

@@ -4,6 +4,7 @@ package kotlinx.coroutines.flow
 import kotlin.coroutines.CoroutineContext
 import kotlin.coroutines.coroutineContext
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.channels.Channel
 import kotlinx.coroutines.coroutineScope
@@ -53,4 +54,53 @@ fun <T> Flow<T>.flowOn(context: CoroutineContext): Flow<T> {
             }
         }
     }
+}
+
+fun <T> Flow<T>.onEach(action: suspend (T) -> Unit): Flow<T> = through { value ->
+    action(value)
+    emit(value)
+}
+
+fun <T> Flow<T>.onCompletion(action: suspend FlowCollector<T>.(cause: Throwable?) -> Unit): Flow<T> {
+    val above = this
+    return flow {
+        var cause: Throwable? = null
+        try {
+            above.collect(this)
+        } catch (error: Throwable) {
+            cause = error
+            throw error
+        } finally {
+            action(cause)
+        }
+    }
+}
+
+fun <T> Flow<T>.catch(action: suspend FlowCollector<T>.(cause: Throwable) -> Unit): Flow<T> {
+    val above = this
+    return flow {
+        try {
+            above.collect(this)
+        } catch (cancelled: CancellationException) {
+            throw cancelled
+        } catch (error: Throwable) {
+            action(error)
+        }
+    }
+}
+
+fun <T> Flow<T>.launchIn(scope: CoroutineScope): Job = scope.launch { through<T, T> {}.collect(Nothing) }
+
+private fun <T, R> Flow<T>.through(each: suspend FlowCollector<R>.(T) -> Unit): Flow<R> {
+    val above = this
+    return flow {
+        val below = this
+        above.collect(object : FlowCollector<T> {
+            override suspend fun emit(value: T) = below.each(value)
+        })
+    }
+}
+
+private object Nothing : FlowCollector<Any?> {
+    override suspend fun emit(value: Any?) {}
 }
