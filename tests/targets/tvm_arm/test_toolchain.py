@@ -20,7 +20,21 @@ from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import SOURCES, SYSTEM_LIB_PREFIX, Toolchain, find_toolchain, host_arch
 
 CROSS = shutil.which("aarch64-linux-gnu-g++")
-API = ("open", "prefill", "prefill_all", "decode", "adapter", "reset", "vocab", "context", "length", "error", "close")
+API = (
+    "open",
+    "prefill",
+    "prefill_all",
+    "decode",
+    "generate",
+    "adapter",
+    "save",
+    "load",
+    "reset",
+    "vocab",
+    "context",
+    "length",
+)
+API += ("calls", "error", "close")
 needs_cross = pytest.mark.skipif(CROSS is None, reason="needs aarch64-linux-gnu-g++: apt install g++-aarch64-linux-gnu")
 
 
