@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.hosts import check_adapter, open_host, talker_of
+from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
+from pocketphi.graph.reading import parse_json, typed
 from pocketphi.graph.tokenizer import Tokenizer
-from pocketphi.targets.base import Runner
+from pocketphi.targets.base import Keeps, Runner
 
 DEFAULT_TOKENS = 2048
 
@@ -37,11 +40,20 @@ class Reply:
         return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What a session's file says of a conversation: role and content of each message, and the tokens in the cache."""
+
+    messages: tuple[tuple[str, str], ...]
+    seen: tuple[int, ...]
+
+
 class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
     max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if None;
-    draft: `auto` lets a runtime that can guess what comes next, which changes no answer, and `none` does not
+    draft: `auto` lets a runtime that can guess what comes next, which changes no answer, and `none` does not; session: a file
+    that the conversation goes on from, where there is one, and that it is kept in after each answer
     """
 
     def __init__(
@@ -53,6 +65,7 @@ class Chat:
         target: str | None = None,
         adapter: str | None = None,
         draft: str = "auto",
+        session: Path | None = None,
     ) -> None:
         check_threads(threads)
         bundle = Bundle.open(path)
@@ -67,6 +80,9 @@ class Chat:
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)
         self._turn = threading.Lock()
+        self._session = session
+        if session is not None:
+            self._go_on(session, system)
 
     def say(
         self,
@@ -83,11 +99,36 @@ class Chat:
         """
         with self._turn:
             try:
-                return self._answer(text, temperature, show, limit or self._limit)
+                reply = self._answer(text, temperature, show, limit or self._limit)
+                self._keep()
+                return reply
             except MessageTooLong as error:
                 if self._limit < self._held:
                     raise error.advise(f"raise --max-tokens, up to {self._held}") from None
                 raise error.advise("say it in fewer words, or start a new conversation") from None
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        """Role and content of what was said."""
+        return list(self._conversation.messages)
+
+    def _go_on(self, session: Path, system: str | None) -> None:
+        """Take the conversation of a session's file up."""
+        if not isinstance(self._runner, Keeps):
+            raise InputError("--session: only the runtime of tvm-arm keeps conversations in files")
+        if not session.exists():
+            return
+        said = typed(_Said, parse_json(self._runner.load(session).encode(), str(session)), str(session))
+        if system is not None and ("system", system) not in said.messages[:1]:
+            raise InputError(
+                f"--system: {session} began with another system message; name another --session for a new one"
+            )
+        self._conversation.messages, self._conversation.seen = list(said.messages), list(said.seen)
+
+    def _keep(self) -> None:
+        talk = self._conversation
+        if self._session is not None and isinstance(self._runner, Keeps) and talk.seen:
+            self._runner.save(self._session, json.dumps({"messages": talk.messages, "seen": talk.seen}))
 
     def _answer(self, text: str, temperature: float, show: Callable[[str], None], limit: int) -> Reply:
         reply, stream = Reply(), self.tokenizer.stream()

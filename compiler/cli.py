@@ -195,6 +195,12 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
     _draft_argument(chat, "auto")
+    chat.add_argument(
+        "--session",
+        type=Path,
+        metavar="FILE",
+        help="go on with the conversation in this file, if there is one, and keep it there after each answer (tvm-arm)",
+    )
     _adapter_argument(chat)
     _target_argument(chat)
 
@@ -337,7 +343,7 @@ def _chat(a: argparse.Namespace) -> int:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
     if not 0 <= a.temperature < math.inf:
         raise InputError(f"--temperature {a.temperature}: expected 0 or a positive number")
-    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft)
+    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft, a.session)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
         _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))

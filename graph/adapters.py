@@ -1,18 +1,20 @@
 """Adapters that stay apart from the weights: a program reads the low-rank factors of a projection as inputs, which a runtime
-switches. Without any they have rank 0, and the projection is what it was.
+switches. Without any they have rank 0, and the projection is what it was. Importing this loads no torch, as plans of memory ask
+here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from blake3 import blake3
 
 from pocketphi.graph.config import EMBEDDING, HEAD, ModelConfig
-from pocketphi.graph.lazy_weights import digest
+
+if TYPE_CHECKING:
+    import torch
 
 _WEIGHT = ".weight"
 _ENDS = (".lora_A", ".lora_B")
@@ -64,6 +66,8 @@ def feeds(factors: Factors) -> dict[str, torch.Tensor]:
 
 def factors_digest(factors: Factors) -> str:
     """BLAKE3 of an adapter's weights, by name, with the digests of their factors, in hex: the same whatever file holds them."""
+    from pocketphi.graph.lazy_weights import digest
+
     whole = blake3()
     for weight in sorted(factors.ranks):
         a, b = factors.read(weight)
@@ -88,4 +92,4 @@ class Turned:
     def read(self, weight: str) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = self.factors.read(weight)
         turn = self.exponents(weight)
-        return (a if turn is None else torch.ldexp(a, turn[:, None])), b
+        return (a if turn is None else a.ldexp(turn[:, None])), b

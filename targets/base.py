@@ -61,6 +61,18 @@ class Switches(Runner, Protocol):
         """Run with this adapter of the bundle from now on, None for none, and forget all tokens. The model stays loaded."""
 
 
+@runtime_checkable
+class Keeps(Runner, Protocol):
+    """A runner whose conversations can be kept in a file."""
+
+    def save(self, path: Path, note: str) -> None:
+        """Write the tokens, what the cache has of them, and a text. Raises InputError where that is not possible."""
+
+    def load(self, path: Path) -> str:
+        """Go on where `save` was called, and return the text. Raises InputError for a file that does not belong to the bundle,
+        or is not whole; then nothing changed."""
+
+
 def switch(runner: Runner, adapter: str | None) -> None:
     """Run with an adapter of a bundle. Raises InputError for a runner that cannot, where one is asked for."""
     if isinstance(runner, Switches):

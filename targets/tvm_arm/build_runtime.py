@@ -31,6 +31,7 @@ RUNTIME = (
     "model",
     "pocketphi_runtime",
     "pool",
+    "session",
     "vm",
 )
 """What the library is made of: sources in `runtime/`. Beside them lie the runner and a library's glue."""

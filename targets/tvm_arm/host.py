@@ -158,6 +158,12 @@ class TvmRunner:
         """With a call of the runtime's own, which reads the adapter's file in the bundle."""
         self.process.adapter(adapter)
 
+    def save(self, path: Path, note: str) -> None:
+        self.process.save(path, note)
+
+    def load(self, path: Path) -> str:
+        return self.process.load(path)
+
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens int64 [1, S]; float32 logits [1, 1, V], or [1, S, V] of every position."""
         if tokens.shape[0] != 1:

@@ -39,6 +39,7 @@ class RuntimeProcess:
         """command: the runner, behind qemu and its arguments where it is built for another CPU. options: those of
         `pocketphi_open`: threads, mode, max_tokens, check. Raises InputError with the runtime's own line if it refuses."""
         self._adapter: str | None = None
+        self._note = ""
         self._arguments = [*command, str(folder), json.dumps(options)]
         self._start()
 
@@ -90,6 +91,15 @@ class RuntimeProcess:
         self._ask("adapter", [] if name is None else [name])
         self._adapter = name
 
+    def save(self, path: Path, note: str) -> None:
+        """Write the tokens, what the cache has of them, and a text to a file. Raises InputError where that is not possible."""
+        self._ask("save", [note.encode().hex() or "-", str(path.absolute())])
+
+    def load(self, path: Path) -> str:
+        """Go on where `save` was called; the text. Raises InputError for a file that is none of this bundle, or not whole."""
+        self._ask("load", [str(path.absolute())])
+        return self._note
+
     def close(self) -> None:
         """End the process. Safe to call twice."""
         if self._process.poll() is None:
@@ -138,6 +148,9 @@ class RuntimeProcess:
         """The words of the next answer. Raises InputError for a refusal, CheckFailed if the process is gone."""
         assert self._process.stdout
         line = self._process.stdout.readline().decode()
+        if line.startswith("note "):
+            self._note = bytes.fromhex(line.removeprefix("note ")).decode()
+            line = self._process.stdout.readline().decode()
         kind, _, rest = line.strip().partition(" ")
         if kind == "error":
             self._asked = False

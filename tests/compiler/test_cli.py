@@ -115,7 +115,7 @@ def test_commands_on_a_bundle_of_palettes(capsys: pytest.CaptureFixture[str], tm
     printed = run(capsys, "inspect", out)[1]
     assert "int4 rtn, palettes of 8 rows, int8 head" in printed
     assert "256 tokens, 384 bytes of K/V cache each" in printed
-    assert "Neural Engine (cpuAndNeuralEngine): not fit: state keyCache [3, 1, 2, 256, 16]" in printed
+    assert "Neural Engine (cpuAndNeuralEngine): not fit: state keyCache [3, 1, 2, 192, 16]" in printed
     evaluated = run(capsys, "eval", out, "--reference", "random:tiny", "--tokens", "64", "--window", "32", "--json")[1]
     assert 0 < json.loads(evaluated)["kl"] < 0.5
     short = ("--threads", "1", "--prompt-tokens", "8", "--generate", "2", "--rounds", "1", "--json")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tvm_sessions import check_goes_on
 
 pytest.importorskip("tvm")
 
@@ -163,9 +164,11 @@ def test_a_ring_goes_around_and_a_broken_one_is_seen(tmp_path: Path, monkeypatch
     monkeypatch.setitem(random_weights.PUBLISHED, "ring", shape)
     with monkeypatch.context() as patch:
         break_each(patch, ("prefill_exact_all", _Body, "_held", beginning_of_the_ring))
-        bundle = built("random:ring", tmp_path / "b", context=320)
+        bundle = built("random:ring", tmp_path / "b", context=320, kv_cache="int8")
     described = json.loads((bundle.path / "model.json").read_text("utf-8"))
     assert (described["context"], cache_rows(shape, 320)) == (320, 288)
     assert {sizes[1] for sizes in described["cache"]["shape"].values()} == {288}
     checks = verify_folder(bundle.path, bundle.manifest, Ui()).checks
     assert [check.ok for way in ("prefill", "decode") for check in checks if f"{way} past the" in check.name] == [0, 1]
+    for tokens in (250, 300):  # before it went around, and after
+        check_goes_on(bundle.path, tmp_path / "talk", tokens)

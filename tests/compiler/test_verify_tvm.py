@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tuning import few_forms
+from tvm_sessions import check_goes_on
 
 pytest.importorskip("tvm")
 
@@ -175,6 +176,7 @@ def test_an_int8_cache_passes_and_one_without_its_scales_does_not(
     """The exact functions, whose cache is float32, are right in both: what is saved is measured as well."""
     good = verified(built(tmp_path / "good", "int8"))
     assert [check.name for check in good.checks if not check.ok] == []
+    check_goes_on(tmp_path / "good", tmp_path / "talk", 37)  # a file holds the scales as well
     monkeypatch.setattr(Int8Cache, "scaled_weights", FloatCache.scaled_weights)
     folder = built(tmp_path / "broken", "int8")
     monkeypatch.undo()

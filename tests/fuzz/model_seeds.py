@@ -128,3 +128,35 @@ def ruled() -> Path:
     ]
     write_manifest(folder, a_manifest({"ort-mobile": {}}, model={**MODEL, "layers": 3}, recipe={"rules": rules}))
     return folder
+
+
+SWITCHED = ("model.layers.0.self_attn.qkv_proj.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight")
+"""Weights that may have an adapter. The middle one has none."""
+DIGEST = "ab" * 32
+
+
+@functools.cache
+def switched(target: str) -> Path:
+    """Files of an adapter that is switched at run time, for random:tiny."""
+    import torch
+
+    from pocketphi.graph.adapters import shape_of
+    from pocketphi.graph.published import PUBLISHED
+    from pocketphi.targets.ort_mobile import adapter_file as of_ort
+    from pocketphi.targets.tvm_arm import adapter_file as of_tvm
+
+    class Some:
+        @property
+        def ranks(self) -> dict[str, int]:
+            return {SWITCHED[0]: 3, SWITCHED[2]: 8}
+
+        def read(self, weight: str) -> tuple[torch.Tensor, torch.Tensor]:
+            rows, columns = shape_of(PUBLISHED["tiny"], weight)
+            return torch.ones(columns, self.ranks[weight]), torch.ones(self.ranks[weight], rows)
+
+    folder = seeds.place(f"switched-{target}")
+    if target == "tvm-arm":
+        of_tvm.write_adapter(folder / "fr.tvm_adapter", Some(), SWITCHED, DIGEST)
+    else:
+        of_ort.write_adapter(folder / "fr.onnx_adapter", Some())
+    return folder

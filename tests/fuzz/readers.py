@@ -345,6 +345,24 @@ def _policy(folder: Path) -> None:
         check_policy(read_policy(options), open_checkpoint("random:tiny").config, options)
 
 
+def _switched_ort(folder: Path) -> None:
+    from pocketphi.graph.published import PUBLISHED
+    from pocketphi.targets.ort_mobile.adapter_file import read_adapter
+
+    held = read_adapter(folder / "fr.onnx_adapter", PUBLISHED["tiny"])
+    for weight in held.ranks:
+        held.read(weight)
+
+
+def _switched_tvm(folder: Path) -> None:
+    from pocketphi.graph.published import PUBLISHED
+    from pocketphi.targets.tvm_arm.adapter_file import read_adapter
+
+    held = read_adapter(folder / "fr.tvm_adapter", PUBLISHED["tiny"], models.SWITCHED, models.DIGEST)
+    for weight in held.ranks:
+        held.read(weight)
+
+
 _adapters = one_of(
     **{f"{name}___adapter_config__json": m.json_file for name in ("low", "some")},
     **{f"{name}___adapter_model__safetensors": m.safetensors for name in ("low", "some")},
@@ -392,6 +410,19 @@ READERS = [
     Reader("adapters", models.adapters, _adapters, _adapted, needs=("peft",)),
     *(Reader(tool, models.packed(name), _quantization, _packed) for tool, name in _TOOLS.items()),
     Reader("tiktoken", models.tiktoken, one_of(cl100k_base__tiktoken=m.tiktoken), _checked),
+    Reader(
+        "adapter of ONNX Runtime",
+        functools.partial(models.switched, "ort-mobile"),
+        one_of(fr__onnx_adapter=m.header(2000)),
+        _switched_ort,
+        needs=_ORT,
+    ),
+    Reader(
+        "adapter of TVM",
+        functools.partial(models.switched, "tvm-arm"),
+        one_of(fr__tvm_adapter=m.header(400)),
+        _switched_tvm,
+    ),
     Reader("GGUF in parts", models.parts, _parts, lambda f: _checked(f / "m-00001-of-00003.gguf")),
     Reader("policies", models.policies, one_of(policy__toml=m.toml_file, policy__json=m.json_file), _policy),
     Reader("policy of a manifest", models.ruled, manifests, lambda folder: command("inspect", folder, "--policy")),

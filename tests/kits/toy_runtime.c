@@ -31,7 +31,7 @@ pocketphi *pocketphi_open(const char *folder, const char *options, char *error, 
   char path[4096];
   snprintf(path, sizeof path, "%s/config.json", folder);
   FILE *file = fopen(path, "r");
-  if (file == NULL || strcmp(options, "{}") != 0) {
+  if (file == NULL || strcmp(options, "{\"draft\": \"auto\"}") != 0) {
     snprintf(error, error_size, "%s: no model", folder);
     return NULL;
   }

@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "session.h"
+
 namespace pocketphi_runtime {
 namespace {
 
@@ -47,6 +49,8 @@ Adapter::Adapter(const Bundle& bundle, const std::string& path) : file_(Mapping:
   }
   if (end != file_.size()) refuse("is longer than it says");
 }
+
+uint64_t Adapter::digest() const { return mapped_ ? xxh64(file_.bytes(), file_.size()) : 0; }
 
 void Adapter::refuse_changed() const {
   if (mapped_) file_.refuse_changed();

@@ -18,6 +18,9 @@ class Adapter {
   // Of each weight that may have some: A, then B.
   const std::vector<TensorRef>& factors() const { return factors_; }
 
+  // XXH64 of the file; 0 for none.
+  uint64_t digest() const;
+
   // Fails if the file was written to or cut since it was mapped.
   void refuse_changed() const;
 

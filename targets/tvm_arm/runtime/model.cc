@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "cpu.h"
@@ -232,6 +233,60 @@ Shape Model::cache_shape() const {
 }
 
 int64_t Model::cache_bytes() const { return (tensor_bytes(cache_shape(), bundle_.cache_dtype) + 63) / 64 * 64; }
+
+// A head's numbers lie before its scales; without these, an element is a number.
+SessionHead Model::session_head() const {
+  int64_t row = tensor_bytes({bundle_.cache_shape[2]}, bundle_.cache_dtype), numbers = row;
+  if (bundle_.cache_dtype.code == DataType::kInt) numbers = row - static_cast<int64_t>(sizeof(float));
+  if (bundle_.cache_dtype.code == DataType::kUInt) numbers = row / 17 * 16;  // halves of bytes, and a byte for 32 of them
+  int64_t multiple = bundle_.cache_multiple, rows = std::min((length_ + multiple - 1) / multiple * multiple, cache_shape()[1]);
+  int64_t count = bundle_.cache_count * bundle_.cache_shape[0];
+  return {xxh64(bundle_.text.data(), bundle_.text.size()), adapter_->digest(), length_, rows, numbers, row - numbers, 0, count};
+}
+
+std::vector<CachePiece> Model::pieces() const {
+  SessionHead head = session_head();
+  int64_t rows = cache_shape()[1];
+  std::vector<CachePiece> found;
+  for (int64_t i = 0; i < bundle_.cache_count; ++i) {
+    char* at = cache_.view(i * cache_bytes(), cache_shape(), bundle_.cache_dtype)->data<char>();
+    for (int64_t piece = 0; piece < bundle_.cache_shape[0]; ++piece, at += rows * (head.numbers + head.scales)) {
+      found.push_back({at, at + rows * head.numbers});
+    }
+  }
+  return found;
+}
+
+void Model::save(const std::string& path, const std::string& note) {
+  if (stale_) throw Failure("the cache is not whole since a call failed: append a token, or forget all");
+  SessionHead head = session_head();
+  head.note = static_cast<int64_t>(note.size());
+  write_session(path, head, {seen_.begin(), seen_.begin() + length_}, note, pieces());
+}
+
+std::string Model::load(const std::string& path) {
+  Session session(path);
+  const SessionHead &head = session.head(), mine = session_head();
+  auto refuse = [&](const std::string& why) { throw Failure(path + ": " + why); };
+  if (head.bundle != mine.bundle) refuse("is a session of another bundle");
+  if (head.adapter != mine.adapter) refuse("is a session with another adapter: switch to that first");
+  if (std::tie(head.numbers, head.scales, head.pieces) != std::tie(mine.numbers, mine.scales, mine.pieces)) {
+    refuse("is a session of another mode");
+  }
+  int64_t rows = cache_shape()[1];
+  // where a window's rows go around, they lie as the number of all of them says
+  if (head.tokens > rows_ || head.rows > rows || (head.tokens > head.rows && head.rows != rows)) {
+    refuse("has " + std::to_string(head.tokens) + " tokens, for which the cache has no room: open the model with more max_tokens");
+  }
+  std::vector<int32_t> tokens = session.tokens();
+  check_tokens(tokens.data(), head.tokens);
+  std::string note = session.note();
+  reset();
+  session.restore(pieces());
+  seen_ = std::move(tokens);
+  length_ = head.tokens;
+  return note;
+}
 
 void Model::make_steps() {
   std::vector<TensorRef> caches, params;

@@ -9,6 +9,7 @@
 #include "bundle.h"
 #include "drafts.h"
 #include "pool.h"
+#include "session.h"
 #include "vm.h"
 
 namespace pocketphi_runtime {
@@ -44,6 +45,10 @@ class Model {
   // Switch an adapter of the bundle on, none if null, and forget all tokens. A failure changes nothing.
   void adapt(const char* name);
 
+  // Write the tokens, what the cache has of them, and a text to a file; read them again. A failure changes nothing.
+  void save(const std::string& path, const std::string& note);
+  std::string load(const std::string& path);
+
   int64_t vocab() const { return bundle_.vocab; }
   int64_t rows() const { return rows_; }
   int64_t length() const { return length_; }
@@ -55,6 +60,8 @@ class Model {
   Shape cache_shape() const;
   int64_t cache_bytes() const;
   void make_steps();
+  SessionHead session_head() const;
+  std::vector<CachePiece> pieces() const;
   void run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every);
   bool known(int32_t token, float* logits);
   void forget_guess();

@@ -180,6 +180,24 @@ int64_t pocketphi_generate(pocketphi* handle, const int32_t* tokens, int32_t cou
   return -1;
 }
 
+int pocketphi_save(pocketphi* handle, const char* path, const char* note) {
+  return with_model(handle, [&](Model& model) {
+    if (!path || !*path) throw Failure("no file: expected its path");
+    model.save(path, note ? note : "");
+  });
+}
+
+int64_t pocketphi_load(pocketphi* handle, const char* path, char* note, size_t note_size) {
+  int64_t bytes = -1;
+  int code = with_model(handle, [&](Model& model) {
+    if (!path || !*path) throw Failure("no file: expected its path");
+    std::string text = model.load(path);
+    bytes = static_cast<int64_t>(text.size());
+    copy_text(text, note, note_size);
+  });
+  return code == 0 ? bytes : -1;
+}
+
 void pocketphi_reset(pocketphi* handle) {
   with_model(handle, [](Model& model) { model.reset(); });
 }

@@ -90,6 +90,15 @@ POCKETPHI_API int64_t pocketphi_generate(pocketphi *model, const int32_t *tokens
  * 0, or -1: see pocketphi_error; then everything is as it was. */
 POCKETPHI_API int pocketphi_adapter(pocketphi *model, const char *name);
 
+/* Write the tokens, what the cache has of them, and a text of yours (NULL for none) to a file, which is replaced once all is
+ * written. It belongs to this bundle, mode and adapter. 0, or -1: see pocketphi_error. */
+POCKETPHI_API int pocketphi_save(pocketphi *model, const char *path, const char *note);
+
+/* Go on where pocketphi_save was called: what the model computes next has the same bits. How many bytes the text has, as much of
+ * which is put into `note` as fits with a zero behind it (NULL for none), or -1: see pocketphi_error; then everything is as it was.
+ * A file that is cut, damaged, or of another bundle is refused. */
+POCKETPHI_API int64_t pocketphi_load(pocketphi *model, const char *path, char *note, size_t note_size);
+
 /* Forget all tokens. */
 POCKETPHI_API void pocketphi_reset(pocketphi *model);
 

@@ -16,6 +16,8 @@
 //   decode ID           ok VALUES …
 //   reset               ok 0 …
 //   adapter [NAME]      ok 0 …                                        none without a name
+//   save HEX PATH       ok 0 …                                        HEX: of the note's bytes, - for none; a path may have spaces
+//   load PATH           note HEX, then ok 0 …
 //   (a failure)         error TEXT                                    the process goes on, nothing was appended
 //
 // MILLISECONDS: of the call alone. PEAK_KIB: the process's peak resident memory. LENGTH: tokens in the cache. CALLS: of the
@@ -76,24 +78,60 @@ bool read_ids(std::istream &line, std::vector<int32_t> *ids) {
   return !ids->empty();
 }
 
+// The line that answers a request. False for a failure.
+bool done(pocketphi *model, Clock::time_point start, int code, size_t values = 0) {
+  if (code) {
+    std::printf("error %s\n", pocketphi_error(model));
+    return false;
+  }
+  std::printf("ok %zu %.4f %ld %d %lld\n", values, since(start), peak_kib(), pocketphi_length(model),
+              static_cast<long long>(pocketphi_calls(model)));
+  return true;
+}
+
+std::string unhex(const std::string &digits) {
+  std::string bytes;
+  for (size_t i = 0; i + 1 < digits.size(); i += 2) {
+    bytes += static_cast<char>(std::strtol(digits.substr(i, 2).c_str(), nullptr, 16));
+  }
+  return bytes;
+}
+
+void load(pocketphi *model, Clock::time_point start, const std::string &path) {
+  std::vector<char> note(1 << 20);
+  int64_t size = pocketphi_load(model, path.c_str(), note.data(), note.size());
+  if (size >= static_cast<int64_t>(note.size())) {
+    note.resize(size + 1);
+    size = pocketphi_load(model, path.c_str(), note.data(), note.size());
+  }
+  if (size >= 0) {
+    std::printf("note ");
+    for (int64_t i = 0; i < size; ++i) std::printf("%02x", static_cast<unsigned char>(note[i]));
+    std::printf("\n");
+  }
+  done(model, start, size < 0 ? -1 : 0);
+}
+
 void answer(pocketphi *model, const std::string &text) {
   std::istringstream line(text);
   std::string verb;
   line >> verb;
   std::vector<int32_t> ids;
   bool all = verb == "prefill_all";
-  if (verb == "adapter") {
-    std::string name;
+  if (verb == "adapter" || verb == "save" || verb == "load") {
+    std::string note, name;
+    if (verb == "save") line >> note;
     line >> std::ws;
     std::getline(line, name);
     Clock::time_point start = Clock::now();
-    if (pocketphi_adapter(model, name.empty() ? nullptr : name.c_str())) std::printf("error %s\n", pocketphi_error(model));
-    else std::printf("ok 0 %.4f %ld %d\n", since(start), peak_kib(), pocketphi_length(model));
+    if (verb == "adapter") done(model, start, pocketphi_adapter(model, name.empty() ? nullptr : name.c_str()));
+    else if (verb == "save") done(model, start, pocketphi_save(model, name.c_str(), unhex(note).c_str()));
+    else load(model, start, name);
     return;
   }
   bool known = all || verb == "prefill" || verb == "decode";
   if (verb != "reset" && (!known || !read_ids(line, &ids) || (verb == "decode" && ids.size() > 1))) {
-    std::printf("error expected: prefill ID…, prefill_all ID…, decode ID, reset or adapter NAME\n");
+    std::printf("error expected: prefill ID…, prefill_all ID…, decode ID, reset, adapter NAME, save HEX PATH or load PATH\n");
     return;
   }
   size_t rows = verb == "reset" ? 0 : all ? std::min<size_t>(ids.size(), pocketphi_context(model)) : 1;  // more are refused
@@ -104,12 +142,7 @@ void answer(pocketphi *model, const std::string &text) {
   else if (verb == "prefill") code = pocketphi_prefill(model, ids.data(), count, logits.data());
   else if (verb == "decode") code = pocketphi_decode(model, ids[0], logits.data());
   else pocketphi_reset(model);
-  if (code) {
-    std::printf("error %s\n", pocketphi_error(model));
-    return;
-  }
-  std::printf("ok %zu %.4f %ld %d %lld\n", logits.size(), since(start), peak_kib(), pocketphi_length(model),
-              static_cast<long long>(pocketphi_calls(model)));
+  if (!done(model, start, code, logits.size())) return;
   std::fwrite(logits.data(), sizeof(float), logits.size(), stdout);
 }
 
