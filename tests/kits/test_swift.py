@@ -173,6 +173,7 @@ def test_a_chat_that_says_something_else_is_seen(run: Run, built: Path, talking:
 
 
 @pytest.mark.sample
+@pytest.mark.skipif("POCKETPHI_SLOW" not in os.environ, reason="takes minutes: set POCKETPHI_SLOW")
 def test_core_ml_says_of_the_sample_what_our_chat_says(run: Run, built: Path, tmp_path: Path) -> None:
     """The last of these tests: the build is for the sample's package then."""
     bundle = tmp_path / "bundle"
