@@ -80,7 +80,7 @@ class Chat:
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)
         self._turn = threading.Lock()
-        self._session = session
+        self._session, self._target = session, target or next(iter(bundle.manifest.targets))
         if session is not None:
             self._go_on(session, system)
 
@@ -115,7 +115,7 @@ class Chat:
     def _go_on(self, session: Path, system: str | None) -> None:
         """Take the conversation of a session's file up."""
         if not isinstance(self._runner, Keeps):
-            raise InputError("--session: only the runtime of tvm-arm keeps conversations in files")
+            raise InputError(f"--session: the runtime of {self._target} keeps no conversations in files; leave it out")
         if not session.exists():
             return
         said = typed(_Said, parse_json(self._runner.load(session).encode(), str(session)), str(session))

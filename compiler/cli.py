@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
         "--session",
         type=Path,
         metavar="FILE",
-        help="go on with the conversation in this file, if there is one, and keep it there after each answer (tvm-arm)",
+        help="go on with the conversation in this file, and keep it there after each answer, where the runtime can",
     )
     _adapter_argument(chat)
     _target_argument(chat)

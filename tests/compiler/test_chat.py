@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -206,3 +207,10 @@ def test_temperatures_that_are_none(temperature: str, bundle: Path, capsys: pyte
 
 def test_a_tiny_temperature_is_greedy(bundle: Path) -> None:
     assert Chat(bundle, ROOM).say("Hello", temperature=1e-40).text == greedy(bundle, "Hello")
+
+
+def test_a_session_needs_a_runtime_that_keeps_some(bundle: Path, tmp_path: Path) -> None:
+    message = "--session: the runtime of ort-mobile keeps no conversations in files; leave it out"
+    with pytest.raises(InputError, match=re.escape(message)):
+        Chat(bundle, session=tmp_path / "talk")
+    assert list(tmp_path.iterdir()) == []

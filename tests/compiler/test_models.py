@@ -19,6 +19,7 @@ from tiktoken_files import SPECIAL, add_tiktoken, tiktokens, trained
 from tiny_phi3 import inputs, rounding
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models import MODELS
@@ -60,6 +61,22 @@ def test_a_llama_with_a_tokenizer(tmp_path: Path) -> None:
     model = json.loads((tmp_path / "bundle" / "model.json").read_text())
     assert model["long_rope_after"] is None
     assert Bundle.open(tmp_path / "bundle").manifest.text is not None
+    goes_on_from_its_file(tmp_path / "bundle", tmp_path / "talk")
+
+
+def goes_on_from_its_file(bundle: Path, session: Path) -> None:
+    """A conversation whose second message is said by another process's chat; and with guessed tokens, and without."""
+    whole = Chat(bundle, 120, draft="none")
+    expected = [whole.say(text, limit=8).text for text in ("Hello", "And?")]
+    said = [Chat(bundle, 120, session=session).say(text, limit=8).text for text in ("Hello", "And?")]
+    assert said == expected
+    again = Chat(bundle, 120, session=session)
+    assert again.messages == whole.messages
+    with pytest.raises(InputError, match=r"--system: .* began with another system message"):
+        Chat(bundle, 120, system="Be brief.", session=session)
+    session.write_bytes(session.read_bytes()[:-3])
+    with pytest.raises(InputError, match="talk: is cut"):
+        Chat(bundle, 120, session=session)
 
 
 def test_a_model_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
