@@ -71,7 +71,7 @@ def toolchain() -> Toolchain:
 
 @pytest.fixture(scope="module")
 def bundles(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two bundles of one shape, and one whose weights are the first one's, for longer texts."""
+    """Two of one shape."""
     folder = tmp_path_factory.mktemp("sessions")
     return [small.write_small_bundle(folder / str(seed), toolchain, small.small_params(seed)) for seed in (0, 1)]
 
