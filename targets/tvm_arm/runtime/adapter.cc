@@ -13,8 +13,6 @@ constexpr int64_t kMagicBytes = sizeof kMagic - 1, kStart = kMagicBytes + 8, kLo
 constexpr int64_t kAligned = 64, kStep = 4;
 constexpr DataType kFloat32{DataType::kFloat, 32, 1};
 
-int64_t rounded_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
-
 }  // namespace
 
 Adapter::Adapter(const Bundle& bundle) {

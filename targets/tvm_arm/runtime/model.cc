@@ -227,25 +227,26 @@ void Model::adapt(const char* name) {
 }
 
 Shape Model::cache_shape() const {
-  int64_t multiple = bundle_.cache_multiple, rows = (rows_ + multiple - 1) / multiple * multiple;
-  rows = std::min(rows, bundle_.cache_shape[1]);  // where a text can be longer, the kernels write over its oldest tokens
-  return {bundle_.cache_shape[0], rows, bundle_.cache_shape[2]};
+  return {bundle_.cache_shape[0], rows_of(rows_), bundle_.cache_shape[2]};
 }
 
-int64_t Model::cache_bytes() const { return (tensor_bytes(cache_shape(), bundle_.cache_dtype) + 63) / 64 * 64; }
+// Of the cache, for a text of so many tokens: where a text can be longer, the kernels write over its oldest tokens.
+int64_t Model::rows_of(int64_t tokens) const {
+  return std::min(rounded_up(tokens, bundle_.cache_multiple), bundle_.cache_shape[1]);
+}
+
+int64_t Model::cache_bytes() const { return rounded_up(tensor_bytes(cache_shape(), bundle_.cache_dtype), 64); }
 
 // A head's numbers lie before its scales; without these, an element is a number.
 SessionHead Model::session_head() const {
   int64_t row = tensor_bytes({bundle_.cache_shape[2]}, bundle_.cache_dtype), numbers = row;
   if (bundle_.cache_dtype.code == DataType::kInt) numbers = row - static_cast<int64_t>(sizeof(float));
   if (bundle_.cache_dtype.code == DataType::kUInt) numbers = row / 17 * 16;  // halves of bytes, and a byte for 32 of them
-  int64_t multiple = bundle_.cache_multiple, rows = std::min((length_ + multiple - 1) / multiple * multiple, cache_shape()[1]);
-  int64_t count = bundle_.cache_count * bundle_.cache_shape[0];
+  int64_t rows = rows_of(length_), count = bundle_.cache_count * bundle_.cache_shape[0];
   return {xxh64(bundle_.text.data(), bundle_.text.size()), adapter_->digest(), length_, rows, numbers, row - numbers, 0, count};
 }
 
-std::vector<CachePiece> Model::pieces() const {
-  SessionHead head = session_head();
+std::vector<CachePiece> Model::pieces(const SessionHead& head) const {
   int64_t rows = cache_shape()[1];
   std::vector<CachePiece> found;
   for (int64_t i = 0; i < bundle_.cache_count; ++i) {
@@ -261,7 +262,7 @@ void Model::save(const std::string& path, const std::string& note) {
   if (stale_) throw Failure("the cache is not whole since a call failed: append a token, or forget all");
   SessionHead head = session_head();
   head.note = static_cast<int64_t>(note.size());
-  write_session(path, head, {seen_.begin(), seen_.begin() + length_}, note, pieces());
+  write_session(path, head, {seen_.begin(), seen_.begin() + length_}, note, pieces(head));
 }
 
 std::string Model::load(const std::string& path) {
@@ -282,7 +283,7 @@ std::string Model::load(const std::string& path) {
   check_tokens(tokens.data(), head.tokens);
   std::string note = session.note();
   reset();
-  session.restore(pieces());
+  session.restore(pieces(head));
   seen_ = std::move(tokens);
   length_ = head.tokens;
   return note;

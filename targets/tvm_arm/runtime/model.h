@@ -58,10 +58,11 @@ class Model {
  private:
   void check_tokens(const int32_t* tokens, int64_t count) const;
   Shape cache_shape() const;
+  int64_t rows_of(int64_t tokens) const;
   int64_t cache_bytes() const;
   void make_steps();
   SessionHead session_head() const;
-  std::vector<CachePiece> pieces() const;
+  std::vector<CachePiece> pieces(const SessionHead& head) const;
   void run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every);
   bool known(int32_t token, float* logits);
   void forget_guess();

@@ -16,7 +16,7 @@ namespace {
 constexpr char kMagic[] = "POCKETPHI TALK 1";
 constexpr int64_t kMagicBytes = sizeof kMagic - 1, kSum = 8, kMost = int64_t{1} << 40;
 
-int64_t whole(int64_t bytes) { return (bytes + 7) / 8 * 8; }
+int64_t whole(int64_t bytes) { return rounded_up(bytes, 8); }
 
 uint64_t turned(uint64_t value, int by) { return value << by | value >> (64 - by); }
 

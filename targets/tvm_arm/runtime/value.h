@@ -13,6 +13,8 @@ namespace pocketphi_runtime {
 
 using Shape = std::vector<int64_t>;
 
+inline int64_t rounded_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
+
 struct Storage {
   std::shared_ptr<void> memory;
   int64_t bytes;
