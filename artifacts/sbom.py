@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from pocketphi.artifacts.bundle import Bundle, file_digest
-from pocketphi.artifacts.manifest import MANIFEST, Manifest
+from pocketphi.artifacts.manifest import MANIFEST, AdapterRecord, Manifest, SwitchedRecord
 from pocketphi.graph.errors import InputError
 
 
@@ -66,29 +66,19 @@ def _components(manifest: Manifest, own: str) -> tuple[Any, list[Any], list[Any]
         bom_ref="source",
         hashes=hashed(manifest.source.blake3, HashAlgorithm.BLAKE3),
     )
-    adapters = [
-        Component(
-            type=ComponentType.MACHINE_LEARNING_MODEL,
-            name=adapter.name,
-            bom_ref=f"adapter:{number}",
-            hashes=hashed(adapter.blake3, HashAlgorithm.BLAKE3),
-            properties=[Property(name="pocketphi:weight", value=f"{adapter.weight:g}")],
-        )
-        for number, adapter in enumerate(manifest.source.adapters, 1)
-    ]
-    switched = [
-        Component(
+
+    def adapter(one: AdapterRecord | SwitchedRecord, ref: str, **more: str) -> Any:
+        said = {"weight": f"{one.weight:g}", **more}
+        return Component(
             type=ComponentType.MACHINE_LEARNING_MODEL,
             name=one.name,
-            bom_ref=f"switched:{one.name}",
+            bom_ref=ref,
             hashes=hashed(one.blake3, HashAlgorithm.BLAKE3),
-            properties=[
-                Property(name="pocketphi:weight", value=f"{one.weight:g}"),
-                Property(name="pocketphi:switched", value="yes"),
-            ],
+            properties=[Property(name=f"pocketphi:{name}", value=value) for name, value in said.items()],
         )
-        for one in manifest.adapters
-    ]
+
+    adapters = [adapter(one, f"adapter:{number}") for number, one in enumerate(manifest.source.adapters, 1)]
+    switched = [adapter(one, f"switched:{one.name}", switched="yes") for one in manifest.adapters]
     libraries = [
         Component(
             type=ComponentType.LIBRARY,

@@ -80,9 +80,12 @@ class Chat:
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)
         self._turn = threading.Lock()
-        self._session, self._target = session, target or next(iter(bundle.manifest.targets))
+        self._session = session
         if session is not None:
-            self._go_on(session, system)
+            if not isinstance(self._runner, Keeps):
+                name = target or next(iter(bundle.manifest.targets))
+                raise InputError(f"--session: the runtime of {name} keeps no conversations in files; leave it out")
+            self._go_on(self._runner, session, system)
 
     def say(
         self,
@@ -112,13 +115,11 @@ class Chat:
         """Role and content of what was said."""
         return list(self._conversation.messages)
 
-    def _go_on(self, session: Path, system: str | None) -> None:
+    def _go_on(self, runner: Keeps, session: Path, system: str | None) -> None:
         """Take the conversation of a session's file up."""
-        if not isinstance(self._runner, Keeps):
-            raise InputError(f"--session: the runtime of {self._target} keeps no conversations in files; leave it out")
         if not session.exists():
             return
-        said = typed(_Said, parse_json(self._runner.load(session).encode(), str(session)), str(session))
+        said = typed(_Said, parse_json(runner.load(session).encode(), str(session)), str(session))
         if system is not None and ("system", system) not in said.messages[:1]:
             raise InputError(
                 f"--system: {session} began with another system message; name another --session for a new one"

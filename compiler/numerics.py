@@ -91,15 +91,18 @@ class Numerics:
         text = self.prompt.shape[1] + self._steps
         ways = 3 + 2 * bool(self.adapter)
         count = ways * text - 1  # all of them as saved and exact, and the greedy choice, whose last one is not run
-        if self._window and not self.adapter:
+        text = self.prompt.shape[1] + self._steps_others + self._more_others
+        count += (others + 1) * text if others else 0
+        if self.adapter:
+            return count
+        if self._window:
             count += 2 * (max(self._window, self._ring or 0) + _AFTER)
             count += (others + 1 if others else 0) * (self._window + _AFTER)
-        if self._switch and not self.adapter:
+        if self._switch:
             count += 3 * self._switch + 2
-        if self._switch_others and others and not self.adapter:
+        if self._switch_others and others:
             count += (others + 1) * (self._switch_others + 1)
-        text = self.prompt.shape[1] + self._steps_others + self._more_others
-        return count + ((others + 1) * text if others else 0)
+        return count
 
     def checks(self) -> Iterable[Check]:
         """All of them, one after the other."""
