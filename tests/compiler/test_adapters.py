@@ -16,7 +16,7 @@ import pytest
 import torch
 from decoder_folders import save_model
 from peft import PeftModel
-from peft_adapters import load, save_adapter
+from peft_adapters import load_saved, save_adapter
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.sbom import sbom
@@ -29,8 +29,6 @@ from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.options import compile_options
 from pocketphi.graph.errors import InputError, PocketphiError
-from pocketphi.graph.formats import weight_of
-from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.lora.named import CONFIG, Lora, NamedLora
 from pocketphi.targets.base import switch
 from tests.compiler.test_resealed import resealed
@@ -67,13 +65,7 @@ def test_each_adapter_gives_what_peft_gives(work: Path) -> None:
     """PEFT on transformers' model with the weights that the files hold; computed in float32 on both sides."""
     bundle = Bundle.open(work / "b")
     host = open_host(bundle.path, bundle.manifest)
-    model = load(work / "base")
-    held = {name: materialize(weight) for name, weight in host.weights().items()}
-    state = model.state_dict()
-    for name in state:
-        parts = held[name]
-        state[name].copy_(parts[""] if "" in parts else weight_of(parts).dequantize())
-    model = PeftModel.from_pretrained(model, work / "fr", "fr")
+    model = PeftModel.from_pretrained(load_saved(work / "base", host), work / "fr", "fr")
     model.load_adapter(work / "tone", "tone")
     runner = host.runner(60, exact=True, every_position=True)
     with torch.no_grad():

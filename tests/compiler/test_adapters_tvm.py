@@ -12,15 +12,13 @@ import pytest
 import torch
 from decoder_folders import save_model
 from peft import PeftModel
-from peft_adapters import load, save_adapter
+from peft_adapters import load_saved, save_adapter
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.api import verify
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.hosts import open_host
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import weight_of
-from pocketphi.graph.lazy_weights import materialize
 from pocketphi.targets.base import switch
 from tests.compiler.test_resealed import resealed
 
@@ -82,12 +80,7 @@ def test_each_adapter_gives_what_peft_gives(work: Path) -> None:
     """PEFT on transformers' model with the weights that the files hold; computed in float32 on both sides."""
     bundle = Bundle.open(work / "b")
     host = open_host(bundle.path, bundle.manifest)
-    model = load(work / "base")
-    held = {name: materialize(weight) for name, weight in host.weights().items()}
-    state = model.state_dict()
-    for name in state:
-        state[name].copy_(held[name][""] if "" in held[name] else weight_of(held[name]).dequantize())
-    model = PeftModel.from_pretrained(model, work / "fr", "fr")
+    model = PeftModel.from_pretrained(load_saved(work / "base", host), work / "fr", "fr")
     model.load_adapter(work / "tone", "tone")
     runner = host.runner(60, exact=True, every_position=True)
     with torch.no_grad():

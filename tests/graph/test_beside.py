@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decoder_folders import save_model
-from peft_adapters import TOKENS, load, peft_logits, save_adapter
+from peft_adapters import TOKENS, load, peft_logits, save_adapter, save_bases, traced
 from safetensors.torch import load_file, save_file
 from tiny_phi3 import inputs
 
@@ -18,7 +16,6 @@ from pocketphi.compiler.source_check import factors_check
 from pocketphi.graph.adapters import Turned, factors_digest, feeds, input_names, weight_of_input
 from pocketphi.graph.channel_scales import ChannelScales
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.decoder import ProgramRunner
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lazy_weights import FloatWeight
@@ -27,14 +24,8 @@ from pocketphi.graph.lora.named import WEIGHTS, NamedLora, parse_named
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program, Weights
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.trace import trace
 from pocketphi.passes.carry_adapters import CarryAdapters, projections
 
-BASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaForCausalLM", {}),
-    "tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
-    "phi3": ("Phi3ForCausalLM", {"eos_token_id": 2}),
-}
 CASES: list[tuple[str, float, dict[str, Any]]] = [
     ("llama", 1.0, {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2}}),
     (
@@ -55,14 +46,7 @@ CASES: list[tuple[str, float, dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = tmp_path_factory.mktemp("bases")
-    common = {"vocab_size": 256, "pad_token_id": 0}
-    return {name: save_model(made / name, kind, **common, **own) for name, (kind, own) in BASES.items()}
-
-
-@functools.cache
-def traced(config: ModelConfig) -> Program:
-    return trace(RandomWeights("random:traced", config))
+    return save_bases(tmp_path_factory.mktemp("bases"))
 
 
 def carrying(source: Checkpoint, *named: str) -> Program:

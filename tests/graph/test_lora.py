@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable
@@ -12,25 +11,17 @@ from typing import Any
 import pytest
 import torch
 from decoder_folders import save_model
-from peft_adapters import TOKENS, load, peft_logits, save_adapter
+from peft_adapters import TOKENS, load, peft_logits, save_adapter, save_bases, traced
 from safetensors.torch import load_file, save_file
 from tiny_phi3 import inputs
 
 from pocketphi.compiler.source_check import adapters_check
-from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.lora.named import CONFIG, WEIGHTS, Lora, parse_lora
 from pocketphi.graph.opening import open_checkpoint
-from pocketphi.graph.program import Program, Weights
-from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.trace import trace
+from pocketphi.graph.program import Weights
 
-BASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaForCausalLM", {}),
-    "tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
-    "phi3": ("Phi3ForCausalLM", {"eos_token_id": 2}),
-}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"target_modules": ["q_proj", "v_proj"]}),
     (
@@ -59,14 +50,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = tmp_path_factory.mktemp("bases")
-    common = {"vocab_size": 256, "pad_token_id": 0}
-    return {name: save_model(made / name, kind, **common, **own) for name, (kind, own) in BASES.items()}
-
-
-@functools.cache
-def traced(config: ModelConfig) -> Program:
-    return trace(RandomWeights("random:traced", config))
+    return save_bases(tmp_path_factory.mktemp("bases"))
 
 
 def logits(base: Path, *adapters: tuple[Path, float]) -> torch.Tensor:

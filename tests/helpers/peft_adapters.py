@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
+from decoder_folders import save_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.formats import weight_of
+from pocketphi.graph.lazy_weights import materialize
+from pocketphi.graph.program import Program
+from pocketphi.graph.random_weights import RandomWeights
+from pocketphi.graph.trace import trace
+from pocketphi.targets.base import Host
+
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "phi3": ("Phi3ForCausalLM", {"eos_token_id": 2}),
+}
+"""Small models to have adapters: their classes and settings."""
 TOKENS = torch.randint(0, 256, (2, 60), generator=torch.Generator().manual_seed(3))
+
+
+def save_bases(folder: Path) -> dict[str, Path]:
+    """The folders of BASES."""
+    common = {"vocab_size": 256, "pad_token_id": 0}
+    return {name: save_model(folder / name, kind, **common, **own) for name, (kind, own) in BASES.items()}
+
+
+@functools.cache
+def traced(config: ModelConfig) -> Program:
+    """The graph of a model of this shape."""
+    return trace(RandomWeights("random:traced", config))
+
+
+def load_saved(base: Path, host: Host) -> Any:
+    """transformers' model of a bundle's base, with the weights that the bundle's files hold."""
+    model, held = load(base), {name: materialize(weight) for name, weight in host.weights().items()}
+    state = model.state_dict()
+    for name in state:
+        state[name].copy_(held[name][""] if "" in held[name] else weight_of(held[name]).dequantize())
+    return model
 
 
 def load(base: Path) -> Any:
