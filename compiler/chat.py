@@ -70,11 +70,11 @@ class Chat:
         check_threads(threads)
         bundle = Bundle.open(path)
         check_adapter(bundle.manifest, adapter)
+        host = open_host(path, bundle.manifest, target)
         self._held = bundle.manifest.context(target)
         self._limit = min(DEFAULT_TOKENS, self._held) if max_tokens is None else max_tokens
         check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
-        host = open_host(path, bundle.manifest, target)
         self._runner = talker_of(host, bundle.manifest, adapter, self._limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
@@ -117,6 +117,8 @@ class Chat:
 
     def _go_on(self, runner: Keeps, session: Path, system: str | None) -> None:
         """Take the conversation of a session's file up."""
+        if not session.parent.is_dir():  # said now, and not after the first answer
+            raise InputError(f"--session {session}: no such folder: {session.parent}")
         if not session.exists():
             return
         said = typed(_Said, parse_json(runner.load(session).encode(), str(session)), str(session))

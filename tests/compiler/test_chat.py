@@ -214,3 +214,8 @@ def test_a_session_needs_a_runtime_that_keeps_some(bundle: Path, tmp_path: Path)
     with pytest.raises(InputError, match=re.escape(message)):
         Chat(bundle, session=tmp_path / "talk")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_the_bundle_lacks(bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"--target tvm-arm: .* holds ort-mobile"):
+        Chat(bundle, target="tvm-arm")

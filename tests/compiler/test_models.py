@@ -74,6 +74,8 @@ def goes_on_from_its_file(bundle: Path, session: Path) -> None:
     assert again.messages == whole.messages
     with pytest.raises(InputError, match=r"--system: .* began with another system message"):
         Chat(bundle, 120, system="Be brief.", session=session)
+    with pytest.raises(InputError, match=r"--session .*: no such folder: "):
+        Chat(bundle, 120, session=session.parent / "none" / "talk")
     session.write_bytes(session.read_bytes()[:-3])
     with pytest.raises(InputError, match="talk: is cut"):
         Chat(bundle, 120, session=session)
