@@ -47,6 +47,9 @@ def integrate(
     """
     bundle = Bundle.open(path)
     target, kit = _choose(bundle, platform, runtime)
+    for file in (target.weights_file, *target.app_files):
+        if bundle.file(file).stat().st_size == 0:
+            raise InputError(f"{bundle.path / file}: is empty; compile it again")
     module = name or _module_name(bundle.manifest.source.model)
     package = package or f"com.example.{module.lower()}"
     _check_names(module, package)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pocketphi.artifacts.manifest import TargetRecord
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.digests import digest_files
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Layout
-from pocketphi.graph.reading import typed
+from pocketphi.graph.reading import show, typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.target import Asked, Command, Kit, Target
 from pocketphi.targets.tvm_arm.codecs import CODECS, BlocksCodec
@@ -34,6 +35,7 @@ class _Details:
     """What a manifest says of a bundle, as far as others ask for it."""
 
     kv_cache: str = "fp16"
+    platform: str = "android"
 
 
 def _export_sources(folder: Path) -> list[str]:
@@ -58,6 +60,7 @@ class TvmArmTarget(Target[TvmArm]):
     routes_experts = True
     switches = "adapters/{}.tvm_adapter"
     weights_file = "model.params"
+    app_files = ("model.json", "model.so")
     measured = "with our runtime on x86"
     kits = (
         Kit(
@@ -103,6 +106,12 @@ class TvmArmTarget(Target[TvmArm]):
     def options_of(self, record: TargetRecord) -> TvmArm:
         details = typed(_Details, record.details, "manifest.json: targets.tvm-arm")
         return TvmArm(kv_cache=details.kv_cache)
+
+    def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
+        platform = typed(_Details, record.details, "manifest.json: targets.tvm-arm").platform
+        if platform.split(",")[0] != "android":
+            raise InputError(f"its library is for {show(platform)}; compile with --os android")
+        return super().kit_values(record)
 
     def key(self, options: TvmArm) -> list[str]:
         """What a library is made for, which is this machine's CPU for `--os host`, and the compiler that links it."""

@@ -51,9 +51,10 @@ def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
     for target in targets:
-        weights = folder / find_target(target).weights_file
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.write_bytes(bytes(1000))
+        chosen = find_target(target)
+        for name in (chosen.weights_file, *chosen.app_files):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(bytes(1000))
     model = {"parameters": config.parameters, "context": config.max_position, **changes}
     write_manifest(folder, a_manifest(targets, model=model))
     return folder

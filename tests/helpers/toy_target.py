@@ -102,6 +102,7 @@ class ToyHost(Host):
 
 class ToyTarget(Target[Toy]):
     name, title, options, extra, weights_file = "toy", "Toy", Toy, "toy", "model.toy"
+    app_files = ()
     recorded = libraries = ("safetensors",)
     codecs = {"int4": SimpleNamespace(bytes_of=bytes_of)}  # noqa: RUF012
 

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit_bundles import KITS, STUBS, make_bundle, sources_of
+from kit_bundles import KITS, STUBS, TARGETS, make_bundle, sources_of
 from kit_talks import write_talks
 
-from pocketphi.artifacts.bundle import file_digest
+from pocketphi.artifacts.bundle import Bundle, file_digest, write_manifest
 from pocketphi.artifacts.kits.fill import kotlin_literal, swift_literal
 from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.compiler.cli import main
-from pocketphi.compiler.integrate import integrate
+from pocketphi.compiler.integrate import integrate, kits_of
 from pocketphi.graph.errors import InputError
+from pocketphi.targets.target import Kit, Target
 
 HERE = Path(__file__).parent
 NAMES = [f"{kit.platform}-{kit.runtime}" for kit in KITS]
@@ -232,6 +233,11 @@ REFUSED = [
         ["ios"],
         "is for swift-transformers; compile with --flavor functions",
     ),
+    (
+        {"tvm-arm": {"platform": "linux, x86_64 with avx2"}},
+        ["android"],
+        "its library is for 'linux, x86_64 with avx2'; compile with --os android",
+    ),
     ({"ort-mobile": {}}, ["ios", "--name", "phi mini"], "--name phi mini: expected a name like PhiMini"),
     ({"ort-mobile": {}}, ["android", "--package", "phi"], "--package phi: expected a name like com.example.phi"),
     ({"ort-mobile": {}}, ["android", "--context", "9000"], "--context 9000: "),
@@ -250,8 +256,6 @@ def test_bad_input_is_refused(
 
 
 def test_a_bundle_without_a_tokenizer_or_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pocketphi.artifacts.bundle import Bundle, write_manifest
-
     made = make_bundle(tmp_path / "b", {"ort-mobile": {}})
     manifest = Bundle.open(made).manifest
     (made / "tokenizer.json").unlink()
@@ -264,6 +268,29 @@ def test_a_bundle_without_a_tokenizer_or_a_damaged_one(tmp_path: Path, capsys: p
     (tmp_path / "kit").mkdir()
     with pytest.raises(InputError, match="exists; choose another -o"):
         integrate(make_bundle(tmp_path / "c", {"ort-mobile": {}}), "ios", tmp_path / "kit")
+
+
+PAIRS = {target.name: (target, kit) for platform in ("ios", "android") for target, kit in kits_of(platform)}
+FILES = [(target, kit, name) for target, kit in PAIRS.values() for name in (target.weights_file, *target.app_files)]
+
+
+@pytest.mark.parametrize(
+    ("target", "kit", "name"), FILES, ids=[f"{k.platform}-{k.runtime}-{Path(n).name}" for _, k, n in FILES]
+)
+def test_a_bundle_whose_manifest_was_made_to_fit_what_is_left_of_it(
+    target: Target[Any], kit: Kit, name: str, tmp_path: Path
+) -> None:
+    made = make_bundle(tmp_path / "b", {target.name: TARGETS[target.name]})
+    manifest = Bundle.open(made).manifest
+    (made / name).write_bytes(b"")
+    write_manifest(made, manifest)
+    with pytest.raises(InputError, match=f"{re.escape(name)}: is empty; compile it again"):
+        integrate(made, kit.platform, tmp_path / "kit", kit.runtime)
+    (made / name).unlink()
+    write_manifest(made, manifest)
+    with pytest.raises(InputError, match=f"names no {re.escape(name)}; compile it again"):
+        integrate(made, kit.platform, tmp_path / "kit", kit.runtime)
+    assert not (tmp_path / "kit").exists()
 
 
 def test_literals() -> None:
