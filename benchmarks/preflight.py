@@ -63,6 +63,8 @@ NEEDS: dict[str, list[Need]] = {
     "caches.py": [ORT, TVM],
     "drafts.py": [TVM, COMPILER],
     "experts.py": [TVM, COMPILER],
+    "policies.py": [],
+    "retrieval.py": [ORT],
     "coreml_zoo.py": [COREML],
     "arm_instructions.py": [TVM, QEMU, CROSS, CMAKE, _program("llvm-mca", "llvm"), _program("llvm-mc", "llvm")],
     "aarch64/run.py": [ORT, Need("an emulated Debian in build/aarch64", _GUEST.exists, "make build/aarch64")],

@@ -15,6 +15,9 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
+from pocketphi.artifacts.retrieval.index import Index
+from pocketphi.artifacts.retrieval.passages import Passage
+from pocketphi.compiler.asked import Asked
 from pocketphi.compiler.hosts import check_adapter, open_host, talker_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
@@ -28,9 +31,11 @@ DEFAULT_TOKENS = 2048
 
 @dataclass
 class Reply:
-    """tokens: how many were made; seconds: for all of them after the first; first: seconds to the first."""
+    """sources: the passages that were put before the message; tokens: how many were made; seconds: for all of them after the
+    first; first: seconds to the first."""
 
     text: str = ""
+    sources: tuple[Passage, ...] = ()
     tokens: int = 0
     first: float = 0.0
     seconds: float = 0.0
@@ -53,7 +58,8 @@ class Chat:
 
     max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if None;
     draft: `auto` lets a runtime that can guess what comes next, which changes no answer, and `none` does not; session: a file
-    that the conversation goes on from, where there is one, and that it is kept in after each answer
+    that the conversation goes on from, where there is one, and that it is kept in after each answer; docs: an index of
+    documents, whose best passages are put before each message
     """
 
     def __init__(
@@ -66,8 +72,10 @@ class Chat:
         adapter: str | None = None,
         draft: str = "auto",
         session: Path | None = None,
+        docs: Path | None = None,
     ) -> None:
         check_threads(threads)
+        index = None if docs is None else Index.open(docs)
         bundle = Bundle.open(path)
         check_adapter(bundle.manifest, adapter)
         host = open_host(path, bundle.manifest, target)
@@ -79,6 +87,7 @@ class Chat:
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
         self._conversation = Conversation(rules, self._encode, system)
+        self._asked = Asked(index, self._conversation, self._encode, self._limit) if index else None
         self._turn = threading.Lock()
         self._session = session
         if session is not None:
@@ -102,7 +111,9 @@ class Chat:
         """
         with self._turn:
             try:
-                reply = self._answer(text, temperature, show, limit or self._limit)
+                message, sources = self._asked.with_passages(text) if self._asked else (text, ())
+                reply = self._answer(message, temperature, show, limit or self._limit)
+                reply.sources = sources
                 self._keep()
                 return reply
             except MessageTooLong as error:

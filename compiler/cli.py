@@ -18,20 +18,24 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketphi.compiler import __version__
 from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.cli_devices import device_arguments, for_device, read_limit
+from pocketphi.compiler.cli_documents import add_document_commands
 from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
 from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, RecipeOptions
-from pocketphi.compiler.ui import PlainUi, RichUi, Ui
+from pocketphi.compiler.ui import ui_of
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.reading import named
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
+
+if TYPE_CHECKING:
+    from pocketphi.artifacts.retrieval.passages import Passage
 
 MODEL_HELP = "a Hugging Face folder, a .gguf file, 'sample', or 'random:phi-3-mini-4k' and other published shapes"
 
@@ -90,7 +94,7 @@ def _ended(line: str, code: int) -> int:
     return code
 
 
-_MESSAGES = ("prompt", "system")
+_MESSAGES = ("prompt", "system", "question")
 """Arguments that a model reads."""
 
 
@@ -201,6 +205,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="go on with the conversation in this file, and keep it there after each answer, where the runtime can",
     )
+    chat.add_argument(
+        "--docs", type=Path, metavar="INDEX", help="answer from the documents of this index, made by 'pocketphi index'"
+    )
     _adapter_argument(chat)
     _target_argument(chat)
 
@@ -220,6 +227,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--policy", action="store_true", help="print a bundle's rules as a file for compile --policy")
 
     add_build_commands(command)
+    add_document_commands(command)
     for target in all_targets():
         for own in target.commands():
             own.add_arguments(command(own.NAME, _target_command(own), own.TEXT))
@@ -277,7 +285,7 @@ def _target_command(made: Command) -> Callable[[argparse.Namespace], int]:
     def run(a: argparse.Namespace) -> int:
         from pocketphi.compiler.verify import tools
 
-        data, human = made.run(a, tools(_ui(a)))
+        data, human = made.run(a, tools(ui_of(a)))
         _print(a, data, human)
         return 0
 
@@ -288,18 +296,18 @@ def _compile(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
 
     out = a.out or Path(Path(a.model.replace(":", "-")).name.removesuffix(".gguf") + "-bundle")
-    options, allowed = for_device(a, options_of(a, out, **read_limit(a)), _ui(a))
+    options, allowed = for_device(a, options_of(a, out, **read_limit(a)), ui_of(a))
     if a.dry_run:
         from pocketphi.artifacts.bundle import check_replaceable
         from pocketphi.compiler.plan import plan
 
         check_replaceable(options.out, options.force)
-        made = plan(options, _ui(a), allowed)
+        made = plan(options, ui_of(a), allowed)
         _print(a, made.as_json(), lambda: show.plan(made))
         return 0
     from pocketphi.compiler.compile import compile_model
 
-    bundle = compile_model(options, _ui(a), allowed=allowed)
+    bundle = compile_model(options, ui_of(a), allowed=allowed)
     summary = {"bundle": str(bundle.path), **bundle.manifest.as_json()}
     _print(a, summary, lambda: show.bundle(bundle, checked=True))
     return 0
@@ -318,7 +326,7 @@ def _verify(a: argparse.Namespace) -> int:
         _print(a, files, lambda: show.files(bundle, signed))
         return 0
     lora = _lora(a)
-    result = verify_folder(bundle.path, bundle.manifest, _ui(a), a.reference, a.target, lora=lora)
+    result = verify_folder(bundle.path, bundle.manifest, ui_of(a), a.reference, a.target, lora=lora)
     _print(a, result.recorded().as_json(), lambda: show.verification(result.recorded()))
     return 0 if result.ok else 1
 
@@ -329,7 +337,7 @@ def _eval(a: argparse.Namespace) -> int:
     from pocketphi.compiler.text import read_text
 
     text = read_text(a.text, "the text") if a.text else None
-    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, _ui(a), a.target, _lora(a), a.adapter)
+    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, ui_of(a), a.target, _lora(a), a.adapter)
     _print(a, vars(result), lambda: show.evaluation(result))
     return 0
 
@@ -343,15 +351,16 @@ def _chat(a: argparse.Namespace) -> int:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
     if not 0 <= a.temperature < math.inf:
         raise InputError(f"--temperature {a.temperature}: expected 0 or a positive number")
-    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft, a.session)
+    chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft, a.session, a.docs)
     if a.prompt is not None:
         reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
-        _print(a, {**vars(reply), "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n"))
+        told = {**vars(reply), "sources": [vars(one) for one in reply.sources]}
+        _print(a, {**told, "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n" + _named(reply.sources)))
         return 0
     for line in messages():
         try:
             reply = chat.say(text_of(line), a.temperature, show=_write)
-            _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n")
+            _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n{_named(reply.sources)}")
         except (MessageTooLong, NotText) as error:  # the conversation is as it was, and goes on
             print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         except KeyboardInterrupt:  # ends this answer; the conversation goes on
@@ -362,11 +371,16 @@ def _chat(a: argparse.Namespace) -> int:
     return 0
 
 
+def _named(sources: Sequence[Passage]) -> str:
+    """Where the passages stand that were put before a question, the best one first."""
+    return "".join(f"  from {one.source}\n" for one in sources)
+
+
 def _bench(a: argparse.Namespace) -> int:
     from pocketphi.compiler import show
     from pocketphi.compiler.bench import bench
 
-    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, _ui(a), a.target, a.adapter, a.draft)
+    speeds = bench(a.bundle, a.threads, a.prompt_tokens, a.generate, a.rounds, ui_of(a), a.target, a.adapter, a.draft)
     _print(a, [vars(speed) for speed in speeds], lambda: show.speeds(speeds))
     return 0
 
@@ -407,12 +421,12 @@ def _make_checkpoint(a: argparse.Namespace) -> int:
 
     source = open_checkpoint(a.model, _lora(a))
     for notice in source.notices:
-        _ui(a).say(notice)
+        ui_of(a).say(notice)
     source = FoldedNorms(source) if a.fold_norms else source
     total = source.config.parameters * DTYPES[a.dtype].itemsize
     if a.out.exists():
         raise InputError(f"{a.out}: exists; choose another -o")
-    with new_folder(a.out, needed_bytes=total) as folder, _ui(a).task("write", total, "bytes") as advance:
+    with new_folder(a.out, needed_bytes=total) as folder, ui_of(a).task("write", total, "bytes") as advance:
         write_checkpoint(source, folder, a.dtype, advance)
     _print(a, {"checkpoint": str(a.out), "bytes": total}, lambda: _write(f"{a.out}: {total / 1e6:,.0f} MB\n"))
     return 0
@@ -429,8 +443,8 @@ def _make_text(a: argparse.Namespace) -> int:
         raise InputError(f"{a.out}: there is no folder {a.out.parent}; make it, or choose another -o")
     source = open_checkpoint(a.model, _lora(a))
     for notice in source.notices:
-        _ui(a).say(notice)
-    text = own_text(source, a.tokens, a.seed, _ui(a)).encode()
+        ui_of(a).say(notice)
+    text = own_text(source, a.tokens, a.seed, ui_of(a)).encode()
     write_whole(a.out, text, "--out")
     said = f"{a.out}: {len(text) / 1e3:,.0f} kB; compile with --calibration {a.out} --calibration-tokens 16384\n"
     _print(a, {"text": str(a.out), "bytes": len(text)}, lambda: _write(said))
@@ -451,10 +465,6 @@ def _print(a: argparse.Namespace, data: Any, human: Any) -> None:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _ui(a: argparse.Namespace) -> Ui:
-    return Ui() if a.json else RichUi() if sys.stderr.isatty() else PlainUi()
 
 
 def _quiet_libraries(verbose: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 import threading
@@ -74,3 +75,8 @@ class RichUi(Ui):
 
     def say(self, text: str) -> None:
         self.console.print(text, style="dim", soft_wrap=True, markup=False)
+
+
+def ui_of(a: argparse.Namespace) -> Ui:
+    """For a command's arguments: nothing with `--json`, bars on a terminal, lines elsewhere."""
+    return Ui() if a.json else RichUi() if sys.stderr.isatty() else PlainUi()

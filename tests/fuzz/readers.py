@@ -345,6 +345,10 @@ def _policy(folder: Path) -> None:
         check_policy(read_policy(options), open_checkpoint("random:tiny").config, options)
 
 
+def _searched(folder: Path) -> None:
+    command("search", folder / "documents", "the price of a small boat, 東京")
+
+
 def _switched_ort(folder: Path) -> None:
     from pocketphi.graph.published import PUBLISHED
     from pocketphi.targets.ort_mobile.adapter_file import read_adapter
@@ -425,6 +429,7 @@ READERS = [
     ),
     Reader("GGUF in parts", models.parts, _parts, lambda f: _checked(f / "m-00001-of-00003.gguf")),
     Reader("policies", models.policies, one_of(policy__toml=m.toml_file, policy__json=m.json_file), _policy),
+    Reader("index of documents", seeds.index, one_of(documents=m.anything), _searched),
     Reader("policy of a manifest", models.ruled, manifests, lambda folder: command("inspect", folder, "--policy")),
     Reader("kept sensitivities", kept.answers, kept.sealed("sensitivity-"), kept.sensitivities),
     Reader("kept channels", kept.answers, kept.sealed("smoothing-"), kept.channels),

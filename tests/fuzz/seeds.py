@@ -308,3 +308,17 @@ def graphs() -> Path:
     folder = place("graphs")
     KnownGraphs(open_checkpoint("random:tiny"), folder).fused(None)
     return folder
+
+
+@functools.cache
+def index() -> Path:
+    """An index of a few documents."""
+    from pocketphi.artifacts.retrieval.index import write_index
+    from pocketphi.artifacts.retrieval.passages import passages_of
+
+    folder = place("index")
+    texts = [f"# Boats {i}\n\nThe price of a small boat is {i},000. 東京都 {i}.\n" for i in range(20)]
+    write_index(
+        folder / "documents", (one for i, text in enumerate(texts) for one in passages_of(f"{i}.md", text)), "0"
+    )
+    return folder
