@@ -140,7 +140,7 @@ def answered(bundle: Path, index: Path, asked: list[dict[str, Any]]) -> dict[str
     for one in asked:
         for docs in (True, False):
             chat = Chat(bundle, docs=index if docs else None)
-            reply = chat.print(one["question"], limit=_TOKENS)
+            reply = chat.say(one["question"], limit=_TOKENS)
             in_prompt += docs and any(_holds(source, one) for source in reply.sources)
             repeats[docs] += bool(_runs(one["answer"]) & _runs(reply.text))
     return {"in_the_prompt": in_prompt, "repeated_with": repeats[True], "repeated_without": repeats[False]}
