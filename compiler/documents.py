@@ -133,7 +133,7 @@ def _html(path: Path) -> Iterator[tuple[str, str]]:
     parser = _Html()
     parser.feed(_decoded(path))
     parser.close()
-    yield "page", re.sub(r"[ \t]*\n[ \t]*(\n\s*)+", "\n\n", "".join(parser.parts))
+    yield "page", "\n".join(line.strip() for line in "".join(parser.parts).split("\n"))
 
 
 class _Html(HTMLParser):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 LENGTH = 600
 """Characters of a passage that is not cut further: about 150 tokens of English. Of the questions in `benchmarks/questions.toml`
 more met their passage, within 3,600 characters, than with 400 or 900."""
-_HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*\s*$")
-_UNDERLINE = re.compile(r"([=\-~^\"'+*#])\1{2,}\s*$")
+_HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
+_UNDERLINE = re.compile(r"([=\-~^\"'+*#])\1{2,}$")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
 
@@ -94,8 +94,8 @@ def _heading(line: str, held: list[str], levels: list[str]) -> tuple[int, str]:
     """The level of a heading that this line makes, from 1, and its title; 0 where it makes none. One of reStructuredText is the
     line before, which leaves `held`."""
     if found := _HEADING.match(line):
-        return len(found[1]), found[2]
-    under = _UNDERLINE.match(line)
+        return len(found[1]), found[2].rstrip().rstrip("#").rstrip()
+    under = _UNDERLINE.match(line.rstrip())
     if not under or len(held) != 1 or len(line.rstrip()) < len(held[0].strip()) // 2:
         return 0, ""
     if under[1] not in levels:

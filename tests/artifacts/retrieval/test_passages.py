@@ -94,3 +94,20 @@ def test_no_word_is_lost_whatever_the_text() -> None:
 def test_a_place_that_is_given_stands_for_lines() -> None:
     (one,) = passages_of("a.pdf", "# Page\n\nText.", "page 3")
     assert one.source == "a.pdf, page 3, Page"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# " + "#" * 200_000 + "x",
+        "# " + " " * 200_000 + "x",
+        "=" * 200_000 + "x",
+        "#" * 200_000,
+        "```\n" * 100_000,
+        ". " * 200_000,
+    ],
+    ids=["hashes", "spaces", "underline", "no heading", "fences", "sentences"],
+)
+def test_long_lines_take_time_in_proportion(text: str) -> None:
+    """By a way that takes the square of it, each would take minutes."""
+    assert all(len(one.text) <= 2 * LENGTH for one in passages_of("a", text))
