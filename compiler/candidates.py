@@ -40,6 +40,20 @@ def candidates_of(config: ModelConfig, options: CompileOptions) -> Candidates:
     return found
 
 
+def every_candidate(config: ModelConfig, tables: bool) -> Candidates:
+    """By weight, all that some target might carry, rounded to nearest: what each costs is measured once for every target and
+    recipe, as reading a large model forward and backward takes much longer.
+
+    tables: palettes too, which take as long as all the others
+    """
+    forms = [form for form in FORMATS.values() if tables or issubclass(form, Blocks)]
+    made = list(_quantizers(forms, "rtn"))
+    return {
+        name: [one for one in made if _fits(one, name, rows, columns)]
+        for name, (rows, columns) in config.matrices().items()
+    }
+
+
 def bytes_by_target(quantizer: Quantizer, shape: tuple[int, int], targets: Sequence[TargetOptions]) -> list[int]:
     """What a weight [N, K] takes in the file of each target."""
     layout, form = quantizer.layout(shape), quantizer.format.name

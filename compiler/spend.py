@@ -15,20 +15,21 @@ import torch
 
 from pocketphi.artifacts.manifest import ExpectedRecord
 from pocketphi.compiler.calibration import calibration_tokens
-from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of
+from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of, every_candidate
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.options import PRESETS, CompileOptions
 from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Blocks
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
 from pocketphi.passes.fisher import Fisher, Reached, working_bytes
 from pocketphi.passes.policy import Policy, Rule
-from pocketphi.passes.sensitivity import Costs, left_of, sensitivities
+from pocketphi.passes.sensitivity import Costs, left_of, nearest, sensitivities
 from pocketphi.targets.target import TargetOptions
 
 _TOKENS, _WINDOW = 2048, 256
@@ -38,8 +39,8 @@ _RESERVE = 0.002
 """The part of a budget of bytes that is kept back: what the small files take is known about only before they are written."""
 _WITHIN = 0.003
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
-_NEVER = 1e30
-"""A cost that no choice is worth."""
+_NEVER, _MOST = 1e30, 1e25
+"""A cost that no choice is worth, where it is no number; and what every other is below."""
 _NORM_BYTES = 4
 """At most, of a weight of a norm, which is read for each token too."""
 
@@ -131,17 +132,36 @@ def measuring_bytes(config: ModelConfig) -> int:
 def known_costs(
     source: HashedCheckpoint, traced: Callable[[], Program], candidates: Candidates, options: CompileOptions, ui: Ui
 ) -> Costs:
-    """Measured now, or by an earlier command on the same model and text."""
+    """Of the candidates, from what rounding to nearest costs in their form, and what of that their recipe leaves."""
+    tables = not all(issubclass(one.format, Blocks) for made in candidates.values() for one in made)
+    every, costs = _nearest_costs(source, traced, tables, options, ui)
+    found: Costs = {}
+    for name, made in candidates.items():
+        by_form = {one.describe(): cost for one, cost in zip(every[name], costs[name])}
+        nearest_costs = [by_form[nearest(one).describe()] for one in made]
+        found[name] = _comparable(name, [left_of(one) * cost for one, cost in zip(made, nearest_costs)])
+    return found
+
+
+def _nearest_costs(
+    source: HashedCheckpoint, traced: Callable[[], Program], tables: bool, options: CompileOptions, ui: Ui
+) -> tuple[Candidates, Costs]:
+    """Of every form, with palettes or without: measured now, or by an earlier command on the same model and text, for whatever
+    target."""
     tokens = measured_on(calibration_tokens(source, options, ui))
     known = Known("sensitivity", ("torch",), options.cache)
     about: dict[str, Any] = {
         "source": source.digest_all(),
         "config": source.config.to_hf(),
         "tokens": tokens.tolist(),
-        "candidates": {name: [f"{one.describe()} {left_of(one)}" for one in made] for name, made in candidates.items()},
     }
-    if (found := known.recall(Costs, about)) is not None and _fits(found, candidates):
-        return found
+    for also in sorted({tables, True}):
+        candidates = every_candidate(source.config, also)
+        asked = {**about, "candidates": _described(candidates)}
+        if (found := known.recall(Costs, asked)) is not None and _fits(found, candidates):
+            return candidates, found
+    candidates = every_candidate(source.config, tables)
+    about["candidates"] = _described(candidates)
     needed = resident_now() + measuring_bytes(source.config)
     options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
     program = traced()
@@ -149,19 +169,23 @@ def known_costs(
     stopped = _Stopped(about, candidates, options)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:
         costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1), stopped.found(), stopped.keep)
-    costs = {name: _comparable(name, made) for name, made in costs.items()}
+    costs = {name: [cost if cost < _NEVER else _NEVER for cost in made] for name, made in costs.items()}  # NaN too
     known.keep(about, costs)
     stopped.forget()
-    return costs
+    return candidates, costs
+
+
+def _described(candidates: Candidates) -> dict[str, list[str]]:
+    return {name: [one.describe() for one in made] for name, made in candidates.items()}
 
 
 def _comparable(name: str, costs: Sequence[float]) -> list[float]:
-    """A form that cannot hold the weight, whose cost is no number, is chosen last. Raises InputError where all are so."""
-    if not any(math.isfinite(cost) for cost in costs):
+    """A form that cannot hold the weight is chosen last. Raises InputError where all are so."""
+    if not any(cost < _MOST for cost in costs):
         raise InputError(
             f"{name}: what rounding it costs is no finite number: it, its inputs or the logits are too large; choose --block 32"
         )
-    return [cost if math.isfinite(cost) else _NEVER for cost in costs]
+    return [cost if cost < _MOST else _NEVER for cost in costs]
 
 
 @dataclass(frozen=True)

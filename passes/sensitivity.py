@@ -50,7 +50,7 @@ def sensitivities(
         picked = {group: _picked(found.fisher, group, _ROWS) for group in {one.group for one in candidates[found.name]}}
         for i, quantizer in enumerate(candidates[found.name]):
             rows, mass = picked[quantizer.group]
-            cost = _nearest_cost(w[rows], found.fisher[rows], mass, _nearest(quantizer))
+            cost = _nearest_cost(w[rows], found.fisher[rows], mass, nearest(quantizer))
             costs[found.name][i] += left_of(quantizer) * total * cost
         del found, w, picked  # as large as the weight: the next part of the model is run without them
     return costs
@@ -64,7 +64,7 @@ def left_of(quantizer: Quantizer) -> float:
     )
 
 
-def _nearest(quantizer: Quantizer) -> Quantizer:
+def nearest(quantizer: Quantizer) -> Quantizer:
     """The one that rounds to nearest in the same form."""
     return make_quantizer("rtn", quantizer.format.name, {n: getattr(quantizer, n) for n in quantizer.parameters})
 

@@ -11,23 +11,39 @@ import pytest
 import torch
 from heard import Heard
 
-from pocketphi.compiler.candidates import candidates_of
+from pocketphi.compiler import spend
+from pocketphi.compiler.candidates import Candidates, every_candidate
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.smoothing import _known_exponents
 from pocketphi.compiler.spend import known_costs
+from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.passes.quantizers import make_quantizer
 
 DOWN, NORM = "model.layers.0.mlp.down_proj.weight", "model.layers.0.input_layernorm.weight"
+BLOCKS, BYTES = make_quantizer("rtn", "int4", {"block": 32}), make_quantizer("rtn", "int8", {"block": 64})
+TABLES = make_quantizer("rtn", "palette", {"group": 4})
 SOURCE = HashedCheckpoint(RandomWeights("random:tiny"))
 
 
 @pytest.fixture(scope="module")
 def graphs() -> KnownGraphs:
     return KnownGraphs(SOURCE, None)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all forms: a tiny model takes longer to be rounded in each than to be run."""
+
+    def every(config: ModelConfig, tables: bool) -> Candidates:
+        found = every_candidate(config, tables)
+        few = [one.describe() for one in (BLOCKS, BYTES, TABLES)]
+        return {name: [one for one in made if one.describe() in few] for name, made in found.items()}
+
+    monkeypatch.setattr(spend, "every_candidate", every)
 
 
 def options(cache: Path) -> CompileOptions:
@@ -37,7 +53,7 @@ def options(cache: Path) -> CompileOptions:
 def costs(graphs: KnownGraphs, cache: Path) -> tuple[dict[str, list[float]], list[str]]:
     """And what was worked on for them."""
     ui, asked = Heard(), options(cache)
-    return known_costs(SOURCE, lambda: graphs.traced, candidates_of(SOURCE.config, asked), asked, ui), ui.tasks
+    return known_costs(SOURCE, lambda: graphs.traced, {DOWN: [BLOCKS, BYTES]}, asked, ui), ui.tasks
 
 
 def exponents(graphs: KnownGraphs, cache: Path) -> tuple[dict[str, list[int]], list[str]]:
@@ -93,22 +109,36 @@ def test_no_such_answer(
 
 
 def test_what_decides_an_answer(graphs: KnownGraphs, tmp_path: Path) -> None:
-    """Another text, another checkpoint of the same shape, another shape, other candidates: each is measured anew."""
+    """Another text, checkpoint of the same shape, shape, and palettes are measured anew, and other blocks are not."""
     asked = compile_options("random:tiny", Path("-"), bits=5.0, calibration_tokens=32, cache=tmp_path)
     other = HashedCheckpoint(RandomWeights("random:tiny"))
     other.digest_all = lambda: "0" * 64  # type: ignore[method-assign]
     stretched = HashedCheckpoint(RandomWeights("random:tiny", replace(SOURCE.config, rope_theta=5e4)))
     stretched.digest_all = SOURCE.digest_all  # type: ignore[method-assign]
     runs = [
-        (SOURCE, asked, "int4"),
-        (SOURCE, replace(asked, calibration_tokens=48), "int4"),
-        (other, asked, "int4"),
-        (stretched, asked, "int4"),
-        (SOURCE, asked, "int8"),
+        (SOURCE, asked, BLOCKS, 1),
+        (SOURCE, asked, make_quantizer("search", "int8", {"block": 64}), 0),
+        (SOURCE, replace(asked, calibration_tokens=48), BLOCKS, 1),
+        (other, asked, BLOCKS, 1),
+        (stretched, asked, BLOCKS, 1),
+        (SOURCE, asked, TABLES, 1),
     ]
-    for times in (1, 0):
-        for source, how, form in runs:
+    for again in (1, 0):
+        for source, how, quantizer, times in runs:
             ui = Heard()
-            candidates = {DOWN: [make_quantizer("rtn", form, {"block": 32})]}
-            known_costs(source, lambda: graphs.traced, candidates, how, ui)
-            assert ui.tasks == ["measure sensitivities"] * times
+            (cost,) = known_costs(source, lambda: graphs.traced, {DOWN: [quantizer]}, how, ui)[DOWN]
+            assert ui.tasks == ["measure sensitivities"] * times * again
+            assert 0 < cost < 1
+
+
+def test_palettes_bring_what_blocks_cost(graphs: KnownGraphs, tmp_path: Path) -> None:
+    """What was measured for a target with palettes serves one without them, to the bit."""
+    asked = compile_options("random:tiny", Path("-"), bits=5.0, calibration_tokens=32, cache=tmp_path / "a")
+    elsewhere = replace(asked, cache=tmp_path / "b")
+    both = {DOWN: [BLOCKS, TABLES]}
+    first, second = Heard(), Heard()
+    with_palettes = known_costs(SOURCE, lambda: graphs.traced, both, asked, first)
+    alone = known_costs(SOURCE, lambda: graphs.traced, {DOWN: [BLOCKS]}, asked, second)
+    assert (len(first.tasks), second.tasks) == (1, [])
+    assert alone == {DOWN: with_palettes[DOWN][:1]}
+    assert known_costs(SOURCE, lambda: graphs.traced, {DOWN: [BLOCKS]}, elsewhere, Heard()) == alone
