@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     add_options(verify, ProgramOptions, ["lora"])
     verify.add_argument("--key", type=Path, metavar="PEM", help="also the signature, by this Ed25519 public key")
     verify.add_argument("--files-only", action="store_true", help="checksums and signature, and nothing is run")
-    _target_argument(verify)
+    verify.add_argument("--target", choices=TARGETS, help="only this one of the bundle's targets (default: all)")
 
     evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
     evaluate.add_argument("model", metavar="BUNDLE|MODEL")

@@ -47,7 +47,8 @@ def integrate(
     """
     bundle = Bundle.open(path)
     target, kit = _choose(bundle, platform, runtime)
-    for file in (target.weights_file, *target.app_files):
+    for names in ((target.weights_file,), *target.app_files):
+        file = next((name for name in names if name in bundle.manifest.files), names[0])
         if bundle.file(file).stat().st_size == 0:
             raise InputError(f"{bundle.path / file}: is empty; compile it again")
     module = name or _module_name(bundle.manifest.source.model)

@@ -143,7 +143,7 @@ class Target(ABC, Generic[O]):
     extra:     of setup.cfg, with its packages; modules: what these are imported as
     recorded:  the packages that a manifest names; libraries: all whose versions decide its bytes
     codecs:    by name, of the formats of weights that its files can hold at all; `holds` says which with some options
-    weights_file: of a bundle; app_files: what else its apps cannot run without
+    weights_file: of a bundle; app_files: what else its apps cannot run without, each with what may stand in its place
     default_context: tokens that are planned for where nobody asked for a number
     platforms: systems of devices that it runs on; None for all
     switches:  where a bundle has an adapter that an app switches, `{}` for its name; "" where its runtime cannot
@@ -160,7 +160,7 @@ class Target(ABC, Generic[O]):
     libraries: ClassVar[tuple[str, ...]]
     codecs: ClassVar[Mapping[str, Any]]
     weights_file: ClassVar[str]
-    app_files: ClassVar[tuple[str, ...]]
+    app_files: ClassVar[tuple[tuple[str, ...], ...]]
     default_context: ClassVar[int] = 4096
     platforms: ClassVar[frozenset[str] | None] = None
     routes_experts: ClassVar[bool] = False

@@ -57,7 +57,7 @@ class CoreMLTarget(Target[CoreML]):
     libraries = ("coremltools", "protobuf")
     codecs = CODECS
     weights_file = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
-    app_files = ("model.mlpackage/Manifest.json", "model.mlpackage/Data/com.apple.CoreML/model.mlmodel")
+    app_files = (("model.mlpackage/Manifest.json",), ("model.mlpackage/Data/com.apple.CoreML/model.mlmodel",))
     default_context = DEFAULT_CONTEXT  # in the package
     platforms = frozenset({"ios"})
     kits = (Kit("ios", "coreml", ("ios", "ios-coreml"), "Tests/KITTests/vectors.json"),)

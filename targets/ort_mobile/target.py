@@ -46,7 +46,7 @@ class OrtMobileTarget(Target[OrtMobile]):
     libraries = ("onnx", "onnxruntime", "onnxruntime-genai", "protobuf")
     codecs = CODECS
     weights_file = "model.onnx.data"
-    app_files = ("model.onnx", "genai_config.json")
+    app_files = (("model.onnx",), ("genai_config.json",))
     routes_experts = True
     switches = "adapters/{}.onnx_adapter"
     measured = "with onnxruntime 1.32 on x86"  # benchmarks/footprint.py measures again

@@ -51,6 +51,7 @@ target_include_directories(pocketphi PUBLIC .)
 target_compile_options(pocketphi PRIVATE {" ".join(_OPTIONS)})
 """
 
+_LISTS = "CMakeLists.txt"
 _INSTEAD = "set POCKETPHI_CACHE to a folder that can be written"
 _LOG = logging.getLogger(__name__)
 
@@ -104,9 +105,18 @@ def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
 def export_sources(folder: Path) -> None:
     """Write all that the runtime is built of, with a CMakeLists.txt, for a machine that has the compiler: Xcode, an NDK."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*SOURCES.glob("*.h"), *(SOURCES / f"{name}.cc" for name in RUNTIME), SOURCES / "runner.cc"]:
-        shutil.copy(path, folder)
-    (folder / "CMakeLists.txt").write_text(_CMAKE)
+    for path in _exported():
+        shutil.copyfile(path, folder / path.name)
+    (folder / _LISTS).write_text(_CMAKE)
+
+
+def source_names() -> list[str]:
+    """The files that `export_sources` writes."""
+    return sorted([*(path.name for path in _exported()), _LISTS])
+
+
+def _exported() -> list[Path]:
+    return [*SOURCES.glob("*.h"), *(SOURCES / f"{name}.cc" for name in RUNTIME), SOURCES / "runner.cc"]
 
 
 def compile_sources(

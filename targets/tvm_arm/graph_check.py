@@ -27,7 +27,7 @@ from pocketphi.targets.tvm_arm.lower import Schedules
 from pocketphi.targets.tvm_arm.package import describe, described_text, lowered
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform, toolchain_of
-from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES
+from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, SOURCES_FOLDER
 from pocketphi.targets.tvm_arm.tune import database
 
 _RUNTIME, _HEADER = RUNTIME_FILES
@@ -103,10 +103,9 @@ def _digest(folder: Path, name: str) -> str:
 
 
 def _why(file: str) -> str:
-    what = {_RUNTIME: "another runtime", _HEADER: "another interface"}.get(
-        file, "other calls, constants or machine code"
-    )
-    return f"{file}: {what}"
+    if file.startswith(f"{SOURCES_FOLDER}/") or file == _RUNTIME:
+        return f"{file}: another runtime"
+    return f"{file}: {'another interface' if file == _HEADER else 'other calls, constants or machine code'}"
 
 
 def _other_description(folder: Path, wanted: dict[str, Any]) -> list[str]:

@@ -19,14 +19,14 @@ from pocketphi.targets import find_target
 from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.adapter_file import read_adapter
-from pocketphi.targets.tvm_arm.build_runtime import build_runtime
+from pocketphi.targets.tvm_arm.build_runtime import build_runtime, source_names
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
 from pocketphi.targets.tvm_arm.kv_cache import CENTRE, cache_rows, kv_cache_of
 from pocketphi.targets.tvm_arm.params import read_weights
 from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.rounded_cache import RowScales, TurnedInt4
-from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, host_arch
+from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, SOURCES_FOLDER, host_arch
 
 INT8 = RowScales()
 """What the kernels' cache of int8 keeps."""
@@ -107,7 +107,8 @@ class TvmHost(Host):
 
     def files(self) -> Collection[str]:
         library = self.described.library
-        return {*FILES, library, *(RUNTIME_FILES if library == LIBRARY else ())}
+        beside = RUNTIME_FILES if library == LIBRARY else [f"{SOURCES_FOLDER}/{name}" for name in source_names()]
+        return {*FILES, library, *beside}
 
     def details(self, program: Program) -> Mapping[str, Any]:
         from pocketphi.targets.tvm_arm.library import about_library

@@ -26,10 +26,10 @@ from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
 from pocketphi.graph.writing import write_whole
 from pocketphi.targets.tvm_arm import archive
 from pocketphi.targets.tvm_arm import toolchain as toolchains
-from pocketphi.targets.tvm_arm.build_runtime import build_runtime, decided_by
+from pocketphi.targets.tvm_arm.build_runtime import build_runtime, decided_by, export_sources
 from pocketphi.targets.tvm_arm.elf import Elf
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SYSTEM_LIB_PREFIX, Toolchain
+from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, SOURCES_FOLDER, SYSTEM_LIB_PREFIX, Toolchain
 
 _MOST = 64
 """Libraries that are kept, of those that were used last: some hundred kilobytes each."""
@@ -37,7 +37,7 @@ _MOST = 64
 
 @dataclass(frozen=True)
 class Made:
-    """What a module became. files: their SHA-256 by name; calls: SHA-256 of what TVM wrote beside the machine code, None of an
+    """What a module became. files: their SHA-256 by path; calls: SHA-256 of what TVM wrote beside the machine code, None of an
     archive."""
 
     files: dict[str, str]
@@ -47,7 +47,8 @@ class Made:
 def build_library(
     module: IRModule, platform: Platform, folder: Path, toolchain: Toolchain | None = None
 ) -> dict[str, Any]:
-    """Write model.so with the runtime beside it, or libmodel.a where nothing links here; returns what model.json says of it.
+    """Write model.so with the runtime beside it, or libmodel.a and the runtime's sources where nothing links here; returns what
+    model.json says of it.
 
     toolchain: another one than the platform's on this machine
     """
@@ -60,6 +61,7 @@ def build_library(
     else:
         module = module.with_attr("system_lib_prefix", SYSTEM_LIB_PREFIX)
         _known_or_built(module, platform, toolchain, folder / ARCHIVE)
+        export_sources(folder / SOURCES_FOLDER)
     return about_library(toolchain)
 
 
@@ -74,7 +76,8 @@ def files_made(module: IRModule, platform: Platform, folder: Path, toolchain: To
     """What `build_library` makes of a module. folder: an empty one, where it does."""
     build_library(module, platform, folder, toolchain)
     calls = hashlib.sha256(Elf(folder / LIBRARY).calls()).hexdigest() if toolchain.links else None
-    return Made({path.name: file_digest(path) for path in sorted(folder.iterdir())}, calls)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Made({path.relative_to(folder).as_posix(): file_digest(path) for path in files}, calls)
 
 
 def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, path: Path) -> None:

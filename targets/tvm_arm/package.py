@@ -7,7 +7,8 @@ libpocketphi.so, pocketphi_runtime.h    the runtime and its C interface
 adapters/NAME.tvm_adapter    each adapter that an app switches
 tuning.jsonl    the schedules that the kernels were built with, where they were tuned
 
-Where no compiler links for the operating system here, libmodel.a takes the place of model.so; its link line is in model.json.
+Where no compiler links for the operating system here, libmodel.a takes the place of model.so. The runtime then comes as
+sources, in `runtime/`, with a CMakeLists.txt; the link line is in model.json.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class TvmArmTarget(Target[TvmArm]):
     routes_experts = True
     switches = "adapters/{}.tvm_adapter"
     weights_file = "model.params"
-    app_files = ("model.json", "model.so")
+    app_files = (("model.json",), ("model.so", "libmodel.a"))
     measured = "with our runtime on x86"
     kits = (
         Kit(

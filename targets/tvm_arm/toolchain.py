@@ -22,6 +22,9 @@ LIBRARY, ARCHIVE, SYSTEM_LIB_PREFIX = "model.so", "libmodel.a", "pocketphi_"
 RUNTIME_FILES = ("libpocketphi.so", "pocketphi_runtime.h")
 """What lies beside model.so."""
 
+SOURCES_FOLDER = "runtime"
+"""What lies beside libmodel.a: the runtime's sources, with a CMakeLists.txt that makes libpocketphi.a of them."""
+
 _ANDROID_API = 24  # Android 7, the oldest that the current NDK's C++ library supports without gaps
 
 

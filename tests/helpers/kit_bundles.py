@@ -52,7 +52,7 @@ def make_bundle(folder: Path, targets: dict[str, Any], **changes: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
     for target in targets:
         chosen = find_target(target)
-        for name in (chosen.weights_file, *chosen.app_files):
+        for name in (chosen.weights_file, *(names[0] for names in chosen.app_files)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(bytes(1000))
     model = {"parameters": config.parameters, "context": config.max_position, **changes}

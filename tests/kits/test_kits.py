@@ -271,7 +271,9 @@ def test_a_bundle_without_a_tokenizer_or_a_damaged_one(tmp_path: Path, capsys: p
 
 
 PAIRS = {target.name: (target, kit) for platform in ("ios", "android") for target, kit in kits_of(platform)}
-FILES = [(target, kit, name) for target, kit in PAIRS.values() for name in (target.weights_file, *target.app_files)]
+FILES = [
+    (target, kit, names[0]) for target, kit in PAIRS.values() for names in ((target.weights_file,), *target.app_files)
+]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +293,15 @@ def test_a_bundle_whose_manifest_was_made_to_fit_what_is_left_of_it(
     with pytest.raises(InputError, match=f"names no {re.escape(name)}; compile it again"):
         integrate(made, kit.platform, tmp_path / "kit", kit.runtime)
     assert not (tmp_path / "kit").exists()
+
+
+def test_an_archive_in_place_of_a_library(tmp_path: Path) -> None:
+    """As a bundle for Android that was made without an NDK has it."""
+    made = make_bundle(tmp_path / "b", {"tvm-arm": {"platform": "android, aarch64 with dotprod"}})
+    manifest = Bundle.open(made).manifest
+    (made / "model.so").rename(made / "libmodel.a")
+    write_manifest(made, manifest)
+    assert "src/main/cpp/CMakeLists.txt" in integrate(made, "android", tmp_path / "kit")
 
 
 def test_literals() -> None:

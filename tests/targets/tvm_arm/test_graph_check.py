@@ -24,6 +24,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
 from pocketphi.targets.base import Check
 from pocketphi.targets.tvm_arm import library, lower
+from pocketphi.targets.tvm_arm.build_runtime import source_names
 from pocketphi.targets.tvm_arm.elf import Elf
 
 LIBRARY, ROW = "model.so", '{"kernels": 1, "isa": "neon", "cpu": "any", "form": "decode 1x1 block 32 q+scale", '
@@ -136,7 +137,12 @@ def test_files_that_do_not_run_here_are_compared(made: Made, tmp_path: Path, mon
     folder = built(tmp_path / "b", os="android")
     manifest = Bundle.open(folder).manifest
     (check,) = open_host(folder, manifest).graph_checks(made.program, asked_of(manifest))
-    assert (check.ok, check.detail) == (True, "3 files, libmodel.a built again")
+    assert (check.ok, check.detail) == (True, f"{3 + len(source_names())} files, libmodel.a built again")
+    source = folder / "runtime" / "session.cc"
+    source.write_bytes(source.read_bytes() + b"\n")
+    (check,) = open_host(folder, manifest).graph_checks(made.program, asked_of(manifest))
+    assert (check.ok, check.detail) == (False, "first runtime/session.cc: another runtime")
+    source.write_bytes(source.read_bytes()[:-1])
     path = folder / "libmodel.a"
     path.write_bytes(turned(path.stat().st_size // 2)(path.read_bytes()))
     result = verify_folder(folder, manifest, Ui())  # what failed comes before what could not be run

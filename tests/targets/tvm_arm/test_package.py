@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import struct
 from dataclasses import replace
@@ -29,6 +30,7 @@ from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantize_weights import QuantizeWeights
 from pocketphi.passes.quantizers import make_quantizer
+from pocketphi.targets.tvm_arm.build_runtime import source_names
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.options import TvmArm
@@ -220,6 +222,10 @@ def test_an_archive_where_nothing_links_here(
     assert made.details["link"] in made.notes[-1]
     described = json.loads((tmp_path / "model.json").read_text())
     assert (described["library"], described["target"]["os"]) == ("libmodel.a", system)
+    sources = {path.name: path.read_bytes() for path in (tmp_path / "runtime").iterdir()}
+    assert sorted(sources) == source_names()
+    listed = re.findall(r"\w+\.cc", sources["CMakeLists.txt"].decode())
+    assert set(listed) | {"pocketphi_runtime.h"} <= sources.keys()
     (tmp_path / "config.json").write_text(json.dumps(program.config.to_hf()))
     with pytest.raises(InputError, match=f"a library for {system} does not run on this machine"):
         TvmHost(tmp_path).runner(8)
