@@ -204,6 +204,19 @@ def parser() -> argparse.ArgumentParser:
     _adapter_argument(chat)
     _target_argument(chat)
 
+    serve = command(
+        "serve", _serve, "answer programs that speak OpenAI's chat-completions, from a bundle on this machine"
+    )
+    serve.add_argument("bundle", type=Path)
+    serve.add_argument("--host", help="address to listen at (default: this machine alone)")
+    serve.add_argument("--port", type=int, help="default 8642; 0 takes one that is free")
+    serve.add_argument(
+        "--max-tokens", type=int, help="size of the K/V cache (default: what the bundle holds, at most 2048)"
+    )
+    serve.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+    _draft_argument(serve, "auto")
+    _target_argument(serve)
+
     bench = command("bench", _bench, "tokens a second of a bundle on this machine")
     bench.add_argument("bundle", type=Path)
     bench.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts to measure (default 1 2)")
@@ -359,6 +372,17 @@ def _chat(a: argparse.Namespace) -> int:
                 raise
             stopping.obeyed()
             _write("\n  [stopped]\n")
+    return 0
+
+
+def _serve(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.serve.run import LOOPBACK, PORT, serve
+
+    if a.json:
+        raise InputError("--json: a server has no end to print; leave it out")
+    port = PORT if a.port is None else a.port
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731, T201
+    serve(a.bundle, a.host or LOOPBACK, port, a.max_tokens, a.threads, a.target, a.draft, say)
     return 0
 
 

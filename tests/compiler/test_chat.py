@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable
@@ -11,39 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders
-from tokenizers.models import BPE
+from letters_bundle import letters_bundle
 
-from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.artifacts.kits.conversation import MessageTooLong
 from pocketphi.compiler import cli
 from pocketphi.compiler.chat import Chat
-from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.numerics import generate
-from pocketphi.compiler.options import compile_options
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
-TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<assistant>"
 END, ROOM = 2, 128
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose 256 tokens are a character each."""
-    out = tmp_path_factory.mktemp("chat") / "bundle"
-    compile_model(compile_options("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
-    names = ["<unk>", "<s>", "<end>", *map(chr, range(32, 127)), *(chr(0x100 + i) for i in range(158))]
-    library = Library(BPE({name: number for number, name in enumerate(names)}, []))
-    library.decoder = decoders.Fuse()
-    library.add_special_tokens(names[:3])
-    library.save(str(out / "tokenizer.json"))
-    (out / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    write_manifest(out, Bundle.open(out, check=False).manifest)
-    return out
+    return letters_bundle(tmp_path_factory.mktemp("chat") / "bundle")
 
 
 def greedy(bundle: Path, *turns: str, count: int = 200) -> str:
