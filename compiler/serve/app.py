@@ -280,7 +280,7 @@ def make_app(talker: Talker, host: str, more: Sequence[Route] = ()) -> ASGIApp:
         405: _unknown,
         500: _failed,
     }
-    app = Starlette(routes=[*service.routes(), *more], exception_handlers=handlers)  # type: ignore[arg-type]
+    app = Starlette(routes=[*service.routes(), *more], exception_handlers=handlers)
     return Guard(app, host)
 
 

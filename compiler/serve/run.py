@@ -39,10 +39,12 @@ def serve(
         import uvicorn
 
         from pocketphi.compiler.serve.app import make_app
+        from pocketphi.compiler.serve.web import page_routes
 
-        app = make_app(talker, host)
+        app = make_app(talker, host, page_routes(talker.bundle, target, talker.limit))
         where = f"[{host}]" if ":" in host else host
-        say(f"{talker.bundle.manifest.source.model}: http://{where}:{listening.getsockname()[1]}/v1 (Ctrl-C ends it)")
+        address = f"http://{where}:{listening.getsockname()[1]}"
+        say(f"{talker.bundle.manifest.source.model}: {address}/ for people, /v1 for programs (Ctrl-C ends it)")
         config = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=10
         )

@@ -331,9 +331,11 @@ def test_the_command(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     assert process.stderr is not None
     line = process.stderr.readline()
-    found = re.fullmatch(r"random:tiny: (http://127\.0\.0\.1:\d+/v1) \(Ctrl-C ends it\)\n", line)
+    found = re.fullmatch(
+        r"random:tiny: (http://127\.0\.0\.1:\d+)/ for people, /v1 for programs \(Ctrl-C ends it\)\n", line
+    )
     assert found is not None, line
-    client = openai.OpenAI(base_url=found[1], api_key="none", max_retries=0, timeout=60)
+    client = openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0, timeout=60)
     assert ask(client, max_tokens=2).usage.completion_tokens == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(30) in (0, 130)
