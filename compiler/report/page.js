@@ -23,7 +23,7 @@
 
   /* The same kind of weight has the same colour everywhere. */
   const tinted = (trace) => {
-    const ways = colourway(), kinds = [], fixed = { all: colour("--card"), layer: colour("--grid"), file: colour("--c5"), rest: colour("--c5") };
+    const ways = colourway().filter((_, i) => i !== 5), kinds = [], fixed = { all: colour("--card"), layer: colour("--grid"), file: colour("--c5"), rest: colour("--c5") };
     const of = (kind) => {
       if (fixed[kind]) return fixed[kind];
       if (!kinds.includes(kind)) kinds.push(kind);

@@ -19,7 +19,7 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endf
 
 def letters_bundle(out: Path, target: str = "ort-mobile", **options: Any) -> Path:
     """The bundle, of which only the tokenizer was made by hand."""
-    exact = {"accuracy_level": 0} if target == "ort-mobile" else {}
+    exact = {"accuracy_level": 0} if target == "ort-mobile" and "accuracy_level" not in options else {}
     compile_model(
         compile_options("random:tiny", out, (target,), recipe="rtn", block=32, verify="never", **exact, **options)
     )

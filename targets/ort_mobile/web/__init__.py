@@ -12,11 +12,13 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 
 FOLDER = Path(__file__).parent
-FILES = ("page.html", "page.css", "page.js", "worker.js")
+FILES = ("page.html", "page.css", "page.js", "worker.js", "expand.js")
 LIBRARY = ("ort.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm", "tokenizers.mjs", "jinja.mjs")
 _FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _MOST = 2 << 30
 """Bytes of weights: 32-bit WebAssembly has 4 GiB, and holds them while it packs them."""
+_EXPANDED = 3 << 29
+"""Bytes of matrices in float32 (expand.js), twice there while one is packed. More stay in 4 bits, and are slow."""
 
 
 def settings(folder: Path, record: TargetRecord, files: Mapping[str, int]) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def settings(folder: Path, record: TargetRecord, files: Mapping[str, int]) -> di
     longest = config.long_rope.original_max_position if config.long_rope else config.max_position
     return {
         "files": {name: files[name] for name in _FILES if name in files},
+        "most": _EXPANDED,
         "vocabulary": config.vocab_size,
         "stops": list(config.eos),
         "chunk": chunk_of(config, record.context or config.max_position) or 0,

@@ -76,7 +76,7 @@ at("again").onclick = () => { if (!busy) { messages = []; at("talk").textContent
     hear.progress = (part) => { at("bar").value = part; at("state").textContent = part < 1 ? `loading ${Math.round(100 * part)} %` : "preparing"; };
     const loaded = await ask("load", settings);
     const seconds = (performance.now() - begin) / 1000;
-    at("state").textContent = `ready after ${seconds.toFixed(1)} s, ${loaded.threads} ${loaded.threads === 1 ? "thread" : "threads"}`;
+    at("state").textContent = `ready after ${seconds.toFixed(1)} s, ${loaded.threads} ${loaded.threads === 1 ? "thread" : "threads"}${loaded.expanded ? "" : "; too large to be expanded: slow"}`;
     at("bar").remove();
     if (!loaded.chat) throw new Error("this model has no chat template");
     at("send").disabled = false;

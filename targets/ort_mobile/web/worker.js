@@ -2,6 +2,7 @@
 import * as ort from "/library/ort.mjs";
 import { Tokenizer } from "/library/tokenizers.mjs";
 import { Template } from "/library/jinja.mjs";
+import { expand } from "/page/expand.js";
 
 let model, stopped = false;
 
@@ -40,10 +41,11 @@ async function load(settings) {
   const tokenizer = new Tokenizer(await json("tokenizer.json"), config);
   const source = "chat_template.jinja" in settings.files ? await text("chat_template.jinja") : config.chat_template;
   const begin = performance.now();
-  const session = await ort.InferenceSession.create(graph, {
+  const made = expand(graph, data, settings.most);
+  const session = await ort.InferenceSession.create(made?.graph ?? graph, {
     executionProviders: ["wasm"],
-    externalData: [{ path: "model.onnx.data", data }],
-    enableCpuMemArena: true,
+    externalData: [{ path: "model.onnx.data", data }, ...(made?.files ?? [])],
+    logSeverityLevel: 3,
   });
   const named = (key) => (typeof config[key] === "string" ? config[key] : config[key]?.content ?? "");
   model = {
@@ -52,7 +54,7 @@ async function load(settings) {
     words: { bos_token: named("bos_token"), eos_token: named("eos_token"), pad_token: named("pad_token"), unk_token: named("unk_token") },
     seen: [], cache: null,
   };
-  return { threads: ort.env.wasm.numThreads, seconds: (performance.now() - begin) / 1000, chat: model.template !== null };
+  return { threads: ort.env.wasm.numThreads, expanded: made?.bytes ?? 0, seconds: (performance.now() - begin) / 1000, chat: model.template !== null };
 }
 
 function empty() {
