@@ -172,9 +172,9 @@ def test_how_likely_a_prompt_is(client: Any, bundle: Path) -> None:
         assert found.token_logprobs[-1] == pytest.approx(float(logits[0, -1].log_softmax(-1).max()), abs=1e-4)
     assert made.usage.prompt_tokens == sum(map(len, prompts))
     pieces = list(
-        client.completions.create(model=MODEL, prompt="The", max_tokens=4, echo=True, temperature=0, stream=True)
+        client.completions.create(model=MODEL, prompt="The", max_tokens=2, echo=True, temperature=0, stream=True)
     )
-    whole = client.completions.create(model=MODEL, prompt="The", max_tokens=4, echo=True, temperature=0)
+    whole = client.completions.create(model=MODEL, prompt="The", max_tokens=2, echo=True, temperature=0)
     assert "".join(one.choices[0].text for one in pieces) == whole.choices[0].text
     likely = ask(client, max_tokens=3, logprobs=True, top_logprobs=2).choices[0]
     assert "".join(one.token for one in likely.logprobs.content) == likely.message.content
@@ -262,15 +262,15 @@ def test_a_page_of_somebody_else_may_not_ask(port: int) -> None:
 
 def test_a_hundred_in_turn_and_eight_at_once(client: Any) -> None:
     """None is lost, and each has its own answer."""
-    alone = {str(i): ask(client, str(i), max_tokens=4).choices[0].message.content for i in range(8)}
+    alone = {str(i): ask(client, str(i), max_tokens=2).choices[0].message.content for i in range(8)}
     assert len(set(alone.values())) > 4
     for i in range(100):
-        assert ask(client, str(i % 8), max_tokens=4).choices[0].message.content == alone[str(i % 8)]
+        assert ask(client, str(i % 8), max_tokens=2).choices[0].message.content == alone[str(i % 8)]
 
     def one(i: int) -> bool:
         if i % 2:
-            return bool(ask(client, str(i % 8), max_tokens=4).choices[0].message.content == alone[str(i % 8)])
-        pieces = ask(client, str(i % 8), max_tokens=4, stream=True)
+            return bool(ask(client, str(i % 8), max_tokens=2).choices[0].message.content == alone[str(i % 8)])
+        pieces = ask(client, str(i % 8), max_tokens=2, stream=True)
         return "".join(piece.choices[0].delta.content or "" for piece in pieces) == alone[str(i % 8)]
 
     with ThreadPoolExecutor(8) as pool:
