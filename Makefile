@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop/.installed
 
-.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android
+.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android build/web
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make build/aarch64  what the aarch64 tests and benchmarks need (Debian)"
 	@echo "make build/android  Android's interfaces, for the tests of the Kotlin kits (Debian)"
+	@echo "make build/web  what the page of 'pocketphi serve' runs a bundle with in a browser (npm)"
 	@echo "make swift     a Swift compiler in build/trixie, for the tests of the Swift kits (Debian, as root)"
 	@echo "make interop   load bundles with optimum, in an environment of its own"
 
@@ -49,6 +50,10 @@ build/aarch64: $(INSTALLED)
 # Debian's android.jar: 16 MB
 build/android:
 	tests/kits/android.sh
+
+# onnxruntime-web, a tokenizer, a template engine: 14 MB
+build/web:
+	targets/ort_mobile/web/fetch.sh build/web
 
 # a Debian root: 2.8 GB
 swift:

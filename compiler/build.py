@@ -79,6 +79,7 @@ def _build(file: BuildFile, cell: Cell, result: Result, sources: SourceDigests, 
 
         sign_bundle(result.bundle, key, file.sign or "the key")
     result.claims = claims_of(cell, bundle, file.measure, ui)
+    _write_report(Bundle(result.bundle, bundle.manifest), result, cache)
     if not all(claim.ok for claim in result.claims):
         result.exit_code = 1
 
@@ -125,7 +126,17 @@ def _write_sbom(bundle: Bundle) -> None:
     """Beside the bundle, so that its bytes stay those of `pocketphi compile`."""
     from pocketphi.artifacts.sbom import sbom
 
-    path = bundle.path.parent / f"{bundle.path.name}.cdx.json"
-    text = sbom(bundle)
+    _write_beside(bundle, "cdx.json", sbom(bundle))
+
+
+def _write_report(bundle: Bundle, result: Result, cache: Path) -> None:
+    """The same: a page for people, with the gates."""
+    from pocketphi.compiler.report.make import Asked, report
+
+    _write_beside(bundle, "html", report(bundle, Asked(claims=result.claims, cache=cache)))
+
+
+def _write_beside(bundle: Bundle, ending: str, text: str) -> None:
+    path = bundle.path.parent / f"{bundle.path.name}.{ending}"
     if not path.is_file() or path.read_text("utf-8") != text:
         write_whole(path, text)

@@ -6,27 +6,18 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
-from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.artifacts.retrieval.index import Index
 from pocketphi.artifacts.retrieval.passages import Passage
 from pocketphi.compiler.asked import Asked
-from pocketphi.compiler.hosts import check_adapter, open_host, talker_of
+from pocketphi.compiler.talker import Engine, Talker, at_temperature
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.hf_config import read_config
-from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.reading import parse_json, typed
-from pocketphi.graph.tokenizer import Tokenizer
-from pocketphi.targets.base import Keeps, Runner
-
-DEFAULT_TOKENS = 2048
+from pocketphi.targets.base import Keeps
 
 
 @dataclass
@@ -74,25 +65,17 @@ class Chat:
         session: Path | None = None,
         docs: Path | None = None,
     ) -> None:
-        check_threads(threads)
         index = None if docs is None else Index.open(docs)
-        bundle = Bundle.open(path)
-        check_adapter(bundle.manifest, adapter)
-        host = open_host(path, bundle.manifest, target)
-        self._held = bundle.manifest.context(target)
-        self._limit = min(DEFAULT_TOKENS, self._held) if max_tokens is None else max_tokens
-        check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
-        self.tokenizer = Tokenizer.load(path)
-        self._runner = talker_of(host, bundle.manifest, adapter, self._limit, threads, draft)
-        # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
-        rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
-        self._conversation = Conversation(rules, self._encode, system)
-        self._asked = Asked(index, self._conversation, self._encode, self._limit) if index else None
+        talker = Talker(path, max_tokens, threads, target, adapter, draft)
+        self._held, self._limit, self._runner = talker.held, talker.limit, talker.runner
+        self.tokenizer = talker.tokenizer
+        self._conversation = Conversation(talker.rules, talker.encode_chat, system)
+        self._asked = Asked(index, self._conversation, talker.encode_chat, self._limit) if index else None
         self._turn = threading.Lock()
         self._session = session
         if session is not None:
             if not isinstance(self._runner, Keeps):
-                name = target or next(iter(bundle.manifest.targets))
+                name = target or next(iter(talker.bundle.manifest.targets))
                 raise InputError(f"--session: the runtime of {name} keeps no conversations in files; leave it out")
             self._go_on(self._runner, session, system)
 
@@ -146,7 +129,7 @@ class Chat:
 
     def _answer(self, text: str, temperature: float, show: Callable[[str], None], limit: int) -> Reply:
         reply, stream = Reply(), self.tokenizer.stream()
-        engine = _Engine(self._runner, temperature)
+        engine = Engine(self._runner, at_temperature(temperature))
         begin = time.perf_counter()
         with contextlib.closing(self._conversation.send(text, limit, engine, stream)) as pieces:
             for piece in pieces:
@@ -158,23 +141,3 @@ class Chat:
                 reply.text += piece
                 show(piece)
         return reply
-
-    def _encode(self, messages: list[tuple[str, str]]) -> list[int]:
-        return self.tokenizer.encode_chat([{"role": role, "content": content} for role, content in messages])
-
-
-@dataclass
-class _Engine:
-    """A runner's cache, and the choice of the next token."""
-
-    runner: Runner
-    temperature: float
-
-    def run(self, calls: Sequence[Call], tokens: Sequence[int]) -> int:
-        (call,) = calls
-        if call.start == 0:
-            self.runner.reset()
-        logits = self.runner.step(torch.tensor([tokens[call.start :]]))[0, -1]
-        if self.temperature <= 0:
-            return int(logits.argmax())
-        return int(torch.multinomial(((logits - logits.max()) / self.temperature).softmax(-1), 1))

@@ -211,6 +211,19 @@ def parser() -> argparse.ArgumentParser:
     _adapter_argument(chat)
     _target_argument(chat)
 
+    serve = command(
+        "serve", _serve, "answer programs that speak OpenAI's chat-completions, from a bundle on this machine"
+    )
+    serve.add_argument("bundle", type=Path)
+    serve.add_argument("--host", help="address to listen at (default: this machine alone)")
+    serve.add_argument("--port", type=int, help="default 8642; 0 takes one that is free")
+    serve.add_argument(
+        "--max-tokens", type=int, help="size of the K/V cache (default: what the bundle holds, at most 2048)"
+    )
+    serve.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+    _draft_argument(serve, "auto")
+    _target_argument(serve)
+
     bench = command("bench", _bench, "tokens a second of a bundle on this machine")
     bench.add_argument("bundle", type=Path)
     bench.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts to measure (default 1 2)")
@@ -374,6 +387,17 @@ def _chat(a: argparse.Namespace) -> int:
 def _named(sources: Sequence[Passage]) -> str:
     """Where the passages stand that were put before a question, the best one first."""
     return "".join(f"  from {one.source}\n" for one in sources)
+
+
+def _serve(a: argparse.Namespace) -> int:
+    from pocketphi.compiler.serve.run import LOOPBACK, PORT, serve
+
+    if a.json:
+        raise InputError("--json: a server has no end to print; leave it out")
+    port = PORT if a.port is None else a.port
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731, T201
+    serve(a.bundle, a.host or LOOPBACK, port, a.max_tokens, a.threads, a.target, a.draft, say)
+    return 0
 
 
 def _bench(a: argparse.Namespace) -> int:

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from pocketphi.compiler.cli_devices import AddCommand, add_device_command, print_result
+from pocketphi.compiler.cli_options import add_options
+from pocketphi.compiler.options import Limits, ProgramOptions
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.writing import write_whole
@@ -32,6 +34,19 @@ def add_build_commands(command: AddCommand) -> None:
     diff.add_argument("new", type=Path)
 
     add_device_command(command)
+
+    report = command(
+        "report", _report, "a bundle on one page to look at: bytes, errors, memory, devices, graph, checks"
+    )
+    report.add_argument("bundle", type=Path)
+    report.add_argument("--against", type=Path, metavar="BUNDLE", help="also what changed from this bundle to it")
+    report.add_argument("-o", "--out", type=Path, metavar="FILE", help="HTML file (default: BUNDLE.html)")
+    report.add_argument(
+        "--reference", metavar="MODEL", help="the model that was compiled: also measure the error of each weight"
+    )
+    add_options(report, ProgramOptions, ["lora"])
+    add_options(report, Limits, ["cache"])
+    report.add_argument("--devices", type=Path, metavar="FILE", help="more devices, in TOML")
 
     kit = command("integrate", _integrate, "write code that runs a bundle in an app: Swift or Kotlin, with tests")
     kit.add_argument("bundle", type=Path)
@@ -94,6 +109,23 @@ def _diff(a: argparse.Namespace) -> int:
     print_result(a, [vars(change) for change in found], human)
     if not a.json:
         sys.stderr.write("as compiled; the files were not checked here: 'pocketphi verify --files-only' does that\n")
+    return 0
+
+
+def _report(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.bundle import Bundle
+    from pocketphi.compiler.report.make import Asked, report
+
+    bundle = Bundle.open(a.bundle, check=False)
+    against = Bundle.open(a.against, check=False) if a.against else None
+    lora, cache = tuple(getattr(a, "lora", ())), getattr(a, "cache", None)
+    if lora and a.reference is None:
+        raise InputError("--lora: of what? it belongs to a --reference")
+    out = a.out or bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.html")
+    page = report(bundle, Asked(against, a.reference, lora, a.devices, cache), Ui() if a.json else PlainUi())
+    write_whole(out, page, "-o")
+    human = f"{out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser"
+    print_result(a, {"report": str(out), "bytes": len(page.encode())}, human)
     return 0
 
 

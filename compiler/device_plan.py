@@ -132,13 +132,17 @@ def fit(
 ) -> Fit:
     """policy: what the options say if None. Raises InputError for a target that the device's system does not run."""
     check_runs_on(target, device)
-    found = find_target(target)
     made = footprint(config, target, options, prompt, kept=_kept(options), policy=policy)
     made = made.with_adapters(_adapter_sizes(options.model, options.lora, options.adapter))
+    return fit_of(made, config, target, device, options.described(), prompt)
+
+
+def fit_of(made: Footprint, config: ModelConfig, target: str, device: Device, recipe: str, prompt: int = PROMPT) -> Fit:
+    """Of a model whose memory is known. recipe: in words."""
     return Fit(
         device=device.name,
         target=target,
-        recipe=options.described(),
+        recipe=recipe,
         context=made.context,
         prompt=min(prompt, made.context),
         needed=made.total(),
@@ -147,7 +151,7 @@ def fit(
         decode=device.bandwidth / made.read_per_token,
         decode_full=device.bandwidth / (made.read_per_token + made.kv_cache()),
         footprint=made,
-        measured=found.measured,
+        measured=find_target(target).measured,
     )
 
 

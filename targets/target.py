@@ -76,6 +76,18 @@ class Kit:
     export: Callable[[Path], list[str]] | None = None
 
 
+@dataclass(frozen=True)
+class Page:
+    """A web page that runs a bundle. folder: of page.html and what it loads; files: these, by name; library: what it needs of
+    others, in the folder that `make build/web` fills; settings: for its scripts, of which `files` names what it reads of the
+    bundle"""
+
+    folder: Path
+    files: tuple[str, ...]
+    library: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
 class Ui(Protocol):
     """Where a command tells what it does."""
 
@@ -225,6 +237,11 @@ class Target(ABC, Generic[O]):
     def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
         """For an app kit's templates. Raises InputError for files that no kit of ours runs."""
         return {}
+
+    def page(self, folder: Path, record: TargetRecord, files: Mapping[str, int]) -> Page | None:
+        """A web page that runs its files in a browser. files: of the bundle, with their sizes. None where there is none; raises
+        InputError for a bundle that no browser can run."""
+        return None
 
     def commands(self) -> list[Command]:
         """Commands that only this target has."""

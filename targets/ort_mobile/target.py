@@ -17,7 +17,7 @@ from pocketphi.targets.ort_mobile.codecs import CODECS, FAST
 from pocketphi.targets.ort_mobile.kv_cache import windowed_rows
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
-from pocketphi.targets.target import Asked, Kit, Target, TextReader
+from pocketphi.targets.target import Asked, Kit, Page, Target, TextReader
 
 if TYPE_CHECKING:
     from pocketphi.graph.program import Program
@@ -91,6 +91,11 @@ class OrtMobileTarget(Target[OrtMobile]):
                 "--windowed-cache: an app of ours takes tokens back, which such a cache cannot; compile without"
             )
         return super().kit_values(record)
+
+    def page(self, folder: Path, record: TargetRecord, files: Mapping[str, int]) -> Page:
+        from pocketphi.targets.ort_mobile import web
+
+        return Page(web.FOLDER, web.FILES, web.LIBRARY, web.settings(folder, record, files))
 
     def check_installed(self, options: OrtMobile) -> None:
         super().check_installed(options)

@@ -83,6 +83,7 @@ def test_a_matrix_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             result.name.removeprefix("tiny-").removesuffix("-rtn")
         ]
         assert json.loads((file.out / f"{result.name}.cdx.json").read_text())["bomFormat"] == "CycloneDX"
+        assert (file.out / f"{result.name}.html").read_text("utf-8").startswith("<!doctype html>")
     forbid(monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     second = build_matrix(file, Ui())

@@ -21,6 +21,9 @@ from tiny_phi3 import inputs, rounding
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
+from pocketphi.compiler.serve.answers import Answers
+from pocketphi.compiler.serve.protocol import Wanted
+from pocketphi.compiler.talker import Talker
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models import MODELS
 from pocketphi.graph.opening import open_checkpoint
@@ -70,6 +73,11 @@ def goes_on_from_its_file(bundle: Path, session: Path) -> None:
     expected = [whole.say(text, limit=8).text for text in ("Hello", "And?")]
     said = [Chat(bundle, 120, session=session).say(text, limit=8).text for text in ("Hello", "And?")]
     assert said == expected
+    served = Answers(Talker(bundle, 120))
+    pieces = served.pieces(
+        served.talker.encode_chat([("user", "Hello")]), Wanted(8, 0.0, 1.0, None, (), None, False, False)
+    )
+    assert "".join(piece.text for piece in pieces).startswith(expected[0])
     again = Chat(bundle, 120, session=session)
     assert again.messages == whole.messages
     with pytest.raises(InputError, match=r"--system: .* began with another system message"):
