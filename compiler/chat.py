@@ -16,6 +16,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.hosts import check_adapter, open_host, talker_of
+from pocketphi.compiler.prefix import system_message
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
@@ -51,9 +52,10 @@ class _Said:
 class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
-    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if None;
-    draft: `auto` lets a runtime that can guess what comes next, which changes no answer, and `none` does not; session: a file
-    that the conversation goes on from, where there is one, and that it is kept in after each answer
+    max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; system: message that
+    it begins with, the bundle's prefix if None; adapter: of the bundle, none if None; draft: `auto` lets a runtime that can
+    guess what comes next, which changes no answer, and `none` does not; session: a file that the conversation goes on from,
+    where there is one, and that it is kept in after each answer
     """
 
     def __init__(
@@ -72,13 +74,16 @@ class Chat:
         check_adapter(bundle.manifest, adapter)
         host = open_host(path, bundle.manifest, target)
         self._held = bundle.manifest.context(target)
-        self._limit = min(DEFAULT_TOKENS, self._held) if max_tokens is None else max_tokens
+        shipped_tokens = bundle.manifest.prefix.tokens if bundle.manifest.prefix else 0
+        self._limit = min(DEFAULT_TOKENS + shipped_tokens, self._held) if max_tokens is None else max_tokens
         check_number("--max-tokens", self._limit, 2, self._held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
+        shipped = system_message(path, bundle.manifest)
+        begin = shipped if system is None else system
         self._runner = talker_of(host, bundle.manifest, adapter, self._limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
-        self._conversation = Conversation(rules, self._encode, system)
+        self._conversation = Conversation(rules, self._encode, begin)
         self._turn = threading.Lock()
         self._session = session
         if session is not None:

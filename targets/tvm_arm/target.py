@@ -57,6 +57,7 @@ class TvmArmTarget(Target[TvmArm]):
     codecs = CODECS
     routes_experts = True
     switches = "adapters/{}.tvm_adapter"
+    prefix = "prefix.session"
     weights_file = "model.params"
     measured = "with our runtime on x86"
     kits = (
