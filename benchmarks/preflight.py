@@ -62,6 +62,7 @@ NEEDS: dict[str, list[Need]] = {
     "sparse_attention.py": [TVM],
     "caches.py": [ORT, TVM],
     "drafts.py": [TVM, COMPILER],
+    "prefix.py": [TVM, COMPILER],
     "experts.py": [TVM, COMPILER],
     "coreml_zoo.py": [COREML],
     "arm_instructions.py": [TVM, QEMU, CROSS, CMAKE, _program("llvm-mca", "llvm"), _program("llvm-mc", "llvm")],
