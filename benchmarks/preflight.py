@@ -63,6 +63,7 @@ NEEDS: dict[str, list[Need]] = {
     "caches.py": [ORT, TVM],
     "drafts.py": [TVM, COMPILER],
     "prefix.py": [TVM, COMPILER],
+    "json_answers.py": [_extra("llguidance", "json"), _package("jsonschema", ".venv/bin/pip install '.[dev]'")],
     "experts.py": [TVM, COMPILER],
     "coreml_zoo.py": [COREML],
     "arm_instructions.py": [TVM, QEMU, CROSS, CMAKE, _program("llvm-mca", "llvm"), _program("llvm-mc", "llvm")],

@@ -15,6 +15,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.kits.reference import Call, Rules
+from pocketphi.compiler.guided import AnswerCut, Form, Forms, Guide
 from pocketphi.compiler.hosts import check_adapter, open_host, talker_of
 from pocketphi.compiler.prefix import system_message
 from pocketphi.graph.errors import InputError
@@ -82,7 +83,10 @@ class Chat:
         begin = shipped if system is None else system
         self._runner = talker_of(host, bundle.manifest, adapter, self._limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
-        rules = Rules(self._limit, 0, 0, None, frozenset(read_config(path).eos))
+        config = read_config(path)
+        rules = Rules(self._limit, 0, 0, None, frozenset(config.eos))
+        self._config = config
+        self._forms: Forms | None = None
         self._conversation = Conversation(rules, self._encode, begin)
         self._turn = threading.Lock()
         self._session = session
@@ -98,22 +102,38 @@ class Chat:
         temperature: float = 0.0,
         show: Callable[[str], None] = lambda piece: None,
         limit: int | None = None,
+        form: Form | None = None,
     ) -> Reply:
-        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy; limit: tokens of the answer.
+        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy; limit: tokens of the answer; form:
+        that it is to have, of `form`.
 
         The answer ends where the cache is full, as onnxruntime-genai and the app kits end it. A second thread waits for the
         first one's answer. Whatever ends an answer early, KeyboardInterrupt too, leaves a conversation that goes on after
-        what was shown. Raises MessageTooLong, which leaves it as it was.
+        what was shown. Raises MessageTooLong, which leaves it as it was, and AnswerCut where an answer ends without its form.
         """
         with self._turn:
             try:
-                reply = self._answer(text, temperature, show, limit or self._limit)
+                guide = form.start() if form else None
+                reply = self._answer(text, temperature, show, limit or self._limit, guide)
                 self._keep()
+                if guide and not guide.whole:
+                    raise AnswerCut(reply.text, reply.tokens)
                 return reply
             except MessageTooLong as error:
                 if self._limit < self._held:
                     raise error.advise(f"raise --max-tokens, up to {self._held}") from None
                 raise error.advise("say it in fewer words, or start a new conversation") from None
+
+    def form(self, grammar: str, where: str) -> Form:
+        """That answers are to have: see `Forms.form`."""
+        if self._forms is None:
+            self._forms = Forms(self.tokenizer, self._config.vocab_size, frozenset(self._config.eos))
+        return self._forms.form(grammar, where)
+
+    def restart(self) -> None:
+        """Begin a new conversation with the same system message."""
+        with self._turn:
+            self._conversation.reset()
 
     @property
     def messages(self) -> list[tuple[str, str]]:
@@ -138,9 +158,11 @@ class Chat:
         if self._session is not None and isinstance(self._runner, Keeps) and talk.seen:
             self._runner.save(self._session, json.dumps({"messages": talk.messages, "seen": talk.seen}))
 
-    def _answer(self, text: str, temperature: float, show: Callable[[str], None], limit: int) -> Reply:
+    def _answer(
+        self, text: str, temperature: float, show: Callable[[str], None], limit: int, guide: Guide | None
+    ) -> Reply:
         reply, stream = Reply(), self.tokenizer.stream()
-        engine = _Engine(self._runner, temperature)
+        engine = _Engine(self._runner, temperature, guide)
         begin = time.perf_counter()
         with contextlib.closing(self._conversation.send(text, limit, engine, stream)) as pieces:
             for piece in pieces:
@@ -163,12 +185,19 @@ class _Engine:
 
     runner: Runner
     temperature: float
+    guide: Guide | None = None
 
     def run(self, calls: Sequence[Call], tokens: Sequence[int]) -> int:
         (call,) = calls
         if call.start == 0:
             self.runner.reset()
         logits = self.runner.step(torch.tensor([tokens[call.start :]]))[0, -1]
+        token = self._choose(logits if self.guide is None else self.guide.masked(logits))
+        if self.guide is not None:
+            self.guide.took(token)
+        return token
+
+    def _choose(self, logits: torch.Tensor) -> int:
         if self.temperature <= 0:
             return int(logits.argmax())
         return int(torch.multinomial(((logits - logits.max()) / self.temperature).softmax(-1), 1))
