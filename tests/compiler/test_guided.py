@@ -162,3 +162,21 @@ def test_without_the_library(schema: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CannotRun, match=re.escape("pip install 'pocketphi[json]'")):
         schema_grammar(schema)
+
+
+def test_onnxruntime_genai_keeps_to_a_schema_by_itself(bundle: Path) -> None:
+    """As docs/apps.md says of an app without our mask."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    model = genai.Model(str(bundle))
+    params = genai.GeneratorParams(model)
+    params.set_search_options(max_length=300)
+    kinds = {"enum": ["cat", "dog"]}  # its own reading of a tokenizer fails on the emoji
+    schema = {**SCHEMA, "properties": {**SCHEMA["properties"], "kind": kinds}}
+    params.set_guidance("json_schema", json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema}))
+    generator, tokenizer = genai.Generator(model, params), genai.Tokenizer(model)
+    generator.append_tokens(tokenizer.encode("Hello"))
+    tokens = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    jsonschema.validate(json.loads(tokenizer.decode(tokens)), schema)
