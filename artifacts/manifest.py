@@ -192,6 +192,14 @@ class TextRecord:
 
 
 @dataclass(frozen=True)
+class PrefixRecord:
+    """What an app's prompts begin with. tokens: how many; computed_on: by target, whose kernels computed their cache."""
+
+    tokens: int
+    computed_on: dict[str, str]
+
+
+@dataclass(frozen=True)
 class CheckRecord:
     """One claim of a verification, with what was measured; see `targets.base.Check`."""
 
@@ -223,6 +231,7 @@ class Manifest:
 
     verification: None where there was none. text: digests of what a reader has to make of the tokenizer files.
     adapters: that an app may switch, beside those that were merged into the source.
+    prefix: None where a bundle ships none.
     sha256: of the bytes before it, None in a manifest without a seal.
     """
 
@@ -238,6 +247,7 @@ class Manifest:
     verification: VerificationRecord | None
     text: TextRecord | None = None
     adapters: tuple[SwitchedRecord, ...] = ()
+    prefix: PrefixRecord | None = None
     files: dict[str, FileRecord]
     sha256: str | None = None
 

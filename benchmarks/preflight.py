@@ -62,6 +62,8 @@ NEEDS: dict[str, list[Need]] = {
     "sparse_attention.py": [TVM],
     "caches.py": [ORT, TVM],
     "drafts.py": [TVM, COMPILER],
+    "prefix.py": [TVM, COMPILER],
+    "json_answers.py": [_extra("llguidance", "json"), _package("jsonschema", ".venv/bin/pip install '.[dev]'")],
     "experts.py": [TVM, COMPILER],
     "policies.py": [],
     "retrieval.py": [ORT],

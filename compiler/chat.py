@@ -14,6 +14,7 @@ from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
 from pocketphi.artifacts.retrieval.index import Index
 from pocketphi.artifacts.retrieval.passages import Passage
 from pocketphi.compiler.asked import Asked
+from pocketphi.compiler.guided import AnswerCut, Form, Forms, Guide, guided
 from pocketphi.compiler.talker import Engine, Talker, at_temperature
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import parse_json, typed
@@ -47,10 +48,11 @@ class _Said:
 class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
-    max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if None;
-    draft: `auto` lets a runtime that can guess what comes next, which changes no answer, and `none` does not; session: a file
-    that the conversation goes on from, where there is one, and that it is kept in after each answer; docs: an index of
-    documents, whose best passages are put before each message
+    max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; system: message that
+    it begins with, the bundle's prefix if None; adapter: of the bundle, none if None; draft: `auto` lets a runtime that can
+    guess what comes next, which changes no answer, and `none` does not; session: a file that the conversation goes on from,
+    where there is one, and that it is kept in after each answer; docs: an index of documents, whose best passages are put
+    before each message
     """
 
     def __init__(
@@ -68,8 +70,11 @@ class Chat:
         index = None if docs is None else Index.open(docs)
         talker = Talker(path, max_tokens, threads, target, adapter, draft)
         self._held, self._limit, self._runner = talker.held, talker.limit, talker.runner
-        self.tokenizer = talker.tokenizer
-        self._conversation = Conversation(talker.rules, talker.encode_chat, system)
+        self.tokenizer, self._vocabulary, self._eos = talker.tokenizer, talker.vocabulary, talker.eos
+        self._forms: Forms | None = None
+        self._conversation = Conversation(
+            talker.rules, talker.encode_chat, talker.shipped if system is None else system
+        )
         self._asked = Asked(index, self._conversation, talker.encode_chat, self._limit) if index else None
         self._turn = threading.Lock()
         self._session = session
@@ -85,24 +90,40 @@ class Chat:
         temperature: float = 0.0,
         show: Callable[[str], None] = lambda piece: None,
         limit: int | None = None,
+        form: Form | None = None,
     ) -> Reply:
-        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy; limit: tokens of the answer.
+        """Answer one message; `show` gets the text as it is made. temperature 0 is greedy; limit: tokens of the answer; form:
+        that it is to have, of `form`.
 
         The answer ends where the cache is full, as onnxruntime-genai and the app kits end it. A second thread waits for the
         first one's answer. Whatever ends an answer early, KeyboardInterrupt too, leaves a conversation that goes on after
-        what was shown. Raises MessageTooLong, which leaves it as it was.
+        what was shown. Raises MessageTooLong, which leaves it as it was, and AnswerCut where an answer ends without its form.
         """
         with self._turn:
             try:
+                guide = form.start() if form else None
                 message, sources = self._asked.with_passages(text) if self._asked else (text, ())
-                reply = self._answer(message, temperature, show, limit or self._limit)
+                reply = self._answer(message, temperature, show, limit or self._limit, guide)
                 reply.sources = sources
                 self._keep()
+                if guide and not guide.whole:
+                    raise AnswerCut(reply.text, reply.tokens)
                 return reply
             except MessageTooLong as error:
                 if self._limit < self._held:
                     raise error.advise(f"raise --max-tokens, up to {self._held}") from None
                 raise error.advise("say it in fewer words, or start a new conversation") from None
+
+    def form(self, grammar: str, where: str) -> Form:
+        """That answers are to have: see `Forms.form`."""
+        if self._forms is None:
+            self._forms = Forms(self.tokenizer, self._vocabulary, self._eos)
+        return self._forms.form(grammar, where)
+
+    def restart(self) -> None:
+        """Begin a new conversation with the same system message."""
+        with self._turn:
+            self._conversation.reset()
 
     @property
     def messages(self) -> list[tuple[str, str]]:
@@ -127,9 +148,12 @@ class Chat:
         if self._session is not None and isinstance(self._runner, Keeps) and talk.seen:
             self._runner.save(self._session, json.dumps({"messages": talk.messages, "seen": talk.seen}))
 
-    def _answer(self, text: str, temperature: float, show: Callable[[str], None], limit: int) -> Reply:
+    def _answer(
+        self, text: str, temperature: float, show: Callable[[str], None], limit: int, guide: Guide | None
+    ) -> Reply:
         reply, stream = Reply(), self.tokenizer.stream()
-        engine = Engine(self._runner, at_temperature(temperature))
+        choose = at_temperature(temperature)
+        engine = Engine(self._runner, choose if guide is None else guided(guide, choose))
         begin = time.perf_counter()
         with contextlib.closing(self._conversation.send(text, limit, engine, stream)) as pieces:
             for piece in pieces:

@@ -198,6 +198,9 @@ def parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     chat.add_argument("--threads", type=int, default=0, help="CPU threads (default: the machine's cores)")
+    form = chat.add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="answers are JSON by this schema (extra 'json')")
+    form.add_argument("--grammar", type=Path, metavar="FILE", help="answers are what this grammar says, in Lark's form")
     _draft_argument(chat, "auto")
     chat.add_argument(
         "--session",
@@ -358,22 +361,31 @@ def _eval(a: argparse.Namespace) -> int:
 def _chat(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.kits.conversation import MessageTooLong
     from pocketphi.compiler.chat import Chat
+    from pocketphi.compiler.guided import AnswerCut, lark_grammar, schema_grammar
     from pocketphi.compiler.typed_lines import NotText, messages, text_of
 
     if a.json and a.prompt is None:
         raise InputError("--json: a conversation has no end to print; give a --prompt")
     if not 0 <= a.temperature < math.inf:
         raise InputError(f"--temperature {a.temperature}: expected 0 or a positive number")
+    grammar = schema_grammar(a.json_schema) if a.json_schema else lark_grammar(a.grammar) if a.grammar else None
     chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft, a.session, a.docs)
+    where = f"--json-schema {a.json_schema}" if a.json_schema else f"--grammar {a.grammar}"
+    form = chat.form(grammar, where) if grammar else None
     if a.prompt is not None:
-        reply = chat.say(a.prompt, a.temperature, show=(lambda piece: None) if a.json else _write)
+        # an answer with a form is given out when it is whole, and not at all where it is cut
+        reply = chat.say(a.prompt, a.temperature, (lambda piece: None) if a.json or form else _write, form=form)
+        if form and not a.json:
+            _write(reply.text)
         told = {**vars(reply), "sources": [vars(one) for one in reply.sources]}
         _print(a, {**told, "tokens_per_second": reply.tokens_per_second}, lambda: _write("\n" + _named(reply.sources)))
         return 0
     for line in messages():
         try:
-            reply = chat.say(text_of(line), a.temperature, show=_write)
+            reply = chat.say(text_of(line), a.temperature, show=_write, form=form)
             _write(f"\n  [{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s]\n{_named(reply.sources)}")
+        except AnswerCut as error:  # as much as was shown belongs to the conversation
+            print(f"\npocketphi: {error}", file=sys.stderr)  # noqa: T201
         except (MessageTooLong, NotText) as error:  # the conversation is as it was, and goes on
             print(f"pocketphi: {error}", file=sys.stderr)  # noqa: T201
         except KeyboardInterrupt:  # ends this answer; the conversation goes on

@@ -14,6 +14,7 @@ from pocketphi.artifacts.manifest import (
     AdapterRecord,
     Manifest,
     PassRecord,
+    PrefixRecord,
     SourceRecord,
     SwitchedRecord,
     TargetRecord,
@@ -35,6 +36,7 @@ from pocketphi.compiler.plan import (
     take_adapters,
 )
 from pocketphi.compiler.precision import rule_records
+from pocketphi.compiler.prefix import PREFIX, check_prefix, read_prefix
 from pocketphi.compiler.rounding_check import rounding_check
 from pocketphi.compiler.smoothing import scales_check, smoothed
 from pocketphi.compiler.source_check import factors_check, reading_checks, require, rewrites_check
@@ -77,8 +79,10 @@ def compile_model(
     check_replaceable(options.out, options.force)
     check_targets(options)
     check_adapters_switch(options)
+    check_prefix(options)
     source, text = opened(options)
     check_model(source.config, options)
+    shipped, prefix = read_prefix(options, source)
     for notice in (*source.notices, *text.notices):
         ui.say(notice)
     if options.verify == "always":
@@ -94,7 +98,7 @@ def compile_model(
         policy = chosen.policy
         weights, program = smoothed(source, program, options, ui) if policy.smooth else (source, program)
         # before the work: what will be refused, is refused now
-        lowered = lower(program, policy, reports, options, allowed)
+        lowered = lower(program, policy, reports, options, allowed, prefix)
         quantized = lowered.program
         verifies = wants_verification(options.verify, lowered.bytes, ui)
         read = reading_checks(source) if verifies else []
@@ -119,10 +123,15 @@ def compile_model(
                 packaged[name] = one.write(folder, advance)
         (folder / CONFIG).write_text(config_text(source.config), "utf-8")
         write_files(folder, source.tokenizer_files())
+        if shipped:
+            (folder / PREFIX).write_text(shipped, "utf-8")
         manifest = describe(source, options, lowered.reports, quantized, packaged)
         rules = rule_records(policy, manifest.recipe, source.config.tied_embeddings)
         recipe = replace(manifest.recipe, rules=rules, smooth=policy.smooth, expected=chosen.expected)
         manifest = replace(manifest, text=text.recorded, recipe=recipe, adapters=_switched(adapters, quantized))
+        if shipped:
+            computed_on = {name: made.computed_on for name, made in packaged.items()}
+            manifest = replace(manifest, prefix=PrefixRecord(len(prefix), computed_on))
         if verifies:
             made = verify_made(folder, manifest, options.verify, ui, options.cache)
             checks = (*(check.recorded() for check in read), *made.checks)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.artifacts.manifest import Manifest, ModelRecord
+from pocketphi.compiler.prefix import prefix_files
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.hf_folder import TOKENIZER_FILES
@@ -55,7 +56,9 @@ def files_check(folder: Path, manifest: Manifest, hosts: Iterable[Host]) -> Chec
         adapters = {
             find_target(target).switches.format(name) for target in manifest.targets for name in manifest.switched
         }
-        known = {CONFIG, *TOKENIZER_FILES, *adapters}.union(*(names for names in own if names is not None))
+        known = {CONFIG, *TOKENIZER_FILES, *adapters, *prefix_files(manifest)}.union(
+            *(names for names in own if names is not None)
+        )
         odd += [named(name) for name in sorted(set(manifest.files) - known)]
     detail = f"first {odd[0]}" if odd else f"{len(manifest.files) or 'all'} files"
     return Check("files that no compile writes", len(odd), 0, detail)

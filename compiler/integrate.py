@@ -108,7 +108,12 @@ def _values(
     longest = manifest.context(target.name)
     if context is not None and not 2 <= context <= longest:
         raise InputError(f"--context {context}: {bundle.path} holds up to {longest} tokens")
-    tokens = context or min(longest, DEFAULT_CONTEXT)
+    shipped = manifest.prefix.tokens if manifest.prefix else 0
+    if context is not None and context <= shipped + 1:
+        raise InputError(
+            f"--context {context}: the bundle's prefix alone has {shipped} tokens, expected {shipped + 2} or more"
+        )
+    tokens = context or min(longest, DEFAULT_CONTEXT + shipped)
     return {
         "runtime": kit.runtime,
         "chat": chat,

@@ -152,6 +152,12 @@ class ProgramOptions(Options):
         metavar="NAME=DIR[=WEIGHT]",
         parse=parse_named,
     )
+    prefix: Path | None = option(
+        None,
+        "UTF-8 text of an app's system message, with its documents: the bundle gets what the model computes of it, so that "
+        "the first answer comes at once",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.policy_file import check_policy
 from pocketphi.compiler.precision import asked_policy, kept_policy
+from pocketphi.compiler.prefix import check_prefix, read_prefix
 from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.spend import Spent, measuring_bytes, spend
 from pocketphi.compiler.ui import Ui
@@ -80,15 +81,17 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     """
     check_targets(options)
     check_adapters_switch(options)
+    check_prefix(options)
     source, text = opened(options)
     check_model(source.config, options)
+    _, prefix = read_prefix(options, source)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     adapters = take_adapters(program, source, options)
     start = resident_now()
     chosen = decide(source, graphs, program, options, ui or Ui())
     policy = chosen.policy
-    lowered = lower(program, policy, reports, options, allowed)
+    lowered = lower(program, policy, reports, options, allowed, prefix)
     reports = lowered.reports
     sizes = [bytes_of_factors(source.config, one.ranks) for one in adapters.values()]
     kept = kept_weights(source) if options.recipe == "keep" else {}
@@ -149,15 +152,17 @@ def lower(
     reports: list[PassReport],
     options: CompileOptions,
     allowed: Callable[[Policy], None] | None,
+    prefix: tuple[int, ...] = (),
 ) -> Lowered:
     """Give the weights of a fused program their formats, and plan each target's files: all that comes before the work.
 
-    reports: of the passes before; allowed: judges the policy, and may raise. Raises what `prepare` and `check_plan` do.
+    reports: of the passes before; allowed: judges the policy, and may raise; prefix: tokens that prompts begin with. Raises
+    what `prepare` and `check_plan` do.
     """
     if allowed is not None:
         allowed(policy)
     quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
-    prepared = prepare(quantized, options)
+    prepared = prepare(quantized, options, prefix)
     done = [*reports, *more]
     return Lowered(quantized, done, prepared, check_plan(quantized, done, prepared, options, policy))
 
@@ -175,10 +180,12 @@ def quantize(
 def _whole(program: Program, policy: Policy, source: HashedCheckpoint, options: CompileOptions) -> int:
     """What a bundle takes with this policy, all files included."""
     quantized, _ = quantize(program, policy, options)
+    text, prefix = read_prefix(options, source)
     files = source.tokenizer_files()
     records = len(policy.rules) * (_RULE_BYTES + _DIGEST_BYTES * len(options.target_names)) + _MANIFEST_BYTES
-    prepared = prepare(quantized, options).values()
-    return sum(one.bytes + one.around for one in prepared) + sum(map(len, files.values())) + records
+    prepared = prepare(quantized, options, prefix).values()
+    around = sum(map(len, files.values())) + len(text.encode()) + records
+    return sum(one.bytes + one.around for one in prepared) + around
 
 
 def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy) -> int:
@@ -253,15 +260,15 @@ def check_model(config: ModelConfig, options: CompileOptions) -> None:
         raise InputError(f"{what}: what rounding each would cost is not measured; name a --recipe, --block or --policy")
 
 
-def prepare(program: Program, options: CompileOptions) -> dict[str, Prepared]:
-    """Plan the files of each target, once. Raises InputError for what a target cannot write, CannotRun where its packages are
-    not installed."""
+def prepare(program: Program, options: CompileOptions, prefix: tuple[int, ...] = ()) -> dict[str, Prepared]:
+    """Plan the files of each target, once. prefix: tokens that prompts begin with. Raises InputError for what a target cannot
+    write, CannotRun where its packages are not installed."""
     prepared = {}
     for one in options.of_targets:
         target = find_target(one.target)
         check_formats(target, one, program)
         with packages_of(target):
-            prepared[target.name] = target.prepare(program, one, options.asked)
+            prepared[target.name] = target.prepare(program, one, replace(options.asked, prefix=prefix))
     return prepared
 
 

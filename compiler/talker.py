@@ -12,6 +12,7 @@ import torch
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.reference import Call, Rules
 from pocketphi.compiler.hosts import check_adapter, open_host, runner_of, talker_of
+from pocketphi.compiler.prefix import system_message
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
@@ -24,7 +25,8 @@ Choose = Callable[[torch.Tensor], int]
 
 
 class Talker:
-    """held: tokens that the bundle's files hold; limit: those of the cache; the others as they are called."""
+    """held: tokens that the bundle's files hold; limit: those of the cache; shipped: the system message of the bundle's prefix;
+    the others as they are called."""
 
     def __init__(
         self,
@@ -35,21 +37,24 @@ class Talker:
         adapter: str | None = None,
         draft: str = "auto",
     ) -> None:
-        """max_tokens: size of the K/V cache, DEFAULT_TOKENS or what the bundle holds if None; adapter: of the bundle, none if
-        None; draft: see `Host.talker`. Raises InputError for a bundle that is damaged, or lacks what is asked for."""
+        """max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; adapter: of the
+        bundle, none if None; draft: see `Host.talker`. Raises InputError for a bundle that is damaged, or lacks what is asked for."""
         check_threads(threads)
         self.bundle = bundle = Bundle.open(path)
         check_adapter(bundle.manifest, adapter)
         self._host = open_host(path, bundle.manifest, target)
         self.held = bundle.manifest.context(target)
-        self.limit = min(DEFAULT_TOKENS, self.held) if max_tokens is None else max_tokens
+        shipped_tokens = bundle.manifest.prefix.tokens if bundle.manifest.prefix else 0
+        self.limit = min(DEFAULT_TOKENS + shipped_tokens, self.held) if max_tokens is None else max_tokens
         check_number("--max-tokens", self.limit, 2, self.held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
+        self.shipped = system_message(path, bundle.manifest)
         self.runner = talker_of(self._host, bundle.manifest, adapter, self.limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         config = read_config(path)
         self.vocabulary = config.vocab_size
-        self.rules = Rules(self.limit, 0, 0, None, frozenset(config.eos))
+        self.eos = frozenset(config.eos)
+        self.rules = Rules(self.limit, 0, 0, None, self.eos)
 
     def scorer(self) -> Runner:
         """Another runner of the same files, which gives every position's logits; without an adapter."""

@@ -24,6 +24,7 @@ from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.numerics import Numerics
 from pocketphi.compiler.pipeline import last_logits, run_passes
+from pocketphi.compiler.prefix import prefix_checks
 from pocketphi.compiler.rebuild import Rebuilt, rebuild
 from pocketphi.compiler.recipe_check import recipe_check
 from pocketphi.compiler.rounding_check import rounding_check, same_norms
@@ -190,6 +191,7 @@ def _verify_target(
             lambda: [check for one in switched for check in one.checks()],
             lambda: host.graph_checks(lowered, asked),  # files are compared where they cannot be run
             lambda: [details_check(manifest, target, host, lowered), recipe_check(manifest, lowered.config, reports)],
+            lambda: prefix_checks(folder, manifest, target, host, lowered),
         ):
             try:
                 found += checks()

@@ -89,5 +89,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, without a copy where it is contiguous."""
     import torch
 
-    array: Any = tensor.contiguous().view(torch.uint8).numpy()
+    flat = tensor.contiguous().reshape(-1)  # a last dimension of 1 may have any stride
+    array: Any = flat.view(torch.uint8).numpy()
     return memoryview(array).cast("B")

@@ -82,6 +82,10 @@ class Tokenizer:
         token = model.get("unk_token")
         return model.get("unk_id") if token is None else self._tokenizer.token_to_id(token)
 
+    def definition(self) -> str:
+        """`tokenizer.json` as it is used, for a library that reads such files."""
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text that starts a sequence: with the start token where the model wants one."""
         return [*self._prefix, *self.tokens(text)]

@@ -34,6 +34,7 @@ class Packaged:
     weights:   name → BLAKE3 digest of its canonical bytes, taken before they were written
     notes:     what a user should know: a file left out and why, a slow path
     sha256:    of files whose digest is known from writing them, by their path in the folder
+    computed_on: what computed the prefix, "" where there is none
     """
 
     operators: Counter[str]
@@ -41,6 +42,7 @@ class Packaged:
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    computed_on: str = ""
 
 
 class Runner(Protocol):
@@ -190,6 +192,11 @@ class Host(ABC):
     def details(self, program: Program) -> Mapping[str, Any]:
         """What a manifest has to say of the files, as far as it is known from them. program: as for `graph_checks`."""
         return {}
+
+    def write_prefix(self, out: Path, tokens: Sequence[int], computed_on: str, program: Program) -> None:
+        """Write the cache of `tokens` as a compile does (`Asked.prefix`). computed_on: what the manifest says did so; program:
+        as for `graph_checks`. Raises CannotRun where this machine is no such."""
+        raise InputError("these files have no cache of their first tokens")
 
     def caveats(self, max_tokens: int) -> list[str]:
         """What a user has to know of files that passed every check: where another runtime, in its own way to use them, would

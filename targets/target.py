@@ -52,13 +52,14 @@ class Asked:
     """What of a compile's options concerns every target.
 
     context: tokens, as many as the model has positions if None; strict: a slow path is an error; version: of pocketphi;
-    recipe: how the weights are quantized, in words
+    recipe: how the weights are quantized, in words; prefix: tokens whose cache a bundle is to have
     """
 
     context: int | None = None
     strict: bool = False
     version: str = "0"
     recipe: str = ""
+    prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ class Target(ABC, Generic[O]):
     default_context: tokens that are planned for where nobody asked for a number
     platforms: systems of devices that it runs on; None for all
     switches:  where a bundle has an adapter that an app switches, `{}` for its name; "" where its runtime cannot
+    prefix:    the file of a bundle with the cache of an app's first tokens; "" where its runtime takes none, for the reason
+               that `no_prefix` says
     routes_experts: whether its files can read the chosen ones of a layer's experts alone
     measured:  where the numbers of `runtime` come from
     """
@@ -177,6 +180,8 @@ class Target(ABC, Generic[O]):
     platforms: ClassVar[frozenset[str] | None] = None
     routes_experts: ClassVar[bool] = False
     switches: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
+    no_prefix: ClassVar[str] = "its runtime computes its cache itself"
     measured: ClassVar[str] = "nowhere: an estimate"
     kits: ClassVar[tuple[Kit, ...]] = ()
 

@@ -49,6 +49,7 @@ class OrtMobileTarget(Target[OrtMobile]):
     app_files = (("model.onnx",), ("genai_config.json",))
     routes_experts = True
     switches = "adapters/{}.onnx_adapter"
+    no_prefix = "onnxruntime-genai computes its cache itself, and takes none from a file"
     measured = "with onnxruntime 1.32 on x86"  # benchmarks/footprint.py measures again
     kits = (
         Kit("ios", "genai", ("ios", "ios-genai"), "Tests/KITTests/vectors.json", rank=1, values=_VERSIONS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -173,6 +174,11 @@ def _matrix_problem(matrix: Matrix, held: dict[str, Tensor], isa: Isa) -> str | 
         if held[part].spec != PartSpec((math.prod(spec.shape),), spec.dtype):
             return f"has {show(held[part].shape)} values of {held[part].dtype} in its part {part}"
     return None
+
+
+def described_text(described: Mapping[str, Any]) -> str:
+    """model.json as it is written."""
+    return json.dumps(described, indent=1) + "\n"
 
 
 def details(

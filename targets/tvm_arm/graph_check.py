@@ -19,12 +19,12 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside
 from pocketphi.targets.base import Check
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
-from pocketphi.targets.tvm_arm.description import DESCRIPTION, PARAMS_FILE, Description
+from pocketphi.targets.tvm_arm.description import DESCRIPTION, PARAMS_FILE, Description, described_text
 from pocketphi.targets.tvm_arm.elf import Elf
 from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES, kv_cache_of
 from pocketphi.targets.tvm_arm.library import about_library, files_made
 from pocketphi.targets.tvm_arm.lower import Schedules
-from pocketphi.targets.tvm_arm.package import describe, described_text, lowered
+from pocketphi.targets.tvm_arm.package import describe, lowered
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform, toolchain_of
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, SOURCES_FOLDER

@@ -22,6 +22,7 @@ from pocketphi.targets.tvm_arm.adapter_file import read_adapter
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime, source_names
 from pocketphi.targets.tvm_arm.description import FILES, details, read_description
 from pocketphi.targets.tvm_arm.kv_cache import CENTRE, cache_rows, kv_cache_of
+from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.params import read_weights
 from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
@@ -116,6 +117,16 @@ class TvmHost(Host):
         about = about_library(toolchain_of(self.platform, self.described.library))
         return details(self.platform, program.config, self.described.context, self.kv_cache, about)
 
+    def write_prefix(self, out: Path, tokens: Sequence[int], computed_on: str, program: Program) -> None:
+        from pocketphi.targets.tvm_arm.package import TvmBundle
+        from pocketphi.targets.tvm_arm.prefix import find_computing_isa
+
+        isa, target = find_computing_isa(computed_on), self.described.target
+        options = TvmArm(os=target.os, cpu=target.cpu or self.described.isa.name, kv_cache=self.kv_cache)
+        made = TvmBundle(program, options, Asked(context=self._context))
+        made.take_centres(self.own_weights())
+        made.write_prefix(out, tokens, self.folder, isa)
+
     def caveats(self, max_tokens: int) -> list[str]:
         from pocketphi.targets.tvm_arm.graph_check import linked_elsewhere
 
@@ -129,7 +140,8 @@ class TvmHost(Host):
 
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> TvmRunner:
         mode = "exact" if exact else "saved"
-        process = RuntimeProcess(self._command(), self.folder, mode=mode, max_tokens=max_tokens, threads=threads)
+        options = {"mode": mode, "max_tokens": max_tokens, "threads": threads}
+        process = RuntimeProcess(self._command(), self.folder, prefix=False, **options)  # what is measured is computed
         return TvmRunner(process, every_position)
 
     def talker(self, max_tokens: int, threads: int = 0, draft: str = "auto") -> TvmRunner:

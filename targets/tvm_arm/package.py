@@ -5,6 +5,7 @@ model.params    every weight as the kernels read it, mapped by the device
 model.json      for the runtime: functions, shapes, offsets, what the CPU must have
 libpocketphi.so, pocketphi_runtime.h    the runtime and its C interface
 adapters/NAME.tvm_adapter    each adapter that an app switches
+prefix.session  the cache of the tokens that an app's prompts begin with
 tuning.jsonl    the schedules that the kernels were built with, where they were tuned
 
 Where no compiler links for the operating system here, libmodel.a takes the place of model.so. The runtime then comes as
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,23 @@ from pocketphi.targets.base import Packaged, Prepared
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.adapter_file import RANK_MOST, carried, write_adapter
 from pocketphi.targets.tvm_arm.codecs import CODECS
-from pocketphi.targets.tvm_arm.description import DESCRIPTION, FORMAT, PARAMS_FILE, details, read_description
+from pocketphi.targets.tvm_arm.description import (
+    DESCRIPTION,
+    FORMAT,
+    PARAMS_FILE,
+    described_text,
+    details,
+    read_description,
+)
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
+from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.kv_cache import CHUNK, EXACT_CACHE, KEYS, KV_CACHES, KvCache, cache_rows, centre_name
 from pocketphi.targets.tvm_arm.library import build_library
 from pocketphi.targets.tvm_arm.lower import WAYS, Schedules, long_after, lower
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.params import ParamsFile
 from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.prefix import computing_isa, prefix_bytes, read_tokens, write_prefix
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE
 from pocketphi.targets.tvm_arm.tune.database import BUNDLED, Tuning, write
 
@@ -83,6 +93,8 @@ class TvmBundle(Prepared):
         _refuse_ranks(program)
         self.bytes = self._params.layout.size
         self.bytes += sum(bytes_of_factors(program.config, one.ranks) for one in program.adapters.values())
+        if asked.prefix:
+            self.bytes += prefix_bytes(program.config, self._cache, len(asked.prefix))
         parts = [one.parts for one in program.weights_read().values() if format_of(one.parts)]
         forms = {tuple(one.items()) for one in parts}
         by_row = sum("row_scale" in one for one in parts)
@@ -103,13 +115,38 @@ class TvmBundle(Prepared):
         module, files, more = self._library(folder, described)
         (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
         said = details(self._platform, program.config, described["context"], self._options.kv_cache, files)
+        computed_on = ""
+        if self._asked.prefix:
+            isa = computing_isa(self._platform)
+            self.write_prefix(folder / find_target("tvm-arm").prefix, self._asked.prefix, folder, isa)
+            computed_on = isa.name
         return Packaged(
-            operators_of(module), written.digests, [*self.notes, *more], said, {PARAMS_FILE: written.sha256}
+            operators_of(module),
+            written.digests,
+            [*self.notes, *more],
+            said,
+            {PARAMS_FILE: written.sha256},
+            computed_on,
         )
 
     def take_scales(self, measured: Measured) -> None:
         means = enumerate(one.mean for one in measured)
-        self._centres = {centre_name(layer): Constant(mean, "a calibration text") for layer, mean in means}
+        self.take_centres({centre_name(layer): Constant(mean, "a calibration text") for layer, mean in means})
+
+    def take_centres(self, centres: Mapping[str, LazyWeight]) -> None:
+        """The means of keys, by the names that they have in the file."""
+        self._centres = dict(centres)
+
+    def write_prefix(self, out: Path, tokens: Sequence[int], folder: Path, isa: Isa) -> None:
+        """The cache of `tokens` for the files in `folder`. isa: one of this machine's, which computes it."""
+
+        def build(isa: Isa, place: Path) -> None:
+            options = TvmArm(os="host", cpu=isa.name, kv_cache=self._options.kv_cache)
+            other = TvmBundle(self._program, options, replace(self._asked, prefix=()))
+            other.take_centres(self._centres)
+            other.write(place, lambda done: None)
+
+        write_prefix(out, tokens, folder, self._platform, isa, build)
 
     def replace_library(self, folder: Path) -> list[str]:
         """Build the library of a packaged folder anew, with these options' schedules; its parameters stay. Returns notes."""
@@ -119,6 +156,11 @@ class TvmBundle(Prepared):
             raise CompilerBug("the parameters of the program made again are not those of the bundle")
         _, files, notes = self._library(folder, described)
         (folder / DESCRIPTION).write_text(described_text({**described, **files}), "utf-8")
+        prefix = folder / find_target("tvm-arm").prefix
+        if prefix.is_file():
+            tokens = read_tokens(prefix)
+            prefix.unlink()  # a link to the one of the bundle that is replaced
+            self.write_prefix(prefix, tokens, folder, computing_isa(self._platform))
         return notes
 
     def _library(self, folder: Path, described: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
@@ -145,11 +187,6 @@ def platform_notes(platform: Platform) -> list[str]:
     toolchain = platform.toolchain()
     linked = [] if toolchain.links else [f"{ARCHIVE} to link into an app: {toolchain.link_line()}"]
     return [platform.described(), *platform.notes(), *linked]
-
-
-def described_text(described: Mapping[str, Any]) -> str:
-    """model.json as it is written."""
-    return json.dumps(described, indent=1) + "\n"
 
 
 def describe(

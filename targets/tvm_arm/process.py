@@ -37,7 +37,8 @@ class RuntimeProcess:
 
     def __init__(self, command: Sequence[str], folder: Path, **options: Any) -> None:
         """command: the runner, behind qemu and its arguments where it is built for another CPU. options: those of
-        `pocketphi_open`: threads, mode, max_tokens, check. Raises InputError with the runtime's own line if it refuses."""
+        `pocketphi_open`: threads, mode, max_tokens, check, draft, prefix. Raises InputError with the runtime's own line if it
+        refuses."""
         self._adapter: str | None = None
         self._note = ""
         self._arguments = [*command, str(folder), json.dumps(options)]

@@ -59,6 +59,7 @@ class TvmArmTarget(Target[TvmArm]):
     codecs = CODECS
     routes_experts = True
     switches = "adapters/{}.tvm_adapter"
+    prefix = "prefix.session"
     weights_file = "model.params"
     app_files = (("model.json",), ("model.so", "libmodel.a"))
     measured = "with our runtime on x86"

@@ -21,6 +21,7 @@ from tiny_phi3 import inputs, rounding
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
+from pocketphi.compiler.guided import schema_grammar
 from pocketphi.compiler.serve.answers import Answers
 from pocketphi.compiler.serve.protocol import Wanted
 from pocketphi.compiler.talker import Talker
@@ -65,6 +66,24 @@ def test_a_llama_with_a_tokenizer(tmp_path: Path) -> None:
     assert model["long_rope_after"] is None
     assert Bundle.open(tmp_path / "bundle").manifest.text is not None
     goes_on_from_its_file(tmp_path / "bundle", tmp_path / "talk")
+    guesses_change_no_json(tmp_path / "bundle", tmp_path / "schema.json")
+
+
+def guesses_change_no_json(bundle: Path, path: Path) -> None:
+    """By a schema whose texts repeat themselves, in a tokenizer where most characters are bytes."""
+    pytest.importorskip("llguidance")
+    part = {
+        "type": "object",
+        "properties": {"name": {"enum": ["hello"]}, "age": {"type": "integer", "maximum": 99, "minimum": 0}},
+    }
+    part |= {"required": ["name", "age"], "additionalProperties": False}
+    path.write_text(json.dumps({"type": "array", "items": part, "minItems": 2, "maxItems": 2}))
+    said = []
+    for draft in ("none", "auto"):
+        chat = Chat(bundle, 120, draft=draft)
+        said.append(chat.say("Hi", form=chat.form(schema_grammar(path), "schema")).text)
+    assert [one["name"] for one in json.loads(said[0])] == ["hello", "hello"]
+    assert said[0] == said[1]
 
 
 def goes_on_from_its_file(bundle: Path, session: Path) -> None:

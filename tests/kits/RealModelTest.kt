@@ -23,6 +23,25 @@ class RealModelTest {
     }
 
     @Test
+    fun aConversationGoesOnFromItsFile() {
+        val file = File(createTempDir(), "talk")
+        NativeModel(bundle).use { model ->
+            model.prefill(prompt)
+            model.save(file, "said")
+        }
+        NativeModel(bundle, "{\"max_tokens\": 64}").use { model ->
+            assertEquals("said", model.load(file))
+            assertEquals(prompt.size, model.length)
+            val next = model.decode(expected[0])
+            model.reset()
+            model.prefill(prompt)
+            assertEquals(next.toList(), model.decode(expected[0]).toList())
+            file.writeBytes(file.readBytes().dropLast(1).toByteArray())
+            assertEquals("$file: is cut", message { model.load(file) })
+        }
+    }
+
+    @Test
     fun errorsCarryTheRuntimesText() {
         assertEquals("/nowhere/model.json: No such file or directory", message { NativeModel(File("/nowhere")) })
         NativeModel(bundle).use { model ->

@@ -165,7 +165,7 @@ def test_conversations_through_jni(
     native("g++", kits["android-tvm"], tmp_path / "libpocketphi_jni.so", jni)
     talks = write_talks(tmp_path / "talks.json", bundle, 2048)
     options = (f"-Djava.library.path={tmp_path}", f"-Dbundle={bundle}", f"-Dtalks={talks}", "-Xcheck:jni")
-    for test, count in (("NativeTest", 3), ("ChatTest", 4)):
+    for test, count in (("NativeTest", 6), ("ChatTest", 4)):
         code, output = run_junit(tvm_classes, tmp_path, f"com.example.sample.{test}", *options)
         assert (code, f"OK ({count} tests)" in output) == (0, True), output[-3000:]
         assert "WARNING in native method" not in output
@@ -188,6 +188,24 @@ def test_the_rope_switch_and_a_shorter_context(tmp_path: Path) -> None:
     assert "const val CONTEXT = 512\n" in text
     assert text.startswith("package org.acme.phi\n")
     assert "read again once" in (tmp_path / "kit/README.md").read_text("utf-8")
+
+
+def test_a_bundle_with_a_prefix_has_room_for_it(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from pocketphi.artifacts.bundle import Bundle, write_manifest
+    from pocketphi.artifacts.manifest import PrefixRecord
+
+    made = make_bundle(tmp_path / "b", {"tvm-arm": {}})
+    manifest = Bundle.open(made).manifest
+    write_manifest(made, replace(manifest, prefix=PrefixRecord(1000, {"tvm-arm": "avx2"})))
+    integrate(made, "android", tmp_path / "kit", package="org.acme.phi")
+    text = (tmp_path / "kit/src/main/kotlin/org/acme/phi/ModelInfo.kt").read_text("utf-8")
+    assert "const val CONTEXT = 3048\n" in text
+    with pytest.raises(
+        InputError, match="--context 1001: the bundle's prefix alone has 1000 tokens, expected 1002 or more"
+    ):
+        integrate(made, "android", tmp_path / "other", context=1001)
 
 
 def test_the_memory_of_an_int8_cache(tmp_path: Path) -> None:

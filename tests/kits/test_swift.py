@@ -92,6 +92,9 @@ def built(run: Run, talking: Path, whole: Path) -> Path:
         text = (HERE / "ChatTests.swift").read_text("utf-8")
         tests = kit / f"Tests/{name}Tests"
         (tests / "ChatTests.swift").write_text(text.replace("import Sample", f"import {name}"), "utf-8")
+        if runtime == "genai":
+            adapters = (HERE / "AdapterTests.swift").read_text("utf-8")
+            (tests / "AdapterTests.swift").write_text(adapters.replace("import Sample", f"import {name}"), "utf-8")
         (tests / "Resources.swift").write_text(RESOURCES % tests.name, "utf-8")
     (whole / "main.swift").write_text(main_file(kit), "utf-8")
     shutil.copytree(STUBS / "swift", whole / "swift")
@@ -127,6 +130,11 @@ def test_a_kit_meets_the_vectors_and_talks_to_a_toy(
     write_talks(built / "toy.json", talking, CONTEXT, CHUNK if name == "SampleCoreML" else 0)
     output = heard(run, f"{name}Tests.VectorsTests,{name}Tests.ChatTests", "toy.json")
     assert re.search(rf"Executed {count} tests, with 0 failures", output), output[-3000:]
+
+
+def test_the_kit_for_genai_switches_adapters(run: Run, built: Path) -> None:
+    output = heard(run, "SampleGenAITests.AdapterTests", "toy.json")
+    assert re.search("Executed 1 test, with 0 failures", output), output[-3000:]
 
 
 def test_core_ml_says_what_our_chat_says(run: Run, built: Path, talking: Path, tmp_path: Path) -> None:

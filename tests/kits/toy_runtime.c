@@ -81,6 +81,39 @@ int pocketphi_adapter(pocketphi *model, const char *name) {
   return leave(model, 0);
 }
 
+int pocketphi_save(pocketphi *model, const char *path, const char *note) {
+  enter(model);
+  FILE *file = fopen(path, "w");
+  if (file == NULL) {
+    snprintf(model->error, sizeof model->error, "cannot be written");
+    return leave(model, -1);
+  }
+  fwrite(&model->length, sizeof model->length, 1, file);
+  fwrite(model->tokens, sizeof *model->tokens, model->length, file);
+  fputs(note, file);
+  fclose(file);
+  return leave(model, 0);
+}
+
+int64_t pocketphi_load(pocketphi *model, const char *path, char *note, size_t note_size) {
+  enter(model);
+  FILE *file = fopen(path, "r");
+  int32_t length = 0;
+  if (file == NULL || fread(&length, sizeof length, 1, file) != 1 || length < 0 || length > 2048) {
+    if (file != NULL) fclose(file);
+    snprintf(model->error, sizeof model->error, "is no session");
+    return leave(model, -1);
+  }
+  model->length = (int32_t)fread(model->tokens, sizeof *model->tokens, length, file);
+  int64_t bytes = 0;
+  for (int c; (c = fgetc(file)) != EOF; bytes++) {
+    if ((size_t)bytes + 1 < note_size) note[bytes] = (char)c, note[bytes + 1] = 0;
+  }
+  fclose(file);
+  leave(model, 0);
+  return bytes;
+}
+
 void pocketphi_reset(pocketphi *model) {
   enter(model)->length = 0;
   leave(model, 0);

@@ -12,6 +12,7 @@
 
 #include "json.h"
 #include "sampler.h"
+#include "session.h"
 #include "sha256.h"
 
 namespace pocketphi_runtime {
@@ -54,6 +55,11 @@ class Field {
       throw Failure(path_ + ": " + value_->written() + " is not within " + plain(low) + " to " + plain(high));
     }
     return value;
+  }
+  uint64_t hex() const {
+    std::string digits = text();
+    if (digits.size() != 16 || digits.find_first_not_of("0123456789abcdef") != std::string::npos) refuse("16 hex digits");
+    return std::stoull(digits, nullptr, 16);
   }
   bool is_text() const { return value_->kind == Json::Kind::text; }
 
@@ -235,8 +241,10 @@ Options Options::parse(const std::string& text) {
       auto found = ways.find(value.text());
       if (found == ways.end()) value.refuse("\"none\", \"auto\" or \"always\"");
       options.draft = found->second;
+    } else if (key == "prefix") {
+      options.prefix = value.flag();
     } else {
-      throw Failure("options: no option \"" + key + "\"; there are threads, mode, max_tokens, check and draft");
+      throw Failure("options: no option \"" + key + "\"; there are threads, mode, max_tokens, check, draft and prefix");
     }
   }
   return options;
@@ -278,6 +286,7 @@ Bundle Bundle::read(const std::string& folder, const std::string& mode) {
     throw Failure("model.json: format " + std::to_string(format) + "; this runtime reads format 1: update it");
   }
   Bundle b;
+  b.sessions_of = model.has("sessions_of") ? model["sessions_of"].hex() : xxh64(text.data(), text.size());
   b.text = std::move(text);
   b.folder = folder;
   b.os = model["target"]["os"].text();
@@ -367,6 +376,11 @@ void Mapping::refuse_changed() const {
   if (fstat(file_->number, &now) != 0 || now.st_size != bytes_ || written(now) != written(file_->status)) {
     throw Failure(file_->path + ": it was changed while the model is open: close the model and open it again");
   }
+}
+
+void Mapping::forget(int64_t offset, int64_t bytes) const {
+  int64_t page = sysconf(_SC_PAGESIZE), start = offset / page * page;
+  madvise(static_cast<char*>(data_) + start, offset + bytes - start, MADV_DONTNEED);
 }
 
 TensorRef Mapping::view(int64_t offset, const Shape& shape, DataType dtype) const {

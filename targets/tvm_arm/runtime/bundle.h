@@ -20,6 +20,7 @@ struct Options {
   int64_t max_tokens = 0;  // 0: the model's context
   bool check = false;
   enum class Draft { none, adaptive, always } draft = Draft::none;
+  bool prefix = true;
 
   static Options parse(const std::string& json);
 };
@@ -68,6 +69,7 @@ struct Bundle {
   std::vector<Adapted> adapted;
 
   std::string text;  // of model.json
+  uint64_t sessions_of;  // XXH64 of the model.json that saved conversations belong to: this one, or one for another CPU
 
   static Bundle read(const std::string& folder, const std::string& mode);
 
@@ -103,6 +105,9 @@ class Mapping {
 
   // Fails if the file was written to or cut since it was mapped: its weights are others now, or none.
   void refuse_changed() const;
+
+  // Of a file: these bytes will not be read again soon, and need not count as memory of the process.
+  void forget(int64_t offset, int64_t bytes) const;
 
   const char* bytes() const { return static_cast<const char*>(data_); }
   int64_t size() const { return bytes_; }

@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -12,6 +14,7 @@
 namespace pocketphi_runtime {
 namespace {
 
+constexpr char kPrefix[] = "prefix.session";
 constexpr DataType kInt32{DataType::kInt, 32, 1}, kFloat32{DataType::kFloat, 32, 1};
 
 std::string joined(const std::vector<std::string>& words) {
@@ -119,6 +122,7 @@ Model::Model(const std::string& folder, const Options& options)
   machine_ = load_library(bundle_);  // from here on model.json is what the library was built for
   cache_ = Mapping::zeros(bundle_.cache_count * cache_bytes());
   adapter_ = std::make_unique<Adapter>(bundle_);
+  if (options.prefix && options.mode == "saved") find_prefix();
   make_steps();
   auto [threads, cores] = share(options.threads);
   pool_ = std::make_unique<Pool>(threads, cores);
@@ -134,6 +138,16 @@ void Model::prefill(const int32_t* tokens, int64_t count, float* logits, bool ev
                   std::to_string(count) + " more do not fit");
   }
   check_tokens(tokens, count);
+  if (past == 0 && !every && begins_with_prefix(tokens, count)) {
+    load(bundle_.folder + "/" + kPrefix);
+    try {
+      prefill(tokens + length(), count - length(), logits, false);
+    } catch (...) {
+      reset();
+      throw;
+    }
+    return;
+  }
   if (count == 1 && !every && known(tokens[0], logits)) return;
   forget_guess();
   if (every && !steps_.count("prefill_all")) throw Failure("the library has no function for every token's logits");
@@ -160,6 +174,25 @@ void Model::check_tokens(const int32_t* tokens, int64_t count) const {
       throw Failure("token " + std::to_string(tokens[i]) + " is not within 0 to " + std::to_string(bundle_.vocab - 1));
     }
   }
+}
+
+// What a compile computed of the prompts that an app begins with. It belongs to the bundle itself, without an adapter.
+void Model::find_prefix() {
+  std::string path = bundle_.folder + "/" + kPrefix;
+  if (access(path.c_str(), F_OK) != 0) return;
+  Session session(path);
+  if (session.head().bundle != bundle_.sessions_of) {
+    throw Failure(path + ": is of another bundle: compile it again, or open it with \"prefix\": false");
+  }
+  prefix_ = session.tokens();
+  check_tokens(prefix_.data(), static_cast<int64_t>(prefix_.size()));
+}
+
+// Whether it saves anything: LongRoPE rotates all keys anew in a text that grows beyond where its factors change.
+bool Model::begins_with_prefix(const int32_t* tokens, int64_t count) const {
+  auto held = static_cast<int64_t>(prefix_.size());
+  bool again = bundle_.long_rope_after && held <= bundle_.long_rope_after && bundle_.long_rope_after < count;
+  return held > 0 && held < count && !again && std::equal(prefix_.begin(), prefix_.end(), tokens) && adapter_->digest() == 0;
 }
 
 void Model::reset() {
@@ -243,7 +276,7 @@ SessionHead Model::session_head() const {
   if (bundle_.cache_dtype.code == DataType::kInt) numbers = row - static_cast<int64_t>(sizeof(float));
   if (bundle_.cache_dtype.code == DataType::kUInt) numbers = row / 17 * 16;  // halves of bytes, and a byte for 32 of them
   int64_t rows = rows_of(length_), count = bundle_.cache_count * bundle_.cache_shape[0];
-  return {xxh64(bundle_.text.data(), bundle_.text.size()), adapter_->digest(), length_, rows, numbers, row - numbers, 0, count};
+  return {bundle_.sessions_of, adapter_->digest(), length_, rows, numbers, row - numbers, 0, count};
 }
 
 std::vector<CachePiece> Model::pieces(const SessionHead& head) const {
@@ -267,6 +300,7 @@ void Model::save(const std::string& path, const std::string& note) {
 
 std::string Model::load(const std::string& path) {
   Session session(path);
+  session.check();
   const SessionHead &head = session.head(), mine = session_head();
   auto refuse = [&](const std::string& why) { throw Failure(path + ": " + why); };
   if (head.bundle != mine.bundle) refuse("is a session of another bundle");

@@ -64,6 +64,8 @@ class Model {
   SessionHead session_head() const;
   std::vector<CachePiece> pieces(const SessionHead& head) const;
   void run(int64_t start, int64_t total, int64_t wanted, float* logits, bool every);
+  void find_prefix();
+  bool begins_with_prefix(const int32_t* tokens, int64_t count) const;
   bool known(int32_t token, float* logits);
   void forget_guess();
   bool decode_ahead(float* logits);
@@ -76,6 +78,7 @@ class Model {
   int32_t position_[2] = {0, 0};  // of the first token, and how many there will be: int32[1], with LongRoPE int32[2]
   std::unique_ptr<Adapter> adapter_;
   std::map<std::string, Step> steps_;
+  std::vector<int32_t> prefix_;  // tokens that the bundle has computed, none where it has not
   std::vector<int32_t> seen_;
   bool stale_ = false;  // a failure left rows in the cache that are not those of `seen_`
   int64_t length_ = 0, calls_ = 0;

@@ -50,6 +50,8 @@ typedef struct pocketphi pocketphi;
  *   "draft":      "none", the default, or "auto": a call of pocketphi_decode may read some tokens that are likely to come next
  *                 along with its own. If they come, their calls return at once. Logits are the same, bit for bit. How many
  *                 are read so is learned from how often guesses come true and what they cost; "always" learns nothing.
+ *   "prefix":     bool, true by default: where the bundle ships the start of an app's prompts (compile --prefix), a prompt that
+ *                 begins with its tokens in an empty cache takes them from there, and only the rest is computed.
  *
  * The CPU's features are compared with those that the library was built for before any of its code runs. */
 POCKETPHI_API pocketphi *pocketphi_open(const char *bundle_folder, const char *options_json, char *error,

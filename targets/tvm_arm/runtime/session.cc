@@ -14,7 +14,7 @@ namespace pocketphi_runtime {
 namespace {
 
 constexpr char kMagic[] = "POCKETPHI TALK 1";
-constexpr int64_t kMagicBytes = sizeof kMagic - 1, kSum = 8, kMost = int64_t{1} << 40;
+constexpr int64_t kMagicBytes = sizeof kMagic - 1, kSum = 8, kMost = int64_t{1} << 40, kPiece = 1 << 20;
 
 int64_t whole(int64_t bytes) { return rounded_up(bytes, 8); }
 
@@ -127,8 +127,9 @@ void write_session(const std::string& path, const SessionHead& head, const std::
   file.end();
 }
 
-Session::Session(const std::string& path) : file_(Mapping::file(path)) {
-  auto refuse = [&](const char* why) { throw Failure(path + ": " + why); };
+void Session::refuse(const char* why) const { throw Failure(path_ + ": " + why); }
+
+Session::Session(const std::string& path) : path_(path), file_(Mapping::file(path)) {
   const char* data = file_.bytes();
   int64_t start = kMagicBytes + static_cast<int64_t>(sizeof head_);
   if (file_.size() < kMagicBytes || std::memcmp(data, kMagic, kMagicBytes - 1) != 0) refuse("is no session");
@@ -147,7 +148,17 @@ Session::Session(const std::string& path) : file_(Mapping::file(path)) {
     refuse("is damaged");
   }
   if (end != file_.size()) refuse(end > file_.size() ? "is cut" : "is longer than it says");
-  if (xxh64(data, end - kSum) != read_as<uint64_t>(reinterpret_cast<const uint8_t*>(data) + end - kSum)) refuse("is damaged");
+}
+
+void Session::check() const {
+  Xxh64 sum;
+  int64_t end = file_.size() - kSum;
+  for (int64_t at = 0; at < end; at += kPiece) {
+    int64_t bytes = std::min(kPiece, end - at);
+    sum.update(file_.bytes() + at, bytes);
+    file_.forget(at, bytes);
+  }
+  if (sum.digest() != read_as<uint64_t>(reinterpret_cast<const uint8_t*>(file_.bytes()) + end)) refuse("is damaged");
 }
 
 std::vector<int32_t> Session::tokens() const {
@@ -164,6 +175,7 @@ void Session::restore(const std::vector<CachePiece>& pieces) const {
   for (const CachePiece& piece : pieces) {
     std::memcpy(piece.numbers, at, numbers);
     std::memcpy(piece.scales, at + numbers, scales);
+    file_.forget(at - file_.bytes(), numbers + scales);
     at += numbers + scales;
   }
 }

@@ -51,10 +51,13 @@ struct SessionHead {
 void write_session(const std::string& path, const SessionHead& head, const std::vector<int32_t>& tokens, const std::string& note,
                    const std::vector<CachePiece>& pieces);
 
-// A session that was read: whole, and with sums that are right.
+// A session in a file, as long as it says.
 class Session {
  public:
   explicit Session(const std::string& path);
+
+  // Fails if the sum is another one. Reads all of the file.
+  void check() const;
 
   const SessionHead& head() const { return head_; }
   std::vector<int32_t> tokens() const;
@@ -64,6 +67,9 @@ class Session {
   void restore(const std::vector<CachePiece>& pieces) const;
 
  private:
+  [[noreturn]] void refuse(const char* why) const;
+
+  std::string path_;
   Mapping file_;
   SessionHead head_;
   int64_t tokens_at_, note_at_, pieces_at_;

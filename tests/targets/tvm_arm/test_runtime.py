@@ -238,7 +238,7 @@ def test_max_tokens_is_the_size_of_the_cache(start: Any) -> None:
     [
         ({"threads": -1}, r"options\.threads: -1 is not within 0 to 1024"),
         ({"threads": "two"}, r"options\.threads: expected a whole number"),
-        ({"thread": 1}, 'options: no option "thread"; there are threads, mode, max_tokens, check and draft'),
+        ({"thread": 1}, 'options: no option "thread"; there are threads, mode, max_tokens, check, draft and prefix'),
         ({"mode": "fast"}, 'mode "fast": the library was built without it'),
         ({"max_tokens": 49}, "max_tokens 49 is more than the model's context of 48"),
         ({"check": 1.5}, r"options\.check: expected true or false"),

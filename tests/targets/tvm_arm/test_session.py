@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Callable
@@ -211,3 +212,136 @@ def test_where_a_file_cannot_be(start: Start, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pipe: expected a file"):
         process.load(tmp_path / "pipe")
     assert process.length == len(PROMPT)
+
+
+@pytest.fixture
+def shipped(start: Start, bundles: list[Path], tmp_path: Path) -> Path:
+    """A bundle whose file says that a start was computed, of other tokens: what is taken from it is seen."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    for file in bundles[0].iterdir():
+        (folder / file.name).symlink_to(file)
+    process = start(prefix=False)
+    process.prefill([(token + 1) % small.VOCAB for token in PROMPT])
+    process.save(folder / "prefix.session", "")
+    path = folder / "prefix.session"
+    data = path.read_bytes()
+    tokens = struct.pack("<20i", *PROMPT)
+    path.write_bytes(summed(data[: HEAD + 64] + tokens + data[HEAD + 64 + len(tokens) :]))
+    return folder
+
+
+def opened(toolchain: Toolchain, folder: Path, **options: Any) -> RuntimeProcess:
+    return RuntimeProcess(toolchain.command(build_runtime(toolchain).runner), folder, **options)
+
+
+def test_a_prompt_takes_its_start_from_the_bundle(start: Start, shipped: Path, toolchain: Toolchain) -> None:
+    """Where it begins with all of it in an empty cache; then, and only then, logits are those of the file's cache."""
+    other = start()
+    other.prefill([(token + 1) % small.VOCAB for token in PROMPT])
+    of_file, computed = other.prefill([5]).copy(), start().prefill([*PROMPT, 5]).copy()
+    assert not np.array_equal(of_file, computed)
+    with opened(toolchain, shipped) as process:
+        for _ in range(2):  # after a reset as well
+            assert np.array_equal(process.prefill([*PROMPT, 5]), of_file)
+            assert process.length == len(PROMPT) + 1
+            process.reset()
+        assert process.calls == 2
+        assert np.array_equal(process.every_position([*PROMPT, 5])[-1], computed)
+        process.reset()
+        first = process.prefill(PROMPT).copy()  # nothing would be left to compute
+        assert np.array_equal(first, start().prefill(PROMPT))
+        assert np.array_equal(process.prefill([5]), computed)
+        process.reset()
+        process.prefill(PROMPT[:1])
+        assert np.array_equal(process.prefill([*PROMPT[1:], 5]), computed)
+        process.reset()
+        changed = [*PROMPT[:-1], 4, 5]
+        assert np.array_equal(process.prefill(changed), start().prefill(changed))
+    for options in ({"prefix": False}, {"mode": "exact"}):
+        with opened(toolchain, shipped, **options) as process, start(**options) as plain:
+            assert np.array_equal(process.prefill([*PROMPT, 5]), plain.prefill([*PROMPT, 5]))
+
+
+def test_what_fails_behind_a_start_appends_nothing(shipped: Path, toolchain: Toolchain) -> None:
+    params = shipped / "model.params"
+    content = params.read_bytes()
+    params.unlink()
+    params.write_bytes(content)
+    with opened(toolchain, shipped) as process:
+        os.utime(params, (1, 1))
+        with pytest.raises(InputError, match="it was changed while the model is open"):
+            process.prefill([*PROMPT, 5])
+        assert process.length == 0
+    with opened(toolchain, shipped, max_tokens=20) as process:
+        with pytest.raises(InputError, match="the cache holds 20 tokens: 0 are in it, 21 more do not fit"):
+            process.prefill([*PROMPT, 5])
+        assert process.length == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data[:-1], "prefix.session: is cut"),
+        (lambda data: b"POCKETPHI TALK 2" + data[16:], "prefix.session: is a session of another version"),
+        (
+            with_field("bundle", 1),
+            'prefix.session: is of another bundle: compile it again, or open it with "prefix": false',
+        ),
+        (lambda data: summed(data[:80] + b"\xff\xff\xff\x7f" + data[84:]), "token 2147483647 is not within 0 to 95"),
+    ],
+)
+def test_a_start_that_is_none_is_told_when_the_bundle_is_opened(
+    shipped: Path, toolchain: Toolchain, spoil: Callable[[bytes], bytes], message: str
+) -> None:
+    path = shipped / "prefix.session"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InputError) as caught:
+        opened(toolchain, shipped)
+    assert message in str(caught.value)
+    with opened(toolchain, shipped, prefix=False) as process:
+        process.prefill([*PROMPT, 5])
+
+
+def test_a_damaged_start_is_told_and_nothing_is_lost(shipped: Path, toolchain: Toolchain) -> None:
+    path = shipped / "prefix.session"
+    data = path.read_bytes()
+    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with opened(toolchain, shipped) as process:
+        with pytest.raises(InputError, match=r"prefix\.session: is damaged"):
+            process.prefill([*PROMPT, 5])
+        assert process.length == 0
+        process.prefill([*PROMPT[1:], 5])
+
+
+def test_where_long_rope_computes_all_anew(toolchain: Toolchain, tmp_path: Path) -> None:
+    """The file is not read: its keys were rotated with other factors."""
+    folder, rest = small.write_small_bundle(tmp_path / "long", toolchain, small.small_params(), long_after=24), [7] * 10
+    with opened(toolchain, folder) as process:
+        process.prefill(PROMPT)
+        process.save(folder / "prefix.session", "")
+        one_more = process.prefill([5]).copy()
+        process.reset()
+        beyond = process.prefill([*PROMPT, *rest]).copy()
+    with opened(toolchain, folder) as process:
+        assert np.array_equal(process.prefill([*PROMPT, 5]), one_more)
+        assert process.calls == 1
+        process.reset()
+        assert np.array_equal(process.prefill([*PROMPT, *rest]), beyond)
+        assert process.calls == 1 + 4
+
+
+def test_sessions_for_a_library_of_another_cpu(shipped: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+    """What model.json says that sessions belong to stands in the file."""
+    path = shipped / "model.json"
+    described = json.loads(path.read_text())
+    path.unlink()
+    path.write_text(json.dumps({**described, "sessions_of": "0123456789abcdef"}))
+    with opened(toolchain, shipped, prefix=False) as process:
+        process.prefill(PROMPT)
+        process.save(tmp_path / "talk", "")
+    assert struct.unpack_from("<Q", (tmp_path / "talk").read_bytes(), HEAD) == (0x0123456789ABCDEF,)
+    for name in ("12", "0123456789abcdeg"):
+        path.write_text(json.dumps({**described, "sessions_of": name}))
+        with pytest.raises(InputError, match="sessions_of: expected 16 hex digits"):
+            opened(toolchain, shipped, prefix=False)

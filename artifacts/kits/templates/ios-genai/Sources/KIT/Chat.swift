@@ -49,6 +49,26 @@ public actor Chat {
         await turns.add { await self.forget() }.value
     }
 
+    /// Switches an adapter of the bundle on by its name, none for nil, and begins a new conversation, after the answers that were
+    /// asked for before. The model stays loaded. Throws `RuntimeFailure` for an adapter that the bundle does not have.
+    public nonisolated func adapt(_ name: String?) async throws {
+        try await withCheckedThrowingContinuation { (done: CheckedContinuation<Void, any Error>) in
+            turns.add {
+                do {
+                    try await self.take(name)
+                    done.resume()
+                } catch {
+                    done.resume(throwing: error)
+                }
+            }
+        }
+    }
+
+    private func take(_ adapter: String?) throws {
+        try model.adapt(adapter)
+        conversation.reset()
+    }
+
     private func forget() {
         conversation.reset()
     }

@@ -21,7 +21,10 @@ public struct RuntimeFailure: LocalizedError {
 
 /// The model in onnxruntime-genai, through its C interface. One call at a time.
 final class GenAIModel: Engine {
-    private let model, tokenizer, parameters, generator: Handle
+    private let bundle: URL
+    private let model, tokenizer, parameters, adapters: Handle
+    private var generator: Handle?
+    private var loaded: Set<String> = []
     /// The tokens that the generator holds.
     private var sequence: [Int] = []
 
@@ -39,12 +42,31 @@ final class GenAIModel: Engine {
         }
         try check(OgaGeneratorParamsSetSearchBool(parameters.pointer, "do_sample", sampling.temperature > 0))
         tokenizer = try Handle(OgaDestroyTokenizer) { OgaCreateTokenizer(model.pointer, $0) }
+        adapters = try Handle(OgaDestroyAdapters) { OgaCreateAdapters(model.pointer, $0) }
         generator = try Handle(OgaDestroyGenerator) { OgaCreateGenerator(model.pointer, parameters.pointer, $0) }
+        self.bundle = bundle
         self.model = model
         self.parameters = parameters
     }
 
+    /// Switches an adapter of the bundle on, none for nil, and forgets all tokens. An adapter's file is read once.
+    func adapt(_ name: String?) throws {
+        if let name, !loaded.contains(name) {
+            let file = bundle.appending(path: "adapters/\(name).onnx_adapter").path(percentEncoded: false)
+            try check(OgaLoadAdapter(adapters.pointer, file, name))
+            loaded.insert(name)
+        }
+        sequence = []
+        generator = nil // it has to be chosen before a generator's first token, and two would take the memory of two caches
+        let made = try Handle(OgaDestroyGenerator) { OgaCreateGenerator(model.pointer, parameters.pointer, $0) }
+        if let name { try check(OgaSetActiveAdapter(made.pointer, adapters.pointer, name)) }
+        generator = made
+    }
+
     func run(_ calls: [Call], tokens: [Int]) throws -> Int? {
+        guard let generator else {
+            throw RuntimeFailure(errorDescription: "no generator: choose an adapter again, or none")
+        }
         let held = sequence
         sequence = [] // so it stays where the runtime fails half-way
         if tokens != held {

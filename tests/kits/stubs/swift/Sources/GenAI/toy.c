@@ -13,7 +13,8 @@ struct OgaTokenizer { int unused; };
 struct OgaTokenizerStream { char text[2]; };
 struct OgaSequences { size_t count; int32_t tokens[8192]; };
 struct OgaGeneratorParams { double max_length; };
-struct OgaGenerator { size_t count, limit; int32_t tokens[8192]; int fails_in, failed; atomic_int used; };
+struct OgaGenerator { size_t count, limit; int32_t tokens[8192]; int fails_in, failed, shift; atomic_int used; };
+struct OgaAdapters { size_t count; char names[8][64]; };
 
 static OgaResult *fail(const char *text) {
   OgaResult *made = malloc(sizeof *made);
@@ -23,7 +24,7 @@ static OgaResult *fail(const char *text) {
 
 #define MAKE(type) OgaResult *create_##type(type **out) { *out = calloc(1, sizeof(type)); return NULL; }
 static MAKE(OgaModel) static MAKE(OgaTokenizer) static MAKE(OgaTokenizerStream) static MAKE(OgaGeneratorParams)
-static MAKE(OgaGenerator) static MAKE(OgaSequences)
+static MAKE(OgaGenerator) static MAKE(OgaSequences) static MAKE(OgaAdapters)
 
 const char *OgaResultGetError(const OgaResult *result) { return result->text; }
 void OgaDestroyResult(OgaResult *result) { free(result); }
@@ -76,6 +77,32 @@ OgaResult *OgaCreateGenerator(const OgaModel *model, const OgaGeneratorParams *p
 }
 void OgaDestroyGenerator(OgaGenerator *generator) { free(generator); }
 
+OgaResult *OgaCreateAdapters(const OgaModel *model, OgaAdapters **out) {
+  (void)model;
+  return create_OgaAdapters(out);
+}
+void OgaDestroyAdapters(OgaAdapters *adapters) { free(adapters); }
+
+static bool has(const OgaAdapters *adapters, const char *name) {
+  for (size_t i = 0; i < adapters->count; i++) {
+    if (strcmp(adapters->names[i], name) == 0) return true;
+  }
+  return false;
+}
+
+OgaResult *OgaLoadAdapter(OgaAdapters *adapters, const char *file, const char *name) {
+  if (access(file, R_OK) != 0) return fail("no adapter");
+  if (has(adapters, name)) return fail("loaded already");
+  strncpy(adapters->names[adapters->count++ % 8], name, 63);
+  return NULL;
+}
+
+OgaResult *OgaSetActiveAdapter(OgaGenerator *generator, OgaAdapters *adapters, const char *name) {
+  if (!has(adapters, name) || generator->count != 0) return fail("no such adapter, or too late");
+  generator->shift = (int)strlen(name);
+  return NULL;
+}
+
 OgaResult *OgaGenerator_RewindTo(OgaGenerator *generator, size_t length) {
   if (length > generator->count) return fail("rewound to more than there is");
   generator->count = length;
@@ -102,7 +129,7 @@ OgaResult *OgaGenerator_GenerateNextToken(OgaGenerator *generator) {
     generator->failed = 1;
     return fail("failed");
   }
-  int32_t h = 1;
+  int32_t h = 1 + generator->shift;
   for (size_t i = 0; i < generator->count; i++) h = (31 * h + generator->tokens[i]) % 65521;
   if (h % 29 < 26) generator->tokens[generator->count++] = 97 + h % 29;  // as there, an end token is not appended
   return NULL;

@@ -1,6 +1,9 @@
 // The C interface of pocketphi's TVM runtime for Kotlin. Errors become IllegalStateException.
 #include <jni.h>
 
+#include <string>
+#include <vector>
+
 #include "pocketphi_runtime.h"
 
 namespace {
@@ -73,6 +76,34 @@ void adapter(JNIEnv *env, jobject, jlong handle, jstring name) {
   if (pocketphi_adapter(model(handle), text.chars()) != 0) fail(env, pocketphi_error(model(handle)));
 }
 
+// note: UTF-8 without zeros.
+void save(JNIEnv *env, jobject, jlong handle, jstring file, jbyteArray note) {
+  Text path(env, file);
+  if (path.chars() == nullptr) return;
+  std::string text(env->GetArrayLength(note), ' ');
+  env->GetByteArrayRegion(note, 0, static_cast<jsize>(text.size()), reinterpret_cast<jbyte *>(&text[0]));
+  if (pocketphi_save(model(handle), path.chars(), text.c_str()) != 0) fail(env, pocketphi_error(model(handle)));
+}
+
+// The note.
+jbyteArray load(JNIEnv *env, jobject, jlong handle, jstring file) {
+  Text path(env, file);
+  if (path.chars() == nullptr) return nullptr;
+  std::vector<char> note(1 << 16);
+  int64_t size = pocketphi_load(model(handle), path.chars(), note.data(), note.size());
+  if (size >= static_cast<int64_t>(note.size())) {
+    note.resize(size + 1);
+    size = pocketphi_load(model(handle), path.chars(), note.data(), note.size());
+  }
+  if (size < 0 || size >= static_cast<int64_t>(note.size())) {
+    fail(env, size < 0 ? pocketphi_error(model(handle)) : "the file was changed meanwhile");
+    return nullptr;
+  }
+  jbyteArray made = env->NewByteArray(static_cast<jsize>(size));
+  if (made != nullptr) env->SetByteArrayRegion(made, 0, static_cast<jsize>(size), reinterpret_cast<jbyte *>(note.data()));
+  return made;
+}
+
 void reset(JNIEnv *, jobject, jlong handle) { pocketphi_reset(model(handle)); }
 jint vocabulary(JNIEnv *, jobject, jlong handle) { return pocketphi_vocab(model(handle)); }
 jint context(JNIEnv *, jobject, jlong handle) { return pocketphi_context(model(handle)); }
@@ -94,6 +125,8 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *) {
       method("prefill", "(J[I[F)V", prefill),
       method("decode", "(JI[F)V", decode),
       method("adapter", "(JLjava/lang/String;)V", adapter),
+      method("save", "(JLjava/lang/String;[B)V", save),
+      method("load", "(JLjava/lang/String;)[B", load),
       method("reset", "(J)V", reset),
       method("vocabulary", "(J)I", vocabulary),
       method("context", "(J)I", context),

@@ -15,7 +15,8 @@ import kotlinx.coroutines.flow.flowOn
  * the order in which they are collected. [close] frees the memory.
  *
  * Opening reads every file the first time (a second or so a gigabyte): do it off the main thread. [progress] gets the part of
- * the bytes that was read, from 0 to 1. Throws [DamagedBundleException] for a bundle that is not whole, and
+ * the bytes that was read, from 0 to 1. Without a [system] message, the conversation begins with the prefix that the bundle ships,
+ * if any: what the model computes of it is read from a file. Throws [DamagedBundleException] for a bundle that is not whole, and
  * [NotEnoughMemoryException] before the system would end the app.
  */
 class Chat(
@@ -27,12 +28,13 @@ class Chat(
 ) : Closeable {
     private val model: NativeModel
     private val tokenizer: HuggingFaceTokenizer
-    private val conversation = Conversation(ModelInfo.rules, ModelInfo.chat, system)
+    private val conversation: Conversation
     private val turns = Turns(::free)
 
     init {
         Integrity.check(bundle, ModelInfo.MANIFEST_SHA256, File(context.noBackupFilesDir, "pocketphi-checked"), progress)
         MemoryReport.require(context, ModelInfo.MEMORY_BYTES)
+        conversation = Conversation(ModelInfo.rules, ModelInfo.chat, system ?: shippedPrefix(bundle))
         tokenizer = HuggingFaceTokenizer.newInstance(Paths.get(bundle.path, "tokenizer.json"))
         model = try {
             NativeModel(bundle)
@@ -70,6 +72,21 @@ class Chat(
         model.adapter(name)
         conversation.reset()
     }
+
+    /**
+     * Keeps the conversation in a file, after the answers that are under way: [load] goes on there, at once, also in a later run of
+     * the app. Keep it with the app's private data. Throws IllegalStateException where it cannot be written.
+     */
+    suspend fun save(file: File) = turns.run {
+        if (conversation.seen.isEmpty()) model.reset() // a call failed: what the cache has is not known
+        model.save(file, conversation.written())
+    }
+
+    /**
+     * Goes on with the conversation in a file of [save], in place of this one, after the answers that are under way. Throws
+     * IllegalStateException for a file of another bundle or adapter, or one that is not whole; then nothing changes.
+     */
+    suspend fun load(file: File) = turns.run { conversation.read(model.load(file)) }
 
     /** Ends the answer that is under way; the memory is freed when it has ended. */
     override fun close() = turns.close()

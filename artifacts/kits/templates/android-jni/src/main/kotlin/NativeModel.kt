@@ -29,6 +29,14 @@ internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}"
     @Synchronized
     fun adapter(name: String?) = adapter(opened(), name)
 
+    /** Writes the tokens, what the cache has of them, and a text to a file. */
+    @Synchronized
+    fun save(file: File, note: String) = save(opened(), file.path, note.toByteArray())
+
+    /** Goes on where [save] was called, and returns the text; nothing changes where it throws. */
+    @Synchronized
+    fun load(file: File): String = String(load(opened(), file.path))
+
     /** Empties the cache. */
     @Synchronized
     fun reset() = reset(opened())
@@ -45,6 +53,8 @@ internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}"
     private external fun prefill(handle: Long, tokens: IntArray, logits: FloatArray)
     private external fun decode(handle: Long, token: Int, logits: FloatArray)
     private external fun adapter(handle: Long, name: String?)
+    private external fun save(handle: Long, path: String, note: ByteArray)
+    private external fun load(handle: Long, path: String): ByteArray
     private external fun reset(handle: Long)
     private external fun vocabulary(handle: Long): Int
     private external fun context(handle: Long): Int

@@ -1,5 +1,10 @@
 package «package»
 
+import java.io.File
+import org.json.JSONArray
+import org.json.JSONException
+import org.json.JSONObject
+
 /**
  * A message that does not fit into the model's cache. The conversation is as it was before it.
  *
@@ -21,6 +26,9 @@ internal interface Engine {
     fun run(calls: List<Call>, tokens: List<Int>): Int?
 }
 
+/** The system message that a bundle was compiled with (`--prefix`), null where it was compiled without. */
+internal fun shippedPrefix(bundle: File): String? = File(bundle, "prefix.txt").takeIf { it.isFile }?.readText()
+
 /** What was said, and what of it the model's cache holds. Throws IllegalArgumentException where the model takes no [system]. */
 internal class Conversation(private val rules: Rules, private val chat: ChatFormat, system: String?) {
     private val start = listOfNotNull(system?.let { Message("system", it) })
@@ -34,6 +42,27 @@ internal class Conversation(private val rules: Rules, private val chat: ChatForm
 
     init {
         require(system == null || "system" in chat.roles) { "this model takes no system message" }
+    }
+
+    /** As [read] takes it: what was said, and what the cache holds, in the form of `pocketphi chat --session`. */
+    fun written(): String {
+        val said = JSONArray(messages.map { JSONArray(listOf(it.role, it.content)) })
+        return JSONObject().put("messages", said).put("seen", JSONArray(seen)).toString()
+    }
+
+    /** Takes a conversation up, with the cache that belongs to it. Throws IllegalStateException for a text that is none. */
+    fun read(text: String) {
+        try {
+            val all = JSONObject(text)
+            val said = all.getJSONArray("messages")
+            val held = all.getJSONArray("seen")
+            val taken = (0 until said.length()).map { i -> said.getJSONArray(i).let { Message(it.getString(0), it.getString(1)) } }
+            seen = (0 until held.length()).map { held.getInt(it) }
+            messages = taken
+        } catch (error: JSONException) {
+            seen = emptyList() // the cache holds another's
+            throw IllegalStateException("the file holds no conversation of this app", error)
+        }
     }
 
     /** Begins again with the system message alone. */

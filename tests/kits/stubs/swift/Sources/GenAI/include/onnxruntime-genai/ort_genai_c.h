@@ -11,6 +11,7 @@ typedef struct OgaTokenizerStream OgaTokenizerStream;
 typedef struct OgaSequences OgaSequences;
 typedef struct OgaGeneratorParams OgaGeneratorParams;
 typedef struct OgaGenerator OgaGenerator;
+typedef struct OgaAdapters OgaAdapters;
 
 const char *OgaResultGetError(const OgaResult *result);
 void OgaDestroyResult(OgaResult *result);
@@ -32,6 +33,10 @@ OgaResult *OgaGeneratorParamsSetSearchNumber(OgaGeneratorParams *parameters, con
 OgaResult *OgaGeneratorParamsSetSearchBool(OgaGeneratorParams *parameters, const char *name, bool value);
 OgaResult *OgaCreateGenerator(const OgaModel *model, const OgaGeneratorParams *parameters, OgaGenerator **out);
 void OgaDestroyGenerator(OgaGenerator *generator);
+OgaResult *OgaCreateAdapters(const OgaModel *model, OgaAdapters **out);
+void OgaDestroyAdapters(OgaAdapters *adapters);
+OgaResult *OgaLoadAdapter(OgaAdapters *adapters, const char *file, const char *name);
+OgaResult *OgaSetActiveAdapter(OgaGenerator *generator, OgaAdapters *adapters, const char *name);
 OgaResult *OgaGenerator_RewindTo(OgaGenerator *generator, size_t length);
 OgaResult *OgaGenerator_AppendTokens(OgaGenerator *generator, const int32_t *tokens, size_t count);
 OgaResult *OgaGenerator_GenerateNextToken(OgaGenerator *generator);
