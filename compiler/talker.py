@@ -38,8 +38,10 @@ class Talker:
         draft: str = "auto",
     ) -> None:
         """max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; adapter: of
-        the bundle, none if None; draft: see `Host.talker`. Raises InputError for a bundle that is damaged, or lacks what is asked
-        for."""
+        the bundle, none if None; draft: see `Host.talker`.
+
+        Raises InputError for a bundle that is damaged, or lacks what is asked for.
+        """
         check_threads(threads)
         self.bundle = bundle = Bundle.open(path)
         check_adapter(bundle.manifest, adapter)
