@@ -30,10 +30,11 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.trace import trace
 from pocketphi.passes.allocate import Choice, allocate
 from pocketphi.passes.calibrate import default_text, quantize_calibrated
+from pocketphi.passes.expected import Costs
 from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
-from pocketphi.passes.sensitivity import Costs, sensitivities
+from pocketphi.passes.sensitivity import sensitivities
 from pocketphi.passes.weight_cache import WeightCache
 
 _FORMATS = [("int3", 32), ("int4", 64), ("int4", 32), ("int5", 64), ("int6", 64), ("int8", 64)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import file_digest
@@ -14,7 +13,7 @@ from pocketphi.compiler.text import read_text
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.program import Program
-from pocketphi.graph.reading import file_inside, show
+from pocketphi.graph.reading import file_inside
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.base import Check, Host
@@ -129,8 +128,3 @@ def prefix_files(manifest: Manifest) -> set[str]:
     if manifest.prefix is None:
         return set()
     return {PREFIX, *(find_target(target).prefix for target in manifest.targets)}
-
-
-def described(computed_on: Mapping[str, str], tokens: int) -> str:
-    """In a few words."""
-    return f"{tokens:,} tokens, computed on {', '.join(map(show, dict.fromkeys(computed_on.values())))}"

@@ -27,9 +27,10 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
+from pocketphi.passes.expected import NEVER, Costs, costs_of
 from pocketphi.passes.fisher import Fisher, Reached, working_bytes
 from pocketphi.passes.policy import Policy, Rule
-from pocketphi.passes.sensitivity import Costs, left_of, nearest, sensitivities
+from pocketphi.passes.sensitivity import sensitivities
 from pocketphi.targets.target import TargetOptions
 
 _TOKENS, _WINDOW = 2048, 256
@@ -39,8 +40,6 @@ _RESERVE = 0.002
 """The part of a budget of bytes that is kept back: what the small files take is known about only before they are written."""
 _WITHIN = 0.003
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
-_NEVER, _MOST = 1e30, 1e25
-"""A cost that no choice is worth, where it is no number; and what every other is below."""
 _NORM_BYTES = 4
 """At most, of a weight of a norm, which is read for each token too."""
 
@@ -135,12 +134,7 @@ def known_costs(
     """Of the candidates, from what rounding to nearest costs in their form, and what of that their recipe leaves."""
     tables = not all(issubclass(one.format, Blocks) for made in candidates.values() for one in made)
     every, costs = _nearest_costs(source, traced, tables, options, ui)
-    found: Costs = {}
-    for name, made in candidates.items():
-        by_form = {one.describe(): cost for one, cost in zip(every[name], costs[name])}
-        nearest_costs = [by_form[nearest(one).describe()] for one in made]
-        found[name] = _comparable(name, [left_of(one) * cost for one, cost in zip(made, nearest_costs)])
-    return found
+    return costs_of(candidates, {name: dict(zip(forms, costs[name])) for name, forms in _described(every).items()})
 
 
 def _nearest_costs(
@@ -169,7 +163,7 @@ def _nearest_costs(
     stopped = _Stopped(about, candidates, options)
     with ui.task("measure sensitivities", fisher.steps, "steps") as advance:
         costs = sensitivities(fisher, program.weights, candidates, lambda: advance(1), stopped.found(), stopped.keep)
-    costs = {name: [cost if cost < _NEVER else _NEVER for cost in made] for name, made in costs.items()}  # NaN too
+    costs = {name: [cost if cost < NEVER else NEVER for cost in made] for name, made in costs.items()}  # NaN too
     known.keep(about, costs)
     stopped.forget()
     return candidates, costs
@@ -177,15 +171,6 @@ def _nearest_costs(
 
 def _described(candidates: Candidates) -> dict[str, list[str]]:
     return {name: [one.describe() for one in made] for name, made in candidates.items()}
-
-
-def _comparable(name: str, costs: Sequence[float]) -> list[float]:
-    """A form that cannot hold the weight is chosen last. Raises InputError where all are so."""
-    if not any(cost < _MOST for cost in costs):
-        raise InputError(
-            f"{name}: what rounding it costs is no finite number: it, its inputs or the logits are too large; choose --block 32"
-        )
-    return [cost if cost < _MOST else _NEVER for cost in costs]
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
+from pocketphi.passes.expected import Costs, left_of, nearest
 from pocketphi.passes.fisher import Fisher, Reached
-from pocketphi.passes.quantizers import Quantizer, make_quantizer
+from pocketphi.passes.quantizers import Quantizer
 
 _ROWS = 128
 """Of a weight that are rounded."""
-_LEFT = {"rtn": 1.0, "search": 0.34}
-_LEFT_BY_SEARCH = {("nl4", 16): 0.26, ("nl4", 32): 0.28, **{("int2", block): 0.47 for block in (16, 32, 64)}}
-"""Of the cost of rounding to nearest, by recipe, and by format and block where that differs: on the sample, with all weights in
-one format, `search` left 0.36, 0.34 and 0.33 (int4 in blocks of 64, 32 and 16), 0.33, 0.28 and 0.26 (nl4), 0.33 (int5, 64),
-0.32 (int6, 64), 0.34 (nl3, 32) and 0.47 (int2, 16)."""
-
-Costs = dict[str, list[float]]
-"""By weight: nats a token for each of its candidates, in their order."""
 
 
 def sensitivities(
@@ -54,19 +47,6 @@ def sensitivities(
             costs[found.name][i] += left_of(quantizer) * total * cost
         del found, w, picked  # as large as the weight: the next part of the model is run without them
     return costs
-
-
-def left_of(quantizer: Quantizer) -> float:
-    """Of the cost of rounding to nearest; all of it of a recipe that nothing is known about."""
-    found = _LEFT.get(quantizer.recipe, 1.0)
-    return (
-        _LEFT_BY_SEARCH.get((quantizer.format.name, quantizer.block), found) if quantizer.recipe == "search" else found
-    )
-
-
-def nearest(quantizer: Quantizer) -> Quantizer:
-    """The one that rounds to nearest in the same form."""
-    return make_quantizer("rtn", quantizer.format.name, {n: getattr(quantizer, n) for n in quantizer.parameters})
 
 
 def _nearest_cost(rows: torch.Tensor, fisher: torch.Tensor, mass: torch.Tensor, nearest: Quantizer) -> float:

@@ -20,6 +20,7 @@ from pocketphi.compiler.report.weights import targets_of
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import typed
+from pocketphi.passes.expected import costs_of
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,15 @@ def _choices(
     recipe, targets, shapes = bundle.manifest.recipe, targets_of(bundle), config.matrices()
     policy = recorded_policy(recipe, config.tied_embeddings)
     ways, chosen = {}, {}
+    try:
+        found = costs_of(candidates, {name: dict(zip(words[name], costs[name])) for name in candidates})
+    except (KeyError, InputError):  # other forms were measured, or none can hold a weight
+        return None
     for name, made in candidates.items():
         described = [one.describe() for one in made]
-        # each is said with what its recipe leaves of the cost behind it
-        if [text.rpartition(" ")[0] for text in words.get(name, [])] != described or len(costs.get(name, [])) != len(
-            made
-        ):
-            return None
         ways[name] = [
             Way(kl, sum(bytes_by_target(one, shapes[name], targets)), form)
-            for kl, one, form in zip(costs[name], made, described)
+            for kl, one, form in zip(found[name], made, described)
         ]
         own = policy.quantizer(name)
         if own is None or own.describe() not in described:

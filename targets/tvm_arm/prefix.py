@@ -1,8 +1,8 @@
 """The cache of an app's first tokens, computed by the runtime when a bundle is made, in the form of a saved conversation.
 
 A library that runs here computes it itself. For any other, as one for a phone, the same kernels are built for this machine:
-they round in another order, so that the file is not bit for bit what the phone would have computed (docs/tvm-arm.md says how
-far).
+they round in another order, so that the file is not bit for bit what the phone would have computed. docs/tvm-arm.md says how
+far it is from that.
 """
 
 from __future__ import annotations

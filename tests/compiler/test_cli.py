@@ -189,7 +189,7 @@ def test_an_empty_name_is_not_the_current_folder(
     tried = [(name, *one) for name, command in commands.items() for one in texts_of(command)]
     assert {"model", "bundle", "package", "file", "old", "reference", "key", "out"} < {name for _, name, _ in tried}
     for command, name, line in tried:
-        if name in ("prompt", "system"):  # an empty message is a message
+        if name in ("prompt", "system", "question"):  # an empty message is a message
             continue
         code, out, err = run(capsys, command, *line)
         assert (code, out) == (2, "")

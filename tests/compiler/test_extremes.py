@@ -20,13 +20,13 @@ from pocketphi.compiler.files_check import asked_of
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.rebuild import rebuild
-from pocketphi.compiler.spend import _comparable
 from pocketphi.compiler.verify import _lowered
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
+from pocketphi.passes.expected import _comparable
 from tests.compiler.test_resealed import resealed
 
 NORM, DOWN, HEAD = "model.layers.0.input_layernorm.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight"

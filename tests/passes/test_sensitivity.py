@@ -16,9 +16,10 @@ import torch
 from pocketphi.compiler.measure import distance
 from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.program import Program
+from pocketphi.passes.expected import Costs
 from pocketphi.passes.fisher import Fisher, Reached
 from pocketphi.passes.quantizers import make_quantizer
-from pocketphi.passes.sensitivity import Costs, _picked, sensitivities
+from pocketphi.passes.sensitivity import _picked, sensitivities
 from tests.helpers.tiny_phi3 import traced
 
 NEAREST = make_quantizer("rtn", "int6", {"block": 64})
