@@ -65,7 +65,7 @@ class Service:
         adapter, asked = self._adapter(body.get("model")), chat_asked(body)
         reply = _Reply("chatcmpl", "chat.completion", body["model"])
         try:
-            tokens = await run_sync(self._talker.encode_chat, asked.messages)
+            tokens = await run_sync(self._talker.encode_chat, self._begun(asked.messages))
         except PocketphiError as error:  # the template refuses them
             raise Refused(str(error), param="messages") from None
         self._answers.check(tokens, asked.wanted)
@@ -157,6 +157,12 @@ class Service:
                 while (piece := await run_sync(_next, pieces)) is not None:
                     yield piece
                     await _still_there(request)
+
+    def _begun(self, messages: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """With the system message of the bundle's prefix, as in `chat`, where a client sends none."""
+        if self._talker.shipped is None or any(role == "system" for role, _ in messages):
+            return messages
+        return [("system", self._talker.shipped), *messages]
 
     def _tokens(self, prompt: str | tuple[int, ...]) -> list[int]:
         return self._talker.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -38,10 +38,12 @@ ROOM, MODEL = 128, "random:tiny"
 
 
 @contextlib.contextmanager
-def served(bundle: Path, host: str = "127.0.0.1") -> Iterator[int]:
-    """The port of a server in this process."""
+def served(bundle: Path, host: str = "127.0.0.1", shipped: str | None = None) -> Iterator[int]:
+    """The port of a server in this process. shipped: the system message of the bundle's prefix."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(Talker(bundle, ROOM), host)
+    talker = Talker(bundle, ROOM)
+    talker.shipped = shipped
+    app = make_app(talker, host)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -114,6 +116,20 @@ def test_a_conversation_goes_on(client: Any, bundle: Path) -> None:
         model=MODEL, messages=[{"role": "user", "content": parts}], temperature=0, max_completion_tokens=5
     )
     assert made.choices[0].message.content == first
+
+
+def test_a_shipped_prefix_is_the_system_message_where_none_is_sent(bundle: Path) -> None:
+    with served(bundle, shipped="Be brief.") as at:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{at}/v1", api_key="none", max_retries=0, timeout=120)
+
+        def asked(*before: dict[str, str]) -> tuple[str | None, int]:
+            messages: Any = [*before, *said("Hello")]
+            made = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4, temperature=0)
+            assert made.usage is not None
+            return made.choices[0].message.content, made.usage.prompt_tokens
+
+        assert asked() == asked({"role": "system", "content": "Be brief."})
+        assert asked({"role": "system", "content": "No."})[1] < asked()[1]
 
 
 def test_it_stops_where_it_is_told(client: Any) -> None:
