@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from xxhash import xxh64_hexdigest
+
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.packing import rounded_up
@@ -23,7 +25,6 @@ from pocketphi.targets.tvm_arm.kv_cache import KvCache, cache_rows
 from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, host_isa, lacking
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import find_toolchain, host_arch
-from pocketphi.targets.tvm_arm.xxh64 import xxh64
 
 _HEAD, _COUNTS, _SUM = 16, 8, 8
 """Of a session's file, see runtime/session.h: bytes before the numbers, numbers of 8 bytes, and bytes of the sum."""
@@ -66,7 +67,7 @@ def write_prefix(
             # such a library holds other parameters; what it saves belongs to the bundle
             described = {
                 **read_json(place / DESCRIPTION),
-                "sessions_of": f"{xxh64(read_whole(folder / DESCRIPTION)):016x}",
+                "sessions_of": xxh64_hexdigest(read_whole(folder / DESCRIPTION)),
             }
             (place / DESCRIPTION).write_text(described_text(described), "utf-8")
         runner = build_runtime(find_toolchain("linux", isa.arch)).runner

@@ -16,6 +16,8 @@ from text_folders import add_tokenizer
 
 pytest.importorskip("tvm")
 
+from xxhash import xxh64_intdigest as xxh64
+
 from pocketphi.artifacts.bundle import Bundle, seal, write_manifest
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
@@ -28,7 +30,6 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.tvm_arm.host import TvmHost, TvmRunner
 from pocketphi.targets.tvm_arm.prefix import read_tokens
-from pocketphi.targets.tvm_arm.xxh64 import xxh64
 
 TEXT = "the cat on the hello is in an hour, " * 9
 CACHE = {"kv_cache": "int4", "calibration_tokens": 64}
