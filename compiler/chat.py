@@ -69,13 +69,12 @@ class Chat:
     ) -> None:
         index = None if docs is None else Index.open(docs)
         talker = Talker(path, max_tokens, threads, target, adapter, draft)
-        self._held, self._limit, self._runner = talker.held, talker.limit, talker.runner
-        self.tokenizer, self._vocabulary, self._eos = talker.tokenizer, talker.vocabulary, talker.eos
+        self._talker, self._runner, self.tokenizer = talker, talker.runner, talker.tokenizer
         self._forms: Forms | None = None
         self._conversation = Conversation(
             talker.rules, talker.encode_chat, talker.shipped if system is None else system
         )
-        self._asked = Asked(index, self._conversation, talker.encode_chat, self._limit) if index else None
+        self._asked = Asked(index, self._conversation, talker.encode_chat, talker.limit) if index else None
         self._turn = threading.Lock()
         self._session = session
         if session is not None:
@@ -103,21 +102,21 @@ class Chat:
             try:
                 guide = form.start() if form else None
                 message, sources = self._asked.with_passages(text) if self._asked else (text, ())
-                reply = self._answer(message, temperature, show, limit or self._limit, guide)
+                reply = self._answer(message, temperature, show, limit or self._talker.limit, guide)
                 reply.sources = sources
                 self._keep()
                 if guide and not guide.whole:
                     raise AnswerCut(reply.text, reply.tokens)
                 return reply
             except MessageTooLong as error:
-                if self._limit < self._held:
-                    raise error.advise(f"raise --max-tokens, up to {self._held}") from None
+                if self._talker.limit < self._talker.held:
+                    raise error.advise(f"raise --max-tokens, up to {self._talker.held}") from None
                 raise error.advise("say it in fewer words, or start a new conversation") from None
 
     def form(self, grammar: str, where: str) -> Form:
         """That answers are to have: see `Forms.form`."""
         if self._forms is None:
-            self._forms = Forms(self.tokenizer, self._vocabulary, self._eos)
+            self._forms = Forms(self.tokenizer, self._talker.vocabulary, self._talker.eos)
         return self._forms.form(grammar, where)
 
     def restart(self) -> None:

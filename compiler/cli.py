@@ -26,7 +26,7 @@ from pocketphi.compiler.cli_devices import device_arguments, for_device, read_li
 from pocketphi.compiler.cli_documents import add_document_commands
 from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
 from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, RecipeOptions
-from pocketphi.compiler.ui import ui_of
+from pocketphi.compiler.ui import PlainUi, ui_of
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 from pocketphi.graph.lora.named import Lora
@@ -407,8 +407,7 @@ def _serve(a: argparse.Namespace) -> int:
     if a.json:
         raise InputError("--json: a server has no end to print; leave it out")
     port = PORT if a.port is None else a.port
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731, T201
-    serve(a.bundle, a.host or LOOPBACK, port, a.max_tokens, a.threads, a.target, a.draft, say)
+    serve(a.bundle, a.host or LOOPBACK, port, a.max_tokens, a.threads, a.target, a.draft, PlainUi().say)
     return 0
 
 

@@ -122,10 +122,10 @@ def _report(a: argparse.Namespace) -> int:
     if lora and a.reference is None:
         raise InputError("--lora: of what? it belongs to a --reference")
     out = a.out or bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.html")
-    page = report(bundle, Asked(against, a.reference, lora, a.devices, cache), Ui() if a.json else PlainUi())
+    asked = Asked(against, a.reference, lora, a.devices, cache)
+    page = report(bundle, asked, Ui() if a.json else PlainUi()).encode()
     write_whole(out, page, "-o")
-    human = f"{out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser"
-    print_result(a, {"report": str(out), "bytes": len(page.encode())}, human)
+    print_result(a, {"report": str(out), "bytes": len(page)}, f"{out}: {len(page) / 1e6:.1f} MB; open it in a browser")
     return 0
 
 

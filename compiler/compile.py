@@ -94,7 +94,7 @@ def compile_model(
         adapters = take_adapters(program, source, options)
         for notice in adapter_notices(adapters):
             ui.say(notice)
-        chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui)
+        chosen = Spent(policy) if policy else decide(source, graphs, program, options, ui, shipped, prefix)
         policy = chosen.policy
         weights, program = smoothed(source, program, options, ui) if policy.smooth else (source, program)
         # before the work: what will be refused, is refused now

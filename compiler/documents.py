@@ -117,16 +117,13 @@ def _plain(path: Path) -> Iterator[tuple[str, str]]:
 
 def _decoded(path: Path) -> str:
     content = read_whole(path, limit=_LARGEST)
-    for encoding, mark in (("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"), ("utf-8-sig", b"")):
-        if content.startswith(mark):
-            try:
-                text = content.decode(encoding)
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}: is no UTF-8 text at byte {error.start}") from None
-            if "\0" in text:
-                raise InputError(f"{path}: is no text: it holds zero bytes")
-            return text
-    raise AssertionError  # every content starts with nothing
+    try:
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text at byte {error.start}") from None
+    if "\0" in text:
+        raise InputError(f"{path}: is no text: it holds zero bytes")
+    return text
 
 
 def _html(path: Path) -> Iterator[tuple[str, str]]:

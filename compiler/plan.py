@@ -84,12 +84,12 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     check_prefix(options)
     source, text = opened(options)
     check_model(source.config, options)
-    _, prefix = read_prefix(options, source)
+    shipped, prefix = read_prefix(options, source)
     graphs = KnownGraphs(source, options.cache)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     adapters = take_adapters(program, source, options)
     start = resident_now()
-    chosen = decide(source, graphs, program, options, ui or Ui())
+    chosen = decide(source, graphs, program, options, ui or Ui(), shipped, prefix)
     policy = chosen.policy
     lowered = lower(program, policy, reports, options, allowed, prefix)
     reports = lowered.reports
@@ -121,14 +121,24 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     )
 
 
-def decide(source: HashedCheckpoint, graphs: KnownGraphs, program: Program, options: CompileOptions, ui: Ui) -> Spent:
+def decide(
+    source: HashedCheckpoint,
+    graphs: KnownGraphs,
+    program: Program,
+    options: CompileOptions,
+    ui: Ui,
+    shipped: str = "",
+    prefix: tuple[int, ...] = (),
+) -> Spent:
     """Which weight gets which format: what the options say, or what is chosen for their budget.
 
-    program: fused. Raises InputError for rules that do not fit the model or the targets, and a budget that nothing keeps to.
+    program: fused; shipped, prefix: of `read_prefix`. Raises InputError for rules that do not fit the model or the targets, and
+    for a budget that nothing keeps to.
     """
     if options.spends:
+        around = sum(map(len, source.tokenizer_files().values())) + len(shipped.encode())
         return spend(
-            source, lambda: graphs.traced, options, lambda policy: _whole(program, policy, source, options), ui
+            source, lambda: graphs.traced, options, lambda policy: around + _own(program, policy, options, prefix), ui
         )
     policy = kept_policy(asked_policy(options, source.config.tied_embeddings), source)
     if options.policy is not None:
@@ -177,15 +187,11 @@ def quantize(
     )
 
 
-def _whole(program: Program, policy: Policy, source: HashedCheckpoint, options: CompileOptions) -> int:
-    """What a bundle takes with this policy, all files included."""
+def _own(program: Program, policy: Policy, options: CompileOptions, prefix: tuple[int, ...]) -> int:
+    """What a bundle takes with this policy, beside its texts."""
     quantized, _ = quantize(program, policy, options)
-    text, prefix = read_prefix(options, source)
-    files = source.tokenizer_files()
     records = len(policy.rules) * (_RULE_BYTES + _DIGEST_BYTES * len(options.target_names)) + _MANIFEST_BYTES
-    prepared = prepare(quantized, options, prefix).values()
-    around = sum(map(len, files.values())) + len(text.encode()) + records
-    return sum(one.bytes + one.around for one in prepared) + around
+    return records + sum(one.bytes + one.around for one in prepare(quantized, options, prefix).values())
 
 
 def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy) -> int:

@@ -133,29 +133,29 @@ def known_costs(
 ) -> Costs:
     """Of the candidates, from what rounding to nearest costs in their form, and what of that their recipe leaves."""
     tables = not all(issubclass(one.format, Blocks) for made in candidates.values() for one in made)
-    every, costs = _nearest_costs(source, traced, tables, options, ui)
-    return costs_of(candidates, {name: dict(zip(forms, costs[name])) for name, forms in _described(every).items()})
+    return costs_of(candidates, _nearest_costs(source, traced, tables, options, ui))
 
 
 def _nearest_costs(
     source: HashedCheckpoint, traced: Callable[[], Program], tables: bool, options: CompileOptions, ui: Ui
-) -> tuple[Candidates, Costs]:
-    """Of every form, with palettes or without: measured now, or by an earlier command on the same model and text, for whatever
-    target."""
+) -> dict[str, dict[str, float]]:
+    """By weight, of every form, with palettes or without: measured now, or by an earlier command on the same model and text,
+    for whatever target."""
     tokens = measured_on(calibration_tokens(source, options, ui))
     known = Known("sensitivity", ("torch",), options.cache)
-    about: dict[str, Any] = {
-        "source": source.digest_all(),
-        "config": source.config.to_hf(),
-        "tokens": tokens.tolist(),
-    }
-    for also in sorted({tables, True}):
+    # what is known with palettes serves without them; what nobody knows is measured as the last one says
+    for also in sorted({tables, True}, reverse=True):
         candidates = every_candidate(source.config, also)
-        asked = {**about, "candidates": _described(candidates)}
-        if (found := known.recall(Costs, asked)) is not None and _fits(found, candidates):
-            return candidates, found
-    candidates = every_candidate(source.config, tables)
-    about["candidates"] = _described(candidates)
+        described = {name: [one.describe() for one in made] for name, made in candidates.items()}
+        about: dict[str, Any] = {
+            "source": source.digest_all(),
+            "config": source.config.to_hf(),
+            "tokens": tokens.tolist(),
+            "candidates": described,
+        }
+        found = known.recall(Costs, about)
+        if found is not None and _fits(found, candidates):
+            return _by_form(described, found)
     needed = resident_now() + measuring_bytes(source.config)
     options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
     program = traced()
@@ -166,11 +166,11 @@ def _nearest_costs(
     costs = {name: [cost if cost < NEVER else NEVER for cost in made] for name, made in costs.items()}  # NaN too
     known.keep(about, costs)
     stopped.forget()
-    return candidates, costs
+    return _by_form(described, costs)
 
 
-def _described(candidates: Candidates) -> dict[str, list[str]]:
-    return {name: [one.describe() for one in made] for name, made in candidates.items()}
+def _by_form(described: Mapping[str, Sequence[str]], costs: Costs) -> dict[str, dict[str, float]]:
+    return {name: dict(zip(forms, costs[name])) for name, forms in described.items()}
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,7 @@ class Index:
             about = dict(database.execute("SELECT key, value FROM about LIMIT 100"))
             if about.get("format") != str(FORMAT):
                 raise InputError(f"{path}: has another format than {FORMAT}; make it again with 'pocketphi index'")
-            (count,) = database.execute("SELECT count(*) FROM passage").fetchone()
-            return Index(path, count, database)
+            return Index(path, int(about.get("passages", "")), database)
 
     def search(self, question: str, most: int) -> list[Passage]:
         """The best passages for a question, the best one first; a text that stands in several files comes once.

@@ -14,7 +14,7 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _WORD = re.compile(r"[^\W_]+")
 MOST_WORDS = 32
 """Of a question that are searched for."""
-_STOP = """
+_STOP_WORDS = """
 a about above after again against all am an and any are as at be because been before being below between both
 but by can could did do does doing down during each else few for from further get gets had has have having he
 her here hers him his how i if in into is it its just me more most my no nor not now of off on once only or
@@ -23,6 +23,7 @@ there these they this those through to too under until up upon us use used using
 where whether which while who whom whose why will with without would you your
 """
 """English words that a question has whatever it is about. In a text about something else they are rare, and would count."""
+_STOP = frozenset(_STOP_WORDS.split())
 
 
 def spaced(text: str) -> str:
@@ -35,7 +36,7 @@ def spaced(text: str) -> str:
 def words_of(question: str) -> list[str]:
     """The words of a question, each once, in their order; without those that any question has, where others are left."""
     every = [word.lower() for word in _WORD.findall(spaced(question))]
-    told = [word for word in every if word not in _STOP.split()] or every
+    told = [word for word in every if word not in _STOP] or every
     return list(dict.fromkeys(told))[:MOST_WORDS]
 
 

@@ -66,11 +66,8 @@ class Answers:
             switch(self.talker.runner, adapter)
             self._adapter = adapter
         chooser = Chooser(wanted)
-        engine, stream, holder = (
-            Engine(self.talker.runner, chooser),
-            self.talker.tokenizer.stream(),
-            Holder(wanted.stops),
-        )
+        engine = Engine(self.talker.runner, chooser)
+        stream, holder = self.talker.tokenizer.stream(), Holder(wanted.stops)
         limit = len(tokens) + self.talker.limit if wanted.limit is None else wanted.limit
         if limit == 0:
             yield Piece("", 0, "length")
@@ -108,10 +105,8 @@ class Answers:
         return [Likely(tokens[0], None, ()), *after]
 
     def _run(self, engine: Engine, tokens: list[int]) -> int:
-        calls, self._seen = (
-            self.talker.rules.calls(self._seen, tokens),
-            [],
-        )  # so it stays where the runner fails half-way
+        calls = self.talker.rules.calls(self._seen, tokens)
+        self._seen = []  # so it stays where the runner fails half-way
         token = engine.run(calls, tokens)
         self._seen = tokens
         return token
