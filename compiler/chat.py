@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketphi.artifacts.kits.conversation import Conversation, MessageTooLong
+from pocketphi.artifacts.retrieval.grounded import grounded
 from pocketphi.artifacts.retrieval.index import Index
 from pocketphi.artifacts.retrieval.passages import Passage
-from pocketphi.compiler.asked import Asked
 from pocketphi.compiler.guided import AnswerCut, Form, Forms, Guide, guided
 from pocketphi.compiler.talker import Engine, Talker, at_temperature
 from pocketphi.graph.errors import InputError
@@ -67,14 +67,13 @@ class Chat:
         session: Path | None = None,
         docs: Path | None = None,
     ) -> None:
-        index = None if docs is None else Index.open(docs)
+        self._index = None if docs is None else Index.open(docs)
         talker = Talker(path, max_tokens, threads, target, adapter, draft)
         self._talker, self._runner, self.tokenizer = talker, talker.runner, talker.tokenizer
         self._forms: Forms | None = None
         self._conversation = Conversation(
             talker.rules, talker.encode_chat, talker.shipped if system is None else system
         )
-        self._asked = Asked(index, self._conversation, talker.encode_chat, talker.limit) if index else None
         self._turn = threading.Lock()
         self._session = session
         if session is not None:
@@ -101,7 +100,7 @@ class Chat:
         with self._turn:
             try:
                 guide = form.start() if form else None
-                message, sources = self._asked.with_passages(text) if self._asked else (text, ())
+                message, sources = self._with_passages(text)
                 reply = self._answer(message, temperature, show, limit or self._talker.limit, guide)
                 reply.sources = sources
                 self._keep()
@@ -146,6 +145,15 @@ class Chat:
         talk = self._conversation
         if self._session is not None and isinstance(self._runner, Keeps) and talk.seen:
             self._runner.save(self._session, json.dumps({"messages": talk.messages, "seen": talk.seen}))
+
+    def _with_passages(self, question: str) -> tuple[str, tuple[Passage, ...]]:
+        """The message to send, and the passages of the documents in it."""
+        if self._index is None:
+            return question, ()
+        talk, talker = self._conversation, self._talker
+        made = grounded(self._index, question, talk.messages, talker.encode_chat, talker.limit)
+        talk.messages[:] = made.messages
+        return made.message, made.passages
 
     def _answer(
         self, text: str, temperature: float, show: Callable[[str], None], limit: int, guide: Guide | None

@@ -11,6 +11,7 @@ from typing import Any
 from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.artifacts.folder import new_folder
 from pocketphi.artifacts.kits.chat_format import read_chat_format
+from pocketphi.artifacts.kits.documents import document_values
 from pocketphi.artifacts.kits.fill import fill
 from pocketphi.artifacts.kits.reference import ChatFormat, Messages
 from pocketphi.artifacts.kits.vectors import make_vectors
@@ -130,6 +131,7 @@ def _values(
         "long_rope_after": manifest.model.long_rope_after,
         "stops": _stops(config, chat, tokenizer),
         "recipe": manifest.recipe.described(),
+        **document_values(),
         **(kit.values or {}),
         **of_target,
     }

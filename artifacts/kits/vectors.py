@@ -16,6 +16,7 @@ from pocketphi.artifacts.bundle import seal
 from pocketphi.artifacts.kits.chat_format import PROBES, Render
 from pocketphi.artifacts.kits.conversation_vectors import conversation_vectors
 from pocketphi.artifacts.kits.damage import Files, forgery, random_damage
+from pocketphi.artifacts.kits.documents import document_vectors
 from pocketphi.artifacts.kits.reference import ChatFormat, Rules, Sampler, stream
 from pocketphi.artifacts.manifest import FORMAT, MANIFEST
 
@@ -41,6 +42,7 @@ def make_vectors(chat: ChatFormat, render: Render) -> dict[str, Any]:
         "conversations": conversation_vectors(),
         "sampling": _sampling(),
         "stream": [_stream(*case) for case in _STREAM.values()],
+        "documents": document_vectors(),
         "integrity": _integrity(),
     }
 

@@ -30,13 +30,13 @@ from pocketphi.graph.reading import lost_link
 from pocketphi.graph.writing import new_file
 
 FORMAT = 1
-_APPLICATION = 0x70706869  # "pphi", in the file's header
-_COMMON = 4
+APPLICATION = 0x70706869  # "pphi", in the file's header
+COMMON = 4
 """A word is common where it stands in more than one of so many passages."""
-_FEW = 200
+FEW = 200
 """Passages, of which no word is common."""
 _SCHEMA = f"""
-PRAGMA application_id = {_APPLICATION};
+PRAGMA application_id = {APPLICATION};
 PRAGMA page_size = 4096;
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE passage (
@@ -45,7 +45,7 @@ CREATE TABLE passage (
 CREATE VIRTUAL TABLE words USING fts5(heading, text, content='', tokenize="porter unicode61 remove_diacritics 2");
 INSERT INTO words(words, rank) VALUES('rank', 'bm25(2.0, 1.0)');
 """
-_LOOKED_AT = 40
+LOOKED_AT = 40
 """Passages that are put in order."""
 
 
@@ -100,7 +100,7 @@ class Index:
         with _ours(path):
             database = sqlite3.connect(uri, uri=True, check_same_thread=False)
             database.executescript("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA query_only = ON")
-            if database.execute("PRAGMA application_id").fetchone() != (_APPLICATION,):
+            if database.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
                 raise InputError(f"{path}: is no index; make one with 'pocketphi index FOLDER -o {path}'")
             about = dict(database.execute("SELECT key, value FROM about LIMIT 100"))
             if about.get("format") != str(FORMAT):
@@ -136,7 +136,7 @@ class Index:
 
     def _telling(self, words: list[str]) -> dict[str, float]:
         """Those of the words that tell passages apart, with their inverse document frequency; all where none does."""
-        limit = self.passages // _COMMON if self.passages >= _FEW else self.passages
+        limit = self.passages // COMMON if self.passages >= FEW else self.passages
         counts = {word: self._count(word, limit + 1) for word in words}
         kept = [word for word in words if 0 < counts[word] <= limit] or words
         return {word: math.log1p((self.passages - counts[word] + 0.5) / (counts[word] + 0.5)) for word in kept}
@@ -150,7 +150,7 @@ class Index:
         pairs = [f"{a} {b}" for a, b in pairwise(asked) if a in telling or b in telling]
         wanted = " OR ".join(map(_quoted, [*telling, *pairs]))
         sql = "SELECT rowid, rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"
-        return {row: -rank for row, rank in self._database.execute(sql, (wanted, _LOOKED_AT))} if wanted else {}
+        return {row: -rank for row, rank in self._database.execute(sql, (wanted, LOOKED_AT))} if wanted else {}
 
     def _having(self, word: str, rows: Collection[int]) -> list[int]:
         """Those of the passages that have a word."""

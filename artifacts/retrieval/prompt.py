@@ -9,6 +9,7 @@ from pocketphi.artifacts.retrieval.passages import Passage
 INTRODUCTION = "Answer the question from these passages. If they do not hold the answer, say so."
 MOST = 12
 """Passages that are looked at."""
+_QUESTION = "\n\nQuestion: "
 
 
 def with_passages(question: str, passages: Sequence[Passage]) -> str:
@@ -19,7 +20,12 @@ def with_passages(question: str, passages: Sequence[Passage]) -> str:
     if not passages:
         return question
     texts = [f"From {one.source}:\n{one.text}" for one in reversed(passages)]
-    return "\n\n".join([INTRODUCTION, *texts, f"Question: {question}"])
+    return "\n\n".join([INTRODUCTION, *texts]) + _QUESTION + question
+
+
+def question_of(message: str) -> str:
+    """The question in a message that `with_passages` made; another message is a question itself."""
+    return message.rpartition(_QUESTION)[2] if message.startswith(INTRODUCTION) else message
 
 
 def fitting(question: str, found: Sequence[Passage], fits: Callable[[str], bool]) -> list[Passage]:

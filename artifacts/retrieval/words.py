@@ -23,7 +23,7 @@ there these they this those through to too under until up upon us use used using
 where whether which while who whom whose why will with without would you your
 """
 """English words that a question has whatever it is about. In a text about something else they are rare, and would count."""
-_STOP = frozenset(_STOP_WORDS.split())
+STOP = frozenset(_STOP_WORDS.split())
 
 
 def spaced(text: str) -> str:
@@ -36,7 +36,7 @@ def spaced(text: str) -> str:
 def words_of(question: str) -> list[str]:
     """The words of a question, each once, in their order; without those that any question has, where others are left."""
     every = [word.lower() for word in _WORD.findall(spaced(question))]
-    told = [word for word in every if word not in _STOP] or every
+    told = [word for word in every if word not in STOP] or every
     return list(dict.fromkeys(told))[:MOST_WORDS]
 
 

@@ -33,6 +33,7 @@ NEEDED = [
     "kotlinx-coroutines-core.jar",
     "atomicfu.jar",
     "asm.jar",
+    "sqlite-jdbc.jar",
 ]
 
 
@@ -69,4 +70,5 @@ def sources_of(kit: Path) -> list[Path]:
         *(kit / folder for folder in ("src/main/kotlin", "src/test/kotlin", "example")),
         STUBS / "flow",
         STUBS / "compose",
+        STUBS / "sqlite",
     ]

@@ -4,6 +4,7 @@ import android.app.FreeMemory
 import android.content.Context
 import android.test.mock.MockContext
 import java.io.File
+import java.util.Base64
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.CoroutineScope
@@ -35,6 +36,7 @@ class ChatTest {
 
     private class Answer {
         val pieces = mutableListOf<String>()
+        var sources = emptyList<Passage>()
         var error: String? = null
         val begun = CompletableDeferred<Unit>()
 
@@ -64,6 +66,20 @@ class ChatTest {
         assertTrue(first.await().pieces.isNotEmpty())
         assertEquals("the chat is closed", collect(chat, "So?", 400, Answer()).error)
         chat.close()
+    }
+
+    @Test
+    fun answersFromDocuments() = runBlocking {
+        val vectors = JSONObject(File(System.getProperty("vectors")).readText()).getJSONObject("documents")
+        val index = createTempDir().resolve("index").apply { writeBytes(Base64.getDecoder().decode(vectors.getString("index"))) }
+        val case = vectors.getJSONArray("grounded").getJSONObject(0)
+        val answer = Documents(index).use { documents ->
+            Chat(phone, bundle).use { collect(it, case.getString("question"), 40, Answer(), documents) }
+        }
+        val same = Chat(phone, bundle).use { collect(it, case.getString("message"), 40, Answer()) } // the model read this
+        assertEquals(same.shown(null), answer.shown(null))
+        assertEquals(arrays(case.getJSONArray("passages")).map { it.getString(3) }, answer.sources.map { it.text })
+        assertEquals(listOf(true, true), listOf(answer.pieces.isNotEmpty(), answer.sources.isNotEmpty()))
     }
 
     @Test
@@ -106,9 +122,16 @@ class ChatTest {
         return answers.mapIndexed { i, it -> it.await().shown(if (group[i].optInt("stop") > 0) group[i].getInt("stop") else null) }
     }
 
-    private suspend fun collect(chat: Chat, text: String, limit: Int, into: Answer, look: (Int) -> Unit = {}): Answer {
+    private suspend fun collect(
+        chat: Chat,
+        text: String,
+        limit: Int,
+        into: Answer,
+        documents: Documents? = null,
+        look: (Int) -> Unit = {}
+    ): Answer {
         try {
-            chat.send(text, limit).collect(object : FlowCollector<String> {
+            chat.send(text, limit, documents, { into.sources = it }).collect(object : FlowCollector<String> {
                 override suspend fun emit(value: String) {
                     into.pieces += value
                     into.begun.complete(Unit)

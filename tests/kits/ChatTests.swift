@@ -47,6 +47,44 @@ final class ChatTests: XCTestCase {
         }
     }
 
+    func testAnswersFromDocuments() async throws {
+        let settings = ProcessInfo.processInfo.environment
+        let bundle = URL(filePath: try XCTUnwrap(settings["BUNDLE"]))
+        let url = try XCTUnwrap(Bundle.module.url(forResource: "vectors", withExtension: "json"))
+        let vectors = try JSONDecoder().decode(Vectors.self, from: Data(contentsOf: url)).documents
+        let index = URL.temporaryDirectory.appending(path: UUID().uuidString)
+        try vectors.index.write(to: index)
+        defer { try? FileManager.default.removeItem(at: index) }
+        let documents = try Documents(index: index)
+        let step = Step(reset: nil, send: vectors.grounded[0].message, limit: 8, stop: nil)
+        let plain = try await Chat(bundle: bundle)
+        let expected = await Self.read(plain.send(vectors.grounded[0].message, limit: 8), of: plain, step) // the model reads this
+        let chat = try await Chat(bundle: bundle)
+        let log = Log()
+        let answer = chat.send(vectors.grounded[0].question, limit: 8, documents: documents) { sources in
+            XCTAssertEqual(sources.map(\.text), vectors.grounded[0].passages.map { $0[3] })
+            Task { await log.write(sources.count) }
+        }
+        let found = await Self.read(answer, of: chat, step)
+        XCTAssertEqual(found, expected)
+        XCTAssertFalse(found.pieces.isEmpty)
+        while await log.numbers.isEmpty { await Task.yield() }
+    }
+
+    private struct Vectors: Decodable {
+        struct All: Decodable {
+            let index: Data
+            let grounded: [Talk]
+        }
+
+        struct Talk: Decodable {
+            let question, message: String
+            let passages: [[String]]
+        }
+
+        let documents: All
+    }
+
     func testTurnsDoNotMeet() async {
         let log = Log()
         let turns = Turns()

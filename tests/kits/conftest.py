@@ -46,7 +46,7 @@ def kotlin() -> Callable[..., Path]:
     if missing:
         packages = (
             "kotlin junit4 libandroid-json-java libkotlinx-coroutines-java libkotlinx-atomicfu-java libasm-java "
-            "default-jdk-headless"
+            "libxerial-sqlite-jdbc-java default-jdk-headless"
         )
         pytest.skip(f"no {', '.join(missing)}: apt-get install {packages}")
     if not ANDROID.is_file():

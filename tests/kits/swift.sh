@@ -3,7 +3,7 @@
 # on where it was ended, and does nothing where the root is whole.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)/build/trixie
-[ ! -e "$root/whole" ] || exit 0
+[ ! -e "$root/whole" ] || [ ! -e "$root/usr/include/sqlite3.h" ] || exit 0
 command -v debootstrap > /dev/null || apt-get install -y -qq --no-install-recommends debootstrap
 mkdir -p "$root"
 # what is mounted goes with this namespace, however the script ends; TMPDIR is a folder that the root does not have
@@ -14,7 +14,7 @@ env -u TMPDIR unshare --mount bash -euc '
   mount --bind /dev "$1/dev"
   export DEBIAN_FRONTEND=noninteractive
   chroot "$1" dpkg --configure -a
-  chroot "$1" apt-get install -y -qq --no-install-recommends swiftlang libc6-dev libstdc++-14-dev g++ git > /dev/null
+  chroot "$1" apt-get install -y -qq --no-install-recommends swiftlang libc6-dev libstdc++-14-dev libsqlite3-dev g++ git > /dev/null
   chroot "$1" apt-get clean
   chroot "$1" swiftc --version
 ' swift "$root"

@@ -5,6 +5,7 @@
 set -euo pipefail
 mkdir -p out
 c=(-Xcc -Iswift/Sources/GenAI/include -Xcc -fmodule-map-file=kit/Sources/CGenAI/include/module.modulemap)
+c+=(-Xcc -fmodule-map-file=out/sqlite.modulemap)
 strict=(-swift-version 6 -warnings-as-errors -I out "${c[@]}")
 
 module() { # name, flags, files
@@ -16,6 +17,7 @@ module() { # name, flags, files
 
 if [ ! -e out/libGenAI.so ]; then
   echo 'module CGenAI { header "CGenAI.h" export * }' > kit/Sources/CGenAI/include/module.modulemap
+  echo 'module SQLite3 { header "/usr/include/sqlite3.h" export * }' > out/sqlite.modulemap # as Apple's systems have it
   module CryptoKit -O swift/Sources/CryptoKit/*.swift # hashes whole bundles
   for name in Peer CoreML Tokenizers os SwiftUI; do module "$name" swift/Sources/"$name"/*.swift; done
   cc -shared -fPIC -O1 -Wall -Werror -Iswift/Sources/GenAI/include swift/Sources/GenAI/toy.c -o out/libGenAI.so
@@ -26,5 +28,5 @@ for name in "$@"; do
   module "${name}Tests" kit/Tests/"${name}Tests"/*.swift
 done
 # XCTest's own list of tests is not made for Swift 6
-swiftc -swift-version 5 -suppress-warnings -I out "${c[@]}" -module-name Tests main.swift out/*.o -Lout -lGenAI \
+swiftc -swift-version 5 -suppress-warnings -I out "${c[@]}" -module-name Tests main.swift out/*.o -Lout -lGenAI -lsqlite3 \
   -Xlinker -rpath='$ORIGIN' -o out/tests

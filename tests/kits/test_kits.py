@@ -1,8 +1,9 @@
 """The app kits: parsed by the languages' grammars, Kotlin and JNI compiled and run, bad input refused.
 
 Real for Kotlin: Android's interfaces (API 23), which give 0 or null where the tests run, but for what `Phone.kt` says; org.json
-as Android has it; kotlinx.coroutines but for its flows and its Mutex, for which Debian's is too old; JUnit. Stand-ins are these
-two, Jetpack Compose, DJL's tokenizer, and onnxruntime-genai, whose model is a toy: `stubs`.
+as Android has it; SQLite, behind androidx.sqlite's interfaces; kotlinx.coroutines but for its flows and its Mutex, for which
+Debian's is too old; JUnit. Stand-ins are these two, Jetpack Compose, DJL's tokenizer, and onnxruntime-genai, whose model is a
+toy: `stubs`.
 """
 
 from __future__ import annotations
@@ -94,11 +95,14 @@ def test_the_kit_for_genai_compiles_and_meets_the_vectors(
     kit = kits["android-genai"]
     own = [HERE / "ChatTest.kt", HERE / "Phone.kt"]
     classes = kotlin(tmp_path / "out", *sources_of(kit), *own, STUBS / "genai")
-    code, output = run_junit(classes, kit / "src/test/resources", "com.example.sample.VectorsTest")
-    assert (code, "OK (6 tests)" in output) == (0, True), output[-3000:]
-    options = (f"-Dbundle={bundle}", f"-Dtalks={write_talks(tmp_path / 'talks.json', bundle, 2048)}")
+    resources = kit / "src/test/resources"
+    for test, count in (("VectorsTest", 6), ("DocumentsTest", 4)):
+        code, output = run_junit(classes, resources, f"com.example.sample.{test}")
+        assert (code, f"OK ({count} tests)" in output) == (0, True), output[-3000:]
+    talks = write_talks(tmp_path / "talks.json", bundle, 2048)
+    options = (f"-Dbundle={bundle}", f"-Dtalks={talks}", f"-Dvectors={resources / 'vectors.json'}")
     code, output = run_junit(classes, tmp_path, "com.example.sample.ChatTest", *options)
-    assert (code, "OK (4 tests)" in output) == (0, True), output[-3000:]
+    assert (code, "OK (5 tests)" in output) == (0, True), output[-3000:]
 
 
 def test_the_kit_for_tvm_meets_the_vectors(
@@ -121,9 +125,13 @@ def test_kotlin_fails_where_a_vector_is_another(
     vectors["sampling"][2]["tokens"] = [0] * 20
     vectors["stream"][2]["texts"] = [""] * 5
     vectors["integrity"]["refused"].append([["swap", "empty", "empty"]])
+    vectors["documents"]["words"][3]["spaced"] = ""
+    vectors["documents"]["searches"][1]["found"].pop()
+    vectors["documents"]["grounded"][1]["message"] = ""
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
-    code, output = run_junit(tvm_classes, tmp_path, "com.example.sample.VectorsTest")
-    assert (code, "Tests run: 8,  Failures: 7" in output) == (1, True), output[-3000:]
+    for test, came in (("VectorsTest", "Tests run: 8,  Failures: 7"), ("DocumentsTest", "Tests run: 4,  Failures: 3")):
+        code, output = run_junit(tvm_classes, tmp_path, f"com.example.sample.{test}")
+        assert (code, came in output) == (1, True), output[-3000:]
 
 
 def native(compiler: str, kit: Path, out: Path, includes: list[Path]) -> Path:
@@ -164,8 +172,11 @@ def test_conversations_through_jni(
         pytest.skip("no g++: apt-get install g++")
     native("g++", kits["android-tvm"], tmp_path / "libpocketphi_jni.so", jni)
     talks = write_talks(tmp_path / "talks.json", bundle, 2048)
-    options = (f"-Djava.library.path={tmp_path}", f"-Dbundle={bundle}", f"-Dtalks={talks}", "-Xcheck:jni")
-    for test, count in (("NativeTest", 6), ("ChatTest", 4)):
+    vectors = kits["android-tvm"] / "src/test/resources/vectors.json"
+    libraries = ":".join(map(str, [tmp_path, *Path("/usr/lib").glob("*/jni")]))  # SQLite's too
+    given = {"java.library.path": libraries, "bundle": bundle, "talks": talks, "vectors": vectors}
+    options = (*(f"-D{name}={value}" for name, value in given.items()), "-Xcheck:jni")
+    for test, count in (("NativeTest", 6), ("ChatTest", 5)):
         code, output = run_junit(tvm_classes, tmp_path, f"com.example.sample.{test}", *options)
         assert (code, f"OK ({count} tests)" in output) == (0, True), output[-3000:]
         assert "WARNING in native method" not in output

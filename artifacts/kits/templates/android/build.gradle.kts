@@ -26,6 +26,8 @@ dependencies {
     implementation("com.microsoft.onnxruntime:onnxruntime-android:«ort_version»")
 <% endif %>
     implementation("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.9.0")
+    implementation("androidx.sqlite:sqlite-bundled:2.5.1") // with full-text search, which Android's own SQLite lacks
     testImplementation("junit:junit:4.13.2")
     testImplementation("org.json:json:20240303")
+    testImplementation("androidx.sqlite:sqlite-bundled-jvm:2.5.1")
 }

@@ -30,11 +30,18 @@ public actor Chat {
     ///
     /// A message waits until the answers before it have ended. One that is too long throws `MessageTooLong`, and the conversation
     /// goes on as before it. Where an answer was ended or failed, the conversation goes on after what was shown of it.
-    public nonisolated func send(_ text: String, limit: Int = 512) -> AsyncThrowingStream<String, any Error> {
+    ///
+    /// With `documents` the model reads their best passages for the text before it answers; `sources` gets these first.
+    public nonisolated func send(
+        _ text: String,
+        limit: Int = 512,
+        documents: Documents? = nil,
+        sources: @escaping @Sendable ([Passage]) -> Void = { _ in }
+    ) -> AsyncThrowingStream<String, any Error> {
         AsyncThrowingStream { continuation in
             let task = turns.add {
                 do {
-                    try await self.answer(text, limit: limit) { continuation.yield($0) }
+                    try await self.answer(text, limit, documents, sources) { continuation.yield($0) }
                     continuation.finish()
                 } catch {
                     continuation.finish(throwing: error)
@@ -73,11 +80,15 @@ public actor Chat {
         conversation.reset()
     }
 
-    private func answer(_ text: String, limit: Int, show: (String) -> Void) throws {
+    private func answer(
+        _ text: String, _ limit: Int, _ documents: Documents?, _ sources: ([Passage]) -> Void, show: (String) -> Void
+    ) throws {
         guard !Task.isCancelled else { return }
         let decode = try model.makeStream()
+        let grounded = try conversation.ground(text, documents, tokenize: model.tokenize)
+        sources(grounded.passages)
         try conversation.send(
-            text,
+            grounded.message,
             limit: limit,
             engine: model,
             tokenize: model.tokenize,

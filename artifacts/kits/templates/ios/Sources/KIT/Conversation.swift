@@ -49,6 +49,14 @@ struct Conversation {
         messages = start
     }
 
+    /// The message to send for a text, with the passages of documents that fit: see `Grounded`.
+    mutating func ground(_ text: String, _ documents: Documents?, tokenize: (String) throws -> [Int]) throws -> Grounded {
+        guard let documents else { return Grounded(message: text, messages: messages) }
+        let made = try Grounded(documents, text, said: messages, context: rules.context) { try tokenize(chat.render($0)).count }
+        messages = made.messages
+        return made
+    }
+
     /// Answers a message in at most `limit` tokens. `show` gets a piece for each, and says whether to go on.
     ///
     /// The message belongs to the conversation once its prompt ran. The answer is then what was shown, however it ended. Throws

@@ -39,11 +39,19 @@ class Chat(
      * A message waits until the answers before it have ended. One that is too long throws [MessageTooLongException], and the
      * conversation goes on as before it. Where an answer was cancelled or failed, the conversation goes on after what was given
      * out of it. After [close] this throws IllegalStateException.
+     *
+     * With [documents] the model reads their best passages for [text] before it answers; [sources] gets these first.
      */
-    fun send(text: String, limit: Int = 512): Flow<String> = flow<String> {
+    fun send(
+        text: String,
+        limit: Int = 512,
+        documents: Documents? = null,
+        sources: (List<Passage>) -> Unit = {}
+    ): Flow<String> = flow<String> {
         turns.run {
             model.createStream().use { stream ->
-                conversation.send(text, limit, model, model::tokenize, stream::decode) { piece ->
+                val grounded = conversation.ground(text, documents, model::tokenize).also { sources(it.passages) }
+                conversation.send(grounded.message, limit, model, model::tokenize, stream::decode) { piece ->
                     turns.checkOpen()
                     emit(piece)
                 }

@@ -50,11 +50,19 @@ class Chat(
      * A message waits until the answers before it have ended. One that is too long throws [MessageTooLongException], and the
      * conversation goes on as before it. Where an answer was cancelled or failed, the conversation goes on after what was given
      * out of it. After [close] this throws IllegalStateException.
+     *
+     * With [documents] the model reads their best passages for [text] before it answers; [sources] gets these first.
      */
-    fun send(text: String, limit: Int = 512): Flow<String> = flow<String> {
+    fun send(
+        text: String,
+        limit: Int = 512,
+        documents: Documents? = null,
+        sources: (List<Passage>) -> Unit = {}
+    ): Flow<String> = flow<String> {
         turns.run {
             val stream = TextStream(this@Chat::decode)
-            conversation.send(text, limit, engine, this@Chat::tokenize, stream::step) { piece ->
+            val grounded = conversation.ground(text, documents, this@Chat::tokenize).also { sources(it.passages) }
+            conversation.send(grounded.message, limit, engine, this@Chat::tokenize, stream::step) { piece ->
                 turns.checkOpen()
                 emit(piece)
             }

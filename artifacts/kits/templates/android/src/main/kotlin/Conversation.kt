@@ -70,6 +70,14 @@ internal class Conversation(private val rules: Rules, private val chat: ChatForm
         messages = start
     }
 
+    /** The message to send for [text], with the passages of [documents] that fit: see [Grounded.of]. */
+    fun ground(text: String, documents: Documents?, tokenize: (String) -> List<Int>): Grounded {
+        if (documents == null) return Grounded(text, emptyList(), messages)
+        val made = Grounded.of(documents, text, messages, rules.context) { tokenize(chat.render(it)).size }
+        messages = made.messages
+        return made
+    }
+
     /**
      * Answers [text] in at most [limit] tokens. [show] gets a piece for each; what it throws ends the answer.
      *
