@@ -98,6 +98,7 @@ class RecipeRecord:
     expected: where they were chosen for a budget
     smooth: norms gave off factors of their channels to the matrices behind them
     calibration: `default`, the SHA-256 of a text, or None for a recipe that has no use for one
+    learned: tokens of it that scales were learned on, after rounding
     """
 
     name: str
@@ -116,20 +117,26 @@ class RecipeRecord:
     format: str = "int4"
     scale_bits: int = 16
     smooth: bool = False
+    learned: int | None = None
 
     def described(self) -> str:
         """How weights are quantized, in a few words."""
         if self.rules:
             formats = " and ".join(dict.fromkeys(rule.format for rule in self.rules))
             kept = self.name == "keep"
-            return f"{formats}, as the file has them" if kept else f"a mix of {formats} by {len(self.rules)} rules"
+            mixed = f"a mix of {formats} by {len(self.rules)} rules{self._learned}"
+            return f"{formats}, as the file has them" if kept else mixed
         if self.palette:
             how = f"palettes of {self.palette} rows"
         else:
             how = f"block {self.block or 'row'}, {'symmetric' if self.symmetric else 'asymmetric'}"
             how += f", scales of {self.scale_bits} bits" if self.scale_bits != 16 else ""
         eight = [what for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)) if bits == 8]
-        return f"{self.format} {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "")
+        return f"{self.format} {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "") + self._learned
+
+    @property
+    def _learned(self) -> str:
+        return ", learned scales" if self.learned else ""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.passes.calibrate import WINDOW, default_text
 
 
-def calibration_tokens(source: Checkpoint, options: CompileOptions, ui: Ui) -> torch.Tensor:
-    """int64 [B, S]. Raises InputError for a text that says nothing to the model's tokenizer."""
+def calibration_tokens(source: Checkpoint, options: CompileOptions, ui: Ui, count: int | None = None) -> torch.Tensor:
+    """int64 [B, S]. count: how many are wanted, --calibration-tokens if None. Raises InputError for a text that says nothing to
+    the model's tokenizer."""
     text = None
     if options.calibration is not None:
         text = read_text(options.calibration, "the calibration text", options.content("calibration"))
     files = source.tokenizer_files()
     if not files:
         ui.say("the model has no tokenizer: calibrated on random tokens")
-    tokens = tokens_of(text, default_text(), files, source.config, options.calibration_tokens)
+    tokens = tokens_of(text, default_text(), files, source.config, count or options.calibration_tokens)
     if not tokens:
         raise InputError(f"{options.calibration}: the calibration text holds no tokens")
     if files and (unknown := Tokenizer.from_files(files).unknown) is not None and set(tokens[1:]) == {unknown}:

@@ -25,6 +25,7 @@ from pocketphi.compiler.files_check import CONFIG, config_text, model_record
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
+from pocketphi.compiler.learning import check_compute, learned
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.plan import (
     adapter_notices,
@@ -80,6 +81,7 @@ def compile_model(
     check_targets(options)
     check_adapters_switch(options)
     check_prefix(options)
+    check_compute(options)
     source, text = opened(options)
     check_model(source.config, options)
     shipped, prefix = read_prefix(options, source)
@@ -111,6 +113,8 @@ def compile_model(
     with new_folder(options.out, lowered.bytes, replace=options.force) as folder:
         if policy.calibrates:
             quantized.weights.update(calibrate(program, weights, policy, options, ui))
+        if options.learns:
+            quantized.weights.update(learned(graphs.traced, weights, quantized.weights, policy, options, ui))
         if verifies:
             read.append(rounding_check(quantized.weights, weights, policy))
             require(read)

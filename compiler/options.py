@@ -24,8 +24,10 @@ from pocketphi.targets.target import Asked, TargetOptions
 
 DEFAULT_TARGET = next(iter(TARGETS))
 VERIFY = ("auto", "always", "never")
-PRESETS = {"small": 3.74, "balanced": 4.5}
-"""Bits a weight. `small` makes 1.8 GB of 3.8 billion parameters; `best` is kept for weights that are learned."""
+PRESETS = {"small": 3.74, "balanced": 4.5, "best": 4.5}
+"""Bits a weight. `small` makes 1.8 GB of 3.8 billion parameters; the scales of `best` are learned."""
+LEARNED = 16384
+"""Tokens that scales are learned on where nobody says how many."""
 BUDGETS = ("bits", "preset", "max_read", "policy")
 """Options that decide, each by itself, which weight gets which format."""
 
@@ -108,7 +110,8 @@ class RecipeOptions(StorageOptions):
     )
     preset: str | None = option(
         None,
-        "the same by a name: " + ", ".join(f"{name} ({bits} bits)" for name, bits in PRESETS.items()),
+        f"the same by a name: small ({PRESETS['small']} bits), balanced ({PRESETS['balanced']}), or best, which is balanced "
+        "with --learn",
         choices=tuple(PRESETS),
         metavar="NAME",
     )
@@ -129,6 +132,14 @@ class RecipeOptions(StorageOptions):
         metavar="FILE",
     )
     calibration_tokens: int = option(4096, "of that text (default {default})", metavar="N")
+    learn: int | None = option(
+        None,
+        "after rounding, learn the scales of weights from the float model's predictions on so many tokens of that text "
+        f"({LEARNED} without a number): closer, and slower",
+        metavar="TOKENS",
+        const=LEARNED,
+    )
+    compute: str = option("cpu", "where scales are learned: cpu (default) or cuda", choices=("cpu", "cuda"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +229,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"--calibration-tokens {self.calibration_tokens}: expected a positive number")
         if self.context is not None and self.context < 2:
             raise InputError(f"--context {self.context}: expected 2 or more tokens: one of a prompt, one of its answer")
+        self._check_learning()
         if self.calibration is not None and not self.uses_text:
             raise InputError(f"--calibration: --recipe {self.recipe} has no use for it; only search has")
 
@@ -233,6 +245,22 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"--policy: its rules say the recipe of each weight; leave out --recipe {self.recipe}")
         if self.bits is not None and not 1 <= self.bits <= 16:
             raise InputError(f"--bits {self.bits}: expected 1 to 16 bits a weight")
+
+    def _check_learning(self) -> None:
+        """Raise InputError for scales that cannot be learned."""
+        if self.learn is not None and self.learn < 2:
+            raise InputError(f"--learn {self.learn}: expected 2 or more tokens")
+        if self.learns is None and self.compute != "cpu":
+            raise InputError(
+                f"--compute {self.compute}: only --learn and --preset best have a use for it; leave it out"
+            )
+        if self.learns is not None and self.recipe == "keep":
+            raise InputError("--learn: --recipe keep takes the scales of the file; leave out one of them")
+
+    @property
+    def learns(self) -> int | None:
+        """Tokens that scales are learned on; None where they are not."""
+        return LEARNED if self.learn is None and self.preset == "best" else self.learn
 
     @property
     def _fixed(self) -> list[str]:
@@ -252,7 +280,8 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     def uses_text(self) -> bool:
         """Whether the calibration text decides the bytes of a bundle, as far as options tell."""
         calibrates = any(one.calibrates for one in self.of_targets)
-        return self.recipe == "search" or self.spends or self.policy is not None or calibrates
+        decides = self.spends or self.policy is not None or self.learns is not None
+        return self.recipe == "search" or decides or calibrates
 
     @property
     def of_targets(self) -> tuple[TargetOptions, ...]:
@@ -305,6 +334,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             all_logits=self.all_logits,
             calibration=calibration,
             calibration_tokens=self.calibration_tokens if self.uses_text else None,
+            learned=self.learns,
             **storage,
             **of_targets,
         )

@@ -13,6 +13,7 @@ from pocketphi.compiler.footprint import footprint, kept_weights
 from pocketphi.compiler.format_rows import FormatRow, format_rows
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
+from pocketphi.compiler.learning import check_compute
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.policy_file import check_policy
@@ -30,7 +31,7 @@ from pocketphi.graph.lora.beside import Beside, open_beside
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
-from pocketphi.passes import cache_scales
+from pocketphi.passes import cache_scales, learn
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import AT_ONCE, WINDOW
 from pocketphi.passes.carry_adapters import projections
@@ -82,6 +83,7 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     check_targets(options)
     check_adapters_switch(options)
     check_prefix(options)
+    check_compute(options)
     source, text = opened(options)
     check_model(source.config, options)
     shipped, prefix = read_prefix(options, source)
@@ -203,6 +205,9 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
         streaming = max(streaming, working_bytes(config, options.context or config.max_position))
     if any(one.calibrates for one in options.of_targets):
         streaming = max(streaming, cache_scales.working_bytes(config))
+    if options.learns:
+        scales = sum(_scales(policy, name, shape) for name, shape in config.matrices().items())
+        streaming = max(streaming, learn.working_bytes(config, options.learns, WINDOW, scales))
     if not policy.calibrates:
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
@@ -221,6 +226,12 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
     if config.experts:  # of all of a layer, in float and as they were rounded
         largest *= 2
     return now + max(streaming, 4 * max(running, measuring, largest))
+
+
+def _scales(policy: Policy, name: str, shape: tuple[int, int]) -> int:
+    """Of a weight."""
+    quantizer = policy.quantizer(name)
+    return math.prod(quantizer.layout(shape)[quantizer.format.half_part].shape) if quantizer else 0
 
 
 def check_targets(options: CompileOptions) -> None:
@@ -264,6 +275,8 @@ def check_model(config: ModelConfig, options: CompileOptions) -> None:
             raise InputError(f"{name}: {what}; its files would read all of them: compile for {' or '.join(able)}")
     if options.spends:
         raise InputError(f"{what}: what rounding each would cost is not measured; name a --recipe, --block or --policy")
+    if options.learns:
+        raise InputError(f"{what}: their scales cannot be learned yet; leave out --learn")
 
 
 def prepare(program: Program, options: CompileOptions, prefix: tuple[int, ...] = ()) -> dict[str, Prepared]:

@@ -40,7 +40,9 @@ def _recipe(manifest: Manifest, config: ModelConfig) -> Iterator[str]:
     storage = {name: getattr(recipe, name) for name in declared(StorageOptions)}
     try:
         targets = [find_target(name).options_of(record) for name, record in manifest.targets.items()]
-        asked = CompileOptions("", Path(), targets, recipe=recipe.name, context=recipe.context, **storage)
+        asked = CompileOptions(
+            "", Path(), targets, recipe=recipe.name, context=recipe.context, learn=recipe.learned, **storage
+        )
     except InputError as error:
         yield f"recipe: {error}"
         return

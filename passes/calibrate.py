@@ -110,7 +110,7 @@ def quantize_calibrated(
     program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight. Returns name → stored weight.
     Raises InputError where a weight is not finite or the block does not divide its columns.
     """
-    weights = _quantizable(program, policy)
+    weights = quantizable(program, policy)
     calibrated = {name: weight for name, weight in weights.items() if weight.quantizer.calibrates}
     key = _run_key(cache, tokens, weights)
     path = cache.folder / f"{key}.stream"
@@ -184,7 +184,7 @@ def _resumed(
     return values, stored
 
 
-def _quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
+def quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
     """Weights of linear layers, of experts and of embeddings: name → how they will be quantized."""
     found = {}
     for node in program.graph.nodes:

@@ -113,6 +113,10 @@ class WeightCache:
         # another process may have been first: its bytes stay, since it reads them
         return self.known(path.name, weight) or self._store(path, weight, parts)
 
+    def put(self, key: str, weight: QuantizedWeight, parts: Mapping[str, torch.Tensor]) -> StoredWeight:
+        """Keep parts that were made of a weight in another way. key: of all that decides them."""
+        return self._store(self.folder / f"{_sha256(key)}.safetensors", weight, parts)
+
     def known(self, name: str, weight: QuantizedWeight) -> StoredWeight | None:
         """The weight in the file of a name, if it is there and says that it is this one."""
         return _find(self.folder / Path(name).name, weight, self._rounding_of(weight))

@@ -84,6 +84,7 @@ class Format(ABC):
     words:   what a message calls a weight in it
     instead: what a user may do where a target cannot hold it
     suffix:  of its operators' names: `edge::matmul_…` and `edge::embedding_…`
+    half_part: the part that a target keeps as float16 in any case
     """
 
     name: ClassVar[str]
@@ -91,6 +92,7 @@ class Format(ABC):
     words: ClassVar[str]
     instead: ClassVar[str] = "choose another format"
     suffix: ClassVar[str]
+    half_part: ClassVar[str]
 
     @classmethod
     def part_names(cls) -> tuple[str, ...]:
@@ -113,9 +115,10 @@ class Format(ABC):
         return cls.shape_of(parts)[1] // int(parts["scale"].shape[1]) if "scale" in parts else None
 
     @property
-    @abstractmethod
     def half_values(self) -> torch.Tensor:
-        """What a target keeps as float16 in any case: float32 [rows, …], values that float16 has."""
+        """The values of `half_part`: float32 [rows, …], each one that float16 has."""
+        values: torch.Tensor = getattr(self, self.half_part)
+        return values
 
     @abstractmethod
     def dequantize(self) -> torch.Tensor:

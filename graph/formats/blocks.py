@@ -34,6 +34,8 @@ class Blocks(Format):
            from -127 to 127 times it, so that a target may keep the scales as int8
     """
 
+    half_part = "scale"
+
     scale: torch.Tensor
 
     @classmethod
@@ -67,10 +69,6 @@ class Blocks(Format):
     def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
         rows, size = parts[cls.part_names()[0]].shape
         return rows, 8 * size // cls.bits
-
-    @property
-    def half_values(self) -> torch.Tensor:
-        return self.scale
 
     @property
     def block(self) -> int:

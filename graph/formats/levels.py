@@ -48,7 +48,7 @@ class Levels(Blocks):
         """The levels of numbers int64: float32."""
         import torch
 
-        return torch.take(_levels(cls), numbers)
+        return torch.take(_levels(cls).to(numbers.device), numbers)
 
     def centred(self) -> torch.Tensor:
         return self.at(self.values().long())

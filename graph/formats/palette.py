@@ -34,6 +34,7 @@ class Tables(Format):
     """
 
     instead = "choose another format, or compile it for coreml alone"
+    half_part = "lut"
 
     lut: torch.Tensor
 
@@ -54,10 +55,6 @@ class Tables(Format):
     def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
         groups, rows, size = parts[cls.part_names()[0]].shape
         return groups * rows, 8 * size // cls.bits
-
-    @property
-    def half_values(self) -> torch.Tensor:
-        return self.lut
 
     @property
     def indices(self) -> torch.Tensor:
