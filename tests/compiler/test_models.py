@@ -98,7 +98,7 @@ def what_cannot_guess_is_refused(bundle: Path, tmp_path: Path) -> None:
         out = str(tmp_path / name)
         assert main(["compile", "random:tiny", "-o", out, "--recipe", "rtn", "--verify", "never", *target]) == 0
     refused = [
-        (bundle, tmp_path / "none", "none: no such folder"),
+        (bundle, tmp_path / "none", "none: not a bundle: it has no manifest.json"),
         (bundle, tmp_path / "foreign", "has another tokenizer than"),
         (bundle, tmp_path / "ort", "holds ort-mobile; compile it with --target tvm-arm"),
         (tmp_path / "ort", bundle, "the runtime of ort-mobile guesses no tokens; leave it out"),
