@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import preflight
@@ -20,57 +17,13 @@ import preflight
 preflight.require(__file__)
 
 from common import Bar, print_table  # noqa: E402 - packages may be missing
+from guessed import REPEATING, Sum, requests  # noqa: E402
 
 from pocketphi.artifacts.bundle import Bundle  # noqa: E402
-from pocketphi.compiler.hosts import open_host  # noqa: E402
+from pocketphi.compiler.hosts import check_draft, open_host  # noqa: E402
 from pocketphi.graph.hf_config import read_config  # noqa: E402
 from pocketphi.graph.tokenizer import Tokenizer  # noqa: E402
 from pocketphi.targets.tvm_arm.host import TvmHost, TvmRunner  # noqa: E402
-
-REPEATING = ("answer", "rewrite", "json", "edit")
-REQUESTS = Path(__file__).with_suffix(".toml")
-
-
-@dataclass
-class Sum:
-    """tokens: of the answers; different: those that are others with guesses; calls, milliseconds: without, and with them."""
-
-    tokens: int = 0
-    different: int = 0
-    calls: tuple[int, int] = (0, 0)
-    milliseconds: tuple[float, float] = (0.0, 0.0)
-
-    def __add__(self, other: Sum) -> Sum:
-        return Sum(
-            self.tokens + other.tokens,
-            self.different + other.different,
-            (self.calls[0] + other.calls[0], self.calls[1] + other.calls[1]),
-            (self.milliseconds[0] + other.milliseconds[0], self.milliseconds[1] + other.milliseconds[1]),
-        )
-
-    @property
-    def speedup(self) -> float:
-        return self.milliseconds[0] / self.milliseconds[1]
-
-    def row(self, kind: str) -> list[str]:
-        return [
-            kind,
-            f"{self.tokens:,}",
-            str(self.different),
-            f"{self.tokens / max(self.calls[1], 1):.2f}",
-            f"{self.speedup:.2f}",
-        ]
-
-
-def requests() -> Iterator[tuple[str, str]]:
-    """Kind and text of each."""
-    asked = tomllib.loads(REQUESTS.read_text("utf-8"))
-    for kind in (*REPEATING, "chat"):
-        for request in asked[kind]["requests"]:
-            fields = {"text": asked["texts"], "code": asked["programs"]}
-            name = next((name for name in fields if f"{{{name}}}" in request), None)
-            for value in fields[name] if name else [""]:
-                yield kind, request.replace(f"{{{name}}}", value)
 
 
 def answer(runner: TvmRunner, prompt: list[int], most: int, stops: frozenset[int]) -> tuple[list[int], int, float]:
@@ -90,6 +43,7 @@ def main() -> int:
     """See the module."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("bundle", type=Path, help="compiled with --target tvm-arm --os host")
+    p.add_argument("--draft", type=Path, help="a bundle that guesses as well (default: the text alone)")
     p.add_argument("--tokens", type=int, default=256, help="of an answer, at most (default %(default)s)")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--rounds", type=int, default=1, help="how often all of it is done (default %(default)s)")
@@ -97,12 +51,15 @@ def main() -> int:
     p.add_argument("--json", type=Path)
     a = p.parse_args()
 
-    host = open_host(a.bundle, Bundle.open(a.bundle).manifest, "tvm-arm")
+    bundle = Bundle.open(a.bundle)
+    host = open_host(a.bundle, bundle.manifest, "tvm-arm")
     assert isinstance(host, TvmHost)
+    draft = a.draft or "auto"
+    check_draft(draft, host, bundle, "tvm-arm")
     tokenizer, stops = Tokenizer.load(a.bundle), frozenset() if a.past_end else frozenset(read_config(a.bundle).eos)
     prompts = [(kind, tokenizer.encode_chat([{"role": "user", "content": text}])) for kind, text in requests()]
     room = max(len(prompt) for _, prompt in prompts) + a.tokens + 1
-    runners = [host.talker(room, a.threads, draft) for draft in ("none", "auto")]
+    runners = [host.talker(room, a.threads, how) for how in ("none", draft)]
     sums: dict[str, Sum] = defaultdict(Sum)
     for turn in range(a.rounds):
         for number, (kind, prompt) in enumerate(prompts):

@@ -62,6 +62,7 @@ NEEDS: dict[str, list[Need]] = {
     "sparse_attention.py": [TVM],
     "caches.py": [ORT, TVM],
     "drafts.py": [TVM, COMPILER],
+    "drafts_genai.py": [GENAI],
     "prefix.py": [TVM, COMPILER],
     "json_answers.py": [_extra("llguidance", "json"), _package("jsonschema", ".venv/bin/pip install '.[dev]'")],
     "experts.py": [TVM, COMPILER],

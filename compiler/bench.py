@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.hosts import open_host, talker_of
+from pocketphi.compiler.hosts import check_draft, open_host, talker_of
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.resident import forget_peak
-from pocketphi.targets.base import Host, Runner
+from pocketphi.targets.base import Draft, Host, Runner
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,22 @@ def bench(
     ui: Ui,
     target: str | None = None,
     adapter: str | None = None,
-    draft: str = "none",
+    draft: Draft = "none",
 ) -> list[Speed]:
     """Measure a bundle, with one of its adapters if that is named, with each number of threads, one after the other: threads
     that wait for work in one runner would take the cores from those of another. draft: `auto` to guess what comes next, in the
-    text that a random prompt leads to."""
+    text that a random prompt leads to, or a bundle that guesses as well."""
     for option, value in (("--prompt-tokens", prompt), ("--generate", generate), ("--rounds", rounds)):
         check_number(option, value)
     for count in threads:
         check_threads(count, least=1)
     bundle = Bundle.open(path)
     host = open_host(path, bundle.manifest, target)
-    if draft != "none" and not host.guesses:
+    if draft == "auto" and not host.guesses:
         raise InputError(
             f"--draft {draft}: the runtime of {target or next(iter(bundle.manifest.targets))} guesses no tokens"
         )
+    check_draft(draft, host, bundle, target)
     context = bundle.manifest.context(target)
     if prompt + generate > context:
         raise InputError(f"--prompt-tokens {prompt} and --generate {generate}: {path} holds {context} tokens")

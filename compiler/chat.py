@@ -18,7 +18,7 @@ from pocketphi.compiler.guided import AnswerCut, Form, Forms, Guide, guided
 from pocketphi.compiler.talker import Engine, Talker, at_temperature
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import parse_json, typed
-from pocketphi.targets.base import Keeps
+from pocketphi.targets.base import Draft, Keeps
 
 
 @dataclass
@@ -50,9 +50,9 @@ class Chat:
 
     max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; system: message that
     it begins with, the bundle's prefix if None; adapter: of the bundle, none if None; draft: `auto` lets a runtime that can
-    guess what comes next, which changes no answer, and `none` does not; session: a file that the conversation goes on from,
-    where there is one, and that it is kept in after each answer; docs: an index of documents, whose best passages are put
-    before each message
+    guess what comes next, which changes no answer, `none` does not, and a bundle is a smaller model that guesses as well;
+    session: a file that the conversation goes on from, where there is one, and that it is kept in after each answer; docs: an
+    index of documents, whose best passages are put before each message
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Chat:
         threads: int = 0,
         target: str | None = None,
         adapter: str | None = None,
-        draft: str = "auto",
+        draft: Draft = "auto",
         session: Path | None = None,
         docs: Path | None = None,
     ) -> None:

@@ -269,9 +269,11 @@ def parser() -> argparse.ArgumentParser:
 def _draft_argument(p: argparse.ArgumentParser, default: str) -> None:
     p.add_argument(
         "--draft",
-        choices=["auto", "none"],
+        type=lambda text: text if text in ("auto", "none") else Path(text),
+        metavar="auto|none|BUNDLE",
         default=default,
-        help="whether a runtime that can guesses what comes next, which changes no answer (default %(default)s)",
+        help="whether a runtime that can guesses what comes next, or a smaller model with the same tokenizer that does so too; "
+        "it changes no answer (default %(default)s)",
     )
 
 

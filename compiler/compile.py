@@ -100,7 +100,8 @@ def compile_model(
         policy = chosen.policy
         weights, program = smoothed(source, program, options, ui) if policy.smooth else (source, program)
         # before the work: what will be refused, is refused now
-        lowered = lower(program, policy, reports, options, allowed, prefix)
+        vocabulary = text.recorded.vocabulary if text.recorded else ""
+        lowered = lower(program, policy, reports, options, allowed, prefix, vocabulary)
         quantized = lowered.program
         verifies = wants_verification(options.verify, lowered.bytes, ui)
         read = reading_checks(source) if verifies else []

@@ -74,7 +74,8 @@ def record_check(manifest: Manifest, config: ModelConfig) -> Check:
 def asked_of(manifest: Manifest) -> Asked:
     """What every target was asked for."""
     recipe = replace(manifest.recipe, rules=())
-    return Asked(context=recipe.context, version=manifest.pocketphi, recipe=recipe.described())
+    vocabulary = manifest.text.vocabulary if manifest.text else ""
+    return Asked(context=recipe.context, version=manifest.pocketphi, recipe=recipe.described(), vocabulary=vocabulary)
 
 
 def details_check(manifest: Manifest, target: str, host: Host, program: Program) -> Check:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import Manifest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import named
 from pocketphi.targets import find_target, packages_of
-from pocketphi.targets.base import Host, Runner, switch
+from pocketphi.targets.base import Draft, Host, Runner, switch
 from pocketphi.targets.target import TargetOptions
 
 
@@ -34,6 +35,25 @@ def check_adapter(manifest: Manifest, adapter: str | None) -> None:
         raise InputError(f"--adapter {named(adapter)}: there is no such adapter in the bundle; it holds {held}")
 
 
+def check_draft(draft: Draft, host: Host, bundle: Bundle, target: str | None) -> None:
+    """Raises InputError for a bundle that cannot guess for another one. host: of the other's files for a target."""
+    if not isinstance(draft, Path):
+        return
+    name = target or next(iter(bundle.manifest.targets))
+    if not host.guesses:
+        raise InputError(f"--draft {draft}: the runtime of {name} guesses no tokens; leave it out")
+    other = Bundle.open(draft)
+    if name not in other.manifest.targets:
+        raise InputError(f"--draft {draft}: holds {', '.join(other.manifest.targets)}; compile it with --target {name}")
+    texts = [one.manifest.text and one.manifest.text.vocabulary for one in (bundle, other)]
+    sizes = [read_config(one.path).vocab_size for one in (bundle, other)]
+    if texts[0] != texts[1] or sizes[0] != sizes[1]:
+        raise InputError(
+            f"--draft {draft}: has another tokenizer than {bundle.path} ({sizes[1]:,} tokens, and {sizes[0]:,}); only a model "
+            "with the same tokens can guess for it: take a smaller one of the same family"
+        )
+
+
 def runner_of(host: Host, manifest: Manifest, adapter: str | None, max_tokens: int) -> Runner:
     """A runner that gives every token's logits, with one of the bundle's adapters switched on. Raises InputError for one that
     the bundle does not have."""
@@ -42,7 +62,7 @@ def runner_of(host: Host, manifest: Manifest, adapter: str | None, max_tokens: i
 
 
 def talker_of(
-    host: Host, manifest: Manifest, adapter: str | None, max_tokens: int, threads: int = 0, draft: str = "auto"
+    host: Host, manifest: Manifest, adapter: str | None, max_tokens: int, threads: int = 0, draft: Draft = "auto"
 ) -> Runner:
     """A runner for one text whose tokens come one by one (`Host.talker`), with an adapter switched on. Raises InputError for
     one that the bundle does not have."""

@@ -165,16 +165,17 @@ def lower(
     options: CompileOptions,
     allowed: Callable[[Policy], None] | None,
     prefix: tuple[int, ...] = (),
+    vocabulary: str = "",
 ) -> Lowered:
     """Give the weights of a fused program their formats, and plan each target's files: all that comes before the work.
 
-    reports: of the passes before; allowed: judges the policy, and may raise; prefix: tokens that prompts begin with. Raises
-    what `prepare` and `check_plan` do.
+    reports: of the passes before; allowed: judges the policy, and may raise; prefix, vocabulary: see `Asked`. Raises what
+    `prepare` and `check_plan` do.
     """
     if allowed is not None:
         allowed(policy)
     quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
-    prepared = prepare(quantized, options, prefix)
+    prepared = prepare(quantized, options, prefix, vocabulary)
     done = [*reports, *more]
     return Lowered(quantized, done, prepared, check_plan(quantized, done, prepared, options, policy))
 
@@ -279,15 +280,19 @@ def check_model(config: ModelConfig, options: CompileOptions) -> None:
         raise InputError(f"{what}: their scales cannot be learned yet; leave out --learn")
 
 
-def prepare(program: Program, options: CompileOptions, prefix: tuple[int, ...] = ()) -> dict[str, Prepared]:
-    """Plan the files of each target, once. prefix: tokens that prompts begin with. Raises InputError for what a target cannot
-    write, CannotRun where its packages are not installed."""
+def prepare(
+    program: Program, options: CompileOptions, prefix: tuple[int, ...] = (), vocabulary: str = ""
+) -> dict[str, Prepared]:
+    """Plan the files of each target, once. prefix, vocabulary: see `Asked`. Raises InputError for what a target cannot write,
+    CannotRun where its packages are not installed."""
     prepared = {}
     for one in options.of_targets:
         target = find_target(one.target)
         check_formats(target, one, program)
         with packages_of(target):
-            prepared[target.name] = target.prepare(program, one, replace(options.asked, prefix=prefix))
+            prepared[target.name] = target.prepare(
+                program, one, replace(options.asked, prefix=prefix, vocabulary=vocabulary)
+            )
     return prepared
 
 

@@ -11,12 +11,12 @@ import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.kits.reference import Call, Rules
-from pocketphi.compiler.hosts import check_adapter, open_host, runner_of, talker_of
+from pocketphi.compiler.hosts import check_adapter, check_draft, open_host, runner_of, talker_of
 from pocketphi.compiler.prefix import system_message
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.ranges import check_number, check_threads
 from pocketphi.graph.tokenizer import Tokenizer
-from pocketphi.targets.base import Runner
+from pocketphi.targets.base import Draft, Runner
 
 DEFAULT_TOKENS = 2048
 
@@ -35,7 +35,7 @@ class Talker:
         threads: int = 0,
         target: str | None = None,
         adapter: str | None = None,
-        draft: str = "auto",
+        draft: Draft = "auto",
     ) -> None:
         """max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; adapter: of
         the bundle, none if None; draft: see `Host.talker`.
@@ -52,6 +52,7 @@ class Talker:
         check_number("--max-tokens", self.limit, 2, self.held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
         self.shipped = system_message(path, bundle.manifest)
+        check_draft(draft, self._host, bundle, target)
         self.runner = talker_of(self._host, bundle.manifest, adapter, self.limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         config = read_config(path)

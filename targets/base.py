@@ -45,6 +45,10 @@ class Packaged:
     computed_on: str = ""
 
 
+Draft = str | Path
+"""`auto`, `none`, or the folder of a bundle."""
+
+
 class Runner(Protocol):
     """A model with its K/V cache, run token by token: the quantized program in torch, or saved files in their runtime."""
 
@@ -152,9 +156,9 @@ class Host(ABC):
     guesses = False
     """Whether the runtime can read tokens that are likely to come next along with a new one, which changes no result."""
 
-    def talker(self, max_tokens: int, threads: int = 0, draft: str = "auto") -> Runner:
+    def talker(self, max_tokens: int, threads: int = 0, draft: Draft = "auto") -> Runner:
         """A runner for one text whose tokens come one by one. draft: `auto` to guess what comes next where the runtime can and
-        it pays, or `none`."""
+        it pays, `none`, or the folder of a bundle that guesses as well, where `guesses` says that it can."""
         return self.runner(max_tokens, threads=threads)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:

@@ -52,7 +52,8 @@ class Asked:
     """What of a compile's options concerns every target.
 
     context: tokens, as many as the model has positions if None; strict: a slow path is an error; version: of pocketphi;
-    recipe: how the weights are quantized, in words; prefix: tokens whose cache a bundle is to have
+    recipe: how the weights are quantized, in words; prefix: tokens whose cache a bundle is to have; vocabulary: digest of the
+    tokenizer's tokens and their numbers, "" without one
     """
 
     context: int | None = None
@@ -60,6 +61,7 @@ class Asked:
     version: str = "0"
     recipe: str = ""
     prefix: tuple[int, ...] = ()
+    vocabulary: str = ""
 
 
 @dataclass(frozen=True)

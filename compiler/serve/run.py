@@ -10,6 +10,7 @@ from pathlib import Path
 from pocketphi.compiler.talker import Talker
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number
+from pocketphi.targets.base import Draft
 
 LOOPBACK, PORT = "127.0.0.1", 8642
 
@@ -21,7 +22,7 @@ def serve(
     max_tokens: int | None = None,
     threads: int = 0,
     target: str | None = None,
-    draft: str = "auto",
+    draft: Draft = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve a bundle, opened as `Chat` opens it, until SIGINT or SIGTERM: answers that are being made then are finished first.

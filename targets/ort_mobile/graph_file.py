@@ -18,7 +18,7 @@ from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside, typed
-from pocketphi.targets.ort_mobile.lower import Lowered
+from pocketphi.targets.ort_mobile.lower import CHECKED_LOGITS, Lowered
 from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings
 
 _DTYPES = {
@@ -65,7 +65,8 @@ def other_settings(folder: Path, config: ModelConfig) -> list[str]:
     length = found.get("model.context_length")
     if type(length) is not int or not 0 < length <= config.max_position:
         return [f"model.context_length is {show(length)}, config.json says {config.max_position} positions"]
-    wanted = _flat(genai_settings(config, inputs, length, is_windowed(read_graph(folder))))
+    graph = read_graph(folder)
+    wanted = _flat(genai_settings(config, inputs, length, is_windowed(graph), checks_guesses(graph)))
     free = {f"model.decoder.session_options.{name}" for name in _SESSION}
     names = [name for name in sorted(found.keys() | wanted.keys()) if name not in free]
     longest, chunk = found.get("search.max_length"), found.get("search.chunk_size")
@@ -106,6 +107,11 @@ def read_graph(folder: Path) -> onnx.ModelProto:
 def is_windowed(model: onnx.ModelProto) -> bool:
     """Whether the caches of a graph may have fewer rows than a text has tokens."""
     return any(a.name == "sliding_window_cache" and a.i for node in model.graph.node for a in node.attribute)
+
+
+def checks_guesses(model: onnx.ModelProto) -> bool:
+    """Whether a graph gives the logits of the last tokens, among zeros in place of the others'."""
+    return any(CHECKED_LOGITS in node.output for node in model.graph.node)
 
 
 def _is_text(message: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
@@ -27,6 +28,7 @@ from pocketphi.targets.base import Check, Host, Runner
 from pocketphi.targets.ort_mobile.adapter_file import load_parameters, read_adapter
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
 from pocketphi.targets.ort_mobile.graph_file import (
+    checks_guesses,
     chunk_size,
     external,
     is_windowed,
@@ -38,8 +40,8 @@ from pocketphi.targets.ort_mobile.graph_file import (
     spec_of,
 )
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
-from pocketphi.targets.ort_mobile.lower import K_SCALE
-from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS, OrtMobile
+from pocketphi.targets.ort_mobile.lower import CHECKED_LOGITS, K_SCALE
+from pocketphi.targets.ort_mobile.options import CHECKED, INT8_ACTIVATIONS, OrtMobile
 from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
 from pocketphi.targets.ort_mobile.package import (
     DATA_FILE,
@@ -118,6 +120,8 @@ class OrtHost(Host):
             read_graph(self.folder)
         ):  # whose caches have to be shared, which RunOptions prevent
             checks.append(adapters_check(self.folder, names, prompt))
+        if checks_guesses(read_graph(self.folder)):
+            checks.append(guesses_check(self.folder, prompt))
         if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
             with refused_by("ONNX Runtime", self.folder / ORT_FILE):
                 checks.append(ort_file_check(self.folder))
@@ -150,6 +154,7 @@ class OrtHost(Host):
             ort_file=ort_file,
             kv_cache=kv_cache_of(graph),
             windowed_cache=is_windowed(graph),
+            drafts=checks_guesses(graph),
         )
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
@@ -230,6 +235,7 @@ class OrtRunner:
         window = config.sliding_window if is_windowed(model or read_graph(folder)) else None
         if window and window < max_tokens:  # as an app's, but for short runs, which are to see it move on too
             self._rows = min(windowed_rows(config, max_tokens) or max_tokens, window + (max_tokens - window) // 2)
+        self._last_only = checks_guesses(model or read_graph(folder))
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._folder, self._adapter = folder, dict[str, Any]()
         self.reset()
@@ -298,6 +304,11 @@ class OrtRunner:
         return self._feeds(prompt) | caches
 
     def _run(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = torch.from_numpy(self.run(tokens))
+        return logits[:, -1:] if self._last_only else logits
+
+    def run(self, tokens: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Append tokens int64 [B, S] in one call; the graph's logits."""
         batch, length = tokens.shape
         total = self._past + length
         if not self._caches:
@@ -319,7 +330,7 @@ class OrtRunner:
         if logits.dtype != np.float32 or logits.shape[:1] != (batch,) or logits.shape[1:2] not in ((1,), (length,)):
             raise InputError(f"{self._file}: logits are {logits.dtype} {list(logits.shape)}; copy or compile it again")
         self._past = total
-        return torch.from_numpy(logits)
+        return np.asarray(logits)
 
 
 def adapters_check(folder: Path, names: Collection[str], prompt: torch.Tensor) -> Check:
@@ -346,11 +357,35 @@ def adapters_check(folder: Path, names: Collection[str], prompt: torch.Tensor) -
     return Check("adapters that RunOptions give other logits", len(wrong), 0, detail)
 
 
+def guesses_check(folder: Path, prompt: torch.Tensor) -> Check:
+    """The logits of the last tokens, by which onnxruntime-genai checks what it guessed, are those of a graph that gives every
+    token's, and those before are 0. The largest KL of one of them.
+
+    prompt: int64 [1, S], of which as much is run as goes through at once
+    """
+    tokens = prompt[:, : chunk_size(folder) or prompt.shape[1]]
+    length = tokens.shape[1]
+    few, every = OrtRunner(folder, length), OrtRunner(folder, length, changes=[all_logits])
+    came, wanted = few.run(tokens)[0], every.run(tokens)[0]
+    first = max(length - CHECKED, 0)
+    p, q = (torch.from_numpy(one[first:]).double().log_softmax(-1) for one in (wanted, came))
+    worst = float((p.exp() * (p - q)).sum(-1).max()) if not came[:first].any() else math.inf
+    return Check("KL of the tokens that check guesses", worst, Host.exact_bound, f"{length - first} of {length} tokens")
+
+
 def all_logits(model: onnx.ModelProto) -> None:
     """Keep every position where the graph takes the last one: for measuring, over the same weights."""
+    few = checks_guesses(model)
     nodes = {output: node for node in model.graph.node for output in node.output}
     rows = {node.input[0]: node for node in model.graph.node if node.op_type == "Unsqueeze"}
-    picked = {rows[n.output[0]].output[0]: n.input[0] for n in nodes.values() if n.op_type == "GatherND"}
+    picked = {
+        n.output[0] if few else rows[n.output[0]].output[0]: n.input[0]
+        for n in nodes.values()
+        if n.op_type == "GatherND"
+    }
+    if few:
+        model.graph.node.remove(nodes["logits"])
+        nodes[CHECKED_LOGITS].output[0] = "logits"
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = picked.get(name, name)

@@ -20,15 +20,18 @@ from torch import fx
 from pocketphi.graph.adapters import weight_of_input
 from pocketphi.graph.edge_ops import QUICK_GELU
 from pocketphi.graph.formats import PartSpec
-from pocketphi.graph.program import Program, shape_of, split_target
+from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls, once
 from pocketphi.targets.ort_mobile import experts
 from pocketphi.targets.ort_mobile.codecs import CODECS, MS, stored
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, KvCache, scale_names
-from pocketphi.targets.ort_mobile.options import INT8_ACTIVATIONS
+from pocketphi.targets.ort_mobile.options import CHECKED, INT8_ACTIVATIONS
 
 OPSET = 21
 IR_VERSION = 10
+
+CHECKED_LOGITS = "checked_logits"
+"""The name of the logits of the last CHECKED tokens, before each is put in its place."""
 
 HIDDEN = -1e30
 """Added to a score that must not be seen: exp gives 0."""
@@ -80,12 +83,14 @@ def lower(
     accuracy_level: int = INT8_ACTIVATIONS,
     cache: KvCache = KV_CACHES["fp32"],
     windowed: bool = False,
+    drafts: bool = False,
 ) -> Lowered:
-    """Lower a fused, quantized program. windowed: its caches may have fewer rows than a text has tokens.
+    """Lower a fused, quantized program. windowed: its caches may have fewer rows than a text has tokens; drafts: where it has
+    logits of the last token, those of the last CHECKED ones are given, each in its place among zeros.
 
     Raises CompilerBug naming the first operator that has no rule.
     """
-    emitter = Emitter(program, accuracy_level, cache, windowed)
+    emitter = Emitter(program, accuracy_level, cache, windowed, drafts)
     lower_calls(program, emitter, _RULES, CODECS, "ONNX")
     emitter.finish()
     return emitter.lowered
@@ -94,8 +99,11 @@ def lower(
 class Emitter:
     """Names values and collects nodes. A value of the graph has one ONNX name, or one for each item of a tuple."""
 
-    def __init__(self, program: Program, accuracy_level: int, cache: KvCache, windowed: bool) -> None:
+    def __init__(
+        self, program: Program, accuracy_level: int, cache: KvCache, windowed: bool, drafts: bool = False
+    ) -> None:
         self.program = program
+        self.drafts = drafts and any(op_name(node) == "edge.last_token" for node in program.graph.nodes)
         self.accuracy_level, self.cache, self.windowed = accuracy_level, cache, windowed
         self.layers = 0
         self.lowered = Lowered()
@@ -103,6 +111,8 @@ class Emitter:
         self.made: dict[Any, Any] = {}
         self._constants: set[str] = set()
         self._outputs = {node: name for name, node in program.outputs.items()}
+        if self.drafts:
+            self._outputs[program.outputs["logits"]] = CHECKED_LOGITS
 
     def name(self, node: Any) -> str:
         """The ONNX name of a value; a weight is placed at its first use."""
@@ -161,6 +171,8 @@ class Emitter:
         return self.emit("Transpose", [weight], [f"{weight}_T"], perm=[1, 0])
 
     def finish(self) -> None:
+        if self.drafts:
+            self.place_checked()
         used = {name for node in self.lowered.nodes for name in node.input}
         config = self.program.config
         sizes: dict[str, list[Any]] = {
@@ -183,7 +195,7 @@ class Emitter:
                 self.lowered.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         for name, node in self.program.outputs.items():
             length = shape_of(node)[1]
-            tokens = length if isinstance(length, int) else "sequence"
+            tokens = length if isinstance(length, int) and not self.drafts else "sequence"
             shape = ["batch", tokens, config.vocab_size] if name == "logits" else [size or "total" for size in cache]
             dtype = TensorProto.FLOAT if name == "logits" else cache_type
             self.lowered.outputs.append(helper.make_tensor_value_info(name, dtype, shape))
@@ -224,12 +236,43 @@ class Emitter:
     def last_column(self) -> str:
         """int64 [B, 1]: each row's last real token: seqlens_k - (T - S), at least 0 (past tokens of shorter rows are padding
         to the right)."""
-        length = self.emit("Shape", ["input_ids"], ["new_columns"], start=1, end=2)
-        past = self.emit("Sub", [self.mask_columns(), length], ["past_columns"])
+        past = self.emit("Sub", [self.mask_columns(), self.new_columns()], ["past_columns"])
         total = self.emit("Cast", [self.total_minus_one()], ["tokens_minus_1_int64"], to=TensorProto.INT64)
         raw = self.emit("Sub", [total, past], ["last_token_raw"])
         index = self.emit("Max", [raw, self.constant("zero", [0])], ["last_token"])
         return self.emit("Unsqueeze", [index, self.constant("axis_1", [1])], ["last_token_column"])
+
+    @once
+    def new_columns(self) -> str:
+        """int64 [1]: tokens of `input_ids`, S."""
+        return self.emit("Shape", ["input_ids"], ["new_columns"], start=1, end=2)
+
+    @once
+    def checked_columns(self) -> str:
+        """int64 [B, K, 1], K = min(S, CHECKED): each row's last K real tokens; its first one again where it has fewer."""
+        count = self.emit("Min", [self.new_columns(), self.constant("checked_most", [CHECKED])], ["checked_count"])
+        first = self.emit("Sub", [self.constant("one", [1]), count], ["checked_first"])
+        scalar = self.emit("Squeeze", [first], ["checked_first_0"])
+        one = self.constant("one_0", 1)
+        back = self.emit("Range", [scalar, one, one], ["checked_back"])
+        raw = self.emit("Add", [self.last_column(), back], ["checked_raw"])
+        columns = self.emit("Max", [raw, self.constant("zero", [0])], ["checked"])
+        return self.emit("Unsqueeze", [columns, self.constant("axis_2", [2])], ["checked_columns"])
+
+    def place_checked(self) -> None:
+        """logits float32 [B, S, V]: those of `checked_columns` in their places, 0 elsewhere. onnxruntime-genai wants such a
+        shape, and reads the last token's and those that it checks."""
+        vocab = self.constant("vocabulary", [self.program.config.vocab_size])
+        batch = self.emit("Shape", ["input_ids"], ["batch_rows"], start=0, end=1)
+        shape = self.emit("Concat", [batch, self.new_columns(), vocab], ["logits_shape"], axis=0)
+        zeros = self.emit("ConstantOfShape", [shape], ["no_logits"])
+        nothing, one = self.constant("zero_0", 0), self.constant("one_0", 1)
+        rows = self.emit("Range", [nothing, self.emit("Squeeze", [batch], ["batch_rows_0"]), one], ["rows"])
+        row = self.emit("Unsqueeze", [rows, self.constant("axes_1_2", [1, 2])], ["rows_column"])
+        columns = self.checked_columns()
+        wide = self.emit("Expand", [row, self.emit("Shape", [columns], ["checked_shape"])], ["rows_wide"])
+        places = self.emit("Concat", [wide, columns], ["checked_places"], axis=2)
+        self.emit("ScatterND", [zeros, places, CHECKED_LOGITS], ["logits"])
 
     @once
     def block_sparse_bias(self, heads: int, block: int, local: int, stride: int, step: int) -> str:
@@ -346,6 +389,9 @@ def _layer_norm(e: Emitter, node: fx.Node) -> None:
 
 
 def _last_token(e: Emitter, node: fx.Node) -> None:
+    if e.drafts:
+        e.emit("GatherND", [e.name(node.args[0]), e.checked_columns()], [e.result(node)], batch_dims=1)
+        return
     row = e.emit("GatherND", [e.name(node.args[0]), e.last_column()], [f"{node.name}_row"], batch_dims=1)
     e.emit("Unsqueeze", [row, e.constant("axis_1", [1])], [e.result(node)])
 

@@ -13,6 +13,9 @@ from pocketphi.targets.target import TargetOptions
 INT8_ACTIVATIONS = 4
 """MatMulNBits accuracy level: 0 computes in float32, 4 with activations rounded to int8 in blocks (three times faster)."""
 
+CHECKED = 17
+"""Tokens whose logits onnxruntime-genai 0.18 may ask for where it checks guesses: 16 of these, and the one before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OrtMobile(TargetOptions):
@@ -26,6 +29,11 @@ class OrtMobile(TargetOptions):
     ort_file: bool = option(False, "also the single-file model.ort (under 2 GiB)")
 
     kv_cache: str = kv_cache_option(KV_CACHES, "fp32 (default), int8 or int4, whose scales a calibration text gives")
+
+    drafts: bool = option(
+        False,
+        "onnxruntime-genai guesses tokens from the text and checks several at once: what repeats itself comes faster",
+    )
 
     windowed_cache: bool = option(
         False,

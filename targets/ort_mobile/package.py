@@ -27,7 +27,7 @@ from pocketphi.graph.config import EMBEDDING, ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec, format_of
 from pocketphi.graph.lazy_weights import Constant, LazyWeight
-from pocketphi.graph.program import Program, split_target
+from pocketphi.graph.program import Program, op_name, split_target
 from pocketphi.passes.cache_scales import Measured
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets import find_target
@@ -57,6 +57,15 @@ _NODE_BYTES, _CONFIG_BYTES = 256, 2048
 
 _ROTARY_STEP = 16
 """GroupQueryAttention rotates a multiple of so many dimensions of a head."""
+GUESSES = {
+    "ngram_size": 3,
+    "max_draft_tokens": 4,
+    "ngram_chained_lookup": True,
+    "min_adaptive_k": 2,
+    "cooldown": True,
+}
+"""Its guess: what followed when the last two tokens stood there before; as many tokens as have paid so far, of 2 to 16."""
+
 _GENAI_REWINDS_AT = 4097
 """Where onnxruntime-genai 0.18 recomputes the cache of a model of type phi3, because LongRoPE changes its factors."""
 
@@ -74,7 +83,13 @@ class OrtBundle(Prepared):
         )
         if options.windowed_cache and not fits:
             raise InputError(f"--windowed-cache: {_why_not_windowed(program.config, context)}; leave it out")
-        self.lowered = lower(program, options.accuracy_level, cache, options.windowed_cache)
+        if options.windowed_cache and options.drafts:
+            raise InputError(
+                "--drafts: onnxruntime-genai takes guesses back, which --windowed-cache cannot; leave one out"
+            )
+        if options.drafts and not any(op_name(node) == "edge.last_token" for node in program.graph.nodes):
+            raise InputError("--drafts gives the logits of the last tokens, --all-logits those of all; leave one out")
+        self.lowered = lower(program, options.accuracy_level, cache, options.windowed_cache, options.drafts)
         self.cache_bits = cache.bits if cache.rounds else None
         spec = PartSpec((program.config.kv_heads, program.config.head_dim), torch.float32)
         names = [name for layer in range(program.config.layers) for name in scale_names(layer)] if cache.rounds else []
@@ -118,7 +133,7 @@ class OrtBundle(Prepared):
             path = folder / find_target("ort-mobile").switches.format(name)
             path.parent.mkdir(exist_ok=True)
             write_adapter(path, factors)
-        settings = genai_config(program, lowered, self._asked.context, self._options.windowed_cache)
+        settings = genai_config(program, lowered, self._asked.context, self._options)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))
         if self._options.ort_file:
@@ -144,6 +159,8 @@ def details(options: OrtMobile, config: ModelConfig) -> dict[str, Any]:
         said |= {"kv_cache": options.kv_cache, "kv_cache_bytes_per_token": options.kv_cache_bytes(config)}
     if options.windowed_cache:
         said["windowed_cache"] = True
+    if options.drafts:
+        said["drafts"] = True
     return said
 
 
@@ -197,16 +214,20 @@ def write_ort_file(graph: Path, target: Path) -> None:
     onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def genai_config(program: Program, lowered: Lowered, context: int | None, windowed: bool = False) -> dict[str, Any]:
+def genai_config(
+    program: Program, lowered: Lowered, context: int | None, options: OrtMobile | None = None
+) -> dict[str, Any]:
     """`genai_config.json`. The window is in the graph, and here only where the cache is cut to it: the runtime would do so."""
-    config, inputs = program.config, {value.name for value in lowered.inputs}
-    return genai_settings(config, inputs, min(context or config.max_position, config.max_position), windowed)
+    config, inputs, options = program.config, {value.name for value in lowered.inputs}, options or OrtMobile()
+    length = min(context or config.max_position, config.max_position)
+    return genai_settings(config, inputs, length, options.windowed_cache, options.drafts)
 
 
 def genai_settings(
-    config: ModelConfig, declared: Collection[str], length: int, windowed: bool = False
+    config: ModelConfig, declared: Collection[str], length: int, windowed: bool = False, drafts: bool = False
 ) -> dict[str, Any]:
-    """The same for a graph with these inputs. length: tokens of a conversation; windowed: its caches are."""
+    """The same for a graph with these inputs. length: tokens of a conversation; windowed: its caches are; drafts: the runtime
+    is to guess tokens."""
     inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in declared}
     end = config.eos[0] if config.eos else 0
     chunk = chunk_of(config, length)
@@ -253,6 +274,7 @@ def genai_settings(
             "repetition_penalty": 1.0,
             **({"chunk_size": chunk} if chunk else {}),
         },
+        **({"speculative": GUESSES} if drafts else {}),
     }
 
 

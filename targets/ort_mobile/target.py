@@ -32,6 +32,7 @@ class _Details:
 
     kv_cache: str = "fp32"
     windowed_cache: bool = False
+    drafts: bool = False
 
 
 class OrtMobileTarget(Target[OrtMobile]):
@@ -61,7 +62,8 @@ class OrtMobileTarget(Target[OrtMobile]):
             float_bytes=4,
             activation_bytes=4,
             buffers=1.9,
-            fixed=22_500_000,
+            fixed=22_500_000
+            + (8 * config.vocab_size * (chunk_of(config, longest) or longest) if options.drafts else 0),
             chunk=chunk_of(config, longest),
             kv_per_token=options.kv_cache_bytes(config),
             kv_most=windowed_rows(config, longest) if options.windowed_cache else None,
@@ -84,7 +86,7 @@ class OrtMobileTarget(Target[OrtMobile]):
 
     def options_of(self, record: TargetRecord) -> OrtMobile:
         said = typed(_Details, record.details, "manifest.json: targets.ort-mobile")
-        return OrtMobile(kv_cache=said.kv_cache, windowed_cache=said.windowed_cache)
+        return OrtMobile(kv_cache=said.kv_cache, windowed_cache=said.windowed_cache, drafts=said.drafts)
 
     def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
         if self.options_of(record).windowed_cache:

@@ -26,6 +26,7 @@ RUNTIME = (
     "bundle",
     "bytecode",
     "cpu",
+    "draft_model",
     "json",
     "library",
     "model",

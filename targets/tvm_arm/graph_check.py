@@ -18,6 +18,7 @@ from pocketphi.artifacts.bundle import file_digest
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside
 from pocketphi.targets.base import Check
+from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, PARAMS_FILE, Description, described_text
 from pocketphi.targets.tvm_arm.elf import Elf
@@ -73,12 +74,12 @@ def graph_checks(folder: Path, planned: Planned, platform: Platform, described: 
     return [Check("files that are not what a compile writes", len(odd), 0, detail)]
 
 
-def plan(folder: Path, program: Program, platform: Platform, described: Description, context: int | None) -> Planned:
-    """program: what was lowered; described: what model.json says; context: tokens, by the manifest."""
+def plan(folder: Path, program: Program, platform: Platform, described: Description, asked: Asked) -> Planned:
+    """program: what was lowered; described: what model.json says; asked: by the manifest."""
     cache = KV_CACHES[kv_cache_of(described.cache.dtype["saved"])]
     params = ParamsFile.plan(program, platform.isa, cache)
     digest = _digest(folder, PARAMS_FILE)
-    made = describe(program, platform, params, digest, context, cache)
+    made = describe(program, platform, params, digest, asked, cache)
     tuning = file_inside(folder, database.BUNDLED, str(folder))
     used = database.fitting(database.read(tuning), platform)
     schedules = Schedules(platform.isa, {form: record.schedule for form, record in used.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside
 from pocketphi.graph.rounded_cache import RoundedCache
 from pocketphi.targets import find_target
-from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.base import Check, Draft, Host, Runner
 from pocketphi.targets.target import Asked
 from pocketphi.targets.tvm_arm.adapter_file import read_adapter
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime, source_names
@@ -96,7 +97,7 @@ class TvmHost(Host):
     def plan(self, program: Program, asked: Asked) -> Any:
         from pocketphi.targets.tvm_arm.graph_check import plan
 
-        return plan(self.folder, program, self.platform, self.described, self._context)
+        return plan(self.folder, program, self.platform, self.described, replace(asked, context=self._context))
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
         from pocketphi.targets.tvm_arm.package import operators_of, platform_notes
@@ -144,8 +145,11 @@ class TvmHost(Host):
         process = RuntimeProcess(self._command(), self.folder, prefix=False, **options)  # what is measured is computed
         return TvmRunner(process, every_position)
 
-    def talker(self, max_tokens: int, threads: int = 0, draft: str = "auto") -> TvmRunner:
-        process = RuntimeProcess(self._command(), self.folder, max_tokens=max_tokens, threads=threads, draft=draft)
+    def talker(self, max_tokens: int, threads: int = 0, draft: Draft = "auto") -> TvmRunner:
+        options = {"max_tokens": max_tokens, "threads": threads, "draft": "auto" if isinstance(draft, Path) else draft}
+        process = RuntimeProcess(self._command(), self.folder, **options)
+        if isinstance(draft, Path):
+            process.draft(draft)
         return TvmRunner(process, every_position=False)
 
     def _command(self) -> list[str]:

@@ -107,7 +107,7 @@ class TvmBundle(Prepared):
         program = self._program
         params = replace(self._params, weights={**self._params.weights, **program.weights_read(), **self._centres})
         written = params.write(folder / PARAMS_FILE, progress)
-        described = describe(program, self._platform, params, written.sha256, self._asked.context, self._cache)
+        described = describe(program, self._platform, params, written.sha256, self._asked, self._cache)
         for name, factors in program.adapters.items():
             path = folder / find_target("tvm-arm").switches.format(name)
             path.parent.mkdir(exist_ok=True)
@@ -190,7 +190,7 @@ def platform_notes(platform: Platform) -> list[str]:
 
 
 def describe(
-    program: Program, platform: Platform, params: ParamsFile, digest: str, context: int | None, cache: KvCache
+    program: Program, platform: Platform, params: ParamsFile, digest: str, asked: Asked, cache: KvCache
 ) -> dict[str, Any]:
     """model.json, but for the library's own entries."""
     config = program.config
@@ -204,7 +204,7 @@ def describe(
     for one in carried(program):
         rows, columns = shape_of(config, one)
         adapters.append({"weight": one, "rows": rows, "columns": columns})
-    tokens = min(context or config.max_position, config.max_position)
+    tokens = min(asked.context or config.max_position, config.max_position)
     caches = {"saved": cache, "exact": EXACT_CACHE}
 
     def functions(exact: bool) -> dict[str, str]:
@@ -220,6 +220,7 @@ def describe(
             "features": list(isa.features),
         },
         "vocab": config.vocab_size,
+        **({"vocabulary": asked.vocabulary} if asked.vocabulary else {}),
         "context": tokens,
         "chunk": CHUNK,
         "long_rope_after": long_after(program) or None,

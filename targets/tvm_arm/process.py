@@ -40,6 +40,7 @@ class RuntimeProcess:
         `pocketphi_open`: threads, mode, max_tokens, check, draft, prefix. Raises InputError with the runtime's own line if it
         refuses."""
         self._adapter: str | None = None
+        self._draft: Path | None = None
         self._note = ""
         self._arguments = [*command, str(folder), json.dumps(options)]
         self._start()
@@ -81,6 +82,8 @@ class RuntimeProcess:
             self._process.kill()
             self.close()
             self._start()
+            if self._draft is not None:
+                self.draft(self._draft)
             if self._adapter is not None:
                 self._ask("adapter", [self._adapter])
         self._ask("reset", [])
@@ -91,6 +94,12 @@ class RuntimeProcess:
             self.reset()
         self._ask("adapter", [] if name is None else [name])
         self._adapter = name
+
+    def draft(self, folder: Path | None) -> None:
+        """Let the bundle in a folder guess what comes next, None for none. Raises InputError for one that cannot; then
+        nothing changed."""
+        self._ask("draft", [] if folder is None else [str(folder.absolute())])
+        self._draft = folder
 
     def save(self, path: Path, note: str) -> None:
         """Write the tokens, what the cache has of them, and a text to a file. Raises InputError where that is not possible."""

@@ -13,6 +13,7 @@ import torch
 from decoder_folders import save_model
 from peft import PeftModel
 from peft_adapters import load_saved, save_adapter
+from tvm_sessions import greedy
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.api import verify
@@ -20,6 +21,8 @@ from pocketphi.compiler.cli import main
 from pocketphi.compiler.hosts import open_host
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.base import switch
+from pocketphi.targets.tvm_arm.host import TvmHost
+from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from tests.compiler.test_resealed import resealed
 
 pytest.importorskip("tvm")
@@ -161,3 +164,21 @@ def test_a_rank_that_the_kernels_have_no_room_for(work: Path, capsys: pytest.Cap
     assert (
         "rank 2049 of model.layers.0.self_attn.o_proj.weight, its kernels take 2048 at most" in capsys.readouterr().err
     )
+
+
+def test_a_draft_model_beside_an_adapter(work: Path) -> None:
+    """It guesses without one; tokens are those of the adapter, and where it is off, all guesses are right."""
+    host = open_host(work / "b", Bundle.open(work / "b").manifest)
+    assert isinstance(host, TvmHost)
+    prompt = TEXT[0, :20].tolist()
+    with (
+        RuntimeProcess(host._command(), work / "b") as plain,
+        RuntimeProcess(host._command(), work / "b", draft="always") as guessing,
+    ):
+        guessing.draft(work / "b")
+        for name in ("fr", None):
+            plain.adapter(name)
+            guessing.adapter(name)
+            (wanted, _), (got, calls) = (greedy(one, prompt, 16) for one in (plain, guessing))
+            assert all(np.array_equal(a, b) for a, b in zip(wanted, got, strict=True))
+        assert calls == 2

@@ -19,12 +19,14 @@ from tiktoken_files import SPECIAL, add_tiktoken, tiktokens, trained
 from tiny_phi3 import inputs, rounding
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.bench import bench
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.guided import schema_grammar
 from pocketphi.compiler.serve.answers import Answers
 from pocketphi.compiler.serve.protocol import Wanted
 from pocketphi.compiler.talker import Talker
+from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.models import MODELS
 from pocketphi.graph.opening import open_checkpoint
@@ -64,9 +66,13 @@ def test_a_llama_with_a_tokenizer(tmp_path: Path) -> None:
     assert config["rope_scaling"]["short_factor"] == config["rope_scaling"]["long_factor"]
     model = json.loads((tmp_path / "bundle" / "model.json").read_text())
     assert model["long_rope_after"] is None
-    assert Bundle.open(tmp_path / "bundle").manifest.text is not None
+    text = Bundle.open(tmp_path / "bundle").manifest.text
+    assert text is not None
+    assert model["vocabulary"] == text.vocabulary
     goes_on_from_its_file(tmp_path / "bundle", tmp_path / "talk")
     guesses_change_no_json(tmp_path / "bundle", tmp_path / "schema.json")
+    what_cannot_guess_is_refused(tmp_path / "bundle", tmp_path)
+    assert len(bench(tmp_path / "bundle", [1], 8, 4, 1, Ui(), draft=tmp_path / "bundle")) == 1
 
 
 def guesses_change_no_json(bundle: Path, path: Path) -> None:
@@ -79,11 +85,29 @@ def guesses_change_no_json(bundle: Path, path: Path) -> None:
     part |= {"required": ["name", "age"], "additionalProperties": False}
     path.write_text(json.dumps({"type": "array", "items": part, "minItems": 2, "maxItems": 2}))
     said = []
-    for draft in ("none", "auto"):
+    for draft in ("none", "auto", bundle):
         chat = Chat(bundle, 120, draft=draft)
         said.append(chat.say("Hi", form=chat.form(schema_grammar(path), "schema")).text)
     assert [one["name"] for one in json.loads(said[0])] == ["hello", "hello"]
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
+
+
+def what_cannot_guess_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """By `chat` and by `bench`, in one line each."""
+    for name, target in (("foreign", ["--target", "tvm-arm", "--os", "host"]), ("ort", ["--target", "ort-mobile"])):
+        out = str(tmp_path / name)
+        assert main(["compile", "random:tiny", "-o", out, "--recipe", "rtn", "--verify", "never", *target]) == 0
+    refused = [
+        (bundle, tmp_path / "none", "none: not a bundle: it has no manifest.json"),
+        (bundle, tmp_path / "foreign", "has another tokenizer than"),
+        (bundle, tmp_path / "ort", "holds ort-mobile; compile it with --target tvm-arm"),
+        (tmp_path / "ort", bundle, "the runtime of ort-mobile guesses no tokens; leave it out"),
+    ]
+    for one, draft, message in refused:
+        with pytest.raises(InputError, match=message):
+            Chat(one, 60, draft=draft)
+        with pytest.raises(InputError, match=message):
+            bench(one, [1], 8, 4, 1, Ui(), draft=draft)
 
 
 def goes_on_from_its_file(bundle: Path, session: Path) -> None:

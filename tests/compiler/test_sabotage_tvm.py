@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tvm_sessions import check_goes_on
+from tvm_sessions import check_goes_on, check_guesses_for_itself
 
 pytest.importorskip("tvm")
 
@@ -172,3 +172,4 @@ def test_a_ring_goes_around_and_a_broken_one_is_seen(tmp_path: Path, monkeypatch
     assert [check.ok for way in ("prefill", "decode") for check in checks if f"{way} past the" in check.name] == [0, 1]
     for tokens in (250, 300):  # before it went around, and after
         check_goes_on(bundle.path, tmp_path / "talk", tokens)
+    check_guesses_for_itself(bundle.path, 300)

@@ -27,6 +27,9 @@ class NativeTest {
             model.adapter(name)
             assertEquals(0, model.length)
         }
+        model.decode(97)
+        for (folder in listOf(bundle, null)) model.draft(folder)
+        assertEquals(1, model.length)
     }
 
     @Test
@@ -36,6 +39,7 @@ class NativeTest {
             assertEquals("0 tokens", message { model.prefill(intArrayOf()) })
             assertEquals("token -1", message { model.decode(-1) })
             assertEquals("no adapter", message { model.adapter("none") })
+            assertEquals("/nowhere: no draft", message { model.draft(File("/nowhere")) })
         }
     }
 
@@ -114,7 +118,7 @@ class NativeTest {
         val model = NativeModel(bundle)
         model.close()
         model.close()
-        for (use in listOf({ model.prefill(intArrayOf(1)) }, { model.decode(1) }, { model.reset() }, { model.adapter(null) }, { model.length }, { model.context })) {
+        for (use in listOf({ model.prefill(intArrayOf(1)) }, { model.decode(1) }, { model.reset() }, { model.adapter(null) }, { model.draft(null) }, { model.length }, { model.context })) {
             assertEquals("the model is closed", message { use() })
         }
     }

@@ -19,6 +19,7 @@ class RealModelTest {
             assertEquals(expected, greedy(model))
             assertEquals(prompt.size + expected.size - 1, model.length)
             model.reset()
+            model.draft(bundle)
         }
     }
 
@@ -47,6 +48,7 @@ class RealModelTest {
         NativeModel(bundle).use { model ->
             assertEquals("token -1 is not within 0 to ${model.vocabulary - 1}", message { model.decode(-1) })
             assertEquals("a prefill of no tokens", message { model.prefill(intArrayOf()) })
+            assertEquals("/nowhere/model.json: No such file or directory", message { model.draft(File("/nowhere")) })
             assertEquals(0, model.length)
             assertEquals(expected, greedy(model))
         }

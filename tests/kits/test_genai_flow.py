@@ -18,11 +18,13 @@ from pocketphi.compiler.options import compile_options
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["", "drafts"])
+def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Without tokens that the runtime guesses, and with them."""
     out = tmp_path_factory.mktemp("genai") / "bundle"
     # blocks of 32: with these weights the answers go on
-    compile_model(compile_options("random:tiny", out, recipe="rtn", block=32, accuracy_level=0, verify="never"))
+    options = {"recipe": "rtn", "block": 32, "accuracy_level": 0, "verify": "never", "drafts": request.param}
+    compile_model(compile_options("random:tiny", out, **options))
     return out
 
 
@@ -83,6 +85,17 @@ def test_turns_continue_and_other_starts_begin_again(bundle: Path) -> None:
     chat.talk.reset()
     assert chat.send(other, 4) == greedy(bundle, other, 4)
     assert chat.model.starts == [0, 25, 0]
+
+
+def test_texts_that_repeat_themselves(bundle: Path) -> None:
+    """There tokens are guessed, of which an answer may take some only."""
+    chat, said = Chat(bundle, Rules(200, 0, 0, None, frozenset())), list[int]()
+    for limit in (3, 20, 1, 7):
+        turn = [*(11, 12, 13, 14) * 4]
+        came = chat.send(turn, limit)
+        assert came == greedy(bundle, [*said, *turn], limit)
+        said += [*turn, *came]
+    assert chat.model.starts == [0, 18, 54, 71]
 
 
 def test_the_runtime_ends_the_answer_itself(bundle: Path, tmp_path: Path) -> None:

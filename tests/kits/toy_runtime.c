@@ -81,6 +81,17 @@ int pocketphi_adapter(pocketphi *model, const char *name) {
   return leave(model, 0);
 }
 
+int pocketphi_draft(pocketphi *model, const char *folder) {
+  enter(model);
+  char path[4096];
+  snprintf(path, sizeof path, "%s/config.json", folder == NULL ? "" : folder);
+  FILE *file = folder == NULL ? NULL : fopen(path, "r");
+  if (file != NULL) fclose(file);
+  if (folder == NULL || file != NULL) return leave(model, 0);
+  snprintf(model->error, sizeof model->error, "%.40s: no draft", folder);
+  return leave(model, -1);
+}
+
 int pocketphi_save(pocketphi *model, const char *path, const char *note) {
   enter(model);
   FILE *file = fopen(path, "w");

@@ -194,6 +194,7 @@ Entry read_entry(const Field& entries, const char* role, int64_t param_count) {
 
 void read_model(Bundle* b, const Field& model, const std::string& mode) {
   b->vocab = model["vocab"].size();
+  if (model.has("vocabulary")) b->vocabulary = model["vocabulary"].text();
   b->context = model["context"].size();
   b->chunk = model["chunk"].size();
   b->long_rope_after = model.has("long_rope_after") ? model["long_rope_after"].size() : 0;

@@ -57,6 +57,7 @@ struct Bundle {
   std::vector<std::string> features;
   std::string system_lib;  // prefix of the library's symbols where it is linked into the app; "" where it is model.so
   int64_t vocab, context, chunk;
+  std::string vocabulary;  // digest of the tokenizer's tokens and their numbers; "" where there is none
   int64_t long_rope_after;  // 0: none
   int64_t cache_count;
   Shape cache_shape;  // [heads, rows, elements of a row]

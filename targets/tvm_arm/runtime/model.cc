@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cpu.h"
+#include "draft_model.h"
 #include "quota.h"
 
 namespace pocketphi_runtime {
@@ -111,8 +112,8 @@ void Step::operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_
 Model::Model(const std::string& folder, const Options& options)
     : bundle_(Bundle::read(folder, options.mode)),
       rows_(options.max_tokens ? options.max_tokens : bundle_.context),
-      drafts_on_(options.draft != Options::Draft::none),
-      drafts_(options.draft == Options::Draft::adaptive) {
+      options_(options),
+      drafts_(options.draft != Options::Draft::none, options.draft != Options::Draft::always) {
   refuse_other_machines(bundle_);
   if (rows_ > bundle_.context) {
     throw Failure("max_tokens " + std::to_string(rows_) + " is more than the model's context of " +
@@ -124,9 +125,12 @@ Model::Model(const std::string& folder, const Options& options)
   adapter_ = std::make_unique<Adapter>(bundle_);
   if (options.prefix && options.mode == "saved") find_prefix();
   make_steps();
+  if (Pool::current()) return;  // of the model that this one guesses for
   auto [threads, cores] = share(options.threads);
   pool_ = std::make_unique<Pool>(threads, cores);
 }
+
+Model::~Model() = default;
 
 void Model::prefill(const int32_t* tokens, int64_t count, float* logits, bool every) {
   if (count < 1) throw Failure("a prefill of no tokens");
@@ -202,6 +206,21 @@ void Model::reset() {
   seen_.clear();
 }
 
+// LongRoPE's factors are chosen by how many tokens there are in all.
+int64_t Model::limit(int64_t tokens) const {
+  return tokens < bundle_.long_rope_after ? std::min(rows_, bundle_.long_rope_after) : rows_;
+}
+
+void Model::keep(int64_t tokens) {
+  // of those that stay, some keys are rotated otherwise, or the cache has later tokens in their place: all are computed again
+  bool rotated = bundle_.long_rope_after && tokens <= bundle_.long_rope_after && bundle_.long_rope_after < length_;
+  bool written_over = length_ > cache_shape()[1] && length_ - tokens > bundle_.chunk;
+  forget_guess();
+  stale_ = tokens > 0 && (stale_ || rotated || written_over);
+  length_ = std::min(length_, tokens);
+  seen_.resize(length_);
+}
+
 // Whether `token` was guessed: then its logits are here, and its keys and values in the cache.
 bool Model::known(int32_t token, float* logits) {
   if (used_ == ahead_.size() || ahead_[used_] != token) return false;
@@ -224,11 +243,9 @@ void Model::forget_guess() {
 // Run the last token of `seen_` with guesses behind it. False where there are none, or where they fail: a token that never comes
 // may have logits that are no numbers.
 bool Model::decode_ahead(float* logits) {
-  if (!drafts_on_ || !steps_.count("prefill_all")) return false;
-  int64_t at = length_, limit = std::min(rows_, at + bundle_.chunk);
-  // LongRoPE's factors are chosen by how many tokens there are in all
-  if (at < bundle_.long_rope_after) limit = std::min(limit, bundle_.long_rope_after);
-  std::vector<int32_t> guess = drafts_.next(seen_, limit - at - 1);
+  if ((options_.draft == Options::Draft::none && !draft_) || !steps_.count("prefill_all")) return false;
+  int64_t at = length_;
+  std::vector<int32_t> guess = this->guess(std::min(limit(at), at + bundle_.chunk) - at - 1);
   auto begin = std::chrono::steady_clock::now();
   int64_t count = static_cast<int64_t>(guess.size());
   if (count == 0) {
@@ -250,6 +267,33 @@ bool Model::decode_ahead(float* logits) {
   std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
   drafts_.took(count, time.count());
   return true;
+}
+
+// At most `room` tokens that may come after `seen_`.
+std::vector<int32_t> Model::guess(int64_t room) {
+  int64_t behind = draft_ ? draft_->behind(seen_) : 0;
+  Guess made = drafts_.next(seen_, room, draft_ ? draft_->room(seen_) : 0, behind);
+  return made.of_model ? ask_draft(made.of_model, behind) : made.tokens;
+}
+
+// A draft model that fails is left: what it would have said changes no result.
+std::vector<int32_t> Model::ask_draft(int64_t count, int64_t behind) try {
+  auto begin = std::chrono::steady_clock::now();
+  std::vector<int32_t> made = draft_->guess(seen_, count);
+  std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+  if (behind <= Drafts::kMost + 1) drafts_.model_took(count, time.count());  // else most of it was for what it had not read
+  return made;
+} catch (const Failure& failure) {
+  lost_draft_ = std::string("the draft model is not asked any more: ") + failure.what();
+  draft_.reset();
+  return {};
+}
+
+void Model::draft(const char* folder) {
+  if (folder && !steps_.count("prefill_all")) throw Failure("the library has no function for every token's logits, by which guesses are checked");
+  auto made = folder ? std::make_unique<DraftModel>(folder, options_, bundle_, rows_) : nullptr;
+  draft_ = std::move(made);
+  if (draft_) drafts_.meet(static_cast<double>(draft_->bytes()) / static_cast<double>(bundle_.params_bytes));
 }
 
 void Model::adapt(const char* name) {

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "adapter.h"
@@ -33,14 +34,26 @@ class Step {
   Tensors kept_;
 };
 
-// Everything in it happens on the thread that made it.
+class DraftModel;
+
+// Everything in it happens on the thread that made it. One that is made there later shares its threads.
 class Model {
  public:
   Model(const std::string& folder, const Options& options);
+  ~Model();
 
   // Append tokens. logits: of each, or of the last. A failure appends nothing.
   void prefill(const int32_t* tokens, int64_t count, float* logits, bool every);
   void reset();
+
+  // Forget all tokens but the first ones.
+  void keep(int64_t tokens);
+
+  // Let the bundle in a folder guess what comes next, none if null. A failure changes nothing.
+  void draft(const char* folder);
+
+  // Why a draft model was left, once; "" where none was.
+  std::string lost_draft() { return std::exchange(lost_draft_, ""); }
 
   // Switch an adapter of the bundle on, none if null, and forget all tokens. A failure changes nothing.
   void adapt(const char* name);
@@ -51,9 +64,11 @@ class Model {
 
   int64_t vocab() const { return bundle_.vocab; }
   int64_t rows() const { return rows_; }
+  int64_t limit(int64_t tokens) const;  // behind so many tokens, of all that can be appended without computing these again
   int64_t length() const { return length_; }
   const std::vector<int32_t>& seen() const { return seen_; }
   int64_t calls() const { return calls_; }  // of the library, since the model was opened
+  int64_t bytes() const { return bundle_.params_bytes; }
 
  private:
   void check_tokens(const int32_t* tokens, int64_t count) const;
@@ -68,6 +83,8 @@ class Model {
   bool begins_with_prefix(const int32_t* tokens, int64_t count) const;
   bool known(int32_t token, float* logits);
   void forget_guess();
+  std::vector<int32_t> guess(int64_t room);
+  std::vector<int32_t> ask_draft(int64_t count, int64_t behind);
   bool decode_ahead(float* logits);
 
   Bundle bundle_;
@@ -85,8 +102,10 @@ class Model {
 
   // With drafts, the cache may hold more than `length_` tokens: `ahead_`, which are guessed, with the logits after each but the
   // first `used_` of them, which came.
-  bool drafts_on_;
+  Options options_;
   Drafts drafts_;
+  std::unique_ptr<DraftModel> draft_;
+  std::string lost_draft_;
   std::vector<int32_t> ahead_;
   std::vector<float> ahead_logits_;
   size_t used_ = 0;

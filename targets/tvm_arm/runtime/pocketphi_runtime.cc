@@ -106,6 +106,10 @@ int with_model(pocketphi* handle, Job job) try {
     job(*session->model);
     session->length = static_cast<int32_t>(session->model->length());
     session->calls = session->model->calls();
+    std::string lost = session->model->lost_draft();
+    if (lost.empty()) return;
+    std::lock_guard<std::mutex> lock(session->guard);
+    copy_text(one_line(lost), session->error, sizeof session->error);
   });
 } catch (...) {  // no memory for the error's text
   return -1;
@@ -204,6 +208,13 @@ void pocketphi_reset(pocketphi* handle) {
 
 int pocketphi_adapter(pocketphi* handle, const char* name) {
   return with_model(handle, [&](Model& model) { model.adapt(name); });
+}
+
+int pocketphi_draft(pocketphi* handle, const char* bundle_folder) {
+  return with_model(handle, [&](Model& model) {
+    if (bundle_folder && !*bundle_folder) throw Failure("no bundle folder: expected its path, or NULL for none");
+    model.draft(bundle_folder);
+  });
 }
 
 int32_t pocketphi_vocab(const pocketphi* handle) { return number(handle, &Session::vocab); }

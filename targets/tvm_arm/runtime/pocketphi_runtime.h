@@ -49,7 +49,8 @@ typedef struct pocketphi pocketphi;
  *   "check":      bool; hash all of model.params first. Its size is always checked.
  *   "draft":      "none", the default, or "auto": a call of pocketphi_decode may read some tokens that are likely to come next
  *                 along with its own. If they come, their calls return at once. Logits are the same, bit for bit. How many
- *                 are read so is learned from how often guesses come true and what they cost; "always" learns nothing.
+ *                 are read so is learned from how often guesses come true and what they cost; "always" learns nothing, and asks a
+ *                 draft model first.
  *   "prefix":     bool, true by default: where the bundle ships the start of an app's prompts (compile --prefix), a prompt that
  *                 begins with its tokens in an empty cache takes them from there, and only the rest is computed.
  *
@@ -92,6 +93,15 @@ POCKETPHI_API int64_t pocketphi_generate(pocketphi *model, const int32_t *tokens
  * 0, or -1: see pocketphi_error; then everything is as it was. */
 POCKETPHI_API int pocketphi_adapter(pocketphi *model, const char *name);
 
+/* Let the bundle in a folder guess which tokens come next: a smaller model with the same tokenizer, as its model.json says. NULL
+ * ends that. Guesses come from it or, with "draft", from the text, wherever more tokens are likely to come in a time, and from
+ * neither where that does not pay. Logits stay the same, bit for bit. Tokens stay: what the draft model has not read of them, it
+ * reads when it is asked. It runs on the threads of `model`, and takes memory of its own: its weights, and a cache of as many tokens
+ * as it has positions, behind which it is not asked.
+ * 0, or -1: see pocketphi_error; then everything is as it was. A draft model that fails later, as where its files were changed, is
+ * not asked any more; calls go on, and pocketphi_error says why. */
+POCKETPHI_API int pocketphi_draft(pocketphi *model, const char *bundle_folder);
+
 /* Write the tokens, what the cache has of them, and a text of yours (NULL for none) to a file, which is replaced once all is
  * written. It belongs to this bundle, mode and adapter. 0, or -1: see pocketphi_error. */
 POCKETPHI_API int pocketphi_save(pocketphi *model, const char *path, const char *note);
@@ -108,10 +118,11 @@ POCKETPHI_API int32_t pocketphi_vocab(const pocketphi *model);   /* how many log
 POCKETPHI_API int32_t pocketphi_context(const pocketphi *model); /* how many tokens the cache holds */
 POCKETPHI_API int32_t pocketphi_length(const pocketphi *model);  /* how many tokens are in it */
 
-/* How often the library was called since the model was opened: each call reads all weights once. */
+/* How often the library was called since the model was opened: each call reads all weights once. Those of a draft model are not
+ * counted. */
 POCKETPHI_API int64_t pocketphi_calls(const pocketphi *model);
 
-/* One line of UTF-8 about the last call that failed; valid until this thread asks again. "" before any. */
+/* One line of UTF-8 about the last call that failed, or the draft model that did; valid until this thread asks again. "" before any. */
 POCKETPHI_API const char *pocketphi_error(const pocketphi *model);
 
 /* Release everything, after the calls that have begun. NULL and a handle that is closed are allowed. */

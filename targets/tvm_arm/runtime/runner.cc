@@ -16,6 +16,7 @@
 //   decode ID           ok VALUES …
 //   reset               ok 0 …
 //   adapter [NAME]      ok 0 …                                        none without a name
+//   draft [PATH]        ok 0 …                                        none without a path
 //   save HEX PATH       ok 0 …                                        HEX: of the note's bytes, - for none; a path may have spaces
 //   load PATH           note HEX, then ok 0 …
 //   (a failure)         error TEXT                                    the process goes on, nothing was appended
@@ -118,20 +119,21 @@ void answer(pocketphi *model, const std::string &text) {
   line >> verb;
   std::vector<int32_t> ids;
   bool all = verb == "prefill_all";
-  if (verb == "adapter" || verb == "save" || verb == "load") {
+  if (verb == "adapter" || verb == "draft" || verb == "save" || verb == "load") {
     std::string note, name;
     if (verb == "save") line >> note;
     line >> std::ws;
     std::getline(line, name);
     Clock::time_point start = Clock::now();
     if (verb == "adapter") done(model, start, pocketphi_adapter(model, name.empty() ? nullptr : name.c_str()));
+    else if (verb == "draft") done(model, start, pocketphi_draft(model, name.empty() ? nullptr : name.c_str()));
     else if (verb == "save") done(model, start, pocketphi_save(model, name.c_str(), unhex(note).c_str()));
     else load(model, start, name);
     return;
   }
   bool known = all || verb == "prefill" || verb == "decode";
   if (verb != "reset" && (!known || !read_ids(line, &ids) || (verb == "decode" && ids.size() > 1))) {
-    std::printf("error expected: prefill ID…, prefill_all ID…, decode ID, reset, adapter NAME, save HEX PATH or load PATH\n");
+    std::printf("error expected: prefill ID…, prefill_all ID…, decode ID, reset, adapter NAME, draft PATH, save HEX PATH or load PATH\n");
     return;
   }
   size_t rows = verb == "reset" ? 0 : all ? std::min<size_t>(ids.size(), pocketphi_context(model)) : 1;  // more are refused

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_small as small
+from tvm_library import Library
 
 pytest.importorskip("tvm")
 
@@ -20,7 +19,6 @@ from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import Toolchain, find_toolchain, host_arch
 
 PROMPT = [3, 10, 17, 3, 10]
-EACH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_void_p)
 
 
 @pytest.fixture(scope="module")
@@ -39,43 +37,6 @@ def folder(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return small.write_small_bundle(tmp_path_factory.mktemp("generate") / "bundle", toolchain, params)
 
 
-class Library:
-    """The C interface in this process."""
-
-    def __init__(self, path: Path, folder: Path, **options: Any) -> None:
-        self.c = ctypes.CDLL(str(path))
-        self.c.pocketphi_open.restype = ctypes.c_void_p
-        self.c.pocketphi_error.restype = ctypes.c_char_p
-        self.c.pocketphi_generate.restype = ctypes.c_int64
-        error = ctypes.create_string_buffer(300)
-        opened = self.c.pocketphi_open(str(folder).encode(), json.dumps(options).encode(), error, ctypes.c_size_t(300))
-        assert opened, error.value
-        self.model = ctypes.c_void_p(opened)
-
-    def generate(self, tokens: list[int], most: int = 1000, **options: Any) -> tuple[int, list[int]]:
-        """What it returned, and the tokens that came; the callback ends an answer after `most`."""
-        came: list[int] = []
-
-        def each(token: int, data: Any) -> int:
-            came.append(token)
-            return int(len(came) == most)
-
-        asked = json.dumps(options).encode() if options else None
-        ids = (ctypes.c_int32 * len(tokens))(*tokens)
-        return self.c.pocketphi_generate(self.model, ids, len(tokens), asked, EACH(each), None), came
-
-    @property
-    def error(self) -> str:
-        return str(self.c.pocketphi_error(self.model).decode())
-
-    @property
-    def length(self) -> int:
-        return int(self.c.pocketphi_length(self.model))
-
-    def reset(self) -> None:
-        self.c.pocketphi_reset(self.model)
-
-
 @pytest.fixture
 def start(files: RuntimeFiles, folder: Path) -> Any:
     opened: list[Library] = []
@@ -86,7 +47,7 @@ def start(files: RuntimeFiles, folder: Path) -> Any:
 
     yield make
     for one in opened:
-        one.c.pocketphi_close(one.model)
+        one.close()
 
 
 @pytest.fixture

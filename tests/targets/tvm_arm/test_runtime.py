@@ -529,7 +529,7 @@ def test_requests_that_are_none(machine: Any, bundle: Any) -> None:
     command = [str(machine(host_arch())[1].runner), str(bundle(host_arch()))]
     done = subprocess.run(command, input=requests, capture_output=True, check=True)
     lines = done.stdout.decode().splitlines()
-    known = "prefill ID…, prefill_all ID…, decode ID, reset, adapter NAME, save HEX PATH or load PATH"
+    known = "prefill ID…, prefill_all ID…, decode ID, reset, adapter NAME, draft PATH, save HEX PATH or load PATH"
     assert lines[1:-1] == [f"error expected: {known}"] * 7
     assert lines[-1].startswith("ok 0 ")
 

@@ -66,15 +66,19 @@ void decode(JNIEnv *env, jobject, jlong handle, jint token, jfloatArray logits) 
   if (failed) fail(env, pocketphi_error(model(handle)));
 }
 
-void adapter(JNIEnv *env, jobject, jlong handle, jstring name) {
-  if (name == nullptr) {
-    if (pocketphi_adapter(model(handle), nullptr) != 0) fail(env, pocketphi_error(model(handle)));
+// A call with a text, or with a null pointer for none.
+void with_text(JNIEnv *env, jlong handle, jstring text, int (*call)(pocketphi *, const char *)) {
+  if (text == nullptr) {
+    if (call(model(handle), nullptr) != 0) fail(env, pocketphi_error(model(handle)));
     return;
   }
-  Text text(env, name);
-  if (text.chars() == nullptr) return;
-  if (pocketphi_adapter(model(handle), text.chars()) != 0) fail(env, pocketphi_error(model(handle)));
+  Text held(env, text);
+  if (held.chars() == nullptr) return;
+  if (call(model(handle), held.chars()) != 0) fail(env, pocketphi_error(model(handle)));
 }
+
+void adapter(JNIEnv *env, jobject, jlong handle, jstring name) { with_text(env, handle, name, pocketphi_adapter); }
+void draft(JNIEnv *env, jobject, jlong handle, jstring folder) { with_text(env, handle, folder, pocketphi_draft); }
 
 // note: UTF-8 without zeros.
 void save(JNIEnv *env, jobject, jlong handle, jstring file, jbyteArray note) {
@@ -125,6 +129,7 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *) {
       method("prefill", "(J[I[F)V", prefill),
       method("decode", "(JI[F)V", decode),
       method("adapter", "(JLjava/lang/String;)V", adapter),
+      method("draft", "(JLjava/lang/String;)V", draft),
       method("save", "(JLjava/lang/String;[B)V", save),
       method("load", "(JLjava/lang/String;)[B", load),
       method("reset", "(J)V", reset),

@@ -29,6 +29,10 @@ internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}"
     @Synchronized
     fun adapter(name: String?) = adapter(opened(), name)
 
+    /** Lets a second, smaller bundle guess what comes next, none for null. Results stay the same. */
+    @Synchronized
+    fun draft(bundle: File?) = draft(opened(), bundle?.path)
+
     /** Writes the tokens, what the cache has of them, and a text to a file. */
     @Synchronized
     fun save(file: File, note: String) = save(opened(), file.path, note.toByteArray())
@@ -53,6 +57,7 @@ internal class NativeModel(bundle: File, options: String = """{"draft": "auto"}"
     private external fun prefill(handle: Long, tokens: IntArray, logits: FloatArray)
     private external fun decode(handle: Long, token: Int, logits: FloatArray)
     private external fun adapter(handle: Long, name: String?)
+    private external fun draft(handle: Long, folder: String?)
     private external fun save(handle: Long, path: String, note: ByteArray)
     private external fun load(handle: Long, path: String): ByteArray
     private external fun reset(handle: Long)

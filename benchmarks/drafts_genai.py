@@ -1,0 +1,91 @@
+"""How much faster answers come where onnxruntime-genai guesses tokens that come next. See README.md.
+
+Each request of drafts.toml is answered with guesses and without, in turns, by greedy choice. The CPU time of decodes counts:
+of a machine that others use too, time on the clock says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import preflight
+
+preflight.require(__file__)
+
+import numpy as np  # noqa: E402 - packages may be missing
+import onnxruntime_genai as genai  # noqa: E402
+from common import Bar, print_table  # noqa: E402
+from guessed import REPEATING, Sum, requests  # noqa: E402
+
+from pocketphi.graph.tokenizer import Tokenizer  # noqa: E402
+
+OFF = {"ngram_size": 0, "ngram_chained_lookup": False, "min_adaptive_k": 0, "cooldown": False}
+
+
+def answer(model: Any, prompt: list[int], most: int, options: dict[str, Any]) -> tuple[list[int], int, float]:
+    """Greedy tokens, passes of the model for them, and milliseconds of CPU time."""
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + most, do_sample=False)
+    parameters.set_speculative_options(**options)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array([prompt], np.int32))
+    generator.generate_next_token()  # its logits are those of the prompt
+    begin, made = time.process_time(), 0
+    while not generator.is_done():
+        generator.generate_next_token()
+        made += 1
+    milliseconds = 1000 * (time.process_time() - begin)
+    counted = generator.get_speculative_stats()
+    saved = counted.get("draft_tokens_accepted", 0) + counted.get("bonus_tokens", 0)
+    return generator.get_sequence(0)[len(prompt) :].tolist(), made - saved, milliseconds
+
+
+def main() -> int:
+    """See the module."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("bundle", type=Path, help="compiled with --target ort-mobile --drafts")
+    p.add_argument("--tokens", type=int, default=256, help="of an answer, at most (default %(default)s)")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--every", type=int, default=1, help="answer only every n-th request (default %(default)s)")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+
+    config = genai.Config(str(a.bundle))
+    config.overlay(
+        json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": a.threads}}}}),
+    )
+    model, tokenizer = genai.Model(config), Tokenizer.load(a.bundle)
+    guesses = json.loads((a.bundle / "genai_config.json").read_text("utf-8"))["speculative"]
+    asked = list(requests())[:: a.every]
+    sums: dict[str, Sum] = defaultdict(Sum)
+    for number, (kind, text) in enumerate(asked):
+        prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
+        order = (OFF, guesses) if number % 2 else (guesses, OFF)
+        found = {id(one): answer(model, prompt, a.tokens, one) for one in order}
+        (plain, calls, slow), (guessed, fewer, fast) = found[id(OFF)], found[id(guesses)]
+        different = sum(x != y for x, y in zip(plain, guessed)) + abs(len(plain) - len(guessed))
+        sums[kind] += Sum(len(plain), different, (calls, fewer), (slow, fast))
+        print(
+            f"{number + 1}/{len(asked)} {kind}: {len(plain)} tokens, {different} others, {slow / fast:.2f}",
+            file=sys.stderr,
+        )
+    repeating = sum((sums[kind] for kind in REPEATING), Sum())
+    rows = [sums[kind].row(kind) for kind in REPEATING if sums[kind].tokens] + [repeating.row("together")]
+    rows += [sums["chat"].row("chat")] if sums["chat"].tokens else []
+    print_table("Decode", ["answers", "tokens", "different", "tokens a call", "speed with guesses ÷ without"], rows)
+    limits = [Bar("speed of repeating answers", repeating.speedup, 1.3, "x", at_least=True)]
+    if a.json:
+        data = {"sums": {k: vars(v) for k, v in sums.items()}, "limits": [bar.as_json() for bar in limits]}
+        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
+    return 1 if any(bar.missed for bar in limits) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
