@@ -46,13 +46,13 @@ class Talker:
         self.bundle = bundle = Bundle.open(path)
         check_adapter(bundle.manifest, adapter)
         self._host = open_host(path, bundle.manifest, target)
+        check_draft(draft, self._host, bundle, target)
         self.held = bundle.manifest.context(target)
         shipped_tokens = bundle.manifest.prefix.tokens if bundle.manifest.prefix else 0
         self.limit = min(DEFAULT_TOKENS + shipped_tokens, self.held) if max_tokens is None else max_tokens
         check_number("--max-tokens", self.limit, 2, self.held, f"{path} holds no more")
         self.tokenizer = Tokenizer.load(path)
         self.shipped = system_message(path, bundle.manifest)
-        check_draft(draft, self._host, bundle, target)
         self.runner = talker_of(self._host, bundle.manifest, adapter, self.limit, threads, draft)
         # the runner splits a prompt into its chunks, and computes again where LongRoPE changes its factors
         config = read_config(path)
