@@ -9,10 +9,11 @@ import shutil
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.artifacts.folder import new_folder, workspace
+from pocketphi.artifacts.folder import new_folder, put, workspace
 from pocketphi.artifacts.manifest import MANIFEST, SIGNATURE, Manifest
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.sealed import read_sealed, write_sealed
+from pocketphi.graph.store import Store
 
 
 def find_bundle(store: Path) -> Bundle | None:
@@ -29,6 +30,28 @@ def find_bundle(store: Path) -> Bundle | None:
         _remove(store)
         return None
     return bundle
+
+
+def fetch_bundle(path: Path, store: Store) -> Bundle | None:
+    """A bundle that another machine made, into the cache of this one, if the store has it whole."""
+    ref = store.find(f"bundles/{path.name}")
+    if ref is None:
+        return None
+    with workspace(path) as work:
+        folder = work / "new"
+        folder.mkdir()
+        if not store.fetch(ref, folder) or whole_bundle(folder) is None:
+            return None
+        with contextlib.suppress(InputError):  # another process has fetched or made it meanwhile
+            put(folder, path, work, replace=False)
+    bundle = Bundle.open(path, check=False)
+    keep_made(path, bundle)
+    return bundle
+
+
+def share_bundle(bundle: Bundle, store: Store) -> None:
+    """Let other machines find a bundle of the cache."""
+    store.keep(f"bundles/{bundle.path.name}", bundle.path, [MANIFEST, *bundle.manifest.files])
 
 
 def whole_bundle(store: Path) -> Bundle | None:

@@ -16,7 +16,9 @@ from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_o
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lora.named import NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import KINDS, Option, declared
+from pocketphi.graph.places import Cache, parse_cache
 from pocketphi.graph.reading import named, nearest, parse_toml, read_whole, resolved, show
+from pocketphi.graph.stores import is_url
 from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
 
@@ -68,7 +70,7 @@ class BuildFile:
     path: Path
     out: Path
     cells: list[Cell]
-    cache: Path | None = None
+    cache: Cache | None = None
     device: str | None = None
     sign: str | None = None
     baseline: Path | None = None
@@ -109,7 +111,7 @@ class _Reader:
             path=self._path,
             out=self._at("build.out", build.get("out", "bundles")),
             cells=cells,
-            cache=self._at("build.cache", build["cache"]) if "cache" in build else None,
+            cache=self._cache(build["cache"]) if "cache" in build else None,
             device=build.get("device"),
             sign=self._key(build.get("sign")),
             baseline=self._at("build.baseline", build["baseline"]) if "baseline" in build else None,
@@ -245,6 +247,14 @@ class _Reader:
             raise InputError(
                 f"{self._path}: {section}.{show(name)}: expected a name of letters, digits, '.', '_' and '-'"
             )
+
+    def _cache(self, text: str) -> Cache:
+        if not is_url(text):
+            return Cache(self._at("build.cache", text))
+        try:
+            return parse_cache(text)
+        except InputError as error:
+            raise InputError(f"{self._path}: build.cache: {error}") from None
 
     def _key(self, key: str | None) -> str | None:
         return key if key is None or key.startswith("env:") else str(self._at("build.sign", key))

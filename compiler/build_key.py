@@ -50,6 +50,21 @@ class SourceDigests:
         if _versions(model) != self._versions.get(model):
             raise InputError(f"{model}: changed during the build; start again when nothing writes to it")
 
+    def files(self) -> list[tuple[Path, int]]:
+        """Every file of which a digest was taken, and its size; the sample lies somewhere else on each machine."""
+        own = (versions for model, versions in self._versions.items() if model != "sample")
+        return [(path, size) for versions in own for path, size, _ in versions]
+
+    def recognize(self) -> None:
+        """On another machine than the one that took the digests: raises InputError where the files here are others."""
+        for model, digest in self._known.items():
+            if _versions(model) == self._versions[model]:
+                continue
+            seen = SourceDigests()
+            if seen.of(model) != digest:
+                raise InputError(f"{model}: holds something else here than where the build was started")
+            self._versions[model] = seen._versions[model]
+
 
 def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
     """The address of the bundle that these options make, 32 hex digits."""
@@ -62,14 +77,17 @@ def bundle_key(options: CompileOptions, sources: SourceDigests) -> str:
         "name": Path(options.model).name,
         "pocketphi": __version__,
         "code": our_code(),
-        "libraries": {
-            name: version_of(name)
-            for name in (*_SHARED_LIBRARIES, *(lib for target in targets.values() for lib in target.libraries))
-        },
+        "libraries": {name: version_of(name) for name in packages_of(options)},
     }
     if options.uses_text and options.calibration is None:
         decides["python"] = platform.python_version()  # its help texts are part of what is calibrated on
     return blake3(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def packages_of(options: CompileOptions) -> list[str]:
+    """Packages whose version decides what these options make."""
+    of_targets = (name for one in options.of_targets for name in find_target(one.target).libraries)
+    return [*_SHARED_LIBRARIES, *of_targets]
 
 
 @functools.cache

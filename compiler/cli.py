@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if stopping.was_heard():
             return _stopped()
-        if lack := _lack(error):
-            return _ended(lack, 2)
+        if short := lack(error):
+            return _ended(short, 2)
         with contextlib.suppress(OSError):
             traceback.print_exc()
         return _ended(f"this is a bug of ours: {type(error).__name__}: {error}", 3)
@@ -127,7 +127,7 @@ def _stopped() -> int:
     return stopping.EXIT_CODE
 
 
-def _lack(error: Exception) -> str:
+def lack(error: Exception) -> str:
     """What this machine is short of, where an error tells of that; empty for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.strerror}: raise the limit (ulimit -n) and start again"

@@ -27,6 +27,12 @@ def add_build_commands(command: AddCommand) -> None:
     build.add_argument("--only", metavar="TEXT", help="only bundles with this in their name, MODEL-TARGET-RECIPE")
     build.add_argument("--junit", type=Path, metavar="FILE", help="also write the results as JUnit XML")
     build.add_argument("--results", type=Path, metavar="FILE", help="also write the results as JSON")
+    build.add_argument(
+        "--executor",
+        metavar="WHERE",
+        default="serial",
+        help="serial (default): one after the other; local:N: in N processes; dask://HOST:PORT: on a Dask cluster",
+    )
     build.add_argument("--list", action="store_true", help="only name the bundles")
 
     diff = command("diff", _diff, "what changed from one bundle to another: files, errors, operators")
@@ -79,6 +85,7 @@ def add_build_commands(command: AddCommand) -> None:
 def _build(a: argparse.Namespace) -> int:
     from pocketphi.compiler.build import build_matrix
     from pocketphi.compiler.build_file import read_build_file
+    from pocketphi.compiler.executors import find_executor
     from pocketphi.compiler.junit import to_junit
 
     file = read_build_file(a.file)
@@ -89,7 +96,7 @@ def _build(a: argparse.Namespace) -> int:
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{path}: cannot be written: {path.absolute().parent} is not a folder")
     key = read_key(file.sign) if file.sign else None
-    results = build_matrix(file, Ui() if a.json else PlainUi(), key, a.only)
+    results = build_matrix(file, Ui() if a.json else PlainUi(), key, a.only, find_executor(a.executor))
     data = json.dumps([result.as_json() for result in results], indent=1) + "\n"
     if a.results:
         write_whole(a.results, data, "--results")
@@ -122,7 +129,7 @@ def _report(a: argparse.Namespace) -> int:
     if lora and a.reference is None:
         raise InputError("--lora: of what? it belongs to a --reference")
     out = a.out or bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.html")
-    asked = Asked(against, a.reference, lora, a.devices, cache)
+    asked = Asked(against, a.reference, lora, a.devices, cache.own if cache else None)
     page = report(bundle, asked, Ui() if a.json else PlainUi()).encode()
     write_whole(out, page, "-o")
     print_result(a, {"report": str(out), "bytes": len(page)}, f"{out}: {len(page) / 1e6:.1f} MB; open it in a browser")

@@ -50,9 +50,10 @@ from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.lora.beside import Beside
-from pocketphi.graph.places import default_folder
+from pocketphi.graph.places import default_cache
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
+from pocketphi.graph.store import Store
 from pocketphi.graph.writing import write_files
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.cache_scales import TOKENS, measure_scales
@@ -78,6 +79,7 @@ def compile_model(
     """
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
+    (options.cache or default_cache()).check()
     check_targets(options)
     check_adapters_switch(options)
     check_prefix(options)
@@ -91,7 +93,7 @@ def compile_model(
         for target in options.of_targets:
             check_runs_here(target)
     with source.ahead(free_memory() // 2):
-        graphs = KnownGraphs(source, options.cache)
+        graphs = KnownGraphs(source, options.cache_folder)
         program, reports = build_program(source, graphs, options, ui)
         adapters = take_adapters(program, source, options)
         for notice in adapter_notices(adapters):
@@ -138,7 +140,7 @@ def compile_model(
             computed_on = {name: made.computed_on for name, made in packaged.items()}
             manifest = replace(manifest, prefix=PrefixRecord(len(prefix), computed_on))
         if verifies:
-            made = verify_made(folder, manifest, options.verify, ui, options.cache)
+            made = verify_made(folder, manifest, options.verify, ui, options.cache_folder)
             checks = (*(check.recorded() for check in read), *made.checks)
             manifest = replace(manifest, verification=replace(made, checks=checks))
         write_manifest(folder, manifest, {name: sha for p in packaged.values() for name, sha in p.sha256.items()})
@@ -164,11 +166,14 @@ def calibrate(
 ) -> Mapping[str, LazyWeight]:
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     rows = calibration_tokens(source, options, ui)
-    cache = WeightCache(options.cache or default_folder(), source)
+    place = options.cache or default_cache()
+    store = Store(place.store, ui.say) if place.store else None
+    cache = WeightCache(place.folder, source, store)
     found = program.operators()
     with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
-    ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache")
+    fetched = f", {cache.fetched} of them in {store.shown}" if store else ""
+    ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache{fetched}")
     return stored
 
 

@@ -34,7 +34,7 @@ class _Stored:
 def opened(options: CompileOptions) -> tuple[HashedCheckpoint, ModelText]:
     """The model of a compile, with tokenizer files as transformers reads them, and what is to be said of them."""
     source = HashedCheckpoint(open_checkpoint(options.model, options.lora))
-    text = known_text(source, options.target_names, options.cache)
+    text = known_text(source, options.target_names, options.cache_folder)
     source.tokenizer_files = lambda: text.files  # type: ignore[method-assign]
     return source, text
 

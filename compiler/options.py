@@ -15,6 +15,7 @@ from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.graph.lora.named import Lora, NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import Options, declared, option
+from pocketphi.graph.places import Cache, parse_cache
 from pocketphi.graph.reading import named, nearest, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
 from pocketphi.passes.policy import default_block
@@ -192,13 +193,20 @@ class Limits(Options):
     )
     strict: bool = option(False, "an operator left unfused, in float, or on a slow path is an error")
     force: bool = option(False, "replace the bundle at --out", decides=False)
-    cache: Path | None = option(
+    cache: Cache | None = option(
         None,
-        "where searched weights are kept (default: $POCKETPHI_CACHE, or pocketphi in $XDG_CACHE_HOME or ~/.cache)",
-        metavar="DIR",
+        "where searched weights are kept: a folder (default: $POCKETPHI_CACHE, or pocketphi in $XDG_CACHE_HOME or ~/.cache), "
+        "or a URL such as s3://BUCKET/FOLDER, a store behind that folder which other machines share",
+        metavar="DIR|URL",
+        parse=parse_cache,
         decides=False,
     )
     dump_graphs: Path | None = option(None, "write the graph after each pass", metavar="DIR", decides=False)
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """This machine's, where one was said."""
+        return self.cache.own if self.cache else None
 
 
 @dataclass(frozen=True)
@@ -287,6 +295,11 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     def of_targets(self) -> tuple[TargetOptions, ...]:
         """The options of each target, in the order that was asked for."""
         return tuple(one for one in self.targets if not isinstance(one, str))
+
+    @property
+    def sources(self) -> tuple[str | Lora, ...]:
+        """The model and its adapters: whose files are read."""
+        return (self.model, *self.lora, *(named.lora for named in self.adapter))
 
     def of(self, target: str) -> TargetOptions:
         """The options of one target; its defaults where it is not among those that were asked for."""

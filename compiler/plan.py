@@ -87,7 +87,7 @@ def plan(options: CompileOptions, ui: Ui | None = None, allowed: Callable[[Polic
     source, text = opened(options)
     check_model(source.config, options)
     shipped, prefix = read_prefix(options, source)
-    graphs = KnownGraphs(source, options.cache)
+    graphs = KnownGraphs(source, options.cache_folder)
     program, reports = graphs.fused(options.context, options.dump_graphs)
     adapters = take_adapters(program, source, options)
     start = resident_now()

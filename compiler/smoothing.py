@@ -56,7 +56,7 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
     """Measured now, or by an earlier command on the same model and text."""
     tokens = calibration_tokens(source, options, ui)
     tokens = tokens[: max(1, _TOKENS // tokens.shape[1])]
-    known = Known("smoothing", ("torch",), options.cache)
+    known = Known("smoothing", ("torch",), options.cache_folder)
     about = {"source": source.digest_all(), "config": source.config.to_hf(), "tokens": tokens.tolist()}
     found = known.recall(dict[str, list[int]], about)
     if found is not None and all(_fits(source.config, norm, values) for norm, values in found.items()):

@@ -142,7 +142,7 @@ def _nearest_costs(
     """By weight, of every form, with palettes or without: measured now, or by an earlier command on the same model and text,
     for whatever target."""
     tokens = measured_on(calibration_tokens(source, options, ui))
-    known = Known("sensitivity", ("torch",), options.cache)
+    known = Known("sensitivity", ("torch",), options.cache_folder)
     # what is known with palettes serves without them; what nobody knows is measured as the last one says
     for also in sorted({tables, True}, reverse=True):
         candidates = every_candidate(source.config, also)
@@ -189,7 +189,7 @@ class _Stopped:
         computed = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
         self._about = {**about, **computed}  # by which sums differ
         self._candidates = candidates
-        self._known = Known("sensitivity-begun", ("torch",), options.cache, most=2)
+        self._known = Known("sensitivity-begun", ("torch",), options.cache_folder, most=2)
 
     def found(self) -> tuple[Reached, Costs] | None:
         """None where there is nothing that fits the model."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lora.named import Lora, NamedLora
+from pocketphi.graph.places import Cache
 from pocketphi.graph.reading import named, path_of
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ KINDS: dict[type, str] = {
     Path: "a path",
     Lora: "a folder, or `FOLDER=WEIGHT`",
     NamedLora: "`NAME=FOLDER`, or `NAME=FOLDER=WEIGHT`",
+    Cache: "a folder, or the URL of a store",
 }
 
 
@@ -75,6 +77,8 @@ class Option:
             return None
         if self.kind is Path and isinstance(value, str):
             return path_of(value)
+        if self.kind is Cache:
+            return self._parsed(value)
         kinds = (int, float) if self.kind is float else self.kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
             raise InputError(f"--{self.flag} {named(value)}: expected {self.expected}")
@@ -85,7 +89,7 @@ class Option:
         return value
 
     def _parsed(self, value: Any) -> Any:
-        """One of several values, which is of a kind that is parsed."""
+        """A value of a kind that is parsed."""
         if isinstance(value, str | Path) and self.parse:
             return self.parse(str(value))
         if not isinstance(value, self.kind):

@@ -118,13 +118,13 @@ def beside(job: Callable[[], None]) -> Iterator[None]:
 
 
 def _quietly(job: Callable[[], None], parent: int) -> None:
-    _belong_to(parent)
+    belong_to(parent)
     torch.set_num_threads(1)
     with contextlib.suppress(Exception):
         job()
 
 
-def _belong_to(parent: int) -> None:
+def belong_to(parent: int) -> None:
     """In a new process: end when its parent does, however that ends, and leave signals of the terminal to it."""
     stopping.ignore()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -144,7 +144,7 @@ def _work(
     items: Sequence[str], job: Job[T], taken: Any, pipe: Connection, inherited: Sequence[Connection], parent: int
 ) -> None:
     """The loop of a worker."""
-    _belong_to(parent)
+    belong_to(parent)
     for other in inherited:
         other.close()
     torch.set_num_threads(1)

@@ -21,28 +21,39 @@ _SKEW = 3600 * 10**9  # by which the clock of a volume's server may be ahead
 
 
 def write_sealed(path: Path, content: Any, data: Sequence[bytes | memoryview] = ()) -> None:
-    """JSON, and bytes behind it: BLAKE3 of all that follows, the length of the JSON (8 bytes, little endian), the JSON, the
-    bytes. Raises OSError."""
-    text = json.dumps(content, separators=(",", ":")).encode()
-    pieces = [len(text).to_bytes(_LENGTH, "little"), text, *data]
-    seal = blake3()
-    for piece in pieces:
-        seal.update(piece)
+    """What `seal` makes, as a file. Raises OSError."""
+    pieces = seal(content, data)
     with new_file(path) as file:
-        file.writelines([seal.digest(), *pieces])
+        file.writelines(pieces)
 
 
 def read_sealed(path: Path) -> tuple[Any, memoryview] | None:
     """What was written, or None where the file is missing or damaged."""
     try:
-        whole = memoryview(read_whole(path))
-        if blake3(whole[_DIGEST:]).digest() != whole[:_DIGEST]:
-            return None
-        start = _DIGEST + _LENGTH
-        end = start + int.from_bytes(whole[_DIGEST:start], "little")
-        return parse_json(bytes(whole[start:end]), str(path)), whole[end:]
+        return unseal(read_whole(path), str(path))
     except InputError:
         return None
+
+
+def seal(content: Any, data: Sequence[bytes | memoryview] = ()) -> list[bytes | memoryview]:
+    """JSON, and bytes behind it: BLAKE3 of all that follows, the length of the JSON (8 bytes, little endian), the JSON, the
+    bytes."""
+    text = json.dumps(content, separators=(",", ":")).encode()
+    pieces = [len(text).to_bytes(_LENGTH, "little"), text, *data]
+    digest = blake3()
+    for piece in pieces:
+        digest.update(piece)
+    return [digest.digest(), *pieces]
+
+
+def unseal(sealed: bytes, where: str) -> tuple[Any, memoryview] | None:
+    """What was sealed, or None where it is damaged. Raises InputError where the JSON is none."""
+    whole = memoryview(sealed)
+    if blake3(whole[_DIGEST:]).digest() != whole[:_DIGEST]:
+        return None
+    start = _DIGEST + _LENGTH
+    end = start + int.from_bytes(whole[_DIGEST:start], "little")
+    return parse_json(bytes(whole[start:end]), where), whole[end:]
 
 
 def forget_oldest(folder: Path, pattern: str, keep: int) -> None:

@@ -1,5 +1,5 @@
 """A content-addressed cache on disk for weights whose quantization is expensive: computed once, shared by all targets and
-by a compile that was stopped and started again.
+by a compile that was stopped and started again; and, with a store behind it, by other machines.
 
 A file's name is the SHA-256 of the source's bytes, type and shape, the algorithm with every parameter, and the activation
 statistics. Files are safetensors with the canonical parts, and with a digest for each chunk of rows: what is read is compared
@@ -27,6 +27,7 @@ from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.reading import parse_object
 from pocketphi.graph.safetensors_file import header_of
 from pocketphi.graph.sealed import read_sealed, write_sealed
+from pocketphi.graph.store import Store
 from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over
 from pocketphi.passes.quantize_weights import QuantizedWeight
@@ -88,10 +89,10 @@ class StoredWeight:
 class WeightCache:
     """Weights by the content that made them."""
 
-    def __init__(self, folder: Path, source: HashedCheckpoint) -> None:
-        """source: the checkpoint of all weights; its digests go into the keys."""
-        self.folder, self.source = folder, source
-        self.found = self.computed = 0
+    def __init__(self, folder: Path, source: HashedCheckpoint, store: Store | None = None) -> None:
+        """source: the checkpoint of all weights; its digests go into the keys. store: what other machines made."""
+        self.folder, self.source, self.store = folder, source, store
+        self.found = self.computed = self.fetched = 0
         self._make_folder()
         remove_left_over(folder, None)
 
@@ -111,19 +112,41 @@ class WeightCache:
             parts = _compute(weight)
         self.computed += 1
         # another process may have been first: its bytes stay, since it reads them
-        return self.known(path.name, weight) or self._store(path, weight, parts)
+        stored = self._here(path.name, weight) or self._store(path, weight, parts)
+        self._keep(path.name)
+        return stored
 
     def put(self, key: str, weight: QuantizedWeight, parts: Mapping[str, torch.Tensor]) -> StoredWeight:
         """Keep parts that were made of a weight in another way. key: of all that decides them."""
         return self._store(self.folder / f"{_sha256(key)}.safetensors", weight, parts)
 
     def known(self, name: str, weight: QuantizedWeight) -> StoredWeight | None:
-        """The weight in the file of a name, if it is there and says that it is this one."""
+        """The weight in the file of a name, if it is there, or in the store, and says that it is this one."""
+        found = self._here(name, weight)
+        if found is None and self._fetch(Path(name).name):
+            found = self._here(name, weight)
+            self.fetched += found is not None
+        return found
+
+    def _here(self, name: str, weight: QuantizedWeight) -> StoredWeight | None:
         return _find(self.folder / Path(name).name, weight, self._rounding_of(weight))
+
+    def _fetch(self, name: str) -> bool:
+        """Whether the store had this file, and no other; where it cannot be written here, it counts as missing."""
+        if self.store is None or (ref := self.store.find(f"weights/{name}")) is None or list(ref.files) != [name]:
+            return False
+        with contextlib.suppress(InputError, OSError):
+            return self.store.fetch(ref, self.folder)
+        return False
+
+    def _keep(self, name: str) -> None:
+        if self.store:
+            self.store.keep(f"weights/{name}", self.folder, [name])
 
     def recall(self, key: str, weights: Mapping[str, QuantizedWeight]) -> dict[str, StoredWeight] | None:
         """All weights of an earlier run with the same key, or None if any is missing."""
-        names, _ = read_sealed(self.folder / f"{key}.run") or (None, None)
+        path = self.folder / f"{key}.run"
+        names, _ = read_sealed(path) or (self._fetch(path.name) and read_sealed(path)) or (None, None)
         if not isinstance(names, dict) or not all(isinstance(names.get(name), str) for name in weights):
             return None
         found: dict[str, StoredWeight] = {}
@@ -140,6 +163,7 @@ class WeightCache:
         written, it will measure them again."""
         with contextlib.suppress(OSError):
             write_sealed(self.folder / f"{key}.run", {name: weight.path.name for name, weight in stored.items()})
+            self._keep(f"{key}.run")
 
     def _make_folder(self) -> None:
         try:

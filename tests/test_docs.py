@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 PRODUCT = ("graph", "passes", "artifacts", "targets", "compiler")
-FOREIGN = {"--no-deps", "--local-dir", "--seed", "--first", "--mutations"}
+FOREIGN = {"--no-deps", "--nthreads", "--local-dir", "--seed", "--first", "--mutations"}
 """Options of other programs that stand alone in the text."""
 
 WIDE = {"options.md", "architecture.md", "python-versions.md"}

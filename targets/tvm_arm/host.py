@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pocketphi.graph.adapters import Factors
+from pocketphi.graph.cpu import cpu_flags
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
@@ -25,7 +26,7 @@ from pocketphi.targets.tvm_arm.description import FILES, details, read_descripti
 from pocketphi.targets.tvm_arm.kv_cache import CENTRE, cache_rows, kv_cache_of
 from pocketphi.targets.tvm_arm.options import TvmArm
 from pocketphi.targets.tvm_arm.params import read_weights
-from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking, toolchain_of
+from pocketphi.targets.tvm_arm.platform import Platform, lacking, toolchain_of
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.rounded_cache import RowScales, TurnedInt4
 from pocketphi.targets.tvm_arm.toolchain import LIBRARY, RUNTIME_FILES, SOURCES_FOLDER, host_arch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 
+from pocketphi.graph.cpu import cpu_flags
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
 from pocketphi.targets.tvm_arm.toolchain import ARCHIVE, LIBRARY, Toolchain, find_toolchain, host_arch
@@ -84,13 +84,6 @@ def host_isa() -> Isa:
 def lacking(isa: Isa, flags: Collection[str]) -> list[str]:
     """What of an instruction set a CPU with these features lacks."""
     return [name for name in isa.features if LINUX_NAMES.get(name, name) not in flags]
-
-
-def cpu_flags() -> set[str]:
-    """Features of this machine's CPU by Linux' names; empty where /proc does not tell."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.partition(":")[2].split()}
 
 
 def _named(name: str) -> Isa:

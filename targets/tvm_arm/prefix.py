@@ -15,6 +15,7 @@ from pathlib import Path
 from xxhash import xxh64_hexdigest
 
 from pocketphi.graph.config import ModelConfig
+from pocketphi.graph.cpu import cpu_flags
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.packing import rounded_up
 from pocketphi.graph.reading import read_json, read_whole
@@ -22,7 +23,7 @@ from pocketphi.targets.tvm_arm.build_runtime import build_runtime
 from pocketphi.targets.tvm_arm.description import DESCRIPTION, described_text
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kv_cache import KvCache, cache_rows
-from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, host_isa, lacking
+from pocketphi.targets.tvm_arm.platform import Platform, host_isa, lacking
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
 from pocketphi.targets.tvm_arm.toolchain import find_toolchain, host_arch
 

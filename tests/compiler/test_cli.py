@@ -633,7 +633,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20),) * 2)
 try:
     ctypes.CDLL(sys.argv[1])
 except OSError as error:
-    print(cli._lack(error))
+    print(cli.lack(error))
 """
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from pocketphi.graph.cpu import cpu_flags
 from pocketphi.graph.formats import FORMATS, Blocks, Int4, PartSpec
 from pocketphi.graph.formats.blocks import row_scales, scale_codes
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
-from pocketphi.targets.tvm_arm.platform import cpu_flags
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 
 WIDTHS = [

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from pocketphi.graph.cpu import cpu_flags
 from pocketphi.graph.errors import InputError
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
-from pocketphi.targets.tvm_arm.platform import Platform, cpu_flags, lacking
+from pocketphi.targets.tvm_arm.platform import Platform, lacking
 from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT, weight_bytes

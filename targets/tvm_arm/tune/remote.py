@@ -6,6 +6,7 @@ import contextlib
 import socket
 import statistics
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from pocketphi.targets.tvm_arm.platform import Platform
 from pocketphi.targets.tvm_arm.tune.candidate import KERNEL, compile_kernel
 from pocketphi.targets.tvm_arm.tune.cost_model import PROMPT
 from pocketphi.targets.tvm_arm.tune.measure import COLD_BYTES, arguments, said
+from pocketphi.targets.tvm_arm.tune.spread import BoardLost
 
 _WAIT_SECONDS = 10
-
-
-class BoardLost(InputError):
-    """The board went away. What was timed before is kept."""
+_ONE_COMPILES = threading.Lock()
+"""Boards are timed at once, by a thread for each; the compiler serves one of them at a time."""
 
 
 class RemoteMeasurer:
@@ -34,18 +34,18 @@ class RemoteMeasurer:
     def __init__(
         self,
         platform: Platform,
-        address: tuple[str, int],
+        session: Any,
         key: str,
         threads: int = 1,
         rounds: int = 5,
         cold_bytes: int = COLD_BYTES,
         prompt: int = PROMPT,
     ) -> None:
-        """address: the tracker's. Raises InputError where there is no tracker, or no board with this key."""
+        """session: with the board, of a tracker. Raises BoardLost where it is gone."""
         self.platform, self.key, self.threads, self.rounds = platform, key, threads, rounds
         self.cold_bytes, self.prompt = cold_bytes, prompt
         self._toolchain = platform.toolchain()
-        self._session = _connect(address, key)
+        self._session = session
         with self._errors():
             self._session.get_function("runtime.config_threadpool")(1, threads)
 
@@ -67,8 +67,9 @@ class RemoteMeasurer:
 
     def _timer(self, form: Form, schedule: Schedule, folder: Path, number: int) -> Any:
         path = folder / f"kernel{number}.so"
-        executable = compile_kernel(self.platform, form, schedule)
-        executable.export_library(str(path), fcompile=self._toolchain.fcompile, workspace_dir=str(folder))
+        with _ONE_COMPILES:
+            executable = compile_kernel(self.platform, form, schedule)
+            executable.export_library(str(path), fcompile=self._toolchain.fcompile, workspace_dir=str(folder))
         self._session.upload(str(path))
         module = self._session.load_module(path.name)
         cold = self.cold_bytes if form.single else 0
@@ -83,9 +84,7 @@ class RemoteMeasurer:
             raise
         except Exception as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
-            raise BoardLost(
-                f"the board {self.key!r} went away ({said[-1][:120]}); what was timed is kept: run the command again to go on"
-            ) from None
+            raise BoardLost(f"the board {self.key!r} went away ({said[-1][:120]})") from None
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -96,7 +95,11 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _connect(address: tuple[str, int], key: str) -> Any:
+def connect(address: tuple[str, int], key: str) -> list[Any]:
+    """A session with each board of this key that is free; where all are in use, with the first that comes free.
+
+    Raises InputError where there is no tracker, no board with this key, or none of them answers.
+    """
     host, port = address
     try:
         socket.create_connection(address, _WAIT_SECONDS).close()  # TVM's own would try for a minute
@@ -107,8 +110,12 @@ def _connect(address: tuple[str, int], key: str) -> Any:
     if key not in held:
         known = ", ".join(sorted(held)) or "none"
         raise InputError(f"no board {key!r} at {host}:{port} (there: {known}): start pocketphi-rpc --key {key} on it")
-    try:
-        return tracker.request(key, priority=1, session_timeout=0, max_retry=1)
-    except Exception as error:
-        said = (str(error).strip().splitlines() or ["no answer"])[-1][:120]
-        raise InputError(f"the board {key!r} at {host}:{port} does not answer: {said}") from None
+    sessions, said = [], ""
+    for _ in range(max(1, int(held[key]["free"]))):
+        try:
+            sessions.append(tracker.request(key, priority=1, session_timeout=0, max_retry=1))
+        except Exception as error:
+            said = (str(error).strip().splitlines() or ["no answer"])[-1][:120]
+    if not sessions:
+        raise InputError(f"the board {key!r} at {host}:{port} does not answer: {said}")
+    return sessions

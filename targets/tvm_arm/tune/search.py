@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 from pocketphi.targets.tvm_arm.description import Description
 from pocketphi.targets.tvm_arm.interleave import Interleaved
-from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Form, Schedule
-from pocketphi.targets.tvm_arm.platform import Platform
+from pocketphi.targets.tvm_arm.kernels.matmul import KERNELS, Form
 from pocketphi.targets.tvm_arm.tune.database import ANY, Record
 from pocketphi.targets.tvm_arm.tune.space import space
-
-
-class Measurer(Protocol):
-    """Times schedules. how: what a record says of it."""
-
-    @property
-    def platform(self) -> Platform: ...
-
-    @property
-    def how(self) -> str: ...
-
-    def times(self, form: Form, schedules: list[Schedule]) -> dict[Schedule, float]:
-        """Microseconds of those that it can time."""
+from pocketphi.targets.tvm_arm.tune.spread import Measurer, spread
 
 
 def search(
-    measurer: Measurer, forms: list[Form], known: list[Record], tell: Callable[[], None]
+    measurers: Sequence[Measurer],
+    forms: list[Form],
+    known: list[Record],
+    tell: Callable[[], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[Record]]:
-    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same measurer."""
-    platform, how = measurer.platform, measurer.how
+    """For each form what was timed, as soon as it was; nothing for a form that `known` holds from the same kind of measurer.
+
+    measurers: of one kind; tell: called for each form that is done; say: told of a board that was lost. Raises BoardLost where
+    none is left.
+    """
+    platform, how = measurers[0].platform, measurers[0].how
     done = {
         (r.form, r.schedule)
         for r in known
         if (r.kernels, r.isa, r.cpu, r.how) == (KERNELS, platform.isa.name, platform.cpu or ANY, how)
     }
+    todo = []
     for form in forms:
         missing = [schedule for schedule in space(platform.isa, form) if (form.key, schedule) not in done]
         if any(not schedule.prefetch for schedule in missing):
-            times = measurer.times(form, missing)
-            yield [Record.of(platform, form.key, schedule, us, how) for schedule, us in times.items()]
+            todo.append((form, missing))
+        else:
+            tell()
+    for form, times in spread(measurers, todo, say):
+        yield [Record.of(platform, form.key, schedule, us, how) for schedule, us in times.items()]
         tell()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.host import TvmHost
     from pocketphi.targets.tvm_arm.kernels.matmul import Form
     from pocketphi.targets.tvm_arm.tune.database import Record
-    from pocketphi.targets.tvm_arm.tune.search import Measurer
+    from pocketphi.targets.tvm_arm.tune.spread import Measurer
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ def tune(options: TuneOptions, tools: Tools) -> Tuned:
     from pocketphi.targets.tvm_arm.tune.search import forms_of, search
 
     records = database.read(options.database) if options.database.exists() else []
-    measurer = _measurer(options, host)
-    forms = forms_of(host.described)
+    measurers = _measurers(options, host)
+    measurer, forms = measurers[0], forms_of(host.described)
     result = Tuned(options.database)
-    with tools.ui.task(f"tune, {measurer.how}", len(forms)) as advance:
-        for rows in search(measurer, forms, records, lambda: advance(1)):
+    boards = f" on {len(measurers)} boards" if len(measurers) > 1 else ""
+    with tools.ui.task(f"tune, {measurer.how}{boards}", len(forms)) as advance:
+        for rows in search(measurers, forms, records, lambda: advance(1), tools.ui.say):
             records += rows
             result.timed += len(rows)
             database.write(options.database, records)
@@ -180,21 +182,22 @@ def _host(folder: Path) -> TvmHost:
     return TvmHost(folder)
 
 
-def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
-    """A board where one is given; else this machine where it runs these kernels; else the model."""
+def _measurers(options: TuneOptions, host: TvmHost) -> Sequence[Measurer]:
+    """Boards where a tracker is given; else this machine where it runs these kernels; else the model."""
     platform = host.platform
     if options.rpc:
         with packages_of(find_target(TvmArm.target)):
-            from pocketphi.targets.tvm_arm.tune.remote import RemoteMeasurer, parse_address
+            from pocketphi.targets.tvm_arm.tune.remote import RemoteMeasurer, connect, parse_address
 
-            assert options.key
-            return RemoteMeasurer(platform, parse_address(options.rpc), options.key, options.threads, options.rounds)
+            key = options.key or ""
+            sessions = connect(parse_address(options.rpc), key)
+            return [RemoteMeasurer(platform, session, key, options.threads, options.rounds) for session in sessions]
     from pocketphi.targets.tvm_arm.tune.cores import find_core
     from pocketphi.targets.tvm_arm.tune.cost_model import CostModel, find_mca
     from pocketphi.targets.tvm_arm.tune.measure import LocalMeasurer, runs_here
 
     if options.model is None and runs_here(platform):
-        return LocalMeasurer(platform, options.threads, options.rounds)
+        return [LocalMeasurer(platform, options.threads, options.rounds)]
     core = options.model or platform.cpu
     if core is None:
         raise InputError(
@@ -202,7 +205,7 @@ def _measurer(options: TuneOptions, host: TvmHost) -> Measurer:
             "name a core by --model cortex-a76, or a board by --rpc and --key"
         )
     find_core(core)  # refuses before anything is timed
-    return CostModel(platform, core, find_mca())
+    return [CostModel(platform, core, find_mca())]
 
 
 def _tuned_form(measurer: Measurer, form: Form, records: list[Record]) -> TunedForm | None:

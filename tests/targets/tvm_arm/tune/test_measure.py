@@ -95,15 +95,15 @@ def test_a_search_goes_on_where_it_was() -> None:
     forms, told = [form(), form(False)], []
     size = {f.key: len(space(host_isa(), f)) for f in forms}
     first = Counting()
-    rows = next(search(first, forms, [], lambda: told.append(1)))
+    rows = next(search([first], forms, [], lambda: told.append(1)))
     assert first.asked == [(forms[0].key, size[forms[0].key])]
     again = Counting()
-    more = [row for found in search(again, forms, rows, lambda: told.append(1)) for row in found]
+    more = [row for found in search([again], forms, rows, lambda: told.append(1)) for row in found]
     assert again.asked == [(forms[1].key, size[forms[1].key])]
     assert len(more) == size[forms[1].key]
-    assert list(search(Counting(), forms, rows + more, lambda: None)) == []
+    assert list(search([Counting()], forms, rows + more, lambda: None)) == []
     other = [replace(row, kernels=0) for row in rows + more]
-    assert len(list(search(Counting(), forms, other, lambda: None))) == 2
+    assert len(list(search([Counting()], forms, other, lambda: None))) == 2
 
 
 def test_forms_of_a_bundle() -> None:

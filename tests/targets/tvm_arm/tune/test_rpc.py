@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +22,11 @@ from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule
 from pocketphi.targets.tvm_arm.platform import Platform
-from pocketphi.targets.tvm_arm.toolchain import host_arch
 from pocketphi.targets.tvm_arm.tune import remote
-from pocketphi.targets.tvm_arm.tune.remote import BoardLost, RemoteMeasurer, parse_address
+from pocketphi.targets.tvm_arm.tune.remote import RemoteMeasurer, connect, parse_address
+from pocketphi.targets.tvm_arm.tune.spread import BoardLost
 
 FORM = Form(Interleaved(64, 64, 32, 4, False), single=True)
-HOST_ISA = "neon" if host_arch() == "aarch64" else "avx2"
 
 
 def tries() -> Iterator[None]:
@@ -43,7 +43,8 @@ def connected(port: int, key: str) -> RemoteMeasurer:
     for _ in tries():
         with contextlib.suppress(InputError):
             platform = Platform("linux", ISAS["dotprod"])
-            return RemoteMeasurer(platform, ("127.0.0.1", port), key, rounds=2, cold_bytes=4096, prompt=5)
+            (session,) = connect(("127.0.0.1", port), key)
+            return RemoteMeasurer(platform, session, key, rounds=2, cold_bytes=4096, prompt=5)
     raise AssertionError
 
 
@@ -60,7 +61,7 @@ def test_kernels_are_timed_and_a_lost_board_is_one_line() -> None:
         with pytest.raises(
             InputError, match=rf"no board 'phone' at 127\.0\.0\.1:{port} \(there: .*\): start pocketphi-rpc"
         ):
-            RemoteMeasurer(measurer.platform, ("127.0.0.1", port), "phone")
+            connect(("127.0.0.1", port), "phone")
         kill(process)
         with pytest.raises(
             BoardLost, match=r"the board 'pi' went away \(.*what was timed is kept: run the command again"
@@ -101,6 +102,54 @@ def test_a_board_that_goes_away_leaves_what_was_timed(
     )
 
 
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_boards_of_one_key_share_the_work_and_one_may_go_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are asked at the same time; then one of them loses power, and the other does all that is left."""
+    few_schedules(monkeypatch)
+    out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
+    options = compile_options(few_forms(monkeypatch), out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
+    compile_model(options)
+    both, lost = threading.Barrier(2, timeout=240), []
+    real = remote.RemoteMeasurer.times
+
+    def times(self: Any, form: Any, schedules: Any) -> Any:
+        asked.append(form.key)
+        if len(asked) <= 2 and both.wait() == 0:
+            kill(processes[0])
+        try:
+            return real(self, form, schedules)
+        except BoardLost:
+            lost.append(form.key)
+            raise
+
+    monkeypatch.setattr(remote.RemoteMeasurer, "times", times)
+    with tracker() as port, board(port, "pi") as first, board(port, "pi") as second:
+        processes = [first, second]
+        _wait_for(port, "pi", 2)
+        assert main(["tune", str(out), "--rpc", f"127.0.0.1:{port}", "--key", "pi", "--rounds", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "tune, rpc pi, 1 thread on 2 boards" in captured.err
+    assert "the board 'pi' went away (" in captured.err
+    assert "; 1 of the boards are left, and one of these times its schedules" in captured.err
+    assert len(lost) == 1
+    assert sorted(asked) == sorted([*set(asked), *lost])  # each once, but for what was lost
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {row["form"] for row in rows} == set(asked)
+    assert {row["how"] for row in rows} == {"rpc pi, 1 thread"}
+
+
+def _wait_for(port: int, key: str, count: int) -> None:
+    from tvm import rpc
+
+    for _ in tries():
+        with contextlib.suppress(OSError, RuntimeError):
+            held = rpc.connect_tracker("127.0.0.1", port).summary()["queue_info"]
+            if held.get(key, {}).get("free") == count:
+                return
+
+
 def _once_up(command: list[str], capsys: pytest.CaptureFixture[str]) -> int:
     """The exit code of a command, once its board has registered; a lost one is named in one line."""
     for _ in tries():
@@ -117,7 +166,7 @@ def test_no_tracker() -> None:
     with pytest.raises(
         InputError, match=r"no RPC tracker at 127\.0\.0\.1:1: start one with python -m tvm\.exec\.rpc_tracker"
     ):
-        RemoteMeasurer(Platform("linux", ISAS[HOST_ISA]), ("127.0.0.1", 1), "x")
+        connect(("127.0.0.1", 1), "x")
 
 
 @pytest.mark.parametrize("text", ["localhost", ":9190", "host:", "host:x", "host:70000"])
