@@ -20,7 +20,7 @@ from pocketphi.artifacts.manifest import (
     TargetRecord,
 )
 from pocketphi.compiler import __version__
-from pocketphi.compiler.calibration import calibration_tokens
+from pocketphi.compiler.calibration import calibration_tokens, weight_cache
 from pocketphi.compiler.files_check import CONFIG, config_text, model_record
 from pocketphi.compiler.hosts import check_runs_here
 from pocketphi.compiler.known_graphs import KnownGraphs
@@ -53,13 +53,11 @@ from pocketphi.graph.lora.beside import Beside
 from pocketphi.graph.places import default_cache
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
-from pocketphi.graph.store import Store
 from pocketphi.graph.writing import write_files
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.cache_scales import TOKENS, measure_scales
 from pocketphi.passes.calibrate import quantize_calibrated
 from pocketphi.passes.policy import Policy
-from pocketphi.passes.weight_cache import WeightCache
 from pocketphi.targets import find_target
 from pocketphi.targets.base import Packaged, Prepared
 
@@ -166,13 +164,11 @@ def calibrate(
 ) -> Mapping[str, LazyWeight]:
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     rows = calibration_tokens(source, options, ui)
-    place = options.cache or default_cache()
-    store = Store(place.store, ui.say) if place.store else None
-    cache = WeightCache(place.folder, source, store)
+    cache = weight_cache(source, options, ui)
     found = program.operators()
     with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
         stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
-    fetched = f", {cache.fetched} of them in {store.shown}" if store else ""
+    fetched = f", {cache.fetched} of them in {cache.store.shown}" if cache.store else ""
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache{fetched}")
     return stored
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pocketphi.compiler.calibration import calibration_tokens
+from pocketphi.compiler.calibration import calibration_tokens, weight_cache
 from pocketphi.compiler.known import Known
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
@@ -19,7 +19,6 @@ from pocketphi.graph.formats import format_of
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
-from pocketphi.graph.places import default_folder
 from pocketphi.graph.program import Program
 from pocketphi.passes.calibrate import quantizable
 from pocketphi.passes.learn import Learner, Progress, Schedule
@@ -57,7 +56,7 @@ def learned(
     learner = Learner(program, weights, tokens, Schedule(), options.compute)
     known = quantizable(program, policy)
     made = {name: known[name] for name in learner.names if name in known}
-    cache = WeightCache(options.cache or default_folder(), source)
+    cache = weight_cache(source, options, ui)
     key = _key(source, weights, tokens, options)
     found = cache.recall(key, made)
     if found is not None:
@@ -120,7 +119,7 @@ class _Stopped:
         computed = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
         self._about: dict[str, Any] = {"key": key, **computed}  # by which sums differ
         self._learner = learner
-        self._known = Known("learning-begun", ("torch",), options.cache, most=2)
+        self._known = Known("learning-begun", ("torch",), options.cache_folder, most=2)
 
     def found(self) -> Progress | None:
         """None where there is nothing that fits the model."""

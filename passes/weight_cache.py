@@ -118,7 +118,9 @@ class WeightCache:
 
     def put(self, key: str, weight: QuantizedWeight, parts: Mapping[str, torch.Tensor]) -> StoredWeight:
         """Keep parts that were made of a weight in another way. key: of all that decides them."""
-        return self._store(self.folder / f"{_sha256(key)}.safetensors", weight, parts)
+        stored = self._store(self.folder / f"{_sha256(key)}.safetensors", weight, parts)
+        self._keep(stored.path.name)
+        return stored
 
     def known(self, name: str, weight: QuantizedWeight) -> StoredWeight | None:
         """The weight in the file of a name, if it is there, or in the store, and says that it is this one."""
