@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop/.installed
 
-.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android build/web
+.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android build/web build/lm-eval
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
@@ -15,6 +15,7 @@ help:
 	@echo "make build/aarch64  what the aarch64 tests and benchmarks need (Debian)"
 	@echo "make build/android  Android's interfaces, for the tests of the Kotlin kits (Debian)"
 	@echo "make build/web  what the page of 'pocketphi serve' runs a bundle with in a browser (npm)"
+	@echo "make build/lm-eval  lm-eval in a folder of its own, for the test of its adapter"
 	@echo "make swift     a Swift compiler in build/trixie, for the tests of the Swift kits (Debian, as root)"
 	@echo "make interop   load bundles with optimum, in an environment of its own"
 
@@ -54,6 +55,10 @@ build/android:
 # onnxruntime-web, a tokenizer, a template engine: 14 MB
 build/web:
 	targets/ort_mobile/web/fetch.sh build/web
+
+# lm-eval and what it loads, over the main environment: 390 MB
+build/lm-eval: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ -r tests/lm_eval/requirements.txt
 
 # a Debian root: 2.8 GB
 swift:

@@ -151,7 +151,7 @@ def read_suite(names: Sequence[str], option: str = "--suite") -> Suite:
     lines: list[Line] = []
     digest = hashlib.sha256()
     for name in names:
-        for path in _files(name, f"{option} {named(name)}"):
+        for path in _files(name, f"{option} {name}"):
             content = read_whole(path, "", LARGEST)
             digest.update(len(content).to_bytes(8, "little") + content)
             lines += _lines(content, path)
