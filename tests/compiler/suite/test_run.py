@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from letters_bundle import letters_bundle
 
+from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.suite.found import Found, SuiteResult, figures_of
 from pocketphi.compiler.suite.items import read_suite
@@ -61,10 +64,8 @@ def test_figures_are_those_of_the_lines(result: SuiteResult, noted: list[Found])
     assert min(kls) > 0
 
 
-def test_a_model_against_itself_is_the_same(bundle: Path, suite_file: Path) -> None:
-    """The float model on both sides: no difference that rounding does not explain."""
+def test_a_bundle_against_itself_is_the_same(bundle: Path, suite_file: Path) -> None:
     suite = read_suite([str(suite_file)])
-    # the bundle's tokenizer is what makes texts of tokens; its reference is itself
     result = evaluate_suite(str(bundle), suite, str(bundle), Ui(), answer_tokens=8, window=16)
     for kind, measure in (
         ("choice", "same_choice"),
@@ -114,7 +115,7 @@ def test_the_command(
         (["--answer-tokens", "0"], "--answer-tokens 0: expected 1 to 4,096"),
         (["--window", "1"], "--window 1: expected 2 to"),
         (["--answers", "/nowhere/at/all"], "--answers /nowhere/at/all: there is no folder /nowhere/at; make it"),
-        (["--reference", "sample"], "--reference sample: 49152 tokens, "),
+        (["--reference", "random:phi-3-mini-4k"], "--reference random:phi-3-mini-4k: 32064 tokens, "),
         (["--answer-tokens", "4096"], "own.jsonl:8: 4,"),
     ],
 )
@@ -142,10 +143,6 @@ def test_what_belongs_to_a_suite(
 
 def test_a_model_that_answers_with_no_template(bundle: Path, tmp_path: Path) -> None:
     """The line is named, not the place in the code."""
-    import shutil
-
-    from pocketphi.artifacts.bundle import Bundle, write_manifest
-
     plain = shutil.copytree(bundle, tmp_path / "plain")
     (plain / "tokenizer_config.json").write_text("{}")
     write_manifest(plain, Bundle.open(plain, check=False).manifest)
@@ -165,3 +162,23 @@ def test_a_loop_that_the_reference_does_not_have() -> None:
     assert list(figures) == ["all"]
     assert (figures["all"]["loops"].yes, figures["all"]["new_loops"].yes) == (2, 1)
     assert (figures["all"]["kl"].value, figures["all"]["kl"].low) == (0.375, 0.0)
+
+
+def test_another_target_finds_the_same(bundle: Path, tmp_path: Path) -> None:
+    """Core ML's package and ONNX Runtime's files in float32 hold the same weights: what they say and decide is the same."""
+    lines = [line for line in LINES if line.get("tokens", 9) < 10 or "choices" in line or line.get("text") == "x"]
+    path = tmp_path / "own.jsonl"
+    path.write_text(
+        "".join(json.dumps({**line, **({"tokens": 4} if "tokens" in line else {})}) + "\n" for line in lines)
+    )
+    other = letters_bundle(tmp_path / "coreml", "coreml", context=96)
+    found = [
+        evaluate_suite(str(one), read_suite([str(path)]), "random:tiny", Ui(), target, answer_tokens=4).figures
+        for one, target in ((bundle, "ort-mobile"), (other, "coreml"))
+    ]
+    assert set(found[0]) == {"choice", "exact", "text", "behaviour", "language"}
+    for kind, groups in found[0].items():
+        for name, figure in groups["all"].items():
+            # the package is 1e-4 nats away at most (CoreMLHost.saved_bound), and roots of KL add up like lengths
+            apart = 2 * math.sqrt(figure.value * 1e-4) + 1e-4 if name == "kl" else figure.value * math.sqrt(2e-4)
+            assert abs(found[1][kind]["all"][name].value - figure.value) <= apart, (kind, name)
