@@ -13,16 +13,28 @@ from pocketphi.compiler.suite.found import Found
 from pocketphi.compiler.suite.items import Choice, Exact, Line, Prompt, Text
 from pocketphi.compiler.suite.side import Answered, Asked, Side, groups, likelihood
 from pocketphi.compiler.ui import Advance
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import show
 
 
 def most_tokens(line: Line, side: Side, answer_tokens: int, window: int) -> int:
-    """Tokens that a line takes together with its answer."""
+    """Tokens that a line takes together with its answer. Raises InputError where there are none to predict."""
     item = line.item
     if isinstance(item, Text):
-        return min(window, len(side.tokenizer.tokens(item.text)) + 1)
+        count = len(side.tokenizer.tokens(item.text))
+        _check_tokens(item.text, count)
+        return min(window, count + 1)
     if isinstance(item, Choice):
-        return max(sum(map(len, side.pair(item.context, f" {one}"))) for one in item.compared)
+        pairs = [side.pair(item.context, f" {one}") for one in item.compared]
+        for one, (_, after) in zip(item.compared, pairs):
+            _check_tokens(one, len(after))
+        return max(len(before) + len(after) for before, after in pairs)
     return asked_of(item, side, answer_tokens).total
+
+
+def _check_tokens(text: str, count: int) -> None:
+    if not count:
+        raise InputError(f"the model's tokenizer makes no token of {show(text)}")
 
 
 def asked_of(item: Exact | Prompt, side: Side, answer_tokens: int) -> Asked:

@@ -70,7 +70,10 @@ class Side:
 
     @property
     def start(self) -> int:
-        """The token that a text without a beginning is put behind: the start token, else the end token, as in lm-eval."""
+        """The token that a text without a beginning is put behind: the start token, else the end token, as in lm-eval. Raises
+        InputError where there is neither."""
+        if self.config.bos is None and not self.config.eos:
+            raise InputError("the model has neither a start token nor an end token to put before a text")
         return self.config.bos if self.config.bos is not None else self.config.eos[0]
 
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -94,6 +97,8 @@ class Side:
         kept = context.rstrip()
         text = context[len(kept) :] + text
         before = self.encode(kept)
+        if not before:
+            return [self.start], self.tokenizer.tokens(text)
         return before, self.encode(kept + text)[len(before) :]
 
     def encode(self, text: str) -> list[int]:
@@ -173,8 +178,10 @@ class Side:
 
 
 def likelihood(logits: torch.Tensor, tokens: Sequence[int]) -> Likelihood:
-    """logits: float32 [n, V] that predict tokens [n]."""
+    """logits: float32 [n, V] that predict tokens [n]; of no token, all that is certain."""
     logprob, greedy = 0.0, True
+    if not tokens:
+        return Likelihood(logprob, greedy)
     for rows, wanted in zip(logits.split(_ROWS), torch.tensor(list(tokens)).split(_ROWS)):
         logs = rows.double().log_softmax(-1)
         logprob += float(logs.gather(1, wanted[:, None]).sum())

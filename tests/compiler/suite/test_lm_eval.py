@@ -44,10 +44,10 @@ def write(path: Path, lines: list[dict[str, Any]]) -> str:
 
 
 def questions(by: str) -> list[dict[str, Any]]:
-    """24 with four choices of several lengths."""
+    """Twelve with four choices of several lengths."""
     chance = random.Random(by)
     made = []
-    for number in range(24):
+    for number in range(12):
         choices = [" ".join(chance.sample(WORDS, chance.randint(1, 3))) for _ in range(4)]
         made.append({"question": f"Which, {number}?", "choices": choices, "answer": chance.randrange(4), "by": by})
     return made

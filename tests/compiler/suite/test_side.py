@@ -11,7 +11,7 @@ import torch
 from tiny_phi3 import rounding
 
 from pocketphi.compiler.suite.asking import compare
-from pocketphi.compiler.suite.side import ROWS, Answered, Asked, Side, groups
+from pocketphi.compiler.suite.side import ROWS, Answered, Asked, Likelihood, Side, groups
 from pocketphi.graph.errors import InputError
 
 Make = Callable[[str], Side]
@@ -56,6 +56,15 @@ def test_the_context_may_be_empty_or_end_with_spaces(side: Make) -> None:
     asked = side(FLOAT)
     assert asked.pair("", "ab") == ([asked.start], asked.tokenizer.tokens("ab"))
     assert asked.pair("a  ", "b") == (asked.tokenizer.tokens("a"), asked.tokenizer.tokens("  b"))
+
+
+def test_what_comes_to_no_token(side: Make) -> None:
+    asked = side(FLOAT)
+    assert asked.pair("\n", "b") == ([asked.start], asked.tokenizer.tokens("b"))  # this tokenizer has no token for it
+    assert asked.likelihoods("a", ["\n"]) == [Likelihood(0.0, True)]
+    asked.config = replace(asked.config, bos=None, eos=())
+    with pytest.raises(InputError, match="neither a start token nor an end token to put before a text"):
+        asked.pair("", "b")
 
 
 def test_rolling_predicts_each_token_once(side: Make) -> None:
