@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop/.installed
 
-.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android build/web build/s3
+.PHONY: help demo test test-fast lint interop clean swift build/aarch64 build/android build/web build/s3 build/lm-eval
 
 help:
 	@echo "make demo      compile the sample model, verify it, measure it, ask it a question"
@@ -16,6 +16,7 @@ help:
 	@echo "make build/android  Android's interfaces, for the tests of the Kotlin kits (Debian)"
 	@echo "make build/web  what the page of 'pocketphi serve' runs a bundle with in a browser (npm)"
 	@echo "make build/s3   an S3 server and its client, for the tests of a cache that machines share"
+	@echo "make build/lm-eval  lm-eval in a folder of its own, for the test of its adapter"
 	@echo "make swift     a Swift compiler in build/trixie, for the tests of the Swift kits (Debian, as root)"
 	@echo "make interop   load bundles with optimum, in an environment of its own"
 
@@ -59,6 +60,10 @@ build/web:
 # in a folder of its own: 60 MB
 build/s3: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/s3 -r tests/s3/requirements.txt
+
+# lm-eval and what it loads, over the main environment: 390 MB
+build/lm-eval: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ -r tests/lm_eval/requirements.txt
 
 # a Debian root: 2.8 GB
 swift:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.compiler.options import DEFAULT_TARGET, CompileOptions, compile_options, parse_size
+from pocketphi.compiler.suite.gates import SUITE_GATES
+from pocketphi.compiler.suite.items import ANSWER_TOKENS, MOST_ANSWER, SHIPPED, Suite, read_suite
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.lora.named import NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import KINDS, Option, declared
@@ -24,8 +26,7 @@ from pocketphi.targets import TARGETS, all_targets
 
 _SECTIONS = ("build", "models", "targets", "recipes", "gates", "measure")
 _BUILD = ("out", "cache", "device", "sign", "baseline")
-_GATES = ("max_bytes", "kl", "ppl", "lowering")
-_MEASURE = ("text", "tokens", "window")
+_MEASURE = ("text", "tokens", "window", "suite", "answer_tokens")
 _NOT_SET_HERE = {"force", "cache", "dump_graphs"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LARGEST, MOST = 1 << 20, 1 << 63
@@ -36,22 +37,30 @@ class Gates:
     """What a bundle must not exceed; None: no gate.
 
     max_bytes: of all its files; kl: nats a token to the float model; ppl: perplexity; lowering: the largest KL divergence
-    (nats a token) that its verification measured
+    (nats a token) that its verification measured; suite: bounds of what a suite finds, by their names in SUITE_GATES
     """
 
     max_bytes: int | None = None
     kl: float | None = None
     ppl: float | None = None
     lowering: float | None = None
+    suite: Mapping[str, float] = field(default_factory=dict)
+
+
+_OWN_GATES = ("max_bytes", "kl", "ppl", "lowering")
+_GATES = (*_OWN_GATES, *SUITE_GATES)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How `kl` and `ppl` are measured. text: a UTF-8 file, documentation of Python's library if None; see `evaluate_model`."""
+    """How gates are measured. text: a UTF-8 file, documentation of Python's library if None; see `evaluate_model`; suite: for
+    the gates of suites, read where there is one; answer_tokens: see `evaluate_suite`"""
 
     text: Path | None = None
     tokens: int = 2048
     window: int = 512
+    suite: Suite | None = None
+    answer_tokens: int = ANSWER_TOKENS
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class _Reader:
         targets = self._targets() or {DEFAULT_TARGET: {}}
         tables = self._recipes() or {recipes()[0]: {}}
         gates = self._gates(list(targets))
+        measured = self._measure(measure, gates.values())
         cells = []
         for model, target, recipe in itertools.product(models, targets, tables):
             name = f"{model}-{target}-{recipe}"
@@ -115,7 +125,7 @@ class _Reader:
             device=build.get("device"),
             sign=self._key(build.get("sign")),
             baseline=self._at("build.baseline", build["baseline"]) if "baseline" in build else None,
-            measure=self._measure(measure),
+            measure=measured,
         )
 
     def _check_names_differ(self, cells: Iterable[Cell]) -> None:
@@ -194,7 +204,9 @@ class _Reader:
         for target in targets:
             own = table.get(target, {})
             self._check_keys(f"gates.{target}", own, _GATES)
-            made[target] = Gates(**{key: self._gate(key, value) for key, value in {**common, **own}.items()})
+            values = {key: self._gate(key, value) for key, value in {**common, **own}.items()}
+            own_gates = {key: values.pop(key) for key in _OWN_GATES if key in values}
+            made[target] = Gates(**own_gates, suite=values)
         return made
 
     def _gate(self, key: str, value: Any) -> Any:
@@ -203,16 +215,42 @@ class _Reader:
         limit = float(self._typed("gates", key, value, float))
         if not 0 <= limit < float("inf"):
             raise InputError(f"{self._path}: gates.{key} is {limit}, expected a number that is not negative")
+        if key in SUITE_GATES and SUITE_GATES[key].least and limit > 1:
+            raise InputError(f"{self._path}: gates.{key} is {limit}, expected a share from 0 to 1")
         return limit
 
-    def _measure(self, table: Mapping[str, Any]) -> Measure:
-        kinds = {"text": str, "tokens": int, "window": int}
+    def _measure(self, table: dict[str, Any], gates: Iterable[Gates]) -> Measure:
+        suite = self._suite(
+            table.pop("suite", "behaviour"), list(dict.fromkeys(key for one in gates for key in one.suite))
+        )
+        kinds = {"text": str, "tokens": int, "window": int, "answer_tokens": int}
         values = {key: self._typed("measure", key, value, kinds[key]) for key, value in table.items()}
         for key in ("tokens", "window"):
             if values.get(key, 2) < 2:
                 raise InputError(f"{self._path}: measure.{key} is {values[key]}, expected at least 2")
+        limit = values.get("answer_tokens", 1)
+        if not 1 <= limit <= MOST_ANSWER:
+            raise InputError(f"{self._path}: measure.answer_tokens is {limit}, expected 1 to {MOST_ANSWER}")
         text = values.pop("text", None)
-        return Measure(text=self._at("measure.text", text) if text else None, **values)
+        return Measure(text=self._at("measure.text", text) if text else None, suite=suite, **values)
+
+    def _suite(self, names: Any, gates: list[str]) -> Suite | None:
+        """The suite that gates are measured with; None where no gate is about one."""
+        names = names if isinstance(names, list) else [names]
+        for name in names:
+            self._typed("measure", "suite", name, str)
+        if not gates:
+            return None
+        paths = [name if name in SHIPPED else str(self._at("measure.suite", name)) for name in names]
+        suite = read_suite(paths, f"{self._path}: measure.suite")
+        held = {line.kind for line in suite.lines}
+        for gate in gates:
+            if not held & set(SUITE_GATES[gate].kinds):
+                wanted, came = " or ".join(SUITE_GATES[gate].kinds), ", ".join(sorted(held))
+                raise InputError(
+                    f"{self._path}: gates.{gate} is about lines of the kind {wanted}; measure.suite has {came}"
+                )
+        return suite
 
     def _table(self, section: str, known: Iterable[str] | None) -> dict[str, Any]:
         table = self._data.get(section, {})

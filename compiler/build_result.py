@@ -13,30 +13,38 @@ NOT_VERIFIED = 'the bundle was not verified; build with verify = "always"'
 
 @dataclass(frozen=True)
 class Claim:
-    """A check of the verification or a gate: `measured` must not exceed `bound`; None where it was not measured,
-    for the reason `missing`."""
+    """A check of the verification or a gate: `measured` must not exceed `bound`, or not be less where that is the `least`; None
+    where it was not measured, for the reason `missing`. detail: what to know of the number"""
 
     name: str
     measured: float | None
     bound: float
     unit: str = ""
     missing: str = NOT_VERIFIED
+    least: bool = False
+    detail: str = ""
 
     @property
     def ok(self) -> bool:
-        return self.measured is not None and self.measured <= self.bound
+        if self.measured is None:
+            return False
+        return self.measured >= self.bound if self.least else self.measured <= self.bound  # false for NaN as well
 
     def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "measured": self.measured, "bound": self.bound, "unit": self.unit, "ok": self.ok}
+        told = {"name": self.name, "measured": self.measured, "bound": self.bound, "unit": self.unit, "ok": self.ok}
+        return told | ({"least": True} if self.least else {}) | ({"detail": self.detail} if self.detail else {})
 
     def described(self) -> str:
-        """What came, and by how much it is over."""
+        """What came, and by how much it is over, or under."""
         if self.measured is None:
             return f"{self.name}: not measured: {self.missing}"
         unit = f" {self.unit}" if self.unit else ""
+        detail = f" ({self.detail})" if self.detail else ""
         if self.ok:
-            return f"{self.name}: {self.measured:,.6g}{unit}, at most {self.bound:,.6g}"
-        return f"{self.name}: {self.measured:,.6g}{unit}, {self.measured - self.bound:,.6g} over {self.bound:,.6g}"
+            how = f"at {'least' if self.least else 'most'}"
+        else:
+            how = f"{abs(self.measured - self.bound):,.6g} {'under' if self.least else 'over'}"
+        return f"{self.name}: {self.measured:,.6g}{unit}, {how} {self.bound:,.6g}{detail}"
 
 
 @dataclass

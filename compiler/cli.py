@@ -24,6 +24,7 @@ from pocketphi.compiler import __version__
 from pocketphi.compiler.cli_build import add_build_commands
 from pocketphi.compiler.cli_devices import device_arguments, for_device, read_limit
 from pocketphi.compiler.cli_documents import add_document_commands
+from pocketphi.compiler.cli_eval import add_eval_command, add_lm_eval_command
 from pocketphi.compiler.cli_options import add_options, add_target_options, options_of, target_argument
 from pocketphi.compiler.options import DEFAULT_TARGET, Limits, ProgramOptions, RecipeOptions
 from pocketphi.compiler.ui import PlainUi, ui_of
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_current_folder()
         level = logging.INFO if arguments.verbose else logging.ERROR
         logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-        _quiet_libraries(arguments.verbose)
+        _quiet_libraries(arguments.verbose, getattr(arguments, "online", False))
         return int(arguments.run(arguments))
     except PocketphiError as error:
         if stopping.was_heard():
@@ -177,15 +178,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--files-only", action="store_true", help="checksums and signature, and nothing is run")
     verify.add_argument("--target", choices=TARGETS, help="only this one of the bundle's targets (default: all)")
 
-    evaluate = command("eval", _eval, "perplexity of a bundle or a model on a text, and its distance from a reference")
-    evaluate.add_argument("model", metavar="BUNDLE|MODEL")
-    evaluate.add_argument("--text", type=Path, help="a UTF-8 text (default: documentation of Python's library)")
-    evaluate.add_argument("--reference", metavar="MODEL", help="also KL divergence and top-1 agreement with this model")
-    add_options(evaluate, ProgramOptions, ["lora"])
-    evaluate.add_argument("--tokens", type=int, default=8192, help="how many tokens of the text (default %(default)s)")
-    evaluate.add_argument("--window", type=int, default=512, help="tokens in one sequence (default %(default)s)")
-    _adapter_argument(evaluate)
-    _target_argument(evaluate)
+    for asking in (add_eval_command(command), add_lm_eval_command(command)):
+        _adapter_argument(asking)
+        _target_argument(asking)
 
     chat = command("chat", _chat, "talk to a bundle")
     chat.add_argument("bundle", type=Path)
@@ -349,17 +344,6 @@ def _verify(a: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
-def _eval(a: argparse.Namespace) -> int:
-    from pocketphi.compiler import show
-    from pocketphi.compiler.evaluate import evaluate_model
-    from pocketphi.compiler.text import read_text
-
-    text = read_text(a.text, "the text") if a.text else None
-    result = evaluate_model(a.model, text, a.tokens, a.window, a.reference, ui_of(a), a.target, _lora(a), a.adapter)
-    _print(a, vars(result), lambda: show.evaluation(result))
-    return 0
-
-
 def _chat(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.kits.conversation import MessageTooLong
     from pocketphi.compiler.chat import Chat
@@ -504,10 +488,12 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _quiet_libraries(verbose: bool) -> None:
-    """Advice of the libraries about themselves, which a user of ours can do nothing about."""
+def _quiet_libraries(verbose: bool, online: bool) -> None:
+    """Advice of the libraries about themselves, which a user of ours can do nothing about. online: whether data sets may be
+    fetched."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not online:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not verbose:
         import warnings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.manifest import MANIFEST, AdapterRecord, SourceRecord, SwitchedRecord
-from pocketphi.compiler.hosts import open_host, runner_of
+from pocketphi.compiler.hosts import check_adapter, open_host, runner_of
 from pocketphi.compiler.measure import Distance, Likelihood
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.text_check import check_text
@@ -61,10 +61,7 @@ def evaluate_model(
     text: documentation of Python's library if None. lora: adapters of the checkpoint; of a bundle's reference;
     adapter: of the bundle, which is switched on.
     """
-    is_bundle = (Path(model) / MANIFEST).is_file()
-    if is_bundle and (reference is not None or lora):
-        manifest = Bundle.open(Path(model), check=False).manifest
-        check_adapters(manifest.source, reference, lora, [one for one in manifest.adapters if one.name == adapter])
+    is_bundle = check_compared(model, reference, lora, adapter)
     check_number("--tokens", tokens, least=2)
     check_number("--window", window, least=2)
     runner, files, config = open_runner(model, window, target, () if is_bundle else lora, adapter)
@@ -72,8 +69,7 @@ def evaluate_model(
     other, _, other_config = (None, None, config)
     if reference is not None:
         other, _, other_config = open_runner(reference, window, None, lora if is_bundle else ())
-    if other_config.vocab_size != config.vocab_size:
-        raise InputError(f"--reference {reference}: {other_config.vocab_size} tokens, {model} has {config.vocab_size}")
+    check_vocabulary(reference, other_config, model, config)
     ours, theirs, apart = Likelihood(), Likelihood(), Distance()
     with ui.task("evaluate", rows.numel(), "tokens") as advance:
         for row in rows:
@@ -87,6 +83,16 @@ def evaluate_model(
     if not other:
         return Evaluation(model, ours.tokens, window, ours.perplexity)
     return Evaluation(model, ours.tokens, window, ours.perplexity, reference, theirs.perplexity, apart.kl, apart.top1)
+
+
+def check_compared(model: str, reference: str | None, lora: Sequence[Lora], adapter: str | None) -> bool:
+    """Whether a model is a bundle. Raises InputError where a reference has other adapters (`check_adapters`)."""
+    if not (Path(model) / MANIFEST).is_file():
+        return False
+    if reference is not None or lora:
+        manifest = Bundle.open(Path(model), check=False).manifest
+        check_adapters(manifest.source, reference, lora, [one for one in manifest.adapters if one.name == adapter])
+    return True
 
 
 def check_adapters(
@@ -107,37 +113,57 @@ def check_adapters(
         )
 
 
-def open_runner(
-    model: str, window: int, target: str | None = None, lora: Sequence[Lora] = (), adapter: str | None = None
-) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
-    """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
+@dataclass(frozen=True)
+class Opened:
+    """A bundle or a checkpoint before it runs. files: of its tokenizer; context: tokens that it can hold; runner: opens one
+    that gives every position's logits, for so many tokens"""
+
+    model: str
+    files: Mapping[str, bytes]
+    config: ModelConfig
+    context: int
+    runner: Callable[[int], Runner]
+
+
+def open_model(model: str, target: str | None = None, lora: Sequence[Lora] = (), adapter: str | None = None) -> Opened:
+    """A bundle, whose files are checked, or a checkpoint, which runs as transformers runs it: a wrong rewrite must not be in
+    both sides of a comparison."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
-        bundle = Bundle.open(folder)
-        host = open_host(folder, bundle.manifest, target)
-        _check_window(window, bundle.manifest.context(target), model)
-        files = read_tokenizer_files(folder)
-        runner = runner_of(host, bundle.manifest, adapter, window)
-        return runner, files, read_config(folder)
+        manifest = Bundle.open(folder).manifest
+        host = open_host(folder, manifest, target)
+        check_adapter(manifest, adapter)
+        files, config = read_tokenizer_files(folder), read_config(folder)
+        return Opened(model, files, config, manifest.context(target), lambda n: runner_of(host, manifest, adapter, n))
     if adapter is not None:
         raise InputError(f"--adapter {named(adapter)}: {model} is a model, not a bundle; --lora merges one into it")
     if target:
         raise InputError(f"--target {target}: {model} is a model, not a bundle")
     source = open_checkpoint(model, lora)
-    _check_window(window, source.config.max_position, model)
-    program = trace(source)  # as transformers runs it: a wrong rewrite must not be in both sides of a comparison
-    return ProgramRunner(program, keeps(source.config)), check_text(source).files, source.config
+    config, files = source.config, check_text(source).files
+    return Opened(model, files, config, config.max_position, lambda _: ProgramRunner(trace(source), keeps(config)))
+
+
+def open_runner(
+    model: str, window: int, target: str | None = None, lora: Sequence[Lora] = (), adapter: str | None = None
+) -> tuple[Runner, Mapping[str, bytes], ModelConfig]:
+    """(runner with logits of every position, tokenizer files, config) of a bundle or a checkpoint."""
+    opened = open_model(model, target, lora, adapter)
+    if window > opened.context:
+        raise InputError(f"--window {window}: {model} has {opened.context} positions")
+    return opened.runner(window), opened.files, opened.config
+
+
+def check_vocabulary(reference: str | None, other: ModelConfig, model: str, own: ModelConfig) -> None:
+    """Raises InputError where two models have vocabularies of different sizes."""
+    if other.vocab_size != own.vocab_size:
+        raise InputError(f"--reference {reference}: {other.vocab_size} tokens, {model} has {own.vocab_size}")
 
 
 def _logits(runner: Runner, row: torch.Tensor) -> torch.Tensor:
     """Of a text by itself, int64 [S]: float32 [S, V]."""
     runner.reset()
     return runner.step(row[None])[0]
-
-
-def _check_window(window: int, positions: int, model: str) -> None:
-    if window > positions:
-        raise InputError(f"--window {window}: {model} has {positions} positions")
 
 
 def quantization_error(

@@ -7,6 +7,7 @@ here, where `tokenizer.json` says everything about ids, and compares the two rea
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,10 +110,14 @@ class Tokenizer:
             raise InputError("chat: this model has no chat template; expected one in tokenizer_config.json")
         return self._template.render(messages, self._tokens, **choices)
 
+    @functools.cached_property
+    def special(self) -> frozenset[int]:
+        """The ids of all special tokens."""
+        return frozenset(n for n, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
     def special_tokens(self, text: str) -> list[int]:
         """The special tokens in a text, as ids in their order."""
-        special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        return [number for number in self.tokens(text) if number in special]
+        return [number for number in self.tokens(text) if number in self.special]
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Ids of `render_chat`; a start token comes only from the template. Raises InputError where there are none."""
