@@ -22,19 +22,12 @@ def most_tokens(line: Line, side: Side, answer_tokens: int, window: int) -> int:
     item = line.item
     if isinstance(item, Text):
         count = len(side.tokenizer.tokens(item.text))
-        _check_tokens(item.text, count)
+        if not count:
+            raise InputError(f"the model's tokenizer makes no token of {show(item.text)}")
         return min(window, count + 1)
     if isinstance(item, Choice):
-        pairs = [side.pair(item.context, f" {one}") for one in item.compared]
-        for one, (_, after) in zip(item.compared, pairs):
-            _check_tokens(one, len(after))
-        return max(len(before) + len(after) for before, after in pairs)
+        return max(sum(map(len, side.pair(item.context, f" {one}"))) for one in item.compared)
     return asked_of(item, side, answer_tokens).total
-
-
-def _check_tokens(text: str, count: int) -> None:
-    if not count:
-        raise InputError(f"the model's tokenizer makes no token of {show(text)}")
 
 
 def asked_of(item: Exact | Prompt, side: Side, answer_tokens: int) -> Asked:

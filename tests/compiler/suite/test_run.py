@@ -152,12 +152,9 @@ def test_a_model_that_answers_with_no_template(bundle: Path, tmp_path: Path) -> 
         evaluate_suite(str(plain), read_suite([str(suite)]), None, Ui())
 
 
-@pytest.mark.parametrize(
-    "line", ['{"text": "日"}', '{"question": "a", "choices": ["a", "日"], "answer": 0, "by": "text"}']
-)
-def test_what_the_tokenizer_does_not_know(line: str, bundle: Path, tmp_path: Path) -> None:
+def test_what_the_tokenizer_does_not_know(bundle: Path, tmp_path: Path) -> None:
     suite = tmp_path / "s.jsonl"
-    suite.write_text(line)
+    suite.write_text('{"text": "日"}')
     with pytest.raises(InputError, match=r"s\.jsonl:1: the model's tokenizer makes no token of '日'"):
         evaluate_suite(str(bundle), read_suite([str(suite)]), None, Ui())
 
