@@ -164,7 +164,7 @@ def test_what_verification_adds_is_in_the_budget(tmp_path: Path) -> None:
             "--policy: its rules say the recipe of each weight; leave out --recipe rtn",
         ),
         ({"bits": 0.5}, "--bits 0.5: expected 1 to 16 bits a weight"),
-        ({"preset": "best"}, "--preset best: expected small or balanced"),
+        ({"preset": "finest"}, "--preset finest: expected one of small, balanced, best"),
     ],
 )
 def test_options_that_contradict_each_other(given: dict[str, object], message: str) -> None:

@@ -195,7 +195,7 @@ def read_stopped(folder: Path) -> None:
     from pocketphi.passes.weight_cache import WeightCache
 
     cache, head = WeightCache(folder, _source()), _program().outputs["logits"]
-    weights = calibrate._quantizable(_program(), policy_of("search"))
+    weights = calibrate.quantizable(_program(), policy_of("search"))
     key = calibrate._run_key(cache, _rows(), weights)
     values, stored = calibrate._resumed(Stream(folder / f"{key}.stream", key, _program(), head.args[0]), cache, weights)
     if not values:

@@ -154,6 +154,7 @@ def parameters() -> Path:
     from tiny_phi3 import quantized
 
     from pocketphi.artifacts.bundle import write_manifest
+    from pocketphi.targets.target import Asked
     from pocketphi.targets.tvm_arm.description import DESCRIPTION, PARAMS_FILE
     from pocketphi.targets.tvm_arm.kv_cache import KV_CACHES
     from pocketphi.targets.tvm_arm.package import describe
@@ -163,7 +164,7 @@ def parameters() -> Path:
     folder, program, platform = place("parameters"), quantized(symmetric=False), Platform.of("linux", "dotprod")
     plan = ParamsFile.plan(program, platform.isa)
     written = plan.write(folder / PARAMS_FILE, lambda count: None)
-    described = describe(program, platform, plan, written.sha256, None, KV_CACHES["fp16"])
+    described = describe(program, platform, plan, written.sha256, Asked(), KV_CACHES["fp16"])
     (folder / DESCRIPTION).write_text(json.dumps(described))
     (folder / "config.json").write_text(json.dumps(program.config.to_hf()))
     write_manifest(folder, a_manifest({"tvm-arm": {"context": 128, "weights": written.digests}}))

@@ -26,6 +26,7 @@ class Toy2(Format):
     bits = 2
     words = "toy2"
     suffix = "toy2"
+    half_part = "scale"
 
     t2: torch.Tensor
     scale: torch.Tensor
@@ -39,10 +40,6 @@ class Toy2(Format):
     def shape_of(parts: Mapping[str, Any]) -> tuple[int, int]:
         rows, quarter = parts["t2"].shape
         return rows, 4 * quarter
-
-    @property
-    def half_values(self) -> torch.Tensor:
-        return self.scale
 
     def dequantize(self) -> torch.Tensor:
         values = torch.stack([self.t2 >> shift & 3 for shift in (0, 2, 4, 6)], -1)

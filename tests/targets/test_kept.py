@@ -81,7 +81,7 @@ def saved(target: str, program: Program, folder: Path, **more: Any) -> dict[str,
         return read_onnx(folder) if target == "ort-mobile" else CoreMLHost(folder, names).weights()
     params: ParamsFile = made._params
     written = params.write(folder / PARAMS_FILE, lambda amount: None)
-    described = describe(program, made._platform, params, written.sha256, None, made._cache)
+    described = describe(program, made._platform, params, written.sha256, made._asked, made._cache)
     (folder / DESCRIPTION).write_text(json.dumps(described))
     return read_params(folder, read_description(folder))
 

@@ -25,6 +25,7 @@ API = (
     "prefill",
     "prefill_all",
     "decode",
+    "draft",
     "generate",
     "adapter",
     "save",
