@@ -248,7 +248,7 @@ def test_measuring_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
         def stop(reached: Any, costs: Any) -> None:
             keep(reached, costs)
-            if reached.parts == 2 and resumed is None and tmp_path / "a" == asked.cache:
+            if reached.parts == 2 and resumed is None and tmp_path / "a" == asked.cache_folder:
                 raise KeyboardInterrupt
 
         return real(*first, resumed, stop, **named)
