@@ -198,6 +198,11 @@ class TextRecord:
     genai_differs: tuple[int, ...] | None = None
 
 
+def vocabulary_of(text: TextRecord | None) -> str:
+    """The digest of a tokenizer's tokens and their numbers, "" where there is no tokenizer."""
+    return text.vocabulary if text else ""
+
+
 @dataclass(frozen=True)
 class PrefixRecord:
     """What an app's prompts begin with. tokens: how many; computed_on: by target, whose kernels computed their cache."""

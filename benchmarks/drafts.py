@@ -7,7 +7,6 @@ Only the time of decodes counts, as the runtime's process measures it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,8 +15,8 @@ import preflight
 
 preflight.require(__file__)
 
-from common import Bar, print_table  # noqa: E402 - packages may be missing
-from guessed import REPEATING, Sum, requests  # noqa: E402
+from common import Bar  # noqa: E402 - packages may be missing
+from guessed import Sum, finish, requests, together  # noqa: E402
 
 from pocketphi.artifacts.bundle import Bundle  # noqa: E402
 from pocketphi.compiler.hosts import check_draft, open_host  # noqa: E402
@@ -69,19 +68,13 @@ def main() -> int:
             different = sum(x != y for x, y in zip(plain, guessed)) + abs(len(plain) - len(guessed))
             sums[kind] += Sum(len(plain), different, (calls, fewer), (time, less))
             print(f"{number + 1}/{len(prompts)} {kind}: {len(plain)} tokens, {fewer} calls", file=sys.stderr)
-    repeating = sum((sums[kind] for kind in REPEATING), Sum())
-    rows = [sums[kind].row(kind) for kind in REPEATING] + [repeating.row("together"), sums["chat"].row("chat")]
-    print_table("Decode", ["answers", "tokens", "different", "tokens a call", "speed with guesses ÷ without"], rows)
+    repeating = together(sums)
     limits = [
         Bar("tokens that differ", repeating.different + sums["chat"].different, 0, ""),
         Bar("speed of repeating answers", repeating.speedup, 1.6, "x", at_least=True),
         Bar("speed of free chat", sums["chat"].speedup, 0.97, "x", at_least=True),
     ]
-    if a.json:
-        data = {"sums": {k: vars(v) for k, v in sums.items()}, "limits": [bar.as_json() for bar in limits]}
-        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    return 1 if any(bar.missed for bar in limits) else 0
+    return finish(sums, limits, a.json)
 
 
 if __name__ == "__main__":

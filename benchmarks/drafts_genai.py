@@ -20,8 +20,8 @@ preflight.require(__file__)
 
 import numpy as np  # noqa: E402 - packages may be missing
 import onnxruntime_genai as genai  # noqa: E402
-from common import Bar, print_table  # noqa: E402
-from guessed import REPEATING, Sum, requests  # noqa: E402
+from common import Bar  # noqa: E402
+from guessed import Sum, finish, requests, together  # noqa: E402
 
 from pocketphi.graph.tokenizer import Tokenizer  # noqa: E402
 
@@ -75,16 +75,8 @@ def main() -> int:
             f"{number + 1}/{len(asked)} {kind}: {len(plain)} tokens, {different} others, {slow / fast:.2f}",
             file=sys.stderr,
         )
-    repeating = sum((sums[kind] for kind in REPEATING), Sum())
-    rows = [sums[kind].row(kind) for kind in REPEATING if sums[kind].tokens] + [repeating.row("together")]
-    rows += [sums["chat"].row("chat")] if sums["chat"].tokens else []
-    print_table("Decode", ["answers", "tokens", "different", "tokens a call", "speed with guesses ÷ without"], rows)
-    limits = [Bar("speed of repeating answers", repeating.speedup, 1.3, "x", at_least=True)]
-    if a.json:
-        data = {"sums": {k: vars(v) for k, v in sums.items()}, "limits": [bar.as_json() for bar in limits]}
-        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    return 1 if any(bar.missed for bar in limits) else 0
+    limits = [Bar("speed of repeating answers", together(sums).speedup, 1.3, "x", at_least=True)]
+    return finish(sums, limits, a.json)
 
 
 if __name__ == "__main__":

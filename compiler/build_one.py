@@ -18,7 +18,7 @@ from pocketphi.compiler.build_result import Result
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun, CannotWrite, InputError, PocketphiError
 from pocketphi.graph.places import Cache
-from pocketphi.graph.store import Store
+from pocketphi.graph.store import Store, store_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
 
     def store(self, ui: Ui) -> Store | None:
         """What lies behind the cache of this machine."""
-        return Store(self.cache.store, ui.say) if self.cache.store else None
+        return store_of(self.cache, ui.say)
 
     def bundle_path(self, key: str) -> Path:
         """In the cache of this machine."""

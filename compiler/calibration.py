@@ -10,8 +10,7 @@ from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.places import default_cache
-from pocketphi.graph.store import Store
+from pocketphi.graph.store import store_of
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.passes.calibrate import WINDOW, default_text
 from pocketphi.passes.weight_cache import WeightCache
@@ -19,8 +18,7 @@ from pocketphi.passes.weight_cache import WeightCache
 
 def weight_cache(source: HashedCheckpoint, options: CompileOptions, ui: Ui) -> WeightCache:
     """Where rounded weights are kept, with what other machines share, if that was asked for."""
-    place = options.cache or default_cache()
-    return WeightCache(place.folder, source, Store(place.store, ui.say) if place.store else None)
+    return WeightCache(options.place.folder, source, store_of(options.place, ui.say))
 
 
 def calibration_tokens(source: Checkpoint, options: CompileOptions, ui: Ui, count: int | None = None) -> torch.Tensor:

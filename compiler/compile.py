@@ -18,6 +18,7 @@ from pocketphi.artifacts.manifest import (
     SourceRecord,
     SwitchedRecord,
     TargetRecord,
+    vocabulary_of,
 )
 from pocketphi.compiler import __version__
 from pocketphi.compiler.calibration import calibration_tokens, weight_cache
@@ -50,7 +51,6 @@ from pocketphi.graph.errors import CheckFailed
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight
 from pocketphi.graph.lora.beside import Beside
-from pocketphi.graph.places import default_cache
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
 from pocketphi.graph.writing import write_files
@@ -77,7 +77,7 @@ def compile_model(
     """
     ui = ui or Ui()
     check_replaceable(options.out, options.force)
-    (options.cache or default_cache()).check()
+    options.place.check()
     check_targets(options)
     check_adapters_switch(options)
     check_prefix(options)
@@ -100,8 +100,7 @@ def compile_model(
         policy = chosen.policy
         weights, program = smoothed(source, program, options, ui) if policy.smooth else (source, program)
         # before the work: what will be refused, is refused now
-        vocabulary = text.recorded.vocabulary if text.recorded else ""
-        lowered = lower(program, policy, reports, options, allowed, prefix, vocabulary)
+        lowered = lower(program, policy, reports, options, allowed, prefix, vocabulary_of(text.recorded))
         quantized = lowered.program
         verifies = wants_verification(options.verify, lowered.bytes, ui)
         read = reading_checks(source) if verifies else []

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pocketphi.artifacts.manifest import Manifest, ModelRecord
+from pocketphi.artifacts.manifest import Manifest, ModelRecord, vocabulary_of
 from pocketphi.compiler.prefix import prefix_files
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hf_config import read_config
@@ -74,8 +74,12 @@ def record_check(manifest: Manifest, config: ModelConfig) -> Check:
 def asked_of(manifest: Manifest) -> Asked:
     """What every target was asked for."""
     recipe = replace(manifest.recipe, rules=())
-    vocabulary = manifest.text.vocabulary if manifest.text else ""
-    return Asked(context=recipe.context, version=manifest.pocketphi, recipe=recipe.described(), vocabulary=vocabulary)
+    return Asked(
+        context=recipe.context,
+        version=manifest.pocketphi,
+        recipe=recipe.described(),
+        vocabulary=vocabulary_of(manifest.text),
+    )
 
 
 def details_check(manifest: Manifest, target: str, host: Host, program: Program) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.artifacts.manifest import Manifest
+from pocketphi.artifacts.manifest import Manifest, vocabulary_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import named
@@ -45,7 +45,7 @@ def check_draft(draft: Draft, host: Host, bundle: Bundle, target: str | None) ->
     other = Bundle.open(draft)
     if name not in other.manifest.targets:
         raise InputError(f"--draft {draft}: holds {', '.join(other.manifest.targets)}; compile it with --target {name}")
-    texts = [one.manifest.text and one.manifest.text.vocabulary for one in (bundle, other)]
+    texts = [vocabulary_of(one.manifest.text) for one in (bundle, other)]
     sizes = [read_config(one.path).vocab_size for one in (bundle, other)]
     if texts[0] != texts[1] or sizes[0] != sizes[1]:
         raise InputError(

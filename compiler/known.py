@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from blake3 import blake3
 
 from pocketphi.compiler.build_key import our_code, version_of
@@ -83,3 +84,23 @@ class Known:
     def _path(self, whole: Any) -> Path | None:
         name = blake3(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
         return self._folder and self._folder / f"{self._kind}-{name}"
+
+
+class Begun:
+    """What long work that was stopped had come to, about one thing: kept while it goes on, forgotten when it ends. Of different
+    works the last two."""
+
+    def __init__(self, kind: str, about: Mapping[str, Any], cache: Path | None) -> None:
+        """about: what decides the result, but for the order of sums, which is added here; cache: see `Known`"""
+        self._about = {**about, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+        self._known = Known(f"{kind}-begun", ("torch",), cache, most=2)
+
+    def recall(self, kind: type[T]) -> tuple[T, memoryview] | None:
+        """What `keep` was given last: a value, and bytes."""
+        return self._known.recall_with_data(kind, self._about)
+
+    def keep(self, content: Any, data: Sequence[bytes | memoryview]) -> None:
+        self._known.keep(self._about, vars(content), data)
+
+    def forget(self) -> None:
+        self._known.forget(self._about)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from pocketphi.compiler.calibration import calibration_tokens, weight_cache
-from pocketphi.compiler.known import Known
+from pocketphi.compiler.known import Begun
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
+from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program
 from pocketphi.passes.calibrate import quantizable
@@ -50,12 +49,12 @@ def learned(
 
     traced: of aten operators; source: of the weights that were rounded; rounded: all weights of the program as it will be
     """
-    program = _over(traced, source)
+    program = traced.over(source)
     weights = {name: weight for name, weight in rounded.items() if format_of(weight.parts)}
     tokens = calibration_tokens(source, options, ui, options.learns)
     learner = Learner(program, weights, tokens, Schedule(), options.compute)
     known = quantizable(program, policy)
-    made = {name: known[name] for name in learner.names if name in known}
+    made = {name: known[name] for name in learner.shapes if name in known}
     cache = weight_cache(source, options, ui)
     key = _key(source, weights, tokens, options)
     found = cache.recall(key, made)
@@ -73,15 +72,6 @@ def learned(
     stopped.forget()
     ui.say(f"learned scales: of {len(stored)} weights, on {tokens.numel():,} tokens")
     return stored
-
-
-def _over(traced: Program, source: HashedCheckpoint) -> Program:
-    """The same program over another checkpoint's tensors, of the same names."""
-    made = traced.copy()
-    for name, weight in traced.weights.items():
-        if isinstance(weight, FloatWeight):
-            made.weights[name] = replace(weight, checkpoint=source)
-    return made
 
 
 def _store(
@@ -113,23 +103,21 @@ class _Begun:
 
 
 class _Stopped:
-    """What learning that was stopped had come to: the last two of different runs."""
+    """What learning that was stopped had come to."""
 
     def __init__(self, key: str, learner: Learner, options: CompileOptions) -> None:
-        computed = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
-        self._about: dict[str, Any] = {"key": key, **computed}  # by which sums differ
         self._learner = learner
-        self._known = Known("learning-begun", ("torch",), options.cache_folder, most=2)
+        self._kept = Begun("learning", {"key": key}, options.cache_folder)
 
     def found(self) -> Progress | None:
         """None where there is nothing that fits the model."""
-        held = self._known.recall_with_data(_Begun, self._about)
+        held = self._kept.recall(_Begun)
         if held is None or not 0 < held[0].step <= self._learner.steps or held[0].shapes != self._learner.shapes:
             return None
         return Progress.restored(held[0].step, held[0].shapes, held[1])
 
     def keep(self, reached: Progress) -> None:
-        self._known.keep(self._about, vars(_Begun(reached.step, reached.shapes())), reached.buffers())
+        self._kept.keep(_Begun(reached.step, reached.shapes()), reached.buffers())
 
     def forget(self) -> None:
-        self._known.forget(self._about)
+        self._kept.forget()

@@ -15,7 +15,7 @@ from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.graph.lora.named import Lora, NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import Options, declared, option
-from pocketphi.graph.places import Cache, parse_cache
+from pocketphi.graph.places import Cache, default_cache, parse_cache
 from pocketphi.graph.reading import named, nearest, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
 from pocketphi.passes.policy import default_block
@@ -202,6 +202,11 @@ class Limits(Options):
         decides=False,
     )
     dump_graphs: Path | None = option(None, "write the graph after each pass", metavar="DIR", decides=False)
+
+    @property
+    def place(self) -> Cache:
+        """Where things are kept. Raises what `default_cache` raises."""
+        return self.cache or default_cache()
 
     @property
     def cache_folder(self) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -16,7 +15,6 @@ from pocketphi.graph.channel_scales import LARGEST, ChannelScales, Exponents, no
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.lazy_weights import FloatWeight
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.passes.calibrate import WINDOW
@@ -33,10 +31,7 @@ def smoothed(
     """The same checkpoint, and a program that reads it, with the factors of channels where int8 activations lose least."""
     turned = ChannelScales(source, _known_exponents(source, program, options, ui))
     scaled = HashedCheckpoint(turned)
-    reading = program.copy()
-    for name, weight in program.weights.items():
-        if isinstance(weight, FloatWeight):
-            reading.weights[name] = replace(weight, checkpoint=scaled)
+    reading = program.over(scaled)
     reading.adapters = {name: Turned(one, turned.given_to) for name, one in program.adapters.items()}
     return scaled, reading
 

@@ -16,7 +16,7 @@ import torch
 from pocketphi.artifacts.manifest import ExpectedRecord
 from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of, every_candidate
-from pocketphi.compiler.known import Known
+from pocketphi.compiler.known import Begun, Known
 from pocketphi.compiler.options import PRESETS, CompileOptions
 from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.ui import Ui
@@ -183,17 +183,15 @@ class _Begun:
 
 
 class _Stopped:
-    """What measurements that were stopped had come to: a large model takes an hour. One entry each, the last two."""
+    """What measurements that were stopped had come to: a large model takes an hour."""
 
     def __init__(self, about: dict[str, Any], candidates: Candidates, options: CompileOptions) -> None:
-        computed = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
-        self._about = {**about, **computed}  # by which sums differ
         self._candidates = candidates
-        self._known = Known("sensitivity-begun", ("torch",), options.cache_folder, most=2)
+        self._kept = Begun("sensitivity", about, options.cache_folder)
 
     def found(self) -> tuple[Reached, Costs] | None:
         """None where there is nothing that fits the model."""
-        held = self._known.recall_with_data(_Begun, self._about)
+        held = self._kept.recall(_Begun)
         if held is None or held[0].parts < 1 or not _fits(held[0].costs, self._candidates):
             return None
         begun, data = held
@@ -201,11 +199,10 @@ class _Stopped:
         return None if reached is None else (reached, begun.costs)
 
     def keep(self, reached: Reached, costs: Costs) -> None:
-        content = _Begun(reached.parts, reached.shapes(), costs)
-        self._known.keep(self._about, vars(content), reached.buffers())
+        self._kept.keep(_Begun(reached.parts, reached.shapes(), costs), reached.buffers())
 
     def forget(self) -> None:
-        self._known.forget(self._about)
+        self._kept.forget()
 
 
 def _fits(costs: Costs, candidates: Candidates) -> bool:

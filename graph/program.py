@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import fx
 
 from pocketphi.graph import edge_ops as edge_ops  # registers the edge:: operators
 from pocketphi.graph.adapters import Factors, weight_of_input
+from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import CompilerBug
-from pocketphi.graph.lazy_weights import LazyWeight, materialize
+from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.types import Size, TensorType, infer
 
 Observer = Callable[[fx.Node, tuple[Any, ...]], Any]
@@ -85,6 +86,14 @@ class Program:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
         return Program(graph, self.config, dict(self.weights), dict(self.adapters))
+
+    def over(self, checkpoint: Checkpoint) -> Program:
+        """The same program over another checkpoint's tensors of the same names."""
+        made = self.copy()
+        for name, weight in self.weights.items():
+            if isinstance(weight, FloatWeight):
+                made.weights[name] = replace(weight, checkpoint=checkpoint)
+        return made
 
     def operators(self) -> Counter[str]:
         """How often each operator occurs, under its short name."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.places import Cache
 from pocketphi.graph.reading import file_inside, typed
 from pocketphi.graph.sealed import seal, unseal
 from pocketphi.graph.stores import kind_of, shown, without_secrets
@@ -221,6 +222,11 @@ class Store:
 
     def _tell(self, what: str) -> None:
         self._say(f"{self.shown}: {what}")
+
+
+def store_of(cache: Cache, say: Callable[[str], None]) -> Store | None:
+    """What lies behind a cache, None for nothing. say: see `Store`"""
+    return Store(cache.store, say) if cache.store else None
 
 
 def _held(path: Path) -> Held:

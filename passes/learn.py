@@ -117,11 +117,6 @@ class Learner:
         }
 
     @property
-    def names(self) -> list[str]:
-        """The weights whose scales are learned."""
-        return list(self.shapes)
-
-    @property
     def calls(self) -> int:
         """How often `progress` is called."""
         return len(self._tokens) + self.steps
@@ -155,9 +150,9 @@ class Learner:
         """The float model's values before the head, of each window."""
         found: list[list[torch.Tensor]] = [[] for _ in self._tokens]
         for number, _ in enumerate(self._cuts[:-1]):
-            weights = _Weights(self._program.weights, {}, {}, self._device)
+            weights = self._weights(None)
             for window in range(len(found)):
-                found[window] = self._forward(number, window, found[window], weights)
+                found[window] = self._run(number, window, found[window], weights, grad=False)
         for _ in found:
             progress()
         return found
@@ -168,15 +163,16 @@ class Learner:
         states: list[list[list[torch.Tensor]]] = [[[] for _ in windows]]
         for number, _ in enumerate(self._cuts[:-1]):
             weights = self._weights(deltas)
-            states.append([self._forward(number, w, values, weights) for w, values in zip(windows, states[-1])])
+            below = zip(windows, states[-1])
+            states.append([self._run(number, window, values, weights, grad=False) for window, values in below])
         loss, above = 0.0, [[] for _ in windows]  # type: ignore[var-annotated]
         for number in reversed(range(len(self._cuts))):
-            weights, given = self._weights(deltas), states.pop()
+            weights, exact, given = self._weights(deltas), self._weights(None), states.pop()
             for i, window in enumerate(windows):
                 inputs = [value.detach().requires_grad_() for value in given[i]]
                 outputs = self._run(number, window, inputs, weights)
                 if not above[i]:
-                    logits = self._run(number, window, wanted[window], self._weights(None), grad=False)[0]
+                    logits = self._run(number, window, wanted[window], exact, grad=False)[0]
                     part, above[i] = _distance(logits, outputs[0].detach(), len(windows))
                     loss += part
                 torch.autograd.backward(outputs, above[i], retain_graph=i + 1 < len(windows))
@@ -197,11 +193,6 @@ class Learner:
         """Rounded ones, moved by δ; those of the float model for None."""
         rounded = {} if deltas is None else self._rounded
         return _Weights(self._program.weights, rounded, deltas or {}, self._device)
-
-    def _forward(
-        self, number: int, window: int, values: Sequence[torch.Tensor], weights: _Weights
-    ) -> list[torch.Tensor]:
-        return self._run(number, window, values, weights, grad=False)
 
     def _run(
         self, number: int, window: int, values: Sequence[torch.Tensor], weights: _Weights, grad: bool = True

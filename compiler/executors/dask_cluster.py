@@ -26,7 +26,7 @@ from pocketphi.compiler.executors.machine import describe
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun, InputError, PocketphiError
 from pocketphi.graph.stopping import held
-from pocketphi.graph.store import Store
+from pocketphi.graph.store import store_of
 from pocketphi.graph.writing import write_whole
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _probed(fit: Fit, ui: Ui) -> Iterator[None]:
         ) from None
     probe = folder / fit.probe
     write_whole(probe, fit.probe)
-    store = Store(fit.cache.store, ui.say) if fit.cache.store else None
+    store = store_of(fit.cache, ui.say)
     try:
         if store:
             store.keep(fit.probe, folder, [fit.probe])

@@ -21,7 +21,7 @@ from distributed import get_worker
 from pocketphi.compiler.executors.machine import describe, difference
 from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.places import Cache
-from pocketphi.graph.store import Store, try_again
+from pocketphi.graph.store import store_of, try_again
 
 
 class Refused(Exception):
@@ -81,11 +81,11 @@ def why_unfit(fit: Fit) -> str | None:
 
 def _why_no_cache(fit: Fit) -> str | None:
     """Whether the probe is seen from here too, and one of this machine's can be put beside it."""
-    if fit.cache.store:
-        try_again()
-        said: list[str] = []
-        if Store(fit.cache.store, said.append).find(fit.probe) is None:
-            return said[0] if said else f"does not see what was written to {Store(fit.cache.store, said.append).shown}"
+    try_again()
+    said: list[str] = []
+    if store := store_of(fit.cache, said.append):
+        if store.find(fit.probe) is None:
+            return said[0] if said else f"does not see what was written to {store.shown}"
         return None
     path = fit.cache.folder / fit.probe
     if not path.is_file() or path.read_text() != fit.probe:

@@ -104,7 +104,8 @@ class OrtHost(Host):
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights; and
         what onnxruntime-genai is told of the model, such as the tokens that end an answer."""
-        nodes = [n for n in read_graph(self.folder).graph.node if n.op_type.endswith("LayerNormalization")]
+        graph = read_graph(self.folder)
+        nodes = [n for n in graph.graph.node if n.op_type.endswith("LayerNormalization")]
         wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
@@ -116,11 +117,9 @@ class OrtHost(Host):
         pattern = find_target("ort-mobile").switches
         ending = pattern.rpartition("{}")[2]
         names = sorted(path.name.removesuffix(ending) for path in self.folder.glob(pattern.format("*")))
-        if names and not is_windowed(
-            read_graph(self.folder)
-        ):  # whose caches have to be shared, which RunOptions prevent
+        if names and not is_windowed(graph):  # whose caches have to be shared, which RunOptions prevent
             checks.append(adapters_check(self.folder, names, prompt))
-        if checks_guesses(read_graph(self.folder)):
+        if checks_guesses(graph):
             checks.append(guesses_check(self.folder, prompt))
         if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
             with refused_by("ONNX Runtime", self.folder / ORT_FILE):
@@ -232,10 +231,11 @@ class OrtRunner:
         self._long_after = config.long_rope.original_max_position if config.long_rope else None
         self._chunk: int | None = chunk_size(folder)
         self.max_tokens = self._rows = max_tokens
-        window = config.sliding_window if is_windowed(model or read_graph(folder)) else None
+        graph = model or read_graph(folder)
+        window = config.sliding_window if is_windowed(graph) else None
         if window and window < max_tokens:  # as an app's, but for short runs, which are to see it move on too
             self._rows = min(windowed_rows(config, max_tokens) or max_tokens, window + (max_tokens - window) // 2)
-        self._last_only = checks_guesses(model or read_graph(folder))
+        self._last_only = checks_guesses(graph)
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._folder, self._adapter = folder, dict[str, Any]()
         self.reset()

@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from heard import Heard
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.artifacts.sbom import sbom
@@ -48,14 +49,6 @@ coreml = { context = 64, chunk = 16 }
 [recipes]
 rtn = { verify = "never" }
 """
-
-
-class Said(Ui):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines += text.splitlines()
 
 
 def write(tmp_path: Path, text: str = FILE) -> Path:
@@ -139,7 +132,7 @@ def test_what_was_edited_where_it_was_placed_is_not_served(tmp_path: Path, monke
 def test_another_option_is_another_bundle_and_the_difference_is_shown(tmp_path: Path) -> None:
     build_matrix(read_build_file(write(tmp_path)), Ui(), only="ort-mobile")
     changed = FILE.replace('verify = "never"', 'verify = "never", block = 32')
-    said = Said()
+    said = Heard()
     (result,) = build_matrix(read_build_file(write(tmp_path, changed)), said, only="ort-mobile")
     assert not result.cached
     assert result.changes is not None

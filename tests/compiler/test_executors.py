@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusters import cluster, process_is_killed, worker_is_killed_once
+from heard import Heard
 
 from pocketphi.artifacts.bundle import file_digest
 from pocketphi.compiler.build import build_matrix
@@ -42,14 +43,6 @@ b = { recipe = "rtn", block = 16 }
 c = { recipe = "rtn", symmetric = false }
 """
 NAMES = [f"tiny-ort-mobile-{recipe}" for recipe in "abc"]
-
-
-class Said(Ui):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines += text.splitlines()
 
 
 def write(folder: Path, text: str = FILE) -> Path:
@@ -132,7 +125,7 @@ def test_a_process_that_keeps_dying_stops_no_other(
     dots = process_is_killed(tmp_path / "site", bundle_key(file.cells[1].options, SourceDigests()))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr(dask_cluster, "_TRIES", 2)
-    ui = Said()
+    ui = Heard()
     results = build_matrix(file, ui, executor=Dask(workers=1))
     assert results[0].error is None
     assert [(result.name, result.exit_code) for result in results] == [

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from heard import Heard
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.options import LEARNED, CompileOptions, compile_options
-from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.passes.learn import Learner
 
@@ -22,17 +22,6 @@ TOKENS = 128
 
 def options(out: Path, **given: Any) -> CompileOptions:
     return compile_options("random:tiny", out, ("ort-mobile",), calibration_tokens=64, context=32, **given)
-
-
-class Told(Ui):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +55,7 @@ def test_numbers_stay_and_scales_move(bundle: Bundle, cache: Path, tmp_path: Pat
 
 
 def test_it_is_done_once(bundle: Bundle, cache: Path, tmp_path: Path) -> None:
-    ui = Told()
+    ui = Heard()
     again = compile_model(options(tmp_path / "again", learn=TOKENS, cache=cache, verify="always"), ui)
     assert any("found in the cache" in line and line.startswith("learned scales") for line in ui.lines)
     assert again.manifest.files == bundle.manifest.files

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from s3_server import MISSING, SECRET, Bucket, s3_bucket
 
 from pocketphi.artifacts.bundle import Bundle, file_digest
 from pocketphi.compiler.build import build_matrix
 from pocketphi.compiler.build_file import read_build_file
 from pocketphi.compiler.build_result import Result
-from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.store import Store
 
@@ -35,14 +35,6 @@ calibration_tokens = 64
 """
 
 
-class Said(Ui):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines += text.splitlines()
-
-
 @dataclass
 class Machine:
     """One with a folder of its own. said: by its last build"""
@@ -57,7 +49,7 @@ class Machine:
         path.write_text(FILE.format(out=self.folder / "out", cache=self.cache, all_logits=str(all_logits).lower()))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("POCKETPHI_CACHE", str(self.folder / "cache"))
-            ui = Said()
+            ui = Heard()
             (result,) = build_matrix(read_build_file(path), ui)
         self.said = tuple(ui.lines)
         assert result.error is None

@@ -1,4 +1,4 @@
-"""A user who notes what is worked on."""
+"""A user who notes what is said, and what is worked on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from pocketphi.compiler.ui import Ui
 
 
 class Heard(Ui):
-    """tasks: what was said to be worked on."""
+    """lines: what was said; tasks: what was said to be worked on."""
 
     def __init__(self) -> None:
+        self.lines: list[str] = []
         self.tasks: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines += text.splitlines()
 
     def task(self, title: str, total: int, unit: str = ""):  # type: ignore[no-untyped-def]
         self.tasks.append(title)

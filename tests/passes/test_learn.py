@@ -135,8 +135,8 @@ def test_every_window_is_met_as_often() -> None:
 def test_weights_of_eight_bits_keep_their_scales() -> None:
     program = traced("tiny")
     learner = Learner(program, rounded(program, make_quantizer("rtn", "int8", {"block": 32}), INT3), text(program))
-    assert {format_of(learner._rounded[name].parts).bits for name in learner.names} == {3}  # type: ignore[union-attr]
-    assert len(learner.names) < len(learner._rounded)
+    assert {format_of(learner._rounded[name].parts).bits for name in learner.shapes} == {3}  # type: ignore[union-attr]
+    assert len(learner.shapes) < len(learner._rounded)
 
 
 def test_what_learning_takes() -> None:

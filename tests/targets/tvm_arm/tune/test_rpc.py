@@ -29,6 +29,16 @@ from pocketphi.targets.tvm_arm.tune.spread import BoardLost
 FORM = Form(Interleaved(64, 64, 32, 4, False), single=True)
 
 
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """With few forms and schedules to time, and where their times are kept."""
+    few_schedules(monkeypatch)
+    out = tmp_path / "pi"
+    options = compile_options(few_forms(monkeypatch), out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
+    compile_model(options)
+    return out, tmp_path / "pi.tuning.jsonl"
+
+
 def tries() -> Iterator[None]:
     """Until the board has come up, which takes a second, or a minute on a busy machine."""
     end = time.monotonic() + 240
@@ -71,13 +81,11 @@ def test_kernels_are_timed_and_a_lost_board_is_one_line() -> None:
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_a_board_that_goes_away_leaves_what_was_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The board loses power before the second form; the same command goes on from there with another one."""
-    few_schedules(monkeypatch)
-    out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
-    options = compile_options(few_forms(monkeypatch), out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
-    compile_model(options)
+    out, file = bundle
+    asked = []
     real = remote.RemoteMeasurer.times
 
     def times(self: Any, form: Any, schedules: Any) -> Any:
@@ -104,13 +112,11 @@ def test_a_board_that_goes_away_leaves_what_was_timed(
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_boards_of_one_key_share_the_work_and_one_may_go_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both are asked at the same time; then one of them loses power, and the other does all that is left."""
-    few_schedules(monkeypatch)
-    out, file, asked = tmp_path / "pi", tmp_path / "pi.tuning.jsonl", []
-    options = compile_options(few_forms(monkeypatch), out, ("tvm-arm",), recipe="rtn", cpu="cortex-a76", verify="never")
-    compile_model(options)
+    out, file = bundle
+    asked = []
     both, lost = threading.Barrier(2, timeout=240), []
     real = remote.RemoteMeasurer.times
 
