@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from ctypes import CDLL
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def measure(step: str, shape: str, folder: str) -> None:
     config = source.config
     candidates = candidates_of(config, options)
     source.digest_all()
+    CDLL(None).malloc_trim(0)  # what is freed and kept would be taken again, unseen
     forget_peak()
     before = resident_now()
     if step == "sensitivities":

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry as loaded
 
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.graph.places import Cache, default_cache, default_folder, parse_cache
@@ -221,6 +222,7 @@ def test_a_url_that_leads_nowhere(url: str, said: str) -> None:
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(loaded, "s3", raising=False)  # where another test has loaded it
     with pytest.raises(CannotRun, match=r"--cache s3:// needs .*: pip install 'pocketphi\[s3\]'"):
         parse_cache("s3://bucket/x").check()
 
