@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import pytest
 pytest.importorskip("tvm")
 
 from tvm import IRModule, relax, topi
+from tvm.script import from_source, ir, tirx
 from tvm.script.relax import Tensor
 
 from pocketphi.targets.tvm_arm import library
 from pocketphi.targets.tvm_arm.platform import Platform
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -74,6 +79,57 @@ def test_what_decides_it_makes_another(cache: Path, built: list[str], tmp_path: 
     assert len(set(found[:3])) == 3
     assert made(tmp_path / "again", 32, "ios", "dotprod").read_bytes() == found[3]
     assert len(built) == len(list(cache.iterdir())) == 4
+
+
+KERNELS = {
+    "as it is": "B[i] = A[i] * T.float32(2)",
+    "a constant": "B[i] = A[i] * T.float32(2.0000002)",
+    "an operator": "B[i] = A[i] + T.float32(2)",
+    "an order": "B[i] = T.float32(2) * A[i]",
+    "a place": "B[i] = A[15 - i] * T.float32(2)",
+    "a function": 'B[i] = T.call_extern("float32", "sinf", A[i])',
+    "another function": 'B[i] = T.call_extern("float32", "cosf", A[i])',
+}
+HEADS = {
+    "a loop": ("T.serial(16)", "T.vectorized(16)"),
+    "another loop": ("T.serial(16)", "T.parallel(16)"),
+    "a size": ("T.serial(16)", "T.serial(15)"),
+    "a type": ('B: T.Buffer((16,), "float32")', 'B: T.Buffer((16,), "float16")'),
+    "a shape": ('A: T.Buffer((16,), "float32")', 'A: T.Buffer((17,), "float32")'),
+    "an attribute": ('"tirx.noalias": True', '"tirx.noalias": False'),
+}
+
+
+def kernel(name: str) -> str:
+    body = KERNELS.get(name, KERNELS["as it is"])
+    text = f"""
+@I.ir_module
+class Module:
+    @T.prim_func(s_tir=True)
+    def kernel(A: T.Buffer((16,), "float32"), B: T.Buffer((16,), "float32")):
+        T.func_attr({{"tirx.noalias": True}})
+        for i in T.serial(16):
+            {body}
+"""
+    return text.replace(*HEADS.get(name, ("", "")))
+
+
+def contents(text: str) -> dict[str, Any]:
+    return library._contents(from_source(text, {"I": ir, "T": tirx}))
+
+
+def test_a_kernel_is_told_from_every_other() -> None:
+    found = {name: contents(kernel(name)) for name in (*KERNELS, *HEADS)}
+    assert len({repr(one) for one in found.values()}) == len(found)
+    renamed = kernel("as it is").replace("for i in", "for j in").replace("[i]", "[j]")
+    assert contents(renamed) == found["as it is"]  # no name of a loop is in machine code
+    assert contents(kernel("as it is").replace("def kernel", "def other")) != found["as it is"]
+
+
+def test_another_process_says_the_same() -> None:
+    code = "import sys; from tests.targets.tvm_arm.test_library import library, module; print(library._contents(module(16)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == str(library._contents(module(16))), done.stderr
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(cache: Path, built: list[str], tmp_path: Path) -> None:
