@@ -86,6 +86,30 @@ def test_other_forms_of_a_word_are_found(tmp_path: Path) -> None:
     assert index.search("", 3) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("r\xe9sum\xe9", "re\u0301sume\u0301", "resume"),
+        ("B\xfcro", "Bu\u0308ro", "buro"),
+        ("ti\u1ebfng", "tie\u0302\u0301ng", "tieng"),
+        ("\u0395\u03bb\u03bb\u03ac\u03b4\u03b1", "\u03b5\u03bb\u03bb\u03b1\u03b4\u03b1"),  # FTS5 alone knows accents of Latin letters
+        ("a\u0332b\u0361c", "abc"),
+        ("\u0643\u0650\u062a\u064e\u0627\u0628", "\u0643\u062a\u0640\u0627\u0628", "\u0643\u062a\u0627\u0628"),
+        ("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd", "\ufb2a\u05dc\u05d5\u05dd", "\u05e9\u05dc\u05d5\u05dd"),
+        ("\u304b\u3099\u304d", "\u304c\u304d"),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", "\ud55c\uae00"),
+        ("Donau\xaddampf", "donaudampf"),
+    ],
+    ids=ascii,
+)
+def test_accents_do_not_count(words: tuple[str, ...], tmp_path: Path) -> None:
+    for number, word in enumerate(words):
+        index = made(tmp_path / str(number), [f"before {word} after", "before after"])
+        for other in words:
+            assert [one.text for one in index.search(other, 3)] == [f"before {word} after"], (word, other)
+    assert words_of(words[0]) == words_of(words[-1])
+
+
 def test_common_words_are_left_out_where_others_are_left(tmp_path: Path) -> None:
     texts = [f"common word{i} here" for i in range(300)]
     index = made(tmp_path / "i", texts)
