@@ -31,6 +31,7 @@ from pocketphi.compiler.ui import PlainUi, ui_of
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 from pocketphi.graph.lora.named import Lora
+from pocketphi.graph.printable import one_line
 from pocketphi.graph.reading import named
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
@@ -384,7 +385,7 @@ def _chat(a: argparse.Namespace) -> int:
 
 def _named(sources: Sequence[Passage]) -> str:
     """Where the passages stand that were put before a question, the best one first."""
-    return "".join(f"  from {one.source}\n" for one in sources)
+    return "".join(f"  from {one_line(one.source)}\n" for one in sources)
 
 
 def _serve(a: argparse.Namespace) -> int:

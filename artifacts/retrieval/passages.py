@@ -53,8 +53,8 @@ def _passage(file: str, place: str, heading: str, blocks: list[Block]) -> Passag
 
 
 def _parts(block: Block) -> Iterator[Block]:
-    """A block that is too long in parts: between its lines, within a long line between its sentences, or else between its words.
-    A part is text as it stands there, without the space at its ends."""
+    """A block that is too long in parts: between its lines, in a long line between its sentences, or else between its words. A
+    part is text as it stands there, without the space at its ends."""
     if len(block.text) <= LENGTH:
         yield block
         return

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
-"""What ends a line in an editor. `str.splitlines` ends some at a form feed too, and its numbers are none that people can look up."""
+"""What ends a line in an editor; `str.splitlines` ends some at a form feed too."""
+PAGE_HEADING = "\0"
+"""What stands before the `#` of a heading in the text of a page, whose other lines may begin with # too."""
 _HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
+_PAGE_HEADING = re.compile(PAGE_HEADING + _HEADING.pattern)
 _RULE = re.compile(r"([!-/:-@\[-`{-~])\1{2,}$")
 _FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})\s*")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Lines that belong together. first, last: their numbers, from 1; goes_on: whether it is the rest of the one before it, which
-    was too long."""
+    """Lines that belong together. first, last: their numbers, from 1; goes_on: whether they are the rest of a longer one."""
 
     first: int
     last: int
@@ -28,19 +30,19 @@ class Block:
 
 @dataclass(frozen=True)
 class _Marks:
-    """hashes: whether a heading may begin with them; under: what the line below one may be made of; over: whether such a line may
-    stand above it too; fences: what lines around code are made of."""
+    """heading: a line that is one, with its hashes and its title; under: what the line below one may be made of; over: whether
+    such a line may stand above it too; fences: what lines around code are made of."""
 
-    hashes: bool
+    heading: re.Pattern[str] | None
     under: str
     over: bool
     fences: str
 
 
-_MARKDOWN = _Marks(True, "=-", False, "`~")
-_RESTRUCTURED = _Marks(False, string.punctuation, True, "")
-_PAGE = _Marks(True, "", False, "`")
-_OTHER = _Marks(True, "=-~^\"'+*#", True, "`")
+_MARKDOWN = _Marks(_HEADING, "=-", False, "`~")
+_RESTRUCTURED = _Marks(None, string.punctuation, True, "")
+_PAGE = _Marks(_PAGE_HEADING, "", False, "")
+_OTHER = _Marks(_HEADING, "=-~^\"'+*#", True, "`")
 _BY_SUFFIX = {
     ".md": _MARKDOWN,
     ".markdown": _MARKDOWN,
@@ -52,13 +54,15 @@ _BY_SUFFIX = {
 
 
 def sections_of(file: str, text: str) -> Iterator[tuple[str, list[Block]]]:
-    """Each heading, with those above it, and the blocks below it. One with nothing below it is a block itself, below those above.
+    """Each heading, with those above it, and the blocks below it. One with nothing below it is a block itself.
 
     file: whose name says how headings are written
     """
     marks = _BY_SUFFIX.get(PurePath(file).suffix.lower(), _OTHER)
     above: dict[int, Block] = {}
-    levels = [] if marks.over else list(marks.under)  # lines around titles; of reStructuredText in the order in which they came
+    levels = (
+        [] if marks.over else list(marks.under)
+    )  # lines around titles; of reStructuredText in the order in which they came
     blocks: list[Block] = []
     held: list[str] = []
     first, fence = 0, ""
@@ -107,7 +111,7 @@ def _fence(line: str, fence: str, marks: _Marks) -> str:
 def _heading(line: str, held: list[str], levels: list[str], marks: _Marks) -> tuple[int, str]:
     """The level of a heading that this line makes, from 1, and its title; 0 where it makes none. Lines before that belong to it
     leave `held`."""
-    if marks.hashes and (found := _HEADING.match(line)):
+    if marks.heading and (found := marks.heading.match(line)):
         return len(found[1]), _without_hashes(found[2].rstrip())
     under, over = _RULE.match(line.rstrip()), _RULE.match(held[0]) if held else None
     if not under or under[1] not in marks.under or len(held) != (2 if over else 1):

@@ -71,7 +71,11 @@ def test_titles_with_lines_around_them() -> None:
     ]
     (one,) = passages_of("a.md", "---\ntitle: Ab\n---\n\nOne.")  # no heading, but what Jekyll reads
     assert (one.heading, one.text) == ("", "---\ntitle: Ab\n---\n\nOne.")
-    assert [one.heading for one in passages_of("a.txt", "Ab\n~~\n\nCd\n~~~~\n\nOne.\n\nEf\n----\n\nTwo.")] == ["", "Cd", "Cd > Ef"]
+    assert [one.heading for one in passages_of("a.txt", "Ab\n~~\n\nCd\n~~~~\n\nOne.\n\nEf\n----\n\nTwo.")] == [
+        "",
+        "Cd",
+        "Cd > Ef",
+    ]
 
 
 FENCES = {

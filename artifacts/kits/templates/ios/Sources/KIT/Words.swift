@@ -49,7 +49,10 @@ enum Words {
 
     private static func matches(_ text: String, _ pattern: NSRegularExpression) -> [Range<String.Index>] {
         let whole = NSRange(text.startIndex ..< text.endIndex, in: text)
-        return pattern.matches(in: text, range: whole).compactMap { Range($0.range, in: text) }
+        // `Range(_:in:)` has none for a match that begins or ends at a mark, which belongs to the letter before it
+        return pattern.matches(in: text, range: whole).map {
+            String.Index(utf16Offset: $0.range.lowerBound, in: text) ..< String.Index(utf16Offset: $0.range.upperBound, in: text)
+        }
     }
 
     private static func replaced(_ text: String, _ pattern: NSRegularExpression, by: (String) -> String) -> String {
