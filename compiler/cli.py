@@ -358,7 +358,7 @@ def _chat(a: argparse.Namespace) -> int:
     grammar = schema_grammar(a.json_schema) if a.json_schema else lark_grammar(a.grammar) if a.grammar else None
     chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft, a.session, a.docs)
     where = f"--json-schema {a.json_schema}" if a.json_schema else f"--grammar {a.grammar}"
-    form = chat.form(grammar, where) if grammar else None
+    form = chat.form(grammar, where) if grammar is not None else None
     if a.prompt is not None:
         # an answer with a form is given out when it is whole, and not at all where it is cut
         reply = chat.say(a.prompt, a.temperature, (lambda piece: None) if a.json or form else _write, form=form)
