@@ -13,6 +13,7 @@ from pocketphi.compiler import __version__
 from pocketphi.compiler.page_text import page_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.printable import one_line
 from pocketphi.graph.reading import named, read_whole, resolved
 
 _LARGEST = 64_000_000
@@ -97,7 +98,7 @@ def _name(folder: Path, path: Path) -> str:
 
 
 def _why(error: InputError, path: Path) -> str:
-    return str(error).removeprefix(f"{InputError(path)}: ")
+    return str(error).removeprefix(f"{one_line(str(path))}: ")
 
 
 def _first(made: Indexed) -> str:

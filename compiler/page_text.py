@@ -10,18 +10,18 @@ from pocketphi.artifacts.retrieval.sections import PAGE_HEADING
 
 _IN_LINE = """
 a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd map mark nobr picture q rb rp rt rtc ruby s samp slot
-small source span strike strong sub sup time tt u var wbr
+small source span strike strong sub sup time tt u var wbr script style template noscript
 """
 """Elements whose text goes on in the line. Every other one begins and ends a paragraph, if it is none of those below."""
 _SIDE_BY_SIDE = """
-td th button option label input select output meter progress img audio video canvas object embed iframe
+td th button option label input select output meter progress img audio video canvas object embed iframe svg
 math semantics annotation mrow mi mn mo ms mtext mspace mstyle mfrac msqrt mroot msub msup msubsup munder mover munderover
 """
 """Elements that stand beside each other in a line, with space between them."""
 _INLINE, _SPACED = frozenset(_IN_LINE.split()), frozenset(_SIDE_BY_SIDE.split())
 _LINES = frozenset(("br", "tr", "li"))
 _HEADINGS = {"title": 1, "h1": 2, "h2": 3, "h3": 4, "h4": 5, "h5": 6, "h6": 6}
-_INSIDE_HEADINGS = frozenset(("br", "div", "hgroup"))
+_INSIDE_HEADINGS = _INLINE | _SPACED | {"br", "div", "hgroup"}
 _HIDDEN = frozenset(("script", "style", "template", "noscript", "svg"))
 _AS_WRITTEN = frozenset(("pre", "listing", "xmp", "textarea"))
 _SPACE = re.compile(r"\s+")
@@ -49,10 +49,12 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _HIDDEN:
+            if not +self._hidden:
+                self._break(tag)
             self._hidden[tag] += 1
         if +self._hidden:
             return
-        if self._heading and tag not in _INLINE | _SPACED | _INSIDE_HEADINGS:
+        if self._heading and tag not in _INSIDE_HEADINGS:
             self._end_heading()  # which nobody has ended
         self._break(tag)
         if tag in _AS_WRITTEN:
@@ -75,25 +77,28 @@ class _Page(HTMLParser):
         if +self._hidden:
             return
         if self._as_written:
-            self._parts.append(data)
+            self._add(data)
             return
         text = _SPACE.sub(" ", data)
-        self._parts.append(text.lstrip() if self._is_after_space() else text)
+        self._add(text.lstrip() if self._is_after_space() else text)
 
     def _break(self, tag: str) -> None:
         """What comes between the text before a tag and the one after it."""
         if tag in _INLINE:
             return
         if self._heading or tag in _SPACED:
-            self._parts.append("" if self._as_written or self._is_after_space() else " ")
+            self._add("" if self._as_written or self._is_after_space() else " ")
         elif self._as_written:
-            self._parts.append("\n" if tag == "br" or not self._is_after_space() else "")
+            self._add("\n" if tag == "br" or not self._is_after_space() else "")
         else:
-            self._parts.append("\n" if tag in _LINES else "\n\n")
+            self._add("\n" if tag in _LINES else "\n\n")
+
+    def _add(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
 
     def _is_after_space(self) -> bool:
-        last = next((part for part in reversed(self._parts) if part), "\n")
-        return last[-1].isspace()
+        return not self._parts or self._parts[-1][-1].isspace()
 
     def _end_heading(self) -> None:
         if self._heading is None:

@@ -41,12 +41,16 @@ class _Marks:
 
 _MARKDOWN = _Marks(_HEADING, "=-", False, "`~")
 _RESTRUCTURED = _Marks(None, string.punctuation, True, "")
+_ASCIIDOC = _Marks(re.compile(r"([=#]{1,6})\s+(\S.*)"), "", False, "`")
+_ORG = _Marks(re.compile(r"(\*{1,6})\s+(\S.*)"), "", False, "")
 _PAGE = _Marks(_PAGE_HEADING, "", False, "")
 _OTHER = _Marks(_HEADING, "=-~^\"'+*#", True, "`")
 _BY_SUFFIX = {
     ".md": _MARKDOWN,
     ".markdown": _MARKDOWN,
     ".rst": _RESTRUCTURED,
+    ".adoc": _ASCIIDOC,
+    ".org": _ORG,
     ".html": _PAGE,
     ".htm": _PAGE,
     ".xhtml": _PAGE,
@@ -60,9 +64,7 @@ def sections_of(file: str, text: str) -> Iterator[tuple[str, list[Block]]]:
     """
     marks = _BY_SUFFIX.get(PurePath(file).suffix.lower(), _OTHER)
     above: dict[int, Block] = {}
-    levels = (
-        [] if marks.over else list(marks.under)
-    )  # lines around titles; of reStructuredText in the order in which they came
+    levels = [] if marks.over else list(marks.under)  # lines around titles: as they came, or by the format's order
     blocks: list[Block] = []
     held: list[str] = []
     first, fence = 0, ""

@@ -64,5 +64,12 @@ def test_headings(page: str) -> None:
     assert "\0" not in one.text
 
 
+def test_a_large_page_takes_time_in_proportion() -> None:
+    """By a way that takes the square of it, minutes."""
+    for tag in ("<td>", "<p>", "<h1>", "<pre>", "<svg></svg>", "</td>"):
+        first, *_, last = page_text("a" + tag * 10_000 + "b").split()
+        assert (first, last) == ("a", "b")
+
+
 def test_a_page_of_a_title_alone() -> None:
     assert [one.text for one in passages_of("a.htm", page_text("<title>Emergency 4711"), "page")] == ["Emergency 4711"]

@@ -97,6 +97,16 @@ def test_headings_of_markdown_by_a_line_below() -> None:
     assert [one.heading for one in passages_of("a.md", text)] == ["", "Cd", "Ef", "Ef > C#", ""]
 
 
+def test_headings_of_asciidoc_and_org() -> None:
+    """Lines around code are no titles."""
+    (one,) = passages_of("a.adoc", "== Ab\n\nText:\n\n----\n* cd\n----\n")
+    assert (one.heading, one.text) == ("Ab", "Text:\n\n----\n* cd\n----")
+    assert [one.heading for one in passages_of("a.org", "* Ab\n\nOne.\n\n** Cd\n\n# Two.\n-----\n")] == [
+        "Ab",
+        "Ab > Cd",
+    ]
+
+
 def test_a_heading_with_nothing_below_it() -> None:
     text = "# Ab\n\nText.\n\n## Cd\n### Ef\n## Gh\n\n# Emergency number 4711"
     assert [(one.heading, one.text, one.place) for one in passages_of("a.md", text)] == [
