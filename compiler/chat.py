@@ -17,7 +17,7 @@ from pocketphi.artifacts.retrieval.passages import Passage
 from pocketphi.compiler.guided import AnswerCut, Form, Forms, Guide, guided
 from pocketphi.compiler.talker import Engine, Talker, at_temperature
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import parse_json, typed
+from pocketphi.graph.reading import parse_json, resolved, typed
 from pocketphi.targets.base import Draft, Keeps
 
 
@@ -43,6 +43,13 @@ class _Said:
 
     messages: tuple[tuple[str, str], ...]
     seen: tuple[int, ...]
+
+
+_OPTIONS = {
+    "open the model with more max_tokens": "raise --max-tokens",
+    "is a session with another adapter: switch to that first": "is a session with another --adapter: name that one, or none",
+}
+"""What a runtime tells an app to do, and what to do here."""
 
 
 class Chat:
@@ -75,7 +82,7 @@ class Chat:
             talker.rules, talker.encode_chat, talker.shipped if system is None else system
         )
         self._turn = threading.Lock()
-        self._session = session
+        self._session = None if session is None else resolved(session)  # a link stays one
         if session is not None:
             if not isinstance(self._runner, Keeps):
                 name = target or next(iter(talker.bundle.manifest.targets))
@@ -103,9 +110,9 @@ class Chat:
                 message, sources = self._with_passages(text)
                 reply = self._answer(message, temperature, show, limit or self._talker.limit, guide)
                 reply.sources = sources
-                self._keep()
                 if guide and not guide.whole:
                     raise AnswerCut(reply.text, reply.tokens)
+                self._keep()
                 return reply
             except MessageTooLong as error:
                 if self._talker.limit < self._talker.held:
@@ -130,11 +137,16 @@ class Chat:
 
     def _go_on(self, runner: Keeps, session: Path, system: str | None) -> None:
         """Take the conversation of a session's file up."""
-        if not session.parent.is_dir():  # said now, and not after the first answer
-            raise InputError(f"--session {session}: no such folder: {session.parent}")
+        place = resolved(session).parent
+        if not place.is_dir():  # said now, and not after the first answer
+            raise InputError(f"--session {session}: no such folder: {place}")
         if not session.exists():
             return
-        said = typed(_Said, parse_json(runner.load(session).encode(), str(session)), str(session))
+        try:
+            note = runner.load(session)
+        except InputError as error:
+            raise InputError(_by_options(str(error))) from None
+        said = typed(_Said, parse_json(note.encode(), str(session)), str(session))
         if system is not None and ("system", system) not in said.messages[:1]:
             raise InputError(
                 f"--system: {session} began with another system message; name another --session for a new one"
@@ -142,6 +154,7 @@ class Chat:
         self._conversation.messages, self._conversation.seen = list(said.messages), list(said.seen)
 
     def _keep(self) -> None:
+        """What was said so far. An answer that was cut is kept with the next one, if any: then it was shown."""
         talk = self._conversation
         if self._session is not None and isinstance(self._runner, Keeps) and talk.seen:
             self._runner.save(self._session, json.dumps({"messages": talk.messages, "seen": talk.seen}))
@@ -172,3 +185,9 @@ class Chat:
                 reply.text += piece
                 show(piece)
         return reply
+
+
+def _by_options(message: str) -> str:
+    for told, option in _OPTIONS.items():
+        message = message.replace(told, option)
+    return message

@@ -31,6 +31,7 @@ from pocketphi.compiler.ui import PlainUi, ui_of
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 from pocketphi.graph.lora.named import Lora
+from pocketphi.graph.printable import one_line
 from pocketphi.graph.reading import named
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
@@ -357,7 +358,7 @@ def _chat(a: argparse.Namespace) -> int:
     grammar = schema_grammar(a.json_schema) if a.json_schema else lark_grammar(a.grammar) if a.grammar else None
     chat = Chat(a.bundle, a.max_tokens, a.system, a.threads, a.target, a.adapter, a.draft, a.session, a.docs)
     where = f"--json-schema {a.json_schema}" if a.json_schema else f"--grammar {a.grammar}"
-    form = chat.form(grammar, where) if grammar else None
+    form = chat.form(grammar, where) if grammar is not None else None
     if a.prompt is not None:
         # an answer with a form is given out when it is whole, and not at all where it is cut
         reply = chat.say(a.prompt, a.temperature, (lambda piece: None) if a.json or form else _write, form=form)
@@ -384,7 +385,7 @@ def _chat(a: argparse.Namespace) -> int:
 
 def _named(sources: Sequence[Passage]) -> str:
     """Where the passages stand that were put before a question, the best one first."""
-    return "".join(f"  from {one.source}\n" for one in sources)
+    return "".join(f"  from {one_line(one.source)}\n" for one in sources)
 
 
 def _serve(a: argparse.Namespace) -> int:

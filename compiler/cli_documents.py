@@ -8,6 +8,7 @@ from pathlib import Path
 from pocketphi.compiler.cli_devices import AddCommand, print_result
 from pocketphi.compiler.ui import ui_of
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.printable import one_line, printable_lines
 from pocketphi.graph.ranges import check_number
 
 _SHOWN = 5
@@ -23,17 +24,14 @@ def add_document_commands(command: AddCommand) -> None:
     search = command("search", _search, "the passages of an index that may answer a question")
     search.add_argument("index", type=Path, metavar="INDEX")
     search.add_argument("question")
-    search.add_argument("--most", type=int, default=_SHOWN, help="how many passages (default %(default)s)")
+    search.add_argument("--most", type=int, default=_SHOWN, help="how many passages, up to 40 (default %(default)s)")
 
 
 def _index(a: argparse.Namespace) -> int:
-    from pocketphi.artifacts.retrieval.index import Index
     from pocketphi.compiler.documents import index_folder
 
     if a.out.exists():
-        if not a.force:
-            raise InputError(f"{a.out}: exists; choose another -o or pass --force to replace it")
-        Index.open(a.out)  # --force replaces indexes only
+        _check_replaced(a.out, a.force)
     if not a.out.parent.is_dir():
         raise InputError(f"-o {a.out}: no such folder: {a.out.parent}")
     made = index_folder(a.folder, a.out, ui_of(a))
@@ -42,15 +40,29 @@ def _index(a: argparse.Namespace) -> int:
     told += left[:_SHOWN] + ([f"left out: {len(left) - _SHOWN:,} more files"] if len(left) > _SHOWN else [])
     if made.others:
         told.append(f"{made.others:,} files are no documents that are known here")
-    print_result(a, {"index": str(a.out), **vars(made)}, "\n".join(told))
+    print_result(a, {"index": str(a.out), **vars(made)}, "\n".join(map(one_line, told)))
     return 0
 
 
-def _search(a: argparse.Namespace) -> int:
-    from pocketphi.artifacts.retrieval.index import Index
+def _check_replaced(out: Path, force: bool) -> None:
+    """--force replaces an index, whatever has become of it, and an empty file."""
+    from pocketphi.artifacts.retrieval.index import is_index
 
-    check_number("--most", a.most, 1, 1000)
+    if not out.is_file():
+        raise InputError(f"-o {out}: expected a file, or a name that is free")
+    replaceable = not out.stat().st_size or is_index(out)
+    if force and not replaceable:
+        raise InputError(f"-o {out}: is no index of documents, and --force replaces nothing else; choose another -o")
+    if not force:
+        how = "choose another -o" + (" or pass --force to replace it" if replaceable else "")
+        raise InputError(f"{out}: exists; {how}")
+
+
+def _search(a: argparse.Namespace) -> int:
+    from pocketphi.artifacts.retrieval.index import LOOKED_AT, Index
+
+    check_number("--most", a.most, 1, LOOKED_AT)
     found = Index.open(a.index).search(a.question, a.most)
-    told = "\n\n".join(f"{one.source}\n{one.text}" for one in found) or "nothing"
+    told = "\n\n".join(f"{one_line(one.source)}\n{printable_lines(one.text)}" for one in found) or "nothing"
     print_result(a, [vars(one) for one in found], told)
     return 0

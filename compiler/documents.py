@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 
 from pocketphi.artifacts.retrieval.index import write_index
 from pocketphi.artifacts.retrieval.passages import Passage, passages_of
 from pocketphi.compiler import __version__
+from pocketphi.compiler.page_text import page_text
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.reading import read_whole
+from pocketphi.graph.printable import one_line
+from pocketphi.graph.reading import named, read_whole, resolved
 
 _LARGEST = 64_000_000
 """Bytes of a document."""
@@ -59,6 +58,8 @@ def index_folder(folder: Path, out: Path, ui: Ui) -> Indexed:
         raise InputError(f"{folder}: expected a folder" if folder.exists() else f"{folder}: no such folder")
     made = Indexed()
     readers = dict(_documents(folder, made))
+    if not readers and made.left_out:
+        raise InputError(f"{folder}: holds no document that can be read (first {_first(made)})")
     if not readers:
         raise InputError(f"{folder}: holds no document; known are {', '.join(KINDS)}")
     with ui.task("index", len(readers), "files") as advance:
@@ -70,15 +71,39 @@ def index_folder(folder: Path, out: Path, ui: Ui) -> Indexed:
 def _documents(folder: Path, made: Indexed) -> Iterator[tuple[Path, Reader]]:
     """Each with what reads it, by name."""
     inside = folder.resolve()
-    for root, folders, names in os.walk(folder):
+
+    def unread(error: OSError) -> None:
+        made.left_out[_name(folder, Path(error.filename))] = f"cannot be read ({error.strerror})"
+
+    for root, folders, names in os.walk(folder, onerror=unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
             reader = None if name.startswith(".") else _reader(path)
             if reader is None:
                 made.others += 1
-            elif not path.is_symlink() or path.resolve().is_relative_to(inside):
-                yield path, reader
+                continue
+            try:
+                leaves = os.path.islink(path) and not resolved(path).is_relative_to(inside)
+            except InputError as error:
+                made.left_out[_name(folder, path)] = _why(error, path)
+            else:
+                if not leaves:
+                    yield path, reader
+
+
+def _name(folder: Path, path: Path) -> str:
+    """By its path in the folder. Bytes of a name that are no UTF-8 are written out: an index holds texts."""
+    return path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _why(error: InputError, path: Path) -> str:
+    return str(error).removeprefix(f"{one_line(str(path))}: ")
+
+
+def _first(made: Indexed) -> str:
+    name, why = next(iter(made.left_out.items()))
+    return f"{named(name)}: {why}"
 
 
 def _reader(path: Path) -> Reader | None:
@@ -92,11 +117,11 @@ def _passages(
     folder: Path, readers: dict[Path, Reader], made: Indexed, advance: Callable[[int], None]
 ) -> Iterator[Passage]:
     for path, reader in readers.items():
-        name = path.relative_to(folder).as_posix()
+        name = _name(folder, path)
         try:
             texts = list(reader(path))
         except InputError as error:
-            made.left_out[name] = str(error).removeprefix(f"{path}: ")
+            made.left_out[name] = _why(error, path)
         else:
             made.files += 1
             for place, text in texts:
@@ -105,8 +130,7 @@ def _passages(
                     yield passage
         advance(1)
     if not made.files:
-        name, why = next(iter(made.left_out.items()))
-        raise InputError(f"{folder}: none of its {len(readers)} documents can be read (first {name}: {why})")
+        raise InputError(f"{folder}: none of its {len(readers)} documents can be read (first {_first(made)})")
     if not made.passages:
         raise InputError(f"{folder}: its documents hold no text")
 
@@ -127,46 +151,7 @@ def _decoded(path: Path) -> str:
 
 
 def _html(path: Path) -> Iterator[tuple[str, str]]:
-    parser = _Html()
-    parser.feed(_decoded(path))
-    parser.close()
-    yield "page", "\n".join(line.strip() for line in "".join(parser.parts).split("\n"))
-
-
-class _Html(HTMLParser):
-    """The text of a page, with headings as Markdown has them."""
-
-    _BREAKS = frozenset(("br", "tr", "li"))
-    _BLOCKS = frozenset(("p", "div", "table", "section", "article", "blockquote", "pre", "dt", "dd"))
-    _HEADINGS = frozenset(("title", "h1", "h2", "h3", "h4", "h5", "h6"))
-    _HIDDEN = frozenset(("script", "style", "template", "noscript", "svg"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[str] = []
-        self._hidden: Counter[str] = Counter()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self._HIDDEN:
-            self._hidden[tag] += 1
-        if tag in self._BREAKS:
-            self.parts.append("\n")
-        if tag in self._BLOCKS | self._HEADINGS:
-            self.parts.append("\n\n")
-        if tag in self._HEADINGS:
-            self.parts.append("# " if tag == "title" else "#" * int(tag[1]) + " ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._hidden[tag]:
-            self._hidden[tag] -= 1
-        if tag in self._BLOCKS | self._HEADINGS:
-            self.parts.append("\n\n")
-        if tag in ("td", "th"):
-            self.parts.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        if not +self._hidden:
-            self.parts.append(re.sub(r"\s+", " ", data))
+    yield "page", page_text(_decoded(path))
 
 
 def _pdf(path: Path) -> Iterator[tuple[str, str]]:
@@ -177,6 +162,11 @@ def _pdf(path: Path) -> Iterator[tuple[str, str]]:
     read_whole(path, limit=_LARGEST)  # a regular file of bounded size
     try:
         for number, page in enumerate(pypdf.PdfReader(path).pages, 1):
-            yield f"page {number}", page.extract_text()
+            yield f"page {number}", _whole_letters(page.extract_text())
     except Exception as error:  # of a library that reads what anybody may have written
         raise InputError(f"{path}: no text can be read from it ({type(error).__name__})") from None
+
+
+def _whole_letters(text: str) -> str:
+    """Without what a font's table may say and no text can hold: halves of a letter's two numbers, and zeros."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", " ")

@@ -6,6 +6,7 @@ before anything is computed.
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import json
 from pathlib import Path
@@ -23,6 +24,8 @@ _SPACE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\n]{0,8}"}
 """Between the parts of JSON. A model that begins a line of spaces would else have no reason to end it."""
 _MOST = 1 << 20
 """Bytes of a schema or a grammar."""
+_FORCED = 256
+"""Tokens without a choice that are tried before anything is computed."""
 
 
 class AnswerCut(CheckFailed):
@@ -59,7 +62,12 @@ class Forms:
         wrong, told = _library().LLMatcher.validate_grammar_with_warnings(grammar, self._tokens)
         if wrong:
             raise InputError(f"{where}: {_line(told[0])}")
-        return Form(_library().LLMatcher(self._tokens, grammar, log_level=0), self._ends)
+        first = _library().LLMatcher(self._tokens, grammar, log_level=0)
+        if why := _fails_at_once(first.deep_copy()):
+            raise InputError(
+                f"{where}: allows no answer that ends ({why}); does a rule need itself, with nothing beside it?"
+            )
+        return Form(first, self._ends)
 
 
 class Form:
@@ -81,10 +89,9 @@ class Guide:
 
     def masked(self, logits: torch.Tensor) -> torch.Tensor:
         """float32 [V] → the same, with no chance for what the form does not allow. Raises CheckFailed where nothing is left."""
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
-        allowed = torch.from_numpy(bits[: len(logits)]).bool()
+        allowed = torch.from_numpy(_allowed(self._matcher)[: len(logits)]).bool()
         if self._matcher.is_error() or not allowed.any():
-            raise CheckFailed(f"the form of the answer cannot be followed further: {_line(self._matcher.get_error())}")
+            raise CheckFailed(f"the form of the answer cannot be followed further: {_why(self._matcher)}")
         return logits.masked_fill(~allowed, -torch.inf)
 
     def took(self, token: int) -> None:
@@ -92,7 +99,7 @@ class Guide:
         if token in self._ends:
             self._ended = True
         elif not self._matcher.consume_token(token):
-            raise CheckFailed(f"the form of the answer was left: {_line(self._matcher.get_error())}")
+            raise CheckFailed(f"the form of the answer was left: {_why(self._matcher)}")
 
     @property
     def whole(self) -> bool:
@@ -113,6 +120,8 @@ def schema_grammar(path: Path) -> str:
 def lark_grammar(path: Path) -> str:
     """Of a grammar in Lark's form in a file. Raises InputError for what is no text."""
     content = _read(path, "--grammar")
+    if not content.strip():
+        raise InputError(f'--grammar {path}: is empty; expected rules, such as start: "yes" | "no"')
     try:
         return str(_library().LLMatcher.grammar_from_lark(content.decode()))
     except UnicodeDecodeError as error:
@@ -127,7 +136,7 @@ def _read(path: Path, what: str) -> bytes:
         raise InputError(f"{what} {path}: cannot be read: {error.strerror}") from None
     if len(content) > _MOST:
         raise InputError(f"{what} {path}: has more than {_MOST:,} bytes")
-    return content
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _library() -> Any:
@@ -138,6 +147,29 @@ def _library() -> Any:
     import llguidance
 
     return llguidance
+
+
+def _fails_at_once(matcher: Any) -> str:
+    """Why a form cannot be begun, or not be followed as far as it leaves no choice; "" for every other one."""
+    for _ in range(_FORCED):
+        allowed = _allowed(matcher).nonzero()[0]
+        if matcher.is_error():
+            break
+        if len(allowed) != 1 or matcher.is_accepting():
+            return ""
+        matcher.consume_token(int(allowed[0]))
+    return _why(matcher) if matcher.is_error() else ""
+
+
+def _allowed(matcher: Any) -> Any:
+    """uint8 [V, filled up]: 1 for the tokens that may come next."""
+    return np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+
+
+def _why(matcher: Any) -> str:
+    """Why a matcher stopped, without the state of its parser, which follows in the library's message."""
+    said = matcher.get_error().partition("<state>")[0]
+    return "nothing can come next" if "NoExtensionBias" in said else _line(said)
 
 
 def _line(said: object) -> str:

@@ -90,6 +90,7 @@ def at_temperature(temperature: float) -> Choose:
     def choose(logits: torch.Tensor) -> int:
         if temperature <= 0:
             return int(logits.argmax())
-        return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1))
+        shares = ((logits.double() - logits.max()) / temperature).softmax(-1)  # float32 has no 1e-300
+        return int(torch.multinomial(shares, 1))
 
     return choose

@@ -1,5 +1,7 @@
 """The error families. Each maps to one exit code of the command line."""
 
+from pocketphi.graph.printable import one_line
+
 
 class PocketphiError(Exception):
     """Base of every error that pocketphi raises on purpose."""
@@ -8,8 +10,7 @@ class PocketphiError(Exception):
 
     def __str__(self) -> str:
         """The message on one line, whatever the names of files in it hold: a line break in one is written as `\\n`."""
-        text = super().__str__()
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return one_line(super().__str__())
 
 
 class InputError(PocketphiError):

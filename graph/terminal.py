@@ -5,10 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from pocketphi.graph.printable import one_line
+
 
 def plain(text: str) -> Text:
     """A text from a file as it is, on one line: no markup of ours, no control characters of a terminal's."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+    return Text(one_line(text))
 
 
 class _Pipe(Console):

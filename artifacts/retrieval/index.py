@@ -31,6 +31,8 @@ from pocketphi.graph.writing import new_file
 
 FORMAT = 1
 APPLICATION = 0x70706869  # "pphi", in the file's header
+_HEAD = 72
+"""Bytes of SQLite's header up to the application's number, which it ends with."""
 COMMON = 4
 """A word is common where it stands in more than one of so many passages."""
 FEW = 200
@@ -93,24 +95,24 @@ class Index:
     def open(path: Path) -> Index:
         """Raises InputError for a file that is no index, or is damaged."""
         if not path.is_file():
-            raise lost_link(path) or InputError(
-                f"{path}: no such file; make one with 'pocketphi index FOLDER -o {path}'"
-            )
+            raise lost_link(path) or InputError(_no_file(path))
+        if not is_index(path):
+            raise InputError(f"{path}: is no index of documents; make one with 'pocketphi index FOLDER -o FILE'")
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         with _ours(path):
             database = sqlite3.connect(uri, uri=True, check_same_thread=False)
             database.executescript("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA query_only = ON")
-            if database.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
-                raise InputError(f"{path}: is no index; make one with 'pocketphi index FOLDER -o {path}'")
             about = dict(database.execute("SELECT key, value FROM about LIMIT 100"))
             if about.get("format") != str(FORMAT):
-                raise InputError(f"{path}: has another format than {FORMAT}; make it again with 'pocketphi index'")
-            return Index(path, int(about.get("passages", "")), database)
+                raise InputError(f"{path}: has another format than {FORMAT}; {_again(path)}")
+            if "passages" not in about:
+                raise ValueError("it does not say how many passages it has")
+            return Index(path, int(about["passages"]), database)
 
     def search(self, question: str, most: int) -> list[Passage]:
         """The best passages for a question, the best one first; a text that stands in several files comes once.
 
-        most: up to 40. Raises InputError where the file is damaged.
+        most: up to LOOKED_AT. Raises InputError where the file is damaged.
         """
         asked = words_of(question)
         with _ours(self.path):
@@ -123,16 +125,18 @@ class Index:
             order = sorted(ranked, key=lambda row: (-ranked[row] * covered[row] ** 2, row))
             found: dict[str, Passage] = {}
             for row in order:
-                (values,) = self._database.execute(
-                    "SELECT file, place, heading, text FROM passage WHERE id = ?", (row,)
-                )
-                if not all(isinstance(value, str) for value in values):
-                    raise ValueError("a passage that is no text")
-                passage = Passage(*values)
+                passage = self._passage(row)
                 found.setdefault(passage.text, passage)
                 if len(found) == most:
                     break
             return list(found.values())
+
+    def _passage(self, row: int) -> Passage:
+        sql = "SELECT file, place, heading, text FROM passage WHERE id = ?"
+        values = self._database.execute(sql, (row,)).fetchone()
+        if values is None or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"passage {row} is {'missing' if values is None else 'no text'}")
+        return Passage(*values)
 
     def _telling(self, words: list[str]) -> dict[str, float]:
         """Those of the words that tell passages apart, with their inverse document frequency; all where none does."""
@@ -162,10 +166,30 @@ def _quoted(word: str) -> str:
     return f'"{word}"'
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file says that it is an index, in whatever state it is. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return head.startswith(b"SQLite format 3\0") and head[_HEAD - 4 :] == APPLICATION.to_bytes(4, "big")
+
+
+def _no_file(path: Path) -> str:
+    if path.exists():
+        return f"{path}: expected an index, a file that 'pocketphi index FOLDER -o FILE' made"
+    return f"{path}: no such file; make one with 'pocketphi index FOLDER -o {path}'"
+
+
+def _again(path: Path) -> str:
+    return f"make it again with 'pocketphi index FOLDER -o {path} --force'"
+
+
 @contextlib.contextmanager
 def _ours(path: Path) -> Iterator[None]:
     """Whatever SQLite says of a file is an InputError."""
     try:
         yield
     except (sqlite3.Error, ValueError, OverflowError) as error:  # text that is no UTF-8, numbers beyond 64 bits
-        raise InputError(f"{path}: cannot be searched ({error}); make it again with 'pocketphi index'") from None
+        raise InputError(f"{path}: the index is damaged ({error}); {_again(path)}") from None

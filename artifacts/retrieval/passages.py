@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pocketphi.artifacts.retrieval.sections import Block, sections_of
+
 LENGTH = 600
 """Characters of a passage that is not cut further: about 150 tokens of English. Of the questions in `benchmarks/questions.toml`
 more met their passage, within 3,600 characters, than with 400 or 900."""
-_HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
-_UNDERLINE = re.compile(r"([=\-~^\"'+*#])\1{2,}$")
-_FENCE = re.compile(r"\s*(```|~~~)")
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
+_SENTENCE_END = re.compile(r"[.!?…]\s+|[。！？]\s*")
 
 
 @dataclass(frozen=True)
@@ -30,24 +29,15 @@ class Passage:
         return ", ".join(filter(None, (self.file, self.place, self.heading)))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Lines that belong together. first, last: their numbers, from 1."""
-
-    first: int
-    last: int
-    text: str
-
-
 def passages_of(file: str, text: str, place: str = "") -> Iterator[Passage]:
-    """The passages of a text with the headings of Markdown or reStructuredText, in their order.
+    """The passages of a text with the headings that its kind of file has, in their order.
 
     place: of all of it, for texts whose lines nobody can look up; the numbers of lines otherwise
     """
-    for heading, blocks in _sections(text):
-        held: list[_Block] = []
+    for heading, blocks in sections_of(file, text):
+        held: list[Block] = []
         for block in (part for whole in blocks for part in _parts(whole)):
-            if held and sum(len(one.text) for one in held) + len(block.text) > LENGTH:
+            if held and (block.goes_on or sum(len(one.text) for one in held) + len(block.text) > LENGTH):
                 yield _passage(file, place, heading, held)
                 held = []
             held.append(block)
@@ -55,83 +45,45 @@ def passages_of(file: str, text: str, place: str = "") -> Iterator[Passage]:
             yield _passage(file, place, heading, held)
 
 
-def _passage(file: str, place: str, heading: str, blocks: list[_Block]) -> Passage:
+def _passage(file: str, place: str, heading: str, blocks: list[Block]) -> Passage:
     first, last = blocks[0].first, blocks[-1].last
     lines = f"line {first}" if first == last else f"lines {first}-{last}"
     text = "\n\n".join(block.text for block in blocks)
     return Passage(file, place or lines, heading, text)
 
 
-def _sections(text: str) -> Iterator[tuple[str, list[_Block]]]:
-    """Each heading with the blocks below it."""
-    above: dict[int, str] = {}
-    levels: list[str] = []  # underlines of reStructuredText, in the order in which they came
-    blocks: list[_Block] = []
-    held: list[str] = []
-    first, fenced = 0, False
-    for number, line in enumerate(text.splitlines(), 1):
-        if _FENCE.match(line):
-            fenced = not fenced
-        level, title = (0, "") if fenced else _heading(line, held, levels)
-        if held and not fenced and (level or not line.strip()):
-            blocks.append(_block(first, held))
-            held = []
-        if level:
-            if blocks:
-                yield " > ".join(above.values()), blocks
-            above = {at: name for at, name in above.items() if at < level} | {level: title}
-            blocks = []
-        elif line.strip() or held:
-            first = first if held else number
-            held.append(line.rstrip())
-    if held:
-        blocks.append(_block(first, held))
-    if blocks:
-        yield " > ".join(above.values()), blocks
-
-
-def _heading(line: str, held: list[str], levels: list[str]) -> tuple[int, str]:
-    """The level of a heading that this line makes, from 1, and its title; 0 where it makes none. One of reStructuredText is the
-    line before, which leaves `held`."""
-    if found := _HEADING.match(line):
-        return len(found[1]), found[2].rstrip().rstrip("#").rstrip()
-    under = _UNDERLINE.match(line.rstrip())
-    if not under or len(held) != 1 or len(line.rstrip()) < len(held[0].strip()) // 2:
-        return 0, ""
-    if under[1] not in levels:
-        levels.append(under[1])
-    return levels.index(under[1]) + 1, held.pop().strip()
-
-
-def _block(first: int, lines: list[str]) -> _Block:
-    """Of lines of which the first is none that holds only space."""
-    while not lines[-1]:
-        lines.pop()
-    return _Block(first, first + len(lines) - 1, "\n".join(lines))
-
-
-def _parts(block: _Block) -> Iterator[_Block]:
-    """A block that is too long in parts: between its lines, within a long line between its sentences, or anywhere."""
+def _parts(block: Block) -> Iterator[Block]:
+    """A block that is too long in parts: between its lines, in a long line between its sentences, or else between its words. A
+    part is text as it stands there, without the space at its ends."""
     if len(block.text) <= LENGTH:
         yield block
         return
-    held, first = "", block.first
+    held, first, last, goes_on = "", block.first, block.first, False
     for number, line in enumerate(block.text.split("\n"), block.first):
-        for piece in _pieces(line):
-            joined = piece if not held else f"{held}{' ' if number == first else chr(10)}{piece}"
-            if held and len(joined) > LENGTH:
-                yield _Block(first, number, held)
-                held, first = piece, number
-            else:
+        for count, piece in enumerate(_pieces(line)):
+            joined = held + ("" if count else "\n") + piece
+            if held and (len(joined.rstrip()) > LENGTH or len(joined) > 2 * LENGTH):  # or nothing but space comes
+                yield Block(first, last, held.rstrip(), goes_on)
+                held, goes_on = "", True
+            if held:
                 held = joined
-    if held:
-        yield _Block(first, block.last, held)
+            elif piece.strip():
+                held, first = piece.lstrip() if count else piece, number
+            if piece.strip():
+                last = number
+    yield Block(first, last, held.rstrip(), goes_on)
 
 
 def _pieces(line: str) -> Iterator[str]:
+    """Which make the line again, put together: its sentences, and words of one that is too long."""
     if len(line) <= LENGTH:
         yield line
         return
-    for sentence in _SENTENCE.split(line):
-        for at in range(0, len(sentence), LENGTH):
-            yield sentence[at : at + LENGTH]
+    at = 0
+    for end in [*(found.end() for found in _SENTENCE_END.finditer(line)), len(line)]:
+        while end - at > LENGTH:
+            cut = line.rfind(" ", at + 1, at + LENGTH) + 1 or at + LENGTH
+            yield line[at:cut]
+            at = cut
+        yield line[at:end]
+        at = end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -10,6 +11,12 @@ _UNSPACED = re.compile(
 )
 """Runs of letters of languages that write no spaces, or join words to others: Thai, Lao, Burmese, Khmer, Japanese, Chinese,
 Korean."""
+_MARKS = re.compile(
+    "[\u00ad\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670"
+    "\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]+"
+)
+"""What one may write or leave out: accents, vowel signs and points of Hebrew and Arabic, the line that stretches an Arabic
+word, and hyphens that show at a line's end alone."""
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _WORD = re.compile(r"[^\W_]+")
 MOST_WORDS = 32
@@ -27,9 +34,13 @@ STOP = frozenset(_STOP_WORDS.split())
 
 
 def spaced(text: str) -> str:
-    """A text whose words an index can tell apart. Where a language writes no spaces, every two neighbours become a word, as in
-    Lucene's CJKAnalyzer: 東京都 → 東京 京都. Numbers stand there without commas too: 4,096 → 4,096 4096."""
-    numbered = _THOUSANDS.sub(lambda number: f"{number[0]} {number[0].replace(',', '')}", text)
+    """A text whose words an index can tell apart, without accents, some of which FTS5 takes for the end of a word.
+
+    Where a language writes no spaces, every two neighbours become a word, as in Lucene's CJKAnalyzer: 東京都 → 東京 京都.
+    Numbers stand there without commas too: 4,096 → 4,096 4096.
+    """
+    bare = unicodedata.normalize("NFC", _MARKS.sub("", unicodedata.normalize("NFD", text)))
+    numbered = _THOUSANDS.sub(lambda number: f"{number[0]} {number[0].replace(',', '')}", bare)
     return _UNSPACED.sub(lambda run: f" {' '.join(_pairs(run[0]))} ", numbered)
 
 

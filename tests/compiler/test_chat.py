@@ -188,7 +188,10 @@ def test_temperatures_that_are_none(temperature: str, bundle: Path, capsys: pyte
 
 
 def test_a_tiny_temperature_is_greedy(bundle: Path) -> None:
-    assert Chat(bundle, ROOM).say("Hello", temperature=1e-40).text == greedy(bundle, "Hello")
+    for temperature in (1e-40, 1e-300, 5e-324):
+        assert Chat(bundle, ROOM).say("Hello", temperature=temperature, limit=4).text == greedy(
+            bundle, "Hello", count=4
+        )
 
 
 def test_a_session_needs_a_runtime_that_keeps_some(bundle: Path, tmp_path: Path) -> None:

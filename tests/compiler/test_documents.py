@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pocketphi.artifacts.retrieval.index import Index
 from pocketphi.artifacts.retrieval.prompt import INTRODUCTION
+from pocketphi.compiler import cli
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
 
@@ -100,20 +105,126 @@ def test_an_index_that_is_there(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["index", str(folder), "-o", str(out)]) == 0
     for arguments, said in [
         ([str(folder), "-o", str(out)], "exists; choose another -o or pass --force to replace it"),
-        ([str(folder), "-o", str(other), "--force"], "cannot be searched"),
+        ([str(folder), "-o", str(other), "--force"], "is no index of documents, and --force replaces nothing else"),
+        ([str(folder), "-o", str(other)], "other: exists; choose another -o\n"),
+        ([str(folder), "-o", str(folder), "--force"], "expected a file, or a name that is free"),
         ([str(folder / "none"), "-o", str(tmp_path / "new")], "none: no such folder"),
         ([str(folder / "boats.md"), "-o", str(tmp_path / "new")], "boats.md: expected a folder"),
         ([str(folder / "deep" / ".git" / ".."), "-o", str(tmp_path / "a" / "b")], "no such folder"),
     ]:
         capsys.readouterr()
         assert main(["index", *arguments]) == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert said in line
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
     assert other.read_text() == "mine"
     before = out.read_bytes()
     assert main(["index", str(folder), "-o", str(out), "--force"]) == 0
     assert out.read_bytes() == before
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "way", ["UPDATE about SET value = 0 WHERE key = 'format'", "DROP TABLE words", "short", "empty"]
+)
+def test_an_index_that_is_no_good_is_replaced(
+    way: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "index"
+    assert main(["index", str(folder), "-o", str(out)]) == 0
+    before = out.read_bytes()
+    if way in ("short", "empty"):
+        out.write_bytes(before[:5000] if way == "short" else b"")
+    else:
+        with contextlib.closing(sqlite3.connect(out)) as database:
+            database.executescript(way)
+    assert main(["search", str(out), "boats"]) == 2
+    error = capsys.readouterr().err
+    assert f"FOLDER -o {out} --force'" in error or way == "empty"
+    assert main(["index", str(folder), "-o", str(out)]) == 2
+    assert "pass --force to replace it" in capsys.readouterr().err
+    assert main(["index", str(folder), "-o", str(out), "--force"]) == 0
+    assert out.read_bytes() == before
+
+
+def test_names_that_are_no_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes that are no UTF-8, a line's end, and what colours a terminal."""
+    documents, out = tmp_path / "d", tmp_path / "index"
+    documents.mkdir()
+    Path(os.fsdecode(os.fsencode(documents) + b"/bad\xff.txt")).write_text(
+        "A \x1b[31mred\x1b[0m boat\n\tfloats\u3000on.", "utf-8"
+    )
+    (documents / "two\n\x1b[2Jlines.txt").write_text("A green car.")
+    (documents / "not\nread.txt").write_bytes(b"\xff")
+    assert main(["index", str(documents), "-o", str(out)]) == 0
+    assert "left out: not\\nread.txt: is no UTF-8 text at byte 0\n" in capsys.readouterr().out
+    assert main(["search", str(out), "boat"]) == 0
+    assert capsys.readouterr().out == (
+        "bad\\xff.txt, lines 1-2\nA \\x1b[31mred\\x1b[0m boat\n        floats\u3000on.\n"
+    )
+    assert main(["search", str(out), "car"]) == 0
+    assert capsys.readouterr().out == "two\\n\\x1b[2Jlines.txt, line 1\nA green car.\n"
+    (passage,) = Index.open(out).search("car", 1)
+    assert cli._named([passage]) == "  from two\\n\\x1b[2Jlines.txt, line 1\n"
+
+
+def test_links_that_lead_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents = tmp_path / "d"
+    documents.mkdir()
+    (documents / "a.txt").symlink_to("b.txt")
+    (documents / "b.txt").symlink_to("a.txt")
+    (documents / "c.txt").symlink_to("none.txt")
+    assert main(["index", str(documents), "-o", str(tmp_path / "index")]) == 2
+    error = "holds no document that can be read (first a.txt: a link that leads to itself; remove it)"
+    (documents / "c.txt").unlink()
+    capsys.readouterr()
+    assert main(["index", str(documents), "-o", str(tmp_path / "index")]) == 2
+    assert error in capsys.readouterr().err
+    (documents / "c.txt").symlink_to("none.txt")
+    (documents / "d.txt").write_text("A boat.")
+    assert main(["index", str(documents), "-o", str(tmp_path / "index"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {
+        "a.txt": "a link that leads to itself; remove it",
+        "b.txt": "a link that leads to itself; remove it",
+        "c.txt": "a link to none.txt, which is not there; put the file itself in its place",
+    }
+
+
+def test_a_folder_that_cannot_be_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system refuses nothing to the user root, who may run this."""
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:  # or the number of an open folder
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert main(["index", str(folder), "-o", str(tmp_path / "index"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"]["deep"] == "cannot be read (Permission denied)"
+    assert main(["index", str(folder / "deep"), "-o", str(tmp_path / "other")]) == 2
+    assert "holds no document that can be read (first .: cannot be read (Permission denied))" in capsys.readouterr().err
+
+
+def test_how_many_passages(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(folder), "-o", str(tmp_path / "index")]) == 0
+    for most in ("0", "41"):
+        assert main(["search", str(tmp_path / "index"), "boats", "--most", most]) == 2
+        assert f"--most {most}: expected 1 to 40" in capsys.readouterr().err
+    assert main(["search", str(tmp_path / "index"), "boats", "--most", "40"]) == 0
+
+
+def test_letters_that_a_pdf_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A font's table may say halves of a letter, which pypdf gives out."""
+    pypdf = pytest.importorskip("pypdf")
+    documents = tmp_path / "d"
+    documents.mkdir()
+    pdf(documents / "a.pdf", "boat")
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda page: "boat \ud83d\ude00 \ud83d\0.")
+    assert main(["index", str(documents), "-o", str(tmp_path / "index")]) == 0
+    assert Index.open(tmp_path / "index").search("boat", 1)[0].text == "boat \U0001f600 \ufffd ."
 
 
 @pytest.mark.parametrize(
@@ -196,4 +307,4 @@ def test_the_command_says_where_it_looked(
     (source,) = json.loads(capsys.readouterr().out)["sources"]
     assert source == {"file": "b.md", "place": "line 1", "heading": "", "text": "Blue boats cost 9."}
     assert main([*asked[:-1], str(talking_bundle / "manifest.json")]) == 2
-    assert "manifest.json: cannot be searched (file is not a database)" in capsys.readouterr().err
+    assert "manifest.json: is no index of documents" in capsys.readouterr().err

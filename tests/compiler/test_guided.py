@@ -143,6 +143,43 @@ def test_a_grammar_that_is_none(chat: Chat, tmp_path: Path) -> None:
         Forms(chat.tokenizer, 49152, frozenset())
 
 
+@pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
+def test_an_empty_grammar(text: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would allow everything, or nothing."""
+    path = tmp_path / "grammar"
+    path.write_text(text, "utf-8")
+    assert cli.main(["chat", str(bundle), "--prompt", "Hi", "--grammar", str(path)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f'pocketphi: --grammar {path}: is empty; expected rules, such as start: "yes" | "no"\n'
+    )
+
+
+@pytest.mark.parametrize("grammar", ["start: start", 'start: "a" start', 'start: "a" a\na: a', 'start: a\na: a "x"'])
+def test_a_grammar_without_an_end(grammar: str, chat: Chat) -> None:
+    with pytest.raises(InputError, match=r"^g: allows no answer that ends \([^<>]*\); does a rule need itself"):
+        chat.form(grammar, "g")
+
+
+def test_a_form_that_cannot_be_followed_is_one_line(chat: Chat) -> None:
+    guide = chat.form('start: "x" a | "y"\na: a', "g").start()
+    guide.took(*chat.tokenizer.tokens("x"))
+    with pytest.raises(
+        CheckFailed, match=r"^the form of the answer cannot be followed further: nothing can come next$"
+    ):
+        guide.masked(torch.zeros(49152))
+
+
+def test_a_file_that_begins_with_a_mark(chat: Chat, tmp_path: Path) -> None:
+    """Windows' editors write one before UTF-8."""
+    grammar, schema = tmp_path / "grammar", tmp_path / "schema"
+    grammar.write_text('start: "yes"', "utf-8-sig")
+    schema.write_text('{"enum": ["yes"]}', "utf-8-sig")
+    for made, text in ((lark_grammar(grammar), "yes"), (schema_grammar(schema), '"yes"')):
+        assert chat.say("Hello", limit=8, form=chat.form(made, "g")).text == text
+        chat.restart()
+
+
 def test_tokens_that_the_form_does_not_allow(chat: Chat) -> None:
     (yes,) = chat.tokenizer.tokens("yes")
     guide = chat.form('start: "yes"', "g").start()

@@ -22,7 +22,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.bench import bench
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
-from pocketphi.compiler.guided import schema_grammar
+from pocketphi.compiler.guided import AnswerCut, schema_grammar
 from pocketphi.compiler.serve.answers import Answers
 from pocketphi.compiler.serve.protocol import Wanted
 from pocketphi.compiler.talker import Talker
@@ -127,9 +127,32 @@ def goes_on_from_its_file(bundle: Path, session: Path) -> None:
         Chat(bundle, 120, system="Be brief.", session=session)
     with pytest.raises(InputError, match=r"--session .*: no such folder: "):
         Chat(bundle, 120, session=session.parent / "none" / "talk")
+    link, loop = session.with_name("link"), session.with_name("loop")
+    link.symlink_to(session.name)
+    before = session.read_bytes()
+    assert Chat(bundle, 120, session=link).say("Go", limit=2).text == whole.say("Go", limit=2).text
+    assert link.is_symlink()
+    assert session.read_bytes() != before
+    loop.symlink_to("loop")
+    with pytest.raises(InputError, match="loop: a link that leads to itself"):
+        Chat(bundle, 120, session=loop)
+    with pytest.raises(InputError, match=r"tokens, for which the cache has no room: raise --max-tokens$"):
+        Chat(bundle, 30, session=session)
+    a_cut_answer_is_not_kept(bundle, session)
     session.write_bytes(session.read_bytes()[:-3])
     with pytest.raises(InputError, match="talk: is cut"):
         Chat(bundle, 120, session=session)
+
+
+def a_cut_answer_is_not_kept(bundle: Path, session: Path) -> None:
+    """The next call would go on after half of it."""
+    before = session.read_bytes()
+    chat = Chat(bundle, 120, session=session)
+    with pytest.raises(AnswerCut):
+        chat.say("Go", limit=2, form=chat.form('start: "yes yes yes yes"', "grammar"))
+    assert session.read_bytes() == before
+    assert chat.say("Go", limit=8, form=chat.form('start: "y"', "grammar")).text == "y"
+    assert session.read_bytes() != before
 
 
 def test_a_model_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketphi.artifacts.retrieval.index import Index, write_index
+from pocketphi.artifacts.retrieval.index import Index, is_index, write_index
 from pocketphi.artifacts.retrieval.passages import Passage
 from pocketphi.artifacts.retrieval.prompt import INTRODUCTION, fitting, with_passages
 from pocketphi.artifacts.retrieval.words import spaced, words_of
@@ -84,6 +84,33 @@ def test_other_forms_of_a_word_are_found(tmp_path: Path) -> None:
     assert index.search("nothing of it", 3) == []
     assert index.search("?!", 3) == []
     assert index.search("", 3) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("r\xe9sum\xe9", "re\u0301sume\u0301", "resume"),
+        ("B\xfcro", "Bu\u0308ro", "buro"),
+        ("ti\u1ebfng", "tie\u0302\u0301ng", "tieng"),
+        (
+            "\u0395\u03bb\u03bb\u03ac\u03b4\u03b1",
+            "\u03b5\u03bb\u03bb\u03b1\u03b4\u03b1",
+        ),
+        ("a\u0332b\u0361c", "abc"),
+        ("\u0643\u0650\u062a\u064e\u0627\u0628", "\u0643\u062a\u0640\u0627\u0628", "\u0643\u062a\u0627\u0628"),
+        ("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd", "\ufb2a\u05dc\u05d5\u05dd", "\u05e9\u05dc\u05d5\u05dd"),
+        ("\u304b\u3099\u304d", "\u304c\u304d"),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", "\ud55c\uae00"),
+        ("Donau\xaddampf", "donaudampf"),
+    ],
+    ids=ascii,
+)
+def test_accents_do_not_count(words: tuple[str, ...], tmp_path: Path) -> None:
+    for number, word in enumerate(words):
+        index = made(tmp_path / str(number), [f"before {word} after", "before after"])
+        for other in words:
+            assert [one.text for one in index.search(other, 3)] == [f"before {word} after"], (word, other)
+    assert words_of(words[0]) == words_of(words[-1])
 
 
 def test_common_words_are_left_out_where_others_are_left(tmp_path: Path) -> None:
@@ -160,14 +187,21 @@ def damaged(path: Path, way: str) -> None:
     ("way", "said"),
     [
         ("empty", "is no index"),
-        ("text", "cannot be searched"),
+        ("text", "is no index of documents; make one with 'pocketphi index FOLDER -o FILE'"),
         ("database", "is no index"),
-        ("short", "cannot be searched"),
-        ("UPDATE about SET value = 2 WHERE key = 'format'", "has another format than 1"),
-        ("DROP TABLE passage", "cannot be searched"),
-        ("DROP TABLE words", "cannot be searched"),
-        ("DELETE FROM passage WHERE id > 2", "cannot be searched"),
-        ("UPDATE passage SET text = x'ff'", "cannot be searched"),
+        ("short", "is damaged"),
+        (
+            "UPDATE about SET value = 2 WHERE key = 'format'",
+            r"has another format than 1; make it again with .* --force'$",
+        ),
+        ("DELETE FROM about WHERE key = 'passages'", r"is damaged \(it does not say how many passages it has\)"),
+        ("DROP TABLE passage", "is damaged"),
+        ("DROP TABLE words", "is damaged"),
+        (
+            "DELETE FROM passage WHERE id > 2",
+            r"is damaged \(passage 5 is missing\); make it again with 'pocketphi index FOLDER -o .* --force'$",
+        ),
+        ("UPDATE passage SET text = x'ff'", r"is damaged \(passage \d is no text\)"),
     ],
 )
 def test_files_that_are_no_index(way: str, said: str, tmp_path: Path) -> None:
@@ -182,6 +216,10 @@ def test_files_that_are_no_index(way: str, said: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"i: no such file; make one with 'pocketphi index FOLDER -o "):
         Index.open(tmp_path / "i")
+    with pytest.raises(InputError, match=r": expected an index, a file that 'pocketphi index FOLDER -o FILE' made$"):
+        Index.open(tmp_path)
+    with pytest.raises(InputError, match=r": cannot be read \(Is a directory\)$"):
+        is_index(tmp_path)
     with pytest.raises(InputError, match=r"-o .*: cannot be written: No such file or directory"):
         made(tmp_path / "none" / "i", TEXTS)
 

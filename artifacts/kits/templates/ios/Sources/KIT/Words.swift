@@ -7,6 +7,11 @@ enum Words {
         "[\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u4dbf\\u4e00-\\u9fff\\uac00-\\ud7af"
             + "\\uf900-\\ufaff\\U00020000-\\U0003ffff]+"
     )
+    /// What one may write or leave out: accents, vowel signs of Hebrew and Arabic, hyphens that show at a line's end alone.
+    private static let marks = expression(
+        "[\\u00ad\\u0300-\\u036f\\u0591-\\u05bd\\u05bf\\u05c1\\u05c2\\u05c4\\u05c5\\u05c7\\u0610-\\u061a\\u0640"
+            + "\\u064b-\\u065f\\u0670\\u06d6-\\u06dc\\u06df-\\u06e8\\u06ea-\\u06ed]+"
+    )
     private static let thousands = expression(
         "(?<![\\p{Nd},.])\\p{Nd}{1,3}(?:,\\p{Nd}{3})+(?![\\p{Nd},])"
     )
@@ -17,9 +22,10 @@ enum Words {
 «stop_words | join(" ") | wordwrap(100) | indent(8, first=true)»
         """.split(whereSeparator: \.isWhitespace).map(String.init))
 
-    /// Where a language writes no spaces, every two neighbours become a word. Numbers stand there without commas too.
+    /// Without accents. Where no spaces are written, every two neighbours become a word. Numbers stand there without commas too.
     static func spaced(_ text: String) -> String {
-        let numbered = replaced(text, thousands) { "\($0) \($0.replacingOccurrences(of: ",", with: ""))" }
+        let bare = replaced(text.decomposedStringWithCanonicalMapping, marks) { _ in "" }.precomposedStringWithCanonicalMapping
+        let numbered = replaced(bare, thousands) { "\($0) \($0.replacingOccurrences(of: ",", with: ""))" }
         return replaced(numbered, unspaced) { " \(pairs($0).joined(separator: " ")) " }
     }
 
@@ -43,7 +49,10 @@ enum Words {
 
     private static func matches(_ text: String, _ pattern: NSRegularExpression) -> [Range<String.Index>] {
         let whole = NSRange(text.startIndex ..< text.endIndex, in: text)
-        return pattern.matches(in: text, range: whole).compactMap { Range($0.range, in: text) }
+        // `Range(_:in:)` has none for a match that begins or ends at a mark, which belongs to the letter before it
+        return pattern.matches(in: text, range: whole).map {
+            String.Index(utf16Offset: $0.range.lowerBound, in: text) ..< String.Index(utf16Offset: $0.range.upperBound, in: text)
+        }
     }
 
     private static func replaced(_ text: String, _ pattern: NSRegularExpression, by: (String) -> String) -> String {

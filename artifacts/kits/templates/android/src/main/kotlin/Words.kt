@@ -1,5 +1,6 @@
 package «package»
 
+import java.text.Normalizer
 import java.util.Locale
 
 /** Texts and questions as words that an index of documents knows. */
@@ -9,6 +10,11 @@ internal object Words {
         "[\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u4dbf\\u4e00-\\u9fff\\uac00-\\ud7af" +
             "\\uf900-\\ufaff\\x{20000}-\\x{3ffff}]+"
     )
+    /** What one may write or leave out: accents, vowel signs of Hebrew and Arabic, hyphens that show at a line's end alone. */
+    private val MARKS = Regex(
+        "[\\u00ad\\u0300-\\u036f\\u0591-\\u05bd\\u05bf\\u05c1\\u05c2\\u05c4\\u05c5\\u05c7\\u0610-\\u061a\\u0640" +
+            "\\u064b-\\u065f\\u0670\\u06d6-\\u06dc\\u06df-\\u06e8\\u06ea-\\u06ed]+"
+    )
     private val THOUSANDS = Regex("(?<![\\p{Nd},.])\\p{Nd}{1,3}(?:,\\p{Nd}{3})+(?![\\p{Nd},])")
     private val WORD = Regex("[\\p{L}\\p{N}]+")
 
@@ -17,9 +23,10 @@ internal object Words {
 «stop_words | join(" ") | wordwrap(100) | indent(8, first=true)»
     """.trim().split(Regex("\\s+")).toSet()
 
-    /** Where a language writes no spaces, every two neighbours become a word. Numbers stand there without commas too. */
+    /** Without accents. Where no spaces are written, every two neighbours become a word. Numbers stand there without commas too. */
     fun spaced(text: String): String {
-        val numbered = THOUSANDS.replace(text) { "${it.value} ${it.value.replace(",", "")}" }
+        val bare = Normalizer.normalize(MARKS.replace(Normalizer.normalize(text, Normalizer.Form.NFD), ""), Normalizer.Form.NFC)
+        val numbered = THOUSANDS.replace(bare) { "${it.value} ${it.value.replace(",", "")}" }
         return UNSPACED.replace(numbered) { " ${pairs(it.value).joinToString(" ")} " }
     }
 
