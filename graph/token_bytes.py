@@ -11,8 +11,8 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 class TokenBytes:
     """Two kinds of vocabularies write bytes that are no character by themselves: byte-level ones, whose every piece spells
-    bytes by other characters (`byte_of`), and those with pieces `<0x00>` to `<0xFF>`. What a decoder does to other pieces, a
-    Replace for the space and a Strip at the start of a text, is done to them here."""
+    bytes by other characters (BYTE_CHARACTERS), and those with pieces `<0x00>` to `<0xFF>`. What a decoder does to other
+    pieces, a Replace for the space and a Strip at the start of a text, is done to them here."""
 
     def __init__(self, definition: Mapping[str, Any]) -> None:
         """definition: a `tokenizer.json`."""
@@ -42,7 +42,7 @@ class TokenBytes:
             return self._added[token].encode()
         piece = self._pieces.get(token, "")
         if self._byte_level:
-            return b"".join(_BYTES[one] if one in _BYTES else one.encode() for one in piece)
+            return b"".join(BYTE_CHARACTERS[one] if one in BYTE_CHARACTERS else one.encode() for one in piece)
         if self._byte_pieces and (found := _BYTE.fullmatch(piece)):
             return bytes([int(found[1], 16)])
         for pattern, content in self._replaced:
@@ -85,6 +85,5 @@ def _byte_characters() -> dict[str, bytes]:
     }
 
 
-_BYTES = _byte_characters()
-BYTE_CHARACTERS = frozenset(_BYTES)
-"""The characters that byte-level pieces are made of."""
+BYTE_CHARACTERS = _byte_characters()
+"""The characters that byte-level pieces are made of, and the byte of each."""

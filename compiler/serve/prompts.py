@@ -55,8 +55,7 @@ class Prompts:
             with self._rendering:
                 text = self._tokenizer.render_chat(begun)
         except TooCostly as error:
-            for message in begun:  # it may cost so much for its length alone
-                self._check(message["content"], "messages")
+            self._check("".join(message["content"] for message in begun), "messages")  # for its length alone, perhaps
             raise Refused(str(error), param="messages") from None
         except InputError as error:
             raise Refused(str(error), param="messages") from None

@@ -13,6 +13,8 @@ from tokenizers.models import BPE, Unigram, WordLevel
 from pocketphi.graph.text_room import TextRoom, text_room
 from pocketphi.graph.token_bytes import TokenBytes
 
+BELL = "\u0107"
+"""A control character, as byte-level pieces spell it."""
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 TEXTS = ("", "the cat", "  the   the ", "\u65e5\u672c", "\U0001f98a!", "a" * 40, "\u03b1\u0313\u0300\u0345" * 9)
 
@@ -67,6 +69,13 @@ def test_tokenizers_that_may_drop_a_text() -> None:
         assert room_of(made, normalizer=normalizer) is None
     shorter = {"type": "Replace", "pattern": {"String": "four"}, "content": "4"}
     assert room_of(made, normalizer=shorter) == TextRoom(12, True)
+    model = json.loads(made.to_str())["model"]
+    some = {piece: i for piece, i in model["vocab"].items() if piece not in (BELL, "\u00f1")}
+    room = room_of(made, model={**model, "vocab": some})
+    assert room == TextRoom(12, True, b"\x07\xf1")
+    assert room.count("a\a\a\u00e9\U0001f98a\U00040000") == 3
+    fewer = {piece: i for piece, i in some.items() if piece != "\u00a9"}  # inside of many characters
+    assert room_of(made, model={**model, "vocab": fewer}) is None
     assert room_of(tokenizers.Tokenizer(WordLevel({"<unk>": 0}, "<unk>"))) is None
     assert room_of(tokenizers.Tokenizer(Unigram([("<unk>", 0.0)], 0))) is None
 
