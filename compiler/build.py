@@ -22,7 +22,7 @@ from pocketphi.compiler.executors.serial import Serial
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotWrite, InputError, PocketphiError
 from pocketphi.graph.places import default_cache
-from pocketphi.graph.writing import write_whole
+from pocketphi.graph.writing import remove_left_over, write_whole
 
 
 def build_matrix(
@@ -38,6 +38,7 @@ def build_matrix(
         raise InputError(f"--only {only}: builds none of {', '.join(cell.name for cell in file.cells)}")
     cache, sources = file.cache or default_cache(), SourceDigests()
     cache.check()
+    remove_left_over(cache.folder, None)
     jobs = {cell.name: Job(cell, file.out / cell.name, cache, file.device, file.measure, sources) for cell in cells}
     results = {}
     with closing((executor or Serial()).run(list(jobs.values()), ui)) as made:

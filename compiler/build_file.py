@@ -19,7 +19,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.lora.named import NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import KINDS, Option, declared
 from pocketphi.graph.places import Cache, parse_cache
-from pocketphi.graph.reading import named, nearest, parse_toml, read_whole, resolved, show
+from pocketphi.graph.reading import either, named, nearest, parse_toml, read_whole, resolved, show
 from pocketphi.graph.stores import is_url
 from pocketphi.passes.quantizers import recipes
 from pocketphi.targets import TARGETS, all_targets
@@ -212,7 +212,8 @@ class _Reader:
     def _gate(self, key: str, value: Any) -> Any:
         if key == "max_bytes":
             return self._size("gates", key, value)
-        limit = float(self._typed("gates", key, value, float))
+        counted = key in SUITE_GATES and SUITE_GATES[key].counted
+        limit = float(self._typed("gates", key, value, int if counted else float))
         if not 0 <= limit < float("inf"):
             raise InputError(f"{self._path}: gates.{key} is {limit}, expected a number that is not negative")
         if key in SUITE_GATES and SUITE_GATES[key].least and limit > 1:
@@ -220,9 +221,7 @@ class _Reader:
         return limit
 
     def _measure(self, table: dict[str, Any], gates: Iterable[Gates]) -> Measure:
-        suite = self._suite(
-            table.pop("suite", "behaviour"), list(dict.fromkeys(key for one in gates for key in one.suite))
-        )
+        suite = self._suite(table, list(dict.fromkeys(key for one in gates for key in one.suite)))
         kinds = {"text": str, "tokens": int, "window": int, "answer_tokens": int}
         values = {key: self._typed("measure", key, value, kinds[key]) for key, value in table.items()}
         for key in ("tokens", "window"):
@@ -231,16 +230,25 @@ class _Reader:
         limit = values.get("answer_tokens", 1)
         if not 1 <= limit <= MOST_ANSWER:
             raise InputError(f"{self._path}: measure.answer_tokens is {limit}, expected 1 to {MOST_ANSWER}")
-        text = values.pop("text", None)
-        return Measure(text=self._at("measure.text", text) if text else None, suite=suite, **values)
+        text = self._at("measure.text", values["text"]) if "text" in values else None
+        if text and not text.is_file():
+            raise InputError(f"{self._path}: measure.text {text}: no such file")
+        return Measure(**{**values, "text": text, "suite": suite})
 
-    def _suite(self, names: Any, gates: list[str]) -> Suite | None:
-        """The suite that gates are measured with; None where no gate is about one."""
+    def _suite(self, table: dict[str, Any], gates: list[str]) -> Suite | None:
+        """The suite that gates are measured with, taken out of the table; None where no gate is about one."""
+        for key in ("suite", "answer_tokens"):
+            if key in table and not gates:
+                raise InputError(
+                    f"{self._path}: measure.{key}: no gate is about a suite, so that nothing would be asked; add one to "
+                    f"[gates], {either(list(SUITE_GATES))}, or leave it out"
+                )
+        if not gates:
+            return None
+        names = table.pop("suite", "behaviour")
         names = names if isinstance(names, list) else [names]
         for name in names:
             self._typed("measure", "suite", name, str)
-        if not gates:
-            return None
         paths = [name if name in SHIPPED else str(self._at("measure.suite", name)) for name in names]
         suite = read_suite(paths, f"{self._path}: measure.suite")
         held = {line.kind for line in suite.lines}

@@ -72,7 +72,9 @@ def _suite_numbers(cell: Cell, bundle: Bundle, measure: Measure, ui: Ui) -> dict
         target, options = cell.options.target_names[0], cell.options
         limit, window = measure.answer_tokens, measure.window
         path = str(bundle.path)
-        result = evaluate_suite(path, suite, options.model, ui, target, options.lora, None, limit, window)
+        result = evaluate_suite(
+            path, suite, options.model, ui, target, options.lora, None, limit, window, said=options.model
+        )
         held = [name for name, gate in SUITE_GATES.items() if set(gate.kinds) & set(result.figures)]
         return {name: list(number_of(SUITE_GATES[name], result)) for name in held}
 

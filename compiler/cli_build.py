@@ -16,8 +16,11 @@ from pocketphi.compiler.cli_options import add_options
 from pocketphi.compiler.options import Limits, ProgramOptions
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.writing import write_whole
+from pocketphi.graph.writing import check_writable, write_whole
 from pocketphi.targets import all_targets
+
+_LOOKED_AT = 1 << 22
+"""Bytes in which a file of ours says what it is."""
 
 
 def add_build_commands(command: AddCommand) -> None:
@@ -92,9 +95,9 @@ def _build(a: argparse.Namespace) -> int:
     if a.list:
         print_result(a, [cell.name for cell in file.cells], "\n".join(cell.name for cell in file.cells))
         return 0
-    for path in (a.junit, a.results):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: cannot be written: {path.absolute().parent} is not a folder")
+    for what, path in (("--junit", a.junit), ("--results", a.results)):
+        if path is not None:
+            check_writable(path, what)
     key = read_key(file.sign) if file.sign else None
     results = build_matrix(file, Ui() if a.json else PlainUi(), key, a.only, find_executor(a.executor))
     data = json.dumps([result.as_json() for result in results], indent=1) + "\n"
@@ -129,11 +132,26 @@ def _report(a: argparse.Namespace) -> int:
     if lora and a.reference is None:
         raise InputError("--lora: of what? it belongs to a --reference")
     out = a.out or bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.html")
+    _check_ours(out, '<meta name="generator" content="pocketphi report">', "a report")
     asked = Asked(against, a.reference, lora, a.devices, cache.own if cache else None)
     page = report(bundle, asked, Ui() if a.json else PlainUi()).encode()
     write_whole(out, page, "-o")
     print_result(a, {"report": str(out), "bytes": len(page)}, f"{out}: {len(page) / 1e6:.1f} MB; open it in a browser")
     return 0
+
+
+def _check_ours(out: Path, mark: str, what: str) -> None:
+    """Raise InputError for a file that cannot be written, and for one that is there and does not hold `mark`, as ours do."""
+    check_writable(out, "-o")
+    if not out.is_file():
+        return
+    try:
+        with out.open("rb") as file:
+            if mark.encode() in file.read(_LOOKED_AT):
+                return
+    except OSError:
+        pass
+    raise InputError(f"-o {out}: exists and is not {what} of pocketphi's; choose another -o, or remove it")
 
 
 def _integrate(a: argparse.Namespace) -> int:
@@ -149,6 +167,8 @@ def _sbom(a: argparse.Namespace) -> int:
     from pocketphi.artifacts.bundle import Bundle
     from pocketphi.artifacts.sbom import sbom
 
+    if a.out:
+        _check_ours(a.out, '"bomFormat": "CycloneDX"', "a bill of materials")
     text = sbom(Bundle.open(a.bundle))
     if a.out:
         write_whole(a.out, text, "-o")

@@ -108,23 +108,37 @@ def _suite(a: argparse.Namespace) -> int:
     limit = ANSWER_TOKENS if a.answer_tokens is None else a.answer_tokens
     note = _notes(a.answers)
     lora = getattr(a, "lora", ())
-    result = evaluate_suite(a.model, suite, a.reference, ui_of(a), a.target, lora, a.adapter, limit, a.window, note)
+    try:
+        result = evaluate_suite(a.model, suite, a.reference, ui_of(a), a.target, lora, a.adapter, limit, a.window, note)
+    except BaseException:
+        if a.answers and not a.answers.stat().st_size:
+            a.answers.unlink()  # nothing was found: the next try finds the place free
+        raise
     _told(a, result.as_json(), lambda: show_suite(result))
     return 0
 
 
 def _notes(path: Path | None) -> Callable[[Found], None]:
-    """Writes what is found to a new file as it comes. Raises InputError where there cannot be one."""
+    """Writes what is found to a new file as it comes, which is there from the start. Raises InputError where there cannot be
+    one, and where it takes no more."""
     if path is None:
         return lambda found: None
-    if path.exists():
-        raise InputError(f"--answers {path}: exists; choose another name")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--answers {path}: there is no folder {path.parent}; make it, or choose another name")
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        raise InputError(f"--answers {path}: exists; choose another name") from None
+    except OSError as error:
+        raise InputError(f"--answers {path}: cannot be made ({error.strerror}); choose another name") from None
 
     def note(found: Found) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found.as_json(), ensure_ascii=False) + "\n")
+        line = json.dumps(found.as_json(), ensure_ascii=False) + "\n"
+        try:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(f"--answers {path}: cannot be written ({error.strerror})") from None
 
     return note
 

@@ -87,9 +87,9 @@ class Tokenizer:
         """`tokenizer.json` as it is used, for a library that reads such files."""
         return str(self._tokenizer.to_str())
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text that starts a sequence: with the start token where the model wants one."""
-        return [*self._prefix, *self.tokens(text)]
+    def encode(self, text: str, aside: bool = False) -> list[int]:
+        """Ids of a text that starts a sequence: with the start token where the model wants one; aside: as in `tokens`."""
+        return [*self._prefix, *self.tokens(text, aside)]
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """Text of these ids; special: with special tokens, by their names."""
@@ -121,20 +121,30 @@ class Tokenizer:
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Ids of `render_chat`; a start token comes only from the template. Raises InputError where there are none."""
-        ids = self.tokens(self.render_chat(messages))
+        return self.rendered_tokens(self.render_chat(messages))
+
+    def rendered_tokens(self, text: str, aside: bool = False) -> list[int]:
+        """Ids of what `render_chat` gave; aside: as in `tokens`. Raises InputError where there are none."""
+        ids = self.tokens(text, aside)
         if not ids:
             raise InputError("chat: the prompt is empty: no message holds a text, and the chat template adds nothing")
         return ids
 
-    def tokens(self, text: str) -> list[int]:
-        """Ids of a text as it is: what it starts with is up to the text."""
+    def tokens(self, text: str, aside: bool = False) -> list[int]:
+        """Ids of a text as it is: what it starts with is up to the text. aside: other threads run meanwhile, for which the
+        library's threads are switched off (`TOKENIZERS_PARALLELISM`): it says so in every process that is forked later."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
                 f"the text holds half of a character at {error.start}: {show(text[error.start])}"
             ) from None
-        return list(library(lambda: self._tokenizer.encode(text, add_special_tokens=False), "the tokenizer").ids)
+        if aside:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            work = lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]  # noqa: E731
+        else:
+            work = lambda: self._tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+        return list(library(work, "the tokenizer").ids)
 
 
 class TextStream:

@@ -77,6 +77,20 @@ def write_whole(path: Path, data: str | Buffer, what: str = "") -> None:
         raise InputError(f"{what} {path}: cannot be written: {error.strerror}".lstrip()) from None
 
 
+def check_writable(path: Path, what: str) -> None:
+    """Raise InputError where `write_whole` could write no file: to be asked before the work whose result it will be."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return  # /dev/stdout
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target = Path(os.path.realpath(path))
+        with held_file(target.parent, target.name):
+            pass
+    except OSError as error:
+        raise InputError(f"{what} {path}: cannot be written: {error.strerror}") from None
+
+
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """By name, which may lie in a folder of its own."""
     for name, content in files.items():
@@ -111,6 +125,19 @@ def remove_left_over(folder: Path, name: str | None) -> None:
                     path.unlink()
             finally:
                 release(descriptor)
+
+
+@contextlib.contextmanager
+def held_file(folder: Path, name: str) -> Iterator[Path]:
+    """A file with its own name as its content, which is there while the body runs. Where the process is killed meanwhile,
+    `remove_left_over` takes it away. Raises OSError."""
+    path, descriptor = _locked(folder / name)
+    try:
+        write_at(descriptor, path.name.encode(), 0)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        release(descriptor)
 
 
 def _locked(target: Path) -> tuple[Path, int]:

@@ -118,6 +118,24 @@ def test_the_build_file_on_the_page_of_ci_can_be_read(tmp_path: Path) -> None:
     assert {(cell.gates.max_bytes, cell.gates.lowering) for cell in cells} == {(100_000_000, 0.01)}
 
 
+def test_the_number_of_functions_in_c() -> None:
+    header = (ROOT / "targets" / "tvm_arm" / "runtime" / "pocketphi_runtime.h").read_text("utf-8")
+    words = {
+        14: "fourteen",
+        15: "fifteen",
+        16: "sixteen",
+        17: "seventeen",
+        18: "eighteen",
+        19: "nineteen",
+        20: "twenty",
+    }
+    count = words[len(re.findall(r"^POCKETPHI_API .*\(", header, re.MULTILINE))]
+    told = [
+        found for page in PAGES for found in re.findall(r"C\sinterface\sof\s(\w+)\sfunctions", page.read_text("utf-8"))
+    ]
+    assert told == [count] * 3
+
+
 def test_the_page_of_models_names_every_shape() -> None:
     named = set(spans(DOCS / "models.md"))
     assert [name for name in PUBLISHED if name not in named] == []

@@ -24,13 +24,14 @@ from pocketphi.compiler.build_one import Job, key_of
 from pocketphi.compiler.build_result import Result
 from pocketphi.compiler.executors.machine import describe
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.errors import CannotRun, InputError, PocketphiError
+from pocketphi.graph.errors import CannotRun, CompilerBug, InputError, PocketphiError
+from pocketphi.graph.places import Cache
 from pocketphi.graph.stopping import held
 from pocketphi.graph.store import store_of
-from pocketphi.graph.writing import write_whole
+from pocketphi.graph.writing import held_file
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
     from pocketphi.compiler.executors.on_worker import Fit
 
@@ -42,7 +43,8 @@ _LOOK_SECONDS = 5.0
 _LOOKS = 24
 """So often in a row no worker may be there: those that were killed are started again meanwhile."""
 _TRIES = 3
-"""Of a bundle whose process is ended by the system; of one whose worker is, the scheduler has a number of its own."""
+"""Of a bundle whose process is ended by the system, and of starting processes; of a bundle whose worker is ended, the scheduler
+has a number of its own."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -74,38 +76,49 @@ class Dask:
             yield result
         if not ready:
             return
-        with held(), self._client() as client:
-            fit = _fit(ready)
-            with _probed(fit, ui):
-                _check_workers(client, fit, self.said)
-                ui.say(f"{self.said}: {_count(client)} bundles at a time")
-                yield from _Run(client, fit, ui, len(jobs), len(failed)).of(ready)
+        with held(), self._client() as client, _probed(ready[0].cache, ui) as probe:
+            fit = _fit(ready, probe)
+            _check_workers(client, fit, self.said)
+            ui.say(f"{self.said}: {_count(client)} bundles at a time")
+            yield from _Run(client, fit, ui, len(jobs), len(failed)).of(ready)
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[Client]:
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by us
         with contextlib.ExitStack() as stack:
             stack.enter_context(dask.config.set(_QUIET))
+            where: Any = self.address or stack.enter_context(self._processes())
             try:
-                where: Any = self.address or stack.enter_context(
-                    LocalCluster(
-                        n_workers=self.workers,
-                        threads_per_worker=1,
-                        dashboard_address=None,
-                        preload=[_ON_WORKER],
-                        silence_logs=logging.CRITICAL,
-                    )
-                )
                 client = stack.enter_context(Client(where, timeout=_CONNECT_SECONDS))
             except (OSError, ValueError, RuntimeError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
                 raise InputError(
-                    f"--executor {self.said}: no Dask scheduler answers ({reason}); start one with 'dask scheduler'"
+                    f"--executor {self.said}: no Dask scheduler answers ({_reason(error)}); start one with 'dask scheduler'"
                 ) from None
             yield client
+
+    def _processes(self) -> LocalCluster:
+        """Of this machine, started. One that is killed while it starts fails them all: they are started again."""
+        from distributed import LocalCluster
+
+        for attempt in range(_TRIES):
+            try:
+                return LocalCluster(
+                    n_workers=self.workers,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    preload=[_ON_WORKER],
+                    silence_logs=logging.CRITICAL,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                if attempt == _TRIES - 1:
+                    raise CannotRun(
+                        f"--executor {self.said}: the processes did not start, {_TRIES} times ({_reason(error)}); is there "
+                        "enough memory? Use fewer, or leave --executor out"
+                    ) from None
+        raise CompilerBug("nothing was tried")
 
 
 class _NoWorker(OSError):
@@ -190,7 +203,7 @@ def _with_keys(jobs: Sequence[Job]) -> tuple[list[Job], list[Result]]:
     return ready, failed
 
 
-def _fit(jobs: Sequence[Job]) -> Fit:
+def _fit(jobs: Sequence[Job], probe: str) -> Fit:
     """What workers have to have for these jobs, and what only a look at this machine tells."""
     from pocketphi.compiler.executors.on_worker import Fit
 
@@ -200,30 +213,25 @@ def _fit(jobs: Sequence[Job]) -> Fit:
     files = jobs[0].sources.files()
     text = jobs[0].measure.text
     files += [(text, text.stat().st_size)] if text and text.is_file() else []
-    return Fit(describe(packages, cpu), packages, cpu, files, jobs[0].cache, f"probe-{secrets.token_hex(8)}")
+    return Fit(describe(packages, cpu), packages, cpu, files, jobs[0].cache, probe)
 
 
 @contextlib.contextmanager
-def _probed(fit: Fit, ui: Ui) -> Iterator[None]:
-    """While the body runs, the probe lies in the cache."""
-    folder = fit.cache.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be made: {error.strerror}; choose another cache in the build file"
-        ) from None
-    probe = folder / fit.probe
-    write_whole(probe, fit.probe)
-    store = store_of(fit.cache, ui.say)
-    try:
-        if store:
-            store.keep(fit.probe, folder, [fit.probe])
-        yield
-    finally:
-        probe.unlink(missing_ok=True)
-        if store:
-            store.forget(fit.probe)
+def _probed(cache: Cache, ui: Ui) -> Iterator[str]:
+    """The name of a file that lies in the cache while the body runs."""
+    folder = cache.folder
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            name = stack.enter_context(held_file(folder, "probe")).name
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be made: {error.strerror}; choose another cache in the build file"
+            ) from None
+        if store := store_of(cache, ui.say):
+            store.keep(name, folder, [name])
+            stack.callback(store.forget, name)
+        yield name
 
 
 def _check_workers(client: Client, fit: Fit, said: str) -> None:
@@ -237,6 +245,10 @@ def _check_workers(client: Client, fit: Fit, said: str) -> None:
             answer = "has no pocketphi, or another one; install the same there"
         if answer is not None:
             raise InputError(f"--executor {said}: the worker {address} {answer}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _count(client: Client) -> int:

@@ -22,6 +22,7 @@ from pocketphi.compiler.executors.machine import describe, difference
 from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.places import Cache
 from pocketphi.graph.store import store_of, try_again
+from pocketphi.graph.writing import partial_name
 
 
 class Refused(Exception):
@@ -93,9 +94,9 @@ def _why_no_cache(fit: Fit) -> str | None:
             f"does not see what was written to {fit.cache.folder}: the cache has to be a folder that all machines share, or a "
             "store (s3://…)"
         )
-    own = path.with_name(f"{path.name}.{os.getpid()}")
+    own = path.with_name(partial_name("own"))  # so that it is known as left over where this process is killed here
     own.write_text("")
-    own.unlink()
+    own.unlink(missing_ok=True)
     return None
 
 

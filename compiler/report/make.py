@@ -112,7 +112,7 @@ def _tiles(bundle: Bundle, config: ModelConfig) -> list[tuple[str, str, str]]:
     """(title, number, what of it) of what a reader wants first."""
     manifest, recipe = bundle.manifest, bundle.manifest.recipe
     tiles = [
-        ("on disk", size_text(manifest.bytes), f"{len(manifest.files)} files, {recipe.described()}"),
+        ("on disk", size_text(manifest.bytes), f"{len(manifest.files)} files and the manifest, {recipe.described()}"),
         (
             "parameters",
             f"{manifest.model.parameters / 1e6:,.0f} M",

@@ -51,9 +51,10 @@ class Answers:
             raise Refused(f"token {max(tokens)}: the model has {vocabulary:,}", param="prompt")
         room = limit - len(tokens)
         if room < min(1, 1 if wanted.limit is None else wanted.limit):
+            larger = f"'pocketphi serve --max-tokens N' makes it larger, up to {self.talker.held:,}"
             raise Refused(
                 f"the prompt has {len(tokens):,} tokens, and the cache holds {limit:,} with at least one of an answer; "
-                f"'pocketphi serve --max-tokens N' makes it larger, up to {self.talker.held:,}",
+                f"{larger if limit < self.talker.held else 'make the prompt shorter'}",
                 code="context_length_exceeded",
             )
 

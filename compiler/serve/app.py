@@ -1,46 +1,47 @@
-"""The address: routes, one answer at a time, and who may ask."""
+"""The address: routes, and what is answered there."""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
-import anyio
 from anyio.to_thread import run_sync
+from pydantic_core import from_json
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from pocketphi.compiler.serve.answers import Answers, Likely, Piece
+from pocketphi.compiler.serve.guard import Guard
+from pocketphi.compiler.serve.prompts import Prompts
 from pocketphi.compiler.serve.protocol import ChatAsked, Refused, TextAsked, Wanted, chat_asked, text_asked
+from pocketphi.compiler.serve.spelling import Spelling
+from pocketphi.compiler.serve.turns import Turns
 from pocketphi.compiler.talker import Talker
 from pocketphi.graph.errors import PocketphiError
 from pocketphi.graph.reading import named, show
 
 log = logging.getLogger(__name__)
 
-_MOST_BYTES = 16 << 20
-"""Of a request: a hundred times what the longest context needs."""
 _SSE = "text/event-stream"
 
 
 class Service:
-    """A bundle's answers to requests. They are made one after the other, in the order in which requests came: a runtime has one
-    cache, and two at once would be no faster."""
+    """A bundle's answers to requests."""
 
     def __init__(self, talker: Talker) -> None:
         self._talker = talker
         self._answers = Answers(talker)
-        self._turn = anyio.Lock()
+        self._prompts = Prompts(talker)
+        self.turns = Turns()
         manifest = talker.bundle.manifest
         self._models = {manifest.source.model: None, **{f"{manifest.source.model}:{n}": n for n in manifest.switched}}
 
@@ -61,20 +62,19 @@ class Service:
         return JSONResponse(_model(name))
 
     async def _chat(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await _body(request, self._prompts.most_bytes)
         adapter, asked = self._adapter(body.get("model")), chat_asked(body)
         reply = _Reply("chatcmpl", "chat.completion", body["model"])
-        try:
-            tokens = await run_sync(self._talker.encode_chat, self._begun(asked.messages))
-        except PocketphiError as error:  # the template refuses them
-            raise Refused(str(error), param="messages") from None
+        tokens = await run_sync(self._prompts.of_chat, asked.messages)
         self._answers.check(tokens, asked.wanted)
         pieces = self._pieces(request, tokens, asked.wanted, adapter)
         if asked.wanted.stream:
             return _stream(self._chat_events(reply, asked, len(tokens), pieces))
         text, end, made, likely = await _whole(pieces)
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": self._chat_logprobs(asked, likely), "finish_reason": end}
+        logprobs = self._spelling(asked.wanted)
+        told = logprobs and logprobs.for_chat(likely)
+        choice = {"index": 0, "message": message, "logprobs": told, "finish_reason": end}
         return JSONResponse(reply.body([choice], usage=_usage(len(tokens), made)))
 
     async def _chat_events(
@@ -82,23 +82,24 @@ class Service:
     ) -> AsyncIterator[dict[str, Any]]:
         reply.object += ".chunk"
         delta: dict[str, Any] = {"role": "assistant", "content": ""}
-        made = 0
+        made, spelling = 0, self._spelling(asked.wanted)
         yield reply.body([_chat_choice(delta)])
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 made = piece.made
                 if piece.text or piece.likely:
-                    yield reply.body([_chat_choice({"content": piece.text}, self._chat_logprobs(asked, piece.likely))])
+                    told = spelling and spelling.for_chat(piece.likely)
+                    yield reply.body([_chat_choice({"content": piece.text}, told)])
                 if piece.end:
                     yield reply.body([_chat_choice({}, end=piece.end)])
         if asked.wanted.usage:
             yield reply.body([], usage=_usage(prompt, made))
 
     async def _text(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await _body(request, self._prompts.most_bytes)
         adapter, asked = self._adapter(body.get("model")), text_asked(body)
         reply = _Reply("cmpl", "text_completion", body["model"])
-        prompts = [await run_sync(self._tokens, one) for one in asked.prompts]
+        prompts = [await run_sync(self._prompts.of_text, one) for one in asked.prompts]
         if asked.echo and asked.wanted.logprobs is not None and adapter is not None:
             raise Refused("echo with logprobs: without an adapter only", param="model")
         for tokens in prompts:
@@ -107,11 +108,12 @@ class Service:
             return _stream(self._text_events(request, reply, asked, prompts, adapter))
         choices, total = [], 0
         for index, tokens in enumerate(prompts):
-            echoed = await self._echo(request, asked, index, tokens)
+            spelling = self._spelling(asked.wanted)
+            echoed, scores = await self._echo(request, asked, index, tokens)
             text, end, made, likely = await _whole(self._pieces(request, tokens, asked.wanted, adapter))
             total += made
-            whole = [*echoed[1], *likely]
-            choices.append(self._text_choice(index, echoed[0] + text, whole, asked, end))
+            told = spelling and _joined(spelling.for_text(scores, echoed), spelling.for_text(likely))
+            choices.append(_text_choice(index, echoed + text, told, end))
         return JSONResponse(reply.body(choices, usage=_usage(sum(map(len, prompts)), total)))
 
     async def _text_events(
@@ -119,15 +121,17 @@ class Service:
     ) -> AsyncIterator[dict[str, Any]]:
         total = 0
         for index, tokens in enumerate(prompts):
+            spelling = self._spelling(asked.wanted)
             if asked.echo:
                 text, scores = await self._echo(request, asked, index, tokens)
-                yield reply.body([self._text_choice(index, text, scores, asked, None)])
+                yield reply.body([_text_choice(index, text, spelling and spelling.for_text(scores, text))])
             made = 0
             async with contextlib.aclosing(self._pieces(request, tokens, asked.wanted, adapter)) as pieces:
                 async for piece in pieces:
                     made = piece.made
                     if piece.text or piece.likely or piece.end:
-                        yield reply.body([self._text_choice(index, piece.text, piece.likely, asked, piece.end)])
+                        told = spelling and spelling.for_text(piece.likely)
+                        yield reply.body([_text_choice(index, piece.text, told, piece.end)])
             total += made
         if asked.wanted.usage:
             yield reply.body([], usage=_usage(sum(map(len, prompts)), total))
@@ -142,30 +146,16 @@ class Service:
         text = prompt if isinstance(prompt, str) else self._talker.tokenizer.decode(tokens, special=True)
         if count is None:
             return text, []
-        async with self._turn:
-            await _still_there(request)
-            return text, await run_sync(self._answers.score, tokens, count)
+        return text, await self.turns.alone(request, partial(self._answers.score, tokens, count))
 
-    async def _pieces(
+    def _pieces(
         self, request: Request, tokens: list[int], wanted: Wanted, adapter: str | None
     ) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer, once it is its turn, for as long as somebody listens: a step of the model that has begun is
-        waited for before another request comes."""
-        async with self._turn:
-            await _still_there(request)
-            with contextlib.closing(iter(self._answers.pieces(tokens, wanted, adapter))) as pieces:  # type: ignore[type-var]
-                while (piece := await run_sync(_next, pieces)) is not None:
-                    yield piece
-                    await _still_there(request)
+        return self.turns.pieces(request, partial(self._answers.pieces, tokens, wanted, adapter))
 
-    def _begun(self, messages: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
-        """With the system message of the bundle's prefix, as in `chat`, where a client sends none."""
-        if self._talker.shipped is None or any(role == "system" for role, _ in messages):
-            return messages
-        return [("system", self._talker.shipped), *messages]
-
-    def _tokens(self, prompt: str | tuple[int, ...]) -> list[int]:
-        return self._talker.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    def _spelling(self, wanted: Wanted) -> Spelling | None:
+        """For an answer that is to say how likely its tokens were."""
+        return None if wanted.logprobs is None else Spelling(self._prompts.spelled)
 
     def _adapter(self, model: Any) -> str | None:
         """Raises Refused for a model that is not served here."""
@@ -173,49 +163,6 @@ class Service:
             what = "no model was named" if model is None else f"there is no model {named(str(model))}"
             raise Refused(f"{what}; this is {', '.join(self._models)}", 404, "model", "model_not_found")
         return self._models[model]
-
-    def _name(self, token: int) -> str:
-        return self._talker.tokenizer.decode([token], special=True)
-
-    def _chat_logprobs(self, asked: ChatAsked, likely: Sequence[Likely]) -> dict[str, Any] | None:
-        if asked.wanted.logprobs is None:
-            return None
-
-        def entry(token: int, logprob: float | None) -> dict[str, Any]:
-            text = self._name(token)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-        content = [
-            {**entry(one.token, one.logprob), "top_logprobs": [entry(*pair) for pair in one.top]} for one in likely
-        ]
-        return {"content": content, "refusal": None}
-
-    def _text_choice(
-        self, index: int, text: str, likely: Sequence[Likely], asked: TextAsked, end: str | None
-    ) -> dict[str, Any]:
-        logprobs: dict[str, Any] | None = None
-        if asked.wanted.logprobs is not None:
-            names, offsets, place = [self._name(one.token) for one in likely], list[int](), 0
-            for name in names:
-                offsets.append(place)
-                place += len(name)
-            logprobs = {
-                "tokens": names,
-                "token_logprobs": [one.logprob for one in likely],
-                "top_logprobs": [self._top(one) for one in likely],
-                "text_offset": offsets,
-            }
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end}
-
-    def _top(self, one: Likely) -> dict[str, float] | None:
-        """By their texts; of tokens with the same text, which are pieces of characters, the likeliest counts."""
-        if one.logprob is None:
-            return None
-        found: dict[str, float] = {}
-        for token, logprob in (*one.top, (one.token, one.logprob)):
-            name = self._name(token)
-            found[name] = max(logprob, found.get(name, logprob))
-        return found
 
 
 class _Reply:
@@ -236,48 +183,8 @@ class _Reply:
         return made if usage is None else {**made, "usage": usage}
 
 
-class Guard:
-    """Lets nobody in who is not meant: a page of another origin, in the browser of somebody who runs this, must not use it,
-    also not by a name of its own that it lets point here (DNS rebinding). Programs send no Origin."""
-
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        """host: that the server listens at, which requests may name as well."""
-        self._app, self._names = app, {host.casefold(), "localhost"}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (problem := self._problem(Headers(scope=scope))):
-            refused = Refused(problem, 403, code="forbidden")
-            await JSONResponse(refused.body, refused.status)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _problem(self, headers: Headers) -> str:
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            came = show(hosts[0]) if hosts else "missing"
-            return f"the Host of the request is {came}; expected localhost, an address, or what --host says"
-        origin = headers.get("origin")
-        if origin is not None and origin.casefold() != f"http://{hosts[0]}".casefold():
-            return f"pages of {show(origin)} may not use this server"
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return "pages of other sites may not use this server"
-        return ""
-
-    def _is_ours(self, host: str) -> bool:
-        """A name could be anybody's and point here; an address is what it is."""
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
-        if name.casefold() in self._names:
-            return True
-        try:
-            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-        except ValueError:
-            return False
-        return True
-
-
-def make_app(talker: Talker, host: str, more: Sequence[Route] = ()) -> ASGIApp:
+def make_app(service: Service, host: str, more: Sequence[Route] = ()) -> ASGIApp:
     """The application. host: that it will listen at; more: routes beside the protocol's."""
-    service = Service(talker)
     handlers = {
         Refused: _refused,
         PocketphiError: _failed,
@@ -290,29 +197,26 @@ def make_app(talker: Talker, host: str, more: Sequence[Route] = ()) -> ASGIApp:
     return Guard(app, host)
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """Raises Refused for what is no JSON object, or very large."""
+async def _body(request: Request, most: int) -> dict[str, Any]:
+    """Raises Refused for what is no JSON object, holds what JSON cannot (NaN, half of a character), or has more than `most`
+    bytes."""
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > _MOST_BYTES:
-            raise Refused(f"the request has more than {_MOST_BYTES:,} bytes", 413)
+        if len(content) > most:
+            raise Refused(
+                f"the request has more than {most:,} bytes, which is more than the cache can hold; send a shorter prompt, or "
+                "fewer at once",
+                413,
+                code="context_length_exceeded",
+            )
     try:
-        body = json.loads(bytes(content), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        body = from_json(bytes(content), allow_inf_nan=False)
+    except ValueError as error:
         raise Refused(f"the request is no JSON: {str(error)[:200]}") from None
     if not isinstance(body, dict):
         raise Refused(f"the request is {show(body)}, expected an object")
     return body
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-async def _still_there(request: Request) -> None:
-    if await request.is_disconnected():
-        raise ClientDisconnect
 
 
 async def _whole(pieces: AsyncGenerator[Piece, None]) -> tuple[str, str, int, list[Likely]]:
@@ -332,10 +236,11 @@ def _stream(bodies: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
                 yield f"data: {json.dumps(body)}\n\n"
         except ClientDisconnect:
             return
-        except Exception as error:  # the status is out already
+        except Refused as error:  # the status is out already
+            yield f"data: {json.dumps(error.body)}\n\n"
+        except Exception as error:
             log.exception("an answer failed")
-            said = error if isinstance(error, Refused) else Refused(_in_words(error), 500)
-            yield f"data: {json.dumps(said.body)}\n\n"
+            yield f"data: {json.dumps(Refused(_in_words(error), 500).body)}\n\n"
         yield "data: [DONE]\n\n"
 
     return StreamingResponse(
@@ -343,8 +248,12 @@ def _stream(bodies: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
     )
 
 
-def _next(pieces: Iterator[Piece]) -> Piece | None:
-    return next(pieces, None)
+def _joined(first: dict[str, list[Any]], then: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {key: [*first[key], *then[key]] for key in first}
+
+
+def _text_choice(index: int, text: str, logprobs: Any = None, end: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end}
 
 
 def _chat_choice(delta: dict[str, Any], logprobs: Any = None, end: str | None = None) -> dict[str, Any]:
@@ -373,8 +282,13 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _unknown(request: Request, error: Any) -> Response:
-    words = f"{request.method} {named(request.url.path)}: there is no such address"
-    return JSONResponse(Refused(words, error.status_code, code="not_found").body, error.status_code)
+    where = f"{request.method} {named(request.url.path)}"
+    if error.status_code == 405:
+        methods = ", ".join(sorted(error.headers["Allow"].split(", ")))
+        refused = Refused(f"{where}: it may be asked with {methods}", 405, code="method_not_allowed")
+    else:
+        refused = Refused(f"{where}: there is no such address", error.status_code, code="not_found")
+    return JSONResponse(refused.body, refused.status, headers=error.headers)
 
 
 def _in_words(error: Exception) -> str:

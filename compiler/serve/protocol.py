@@ -5,7 +5,6 @@ What is not understood is refused by name, unless leaving it out changes no answ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,7 @@ _SHARED = ("max_tokens", "temperature", "top_p", "seed", "stop", "stream_options
 _CHAT = (*_SHARED, "messages", "max_completion_tokens", "top_logprobs")
 _TEXT = (*_SHARED, "prompt", "echo")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_MOST_STOPS, _MOST_LOGPROBS, _MOST_PROMPTS = 16, 20, 1024
+_MOST_STOPS, _MOST_LOGPROBS, MOST_PROMPTS = 16, 20, 1024
 
 
 class Refused(Exception):
@@ -93,12 +92,12 @@ def chat_asked(body: Mapping[str, Any]) -> ChatAsked:
     if not isinstance(given, list) or not given:
         raise _wrong("messages", given, "a list of messages, at least one")
     messages = tuple(_message(i, one) for i, one in enumerate(given))
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     top = _whole(body, "top_logprobs", 0, _MOST_LOGPROBS)
     likely = (top or 0) if _flag(body, "logprobs") else None
     if top and likely is None:
         raise Refused("top_logprobs: needs logprobs to be true", param="top_logprobs")
-    return ChatAsked(messages, _wanted({**body, "max_tokens": limit}, None, likely))
+    return ChatAsked(messages, _wanted(body, None, likely, limit))
 
 
 def text_asked(body: Mapping[str, Any]) -> TextAsked:
@@ -107,13 +106,15 @@ def text_asked(body: Mapping[str, Any]) -> TextAsked:
     echo, given = _flag(body, "echo"), body.get("prompt")
     if isinstance(given, str) or (isinstance(given, list) and given and _is_token(given[0])):
         given = [given]
-    if not isinstance(given, list) or not 0 < len(given) <= _MOST_PROMPTS:
+    if not isinstance(given, list) or not 0 < len(given) <= MOST_PROMPTS:
         raise _wrong("prompt", given, "a text, a list of texts, tokens, or a list of lists of tokens")
     likely = _whole(body, "logprobs", 0, _MOST_LOGPROBS)
     return TextAsked(tuple(_prompt(one) for one in given), echo, _wanted(body, 16, likely, least=0 if echo else 1))
 
 
-def _wanted(body: Mapping[str, Any], limit: int | None, logprobs: int | None, least: int = 1) -> Wanted:
+def _wanted(
+    body: Mapping[str, Any], limit: int | None, logprobs: int | None, limit_key: str = "max_tokens", least: int = 1
+) -> Wanted:
     stop = body.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if (
@@ -125,7 +126,7 @@ def _wanted(body: Mapping[str, Any], limit: int | None, logprobs: int | None, le
     streams, options = _flag(body, "stream"), body.get("stream_options")
     if options is not None and (not streams or not isinstance(options, dict)):
         raise _wrong("stream_options", options, "an object, with stream = true")
-    found = _whole(body, "max_tokens", least, 1 << 31)
+    found = _whole(body, limit_key, least, 1 << 31)
     return Wanted(
         limit=limit if found is None else found,
         temperature=_number(body, "temperature", 1.0, 2.0),
@@ -154,25 +155,19 @@ def _message(number: int, one: Any) -> tuple[str, str]:
         if any(not isinstance(part, str) for part in parts):
             raise Refused(f"{where}.content: this model reads text only", param=f"{where}.content")
         content = "".join(map(str, parts))
+    if content is None and role == "assistant":  # as OpenAI's own answers may have it
+        content = ""
     if not isinstance(content, str):
         raise _wrong(f"{where}.content", content, "a text, or a list of parts of type text")
-    return _ROLES[role], _text(f"{where}.content", content)
+    return _ROLES[role], content
 
 
 def _prompt(one: Any) -> str | tuple[int, ...]:
     if isinstance(one, str):
-        return _text("prompt", one)
+        return one
     if isinstance(one, list) and one and all(map(_is_token, one)):
         return tuple(one)
     raise _wrong("prompt", one, "a text, or a list of tokens")
-
-
-def _text(where: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Refused(f"{where}: holds half of a character at {error.start}", param=where) from None
-    return text
 
 
 def _is_token(value: Any) -> bool:
@@ -186,7 +181,7 @@ def _check_keys(body: Mapping[str, Any], known: Collection[str]) -> None:
                 may = " or ".join("nothing" if one is None else show(one) for one in _ONLY[key])
                 raise Refused(f"{key}: {show(value)} is not possible here; it may be {may}", param=key)
         elif key not in known and key not in _NO_MATTER:
-            raise Refused(f"unknown key {named(key)}; {nearest(key, known)}", param=key, code="unknown_parameter")
+            raise Refused(f"unknown key {named(key)}; {nearest(key, known)}", 400, named(key), "unknown_parameter")
 
 
 def _flag(body: Mapping[str, Any], key: str) -> bool:
@@ -209,11 +204,7 @@ def _number(body: Mapping[str, Any], key: str, default: float, most: float) -> f
     value = body.get(key)
     if value is None:
         return default
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and 0 <= value <= most)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise _wrong(key, value, f"a number from 0 to {most:g}")
     return float(value)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from pocketphi.compiler.talker import Talker
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number
+from pocketphi.graph.reading import named
 from pocketphi.targets.base import Draft
 
 LOOPBACK, PORT = "127.0.0.1", 8642
@@ -25,7 +28,7 @@ def serve(
     draft: Draft = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve a bundle, opened as `Chat` opens it, until SIGINT or SIGTERM: answers that are being made then are finished first.
+    """Serve a bundle, opened as `Chat` opens it, until a signal ends it, as `listen` says, with KeyboardInterrupt.
 
     port: 0 for one that is free; say: is told the address. Raises InputError where a package is missing, and where the address
     cannot be listened at.
@@ -37,19 +40,16 @@ def serve(
     listening = _listen(host, port)
     try:
         talker = Talker(path, max_tokens, threads, target, None, draft)
-        import uvicorn
-
-        from pocketphi.compiler.serve.app import make_app
+        from pocketphi.compiler.serve.app import Service, make_app
+        from pocketphi.compiler.serve.server import listen
         from pocketphi.compiler.serve.web import page_routes
 
-        app = make_app(talker, host, page_routes(talker.bundle, target, talker.limit))
+        service = Service(talker)
+        app = make_app(service, host, page_routes(talker.bundle, target, talker.limit))
         where = f"[{host}]" if ":" in host else host
         address = f"http://{where}:{listening.getsockname()[1]}"
         say(f"{talker.bundle.manifest.source.model}: {address}/ for people, /v1 for programs (Ctrl-C ends it)")
-        config = uvicorn.Config(
-            app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=10
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        listen(app, listening, service.turns.stop)
     finally:
         listening.close()
 
@@ -57,10 +57,17 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--host {host} --port {port}: cannot listen there ({why}); choose another port, or 0"
+            f"--host {named(host)}: is no address or name of this machine ({why}); leave it out to listen for this machine "
+            "alone, or say 0.0.0.0 for all that reach it"
         ) from None
-    return listening
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        advice = "choose another port, or 0"
+        if error.errno == errno.EADDRNOTAVAIL:
+            advice = "that is no address of this machine: choose another host"
+        why = os.strerror(error.errno) if error.errno else error
+        raise InputError(f"--host {named(host)} --port {port}: cannot listen there ({why}); {advice}") from None

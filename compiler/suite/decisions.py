@@ -55,16 +55,32 @@ def leaves_template(tokens: Sequence[int], special: Collection[int], ends: Colle
 def normalized(answer: str) -> str:
     """As TriviaQA compares answers (Joshi et al. 2017, `triviaqa_evaluation.py`): in small letters, without punctuation,
     articles and repeated spaces."""
-    text = answer.replace("_", " ").lower().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    return " ".join(_ARTICLES.sub(" ", _with_articles(answer)).split())
 
 
 def is_one_of(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an answer is an accepted one."""
-    return normalized(answer) in {normalized(one) for one in accepted}
+    return any(came == wanted for came, wanted in (_alike(answer, one) for one in accepted))
 
 
 def holds_one_of(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an accepted answer stands in it, in whole words."""
-    text = f" {normalized(answer)} "
-    return any(f" {normalized(one)} " in text for one in accepted)
+    return any(f" {wanted} " in f" {came} " for came, wanted in (_alike(answer, one) for one in accepted))
+
+
+def _alike(answer: str, accepted: str) -> tuple[str, str]:
+    """Both normalized in the same way, which leaves something of the accepted one. Of `A` or `+` nothing would be left: where
+    it is all articles, these stay; where it has punctuation too, that stays as well."""
+    for way in (normalized, _with_articles, _plain):
+        wanted = way(accepted)
+        if wanted and (way is not _with_articles or wanted == _plain(accepted)):
+            break
+    return way(answer), wanted
+
+
+def _with_articles(answer: str) -> str:
+    return _plain(answer.replace("_", " ").translate(_PUNCTUATION))
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.lower().split())

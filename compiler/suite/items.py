@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pocketphi.compiler.suite.found import ALL
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.ranges import check_number
 from pocketphi.graph.reading import either, named, nearest, parse_object, path_of, read_whole, show, typed
@@ -45,6 +46,9 @@ class Choice:
             raise InputError(f"by is {show(self.by)}, expected letter or text")
         if not all(map(str.strip, (self.question, *self.choices))):
             raise InputError("a question or a choice is empty")
+        texts = [choice.strip() for choice in self.choices]
+        if twice := [text for i, text in enumerate(texts) if text in texts[:i]]:
+            raise InputError(f"choices: {show(twice[0])} stands there twice, so that nothing tells the two apart")
 
     @property
     def context(self) -> str:
@@ -199,7 +203,11 @@ def read_line(content: bytes, where: str, group: str) -> Line:
         raise InputError(f"{where}: {error}") from None
     subject = item.subject if isinstance(item, Choice) else ""
     language = item.language if isinstance(item, Prompt) else ""
-    return Line(item, language or item.category or subject or group, where)
+    own = language or item.category or subject
+    if (own or group) == ALL:
+        said = "its category is 'all'" if own else "it has no category, and its file's name is 'all'"
+        raise InputError(f"{where}: {said}, which is what all lines together are called; choose another name")
+    return Line(item, own or group, where)
 
 
 def _keys(data: Iterable[Any]) -> str:

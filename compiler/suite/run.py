@@ -29,11 +29,13 @@ def evaluate_suite(
     answer_tokens: int = ANSWER_TOKENS,
     window: int = WINDOW,
     note: Callable[[Found], None] = lambda found: None,
+    said: str | None = None,
 ) -> SuiteResult:
     """Run a bundle or a checkpoint, and the reference where there is one, on all lines of a suite.
 
     target, lora, adapter: as for `evaluate_model`; answer_tokens: of the longest answer to a prompt that does not say; window:
-    tokens of a text that are run as one; note: called with what was found on a line, as it is found.
+    tokens of a text that are run as one; note: called with what was found on a line, as it is found; said: what
+    messages call the model, its own name if None.
 
     Raises InputError for a suite that the model cannot be asked, before anything runs.
     """
@@ -45,8 +47,10 @@ def evaluate_suite(
     if other:
         check_vocabulary(reference, other.config, model, own.config)
     if not own.files:
-        raise InputError(f"--suite: {model} has no tokenizer, so that a text means nothing to it")
-    tokenizer = Tokenizer.from_files(own.files, model)
+        raise InputError(
+            f"{said or model} has no tokenizer, so that a text means nothing to it, and no suite can be asked"
+        )
+    tokenizer = Tokenizer.from_files(own.files, said or model)
     context = min(one.context for one in (own, other) if one)
     sides = [Side(one.runner, one.config, tokenizer, context) for one in (own, other) if one]
     longest = _longest(suite.lines, sides[0], answer_tokens, window)

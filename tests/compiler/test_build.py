@@ -310,6 +310,11 @@ BAD = {
     MODELS + "[gates]\nort-mobile = 3\n": "gates.ort-mobile: expected a table, got 3",
     MODELS + "[gates]\nmax_bytes = '" + "9" * 5000 + "GB'\n": "gates.max_bytes: '99999",
     MODELS + "[measure]\ntokens = 9223372036854775808\n": "measure.tokens is 9223372036854775808, expected a whole",
+    MODELS
+    + "[measure]\nsuite = 'behavior'\n": "measure.suite: no gate is about a suite, so that nothing would be asked; ",
+    MODELS + "[measure]\nanswer_tokens = 8\n": "measure.answer_tokens: no gate is about a suite, so that nothing would",
+    MODELS + "[gates]\nmax_new_loops = 0.5\n": "gates.max_new_loops is 0.5, expected a whole number",
+    MODELS + "[measure]\ntext = 'gone.txt'\n": "measure.text ",
 }
 
 
@@ -529,7 +534,7 @@ def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["build", str(write(tmp_path)), "--only", "tvm"]) == 2
     assert "--only tvm: builds none of tiny-ort-mobile-rtn, tiny-coreml-rtn" in capsys.readouterr().err
     assert main(["build", str(write(tmp_path)), "--junit", str(tmp_path / "no" / "r.xml")]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "cannot be written: " in capsys.readouterr().err
     (tmp_path / "bundles").mkdir(exist_ok=True)
     (tmp_path / "bundles" / "tiny-ort-mobile-rtn").write_text("precious")
     assert main(["build", str(write(tmp_path)), "--only", "ort"]) == 2

@@ -3,14 +3,17 @@ becomes of the others."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clusters import cluster, process_is_killed, worker_is_killed_once
+from clusters import cluster, process_is_killed, starting_worker_is_killed, worker_is_killed_once
 from heard import Heard
 
 from pocketphi.artifacts.bundle import file_digest
@@ -25,6 +28,7 @@ from pocketphi.compiler.executors.serial import Serial
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.graph.places import Cache
+from pocketphi.graph.writing import left_over_names
 
 FILE = """
 [build]
@@ -100,7 +104,7 @@ def test_one_of_three_workers_is_killed_in_the_middle(
         assert f"{name}: tracing random:tiny" in captured.err
     assert [line for line in captured.err.splitlines() if line.startswith("[3/3]")] != []
     assert digests(tmp_path / "bundles") == digests(serial)
-    assert [path.name for path in (tmp_path / "cache").glob("probe-*")] == []
+    assert left_over_names(tmp_path / "cache", None) == []
 
 
 def test_a_cluster_that_is_not_like_this_machine_is_refused(
@@ -148,6 +152,39 @@ def test_a_scheduler_that_is_not_there(
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("pocketphi: --executor dask://127.0.0.1:9: no Dask scheduler answers (")
     assert said.endswith("start one with 'dask scheduler'")
+
+
+def test_a_probe_that_a_killed_build_left(tmp_path: Path) -> None:
+    """Any build takes it away, also one without Dask; one that is in use stays."""
+    cache = tmp_path / "cache"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pocketphi.compiler.executors.dask_cluster import _probed; "
+        "from pocketphi.graph.places import Cache; from pocketphi.compiler.ui import Ui\n"
+        "with _probed(Cache(Path(sys.argv[1])), Ui()): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(cache)], check=False).returncode == -signal.SIGKILL
+    (left,) = left_over_names(cache, None)
+    file = read_build_file(write(tmp_path, FILE.replace("random:tiny", "nowhere")))
+    with dask_cluster._probed(Cache(cache), Ui()) as used:
+        assert {path.name for path in left_over_names(cache, None)} == {left.name, used}
+        assert {result.exit_code for result in build_matrix(file, Ui())} == {2}
+        assert [path.name for path in left_over_names(cache, None)] == [used]
+    assert left_over_names(cache, None) == []
+
+
+def test_processes_that_are_killed_while_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them is killed the first time, and another one then; and all are, each time."""
+    flag = starting_worker_is_killed(tmp_path / "site", 1)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    with Dask(workers=1)._client() as client:
+        assert len(client.nthreads()) == 1
+    assert flag.read_text() == "."
+    starting_worker_is_killed(tmp_path / "more", 99)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "more"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(dask_cluster, "_TRIES", 2)
+    said = r"--executor local:1: the processes did not start, 2 times \(Nanny failed to start"
+    with pytest.raises(CannotRun, match=said), Dask(workers=1)._client():
+        pass
 
 
 def test_a_scheduler_without_workers(tmp_path: Path) -> None:

@@ -260,6 +260,22 @@ def test_the_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     said = json.loads(capsys.readouterr().out)
     assert said == {"report": str(out), "bytes": out.stat().st_size}
     assert "There is no difference in files" in out.read_text("utf-8")
+    assert main([*again, "--json"]) == 0  # a report is written again
+    assert "There is no difference" not in out.read_text("utf-8")
+    capsys.readouterr()
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>mine")
+    for command in ("report", "sbom"):
+        for place, why in (
+            (mine, "exists and is not a"),
+            (tmp_path, "cannot be written: Is a dir"),
+            ("/proc/zz", "cannot"),
+        ):
+            assert main([command, str(tiny_bundle), "-o", str(place)]) == 2
+            assert f"-o {place}: {why}" in capsys.readouterr().err
+    assert mine.read_text() == "<p>mine"
+    for _ in range(2):
+        assert main(["sbom", str(tiny_bundle), "-o", str(tmp_path / "bom.json")]) == 0
     assert main([*again, "--lora", "somewhere"]) == 2
     assert "--lora: of what? it belongs to a --reference" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2

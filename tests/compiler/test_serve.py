@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,37 +21,16 @@ from typing import Any
 import openai
 import pytest
 import torch
-import uvicorn
 from letters_bundle import letters_bundle
+from served import MODEL, ROOM, post, said, served
 
 from pocketphi.compiler.chat import Chat
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.serve import answers
 from pocketphi.compiler.serve.answers import Answers, Chooser, Holder
-from pocketphi.compiler.serve.app import make_app
 from pocketphi.compiler.serve.protocol import Wanted
 from pocketphi.compiler.talker import Talker
 from pocketphi.targets.ort_mobile.host import OrtRunner
-
-ROOM, MODEL = 128, "random:tiny"
-
-
-@contextlib.contextmanager
-def served(bundle: Path, host: str = "127.0.0.1", shipped: str | None = None) -> Iterator[int]:
-    """The port of a server in this process. shipped: the system message of the bundle's prefix."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    talker = Talker(bundle, ROOM)
-    talker.shipped = shipped
-    app = make_app(talker, host)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listening.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +49,8 @@ def client(port: int) -> Any:
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
 
 
-def said(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
 def ask(client: Any, text: str = "Hello", **more: Any) -> Any:
     return client.chat.completions.create(model=MODEL, messages=said(text), **{"temperature": 0, **more})
-
-
-def post(
-    port: int, body: bytes | dict[str, Any], path: str = "/v1/chat/completions", **headers: str
-) -> tuple[int, Any]:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    given = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    connection.request("POST", path, content, given)
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read() or b"null")
 
 
 def test_an_answer_is_that_of_chat(client: Any, bundle: Path) -> None:
@@ -211,12 +174,23 @@ def test_models(client: Any) -> None:
         ({"messages": []}, r"messages is \[\], expected a list of messages"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages.0.role is 'boss', expected one of system"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "this model reads text only"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "holds half of a character at 0"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "the request is no JSON: .*hex escape at line 1"),
         ({"messages": said("x" * 200)}, "the prompt has 220 tokens, and the cache holds 128"),
         ({"temperature": 3}, "temperature is 3, expected a number from 0 to 2"),
         ({"temperature": True}, "temperature is True, expected"),
+        ({"temperature": 10**400}, "temperature is a number of 1329 bits, expected a number from 0 to 2"),
+        ({"top_p": -(10**400)}, "top_p is a number of 1329 bits, expected"),
+        ({"seed": 10**400}, "seed is a number of 1329 bits, expected a whole number"),
+        ({"n": 10**400}, "n: a number of 1329 bits is not possible here"),
+        ({"model": ["x" * 100]}, "there is no model"),
+        ({"\ud800": 1}, "the request is no JSON"),
+        ({"metadata": {"a": ["\udc00"]}}, "the request is no JSON"),
+        ({"x" * 10_000: 1}, "unknown key 'x+…; expected one of"),
         ({"top_p": -1}, "top_p is -1, expected a number from 0 to 1"),
         ({"max_tokens": 0}, "max_tokens is 0, expected a whole number from 1"),
+        ({"max_tokens": 0, "max_completion_tokens": None}, "max_tokens is 0, expected"),
+        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens is 0, expected"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content is None, expected a text"),
         ({"stop": [""]}, "none empty"),
         ({"n": 2}, "n: 2 is not possible here; it may be nothing or 1"),
         ({"tools": [{"type": "function"}]}, "tools: .* is not possible here"),
@@ -227,7 +201,7 @@ def test_models(client: Any) -> None:
 )
 def test_what_cannot_be_answered(port: int, more: dict[str, Any], words: str) -> None:
     status, body = post(port, {"model": MODEL, "messages": said("Hi"), **more})
-    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
+    assert (status, body["error"]["type"]) == (404 if "model" in more else 400, "invalid_request_error")
     assert re.search(words, body["error"]["message"])
 
 
@@ -235,13 +209,16 @@ def test_what_is_no_request(port: int) -> None:
     for content, status, words in (
         (b"{", 400, "no JSON"),
         (b"[" * 100_000, 400, "no JSON"),
-        (b'{"model": NaN}', 400, "NaN is no number"),
+        (b'{"model": NaN}', 400, "no JSON: expected value at line 1"),
         (b"[]", 400, "expected an object"),
-        (b" " * (17 << 20), 413, "more than 16,777,216 bytes"),
+        (b" " * (17 << 20), 413, "more than 16,842,752 bytes"),
     ):
         came, body = post(port, content)
         assert (came, words in body["error"]["message"]) == (status, True)
     assert post(port, {}, "/v1/embeddings")[0] == 404
+    status, body = post(port, {}, "/v1/models")
+    assert (status, body["error"]["code"]) == (405, "method_not_allowed")
+    assert body["error"]["message"] == "POST /v1/models: it may be asked with GET, HEAD"
     for path in (
         "/manifest.json",
         "/../manifest.json",
@@ -342,23 +319,77 @@ def test_another_target(tmp_path: Path) -> None:
     assert "".join(piece.text for piece in found.pieces(tokens, greedy)) == expected
 
 
+@contextlib.contextmanager
+def started(bundle: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+    """The command in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "pocketphi.compiler", "serve", str(bundle), "--port", "0", *more]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.fullmatch(
+            r"random:tiny: (http://127\.0\.0\.1:\d+)/ for people, /v1 for programs \(Ctrl-C ends it\)\n", line
+        )
+        assert found is not None, line
+        yield process, openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0, timeout=60)
+        process.kill()
+
+
+STOPPED = "pocketphi: stopped; nothing was left half-written\n"
+
+
 def test_the_command(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-m", "pocketphi.compiler", "serve", str(bundle), "--port", "0", "--max-tokens", "64"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    found = re.fullmatch(
-        r"random:tiny: (http://127\.0\.0\.1:\d+)/ for people, /v1 for programs \(Ctrl-C ends it\)\n", line
-    )
-    assert found is not None, line
-    client = openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0, timeout=60)
-    assert ask(client, max_tokens=2).usage.completion_tokens == 2
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) in (0, 130)
+    with started(bundle, "--max-tokens", "64") as (process, client):
+        assert ask(client, max_tokens=2).usage.completion_tokens == 2
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(30), process.stderr and process.stderr.read()) == (130, STOPPED)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", str(bundle), "--port", str(taken.getsockname()[1])]) == 2
-    assert "cannot listen there" in capsys.readouterr().err
+    assert "cannot listen there (Address already in use); choose another port, or 0" in capsys.readouterr().err
     assert main(["serve", str(bundle), "--host", "nowhere.invalid"]) == 2
+    assert "--host nowhere.invalid: is no address or name of this machine (" in capsys.readouterr().err
+    assert main(["serve", str(bundle), "--host", "192.0.2.1"]) == 2
+    assert "that is no address of this machine: choose another host" in capsys.readouterr().err
     assert main(["serve", str(bundle), "--port", "70000"]) == 2
     assert main(["serve", str(bundle), "--json"]) == 2
     assert "--json: a server has no end to print" in capsys.readouterr().err
+
+
+SLOW = """
+import time
+from pocketphi.compiler.serve import answers, server
+real = answers.Answers._run
+def slow(self, engine, tokens):
+    time.sleep(0.1)
+    return real(self, engine, tokens)
+answers.Answers._run = slow
+server.FINISH_SECONDS = {seconds}
+from pocketphi.compiler.start import entry
+raise SystemExit(entry())
+"""
+
+
+@pytest.mark.parametrize(("seconds", "sent"), [(30, signal.SIGINT), (0.2, signal.SIGHUP)])
+def test_answers_are_finished_or_said_to_be_stopped(bundle: Path, seconds: float, sent: signal.Signals) -> None:
+    command = [sys.executable, "-c", SLOW.format(seconds=seconds), "serve", str(bundle), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stderr is not None
+        port = int(re.findall(r":(\d+)/", process.stderr.readline())[0])
+        hello = {"model": MODEL, "messages": said("Hi"), "max_tokens": 8, "stream": True}
+        waiting = {**hello, "stream": False}
+        with ThreadPoolExecutor(1) as pool:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("POST", "/v1/chat/completions", json.dumps(hello).encode())
+            answer = connection.getresponse()
+            answer.readline()
+            second = pool.submit(post, port, waiting)
+            time.sleep(0.2)
+            process.send_signal(sent)
+            lines = [line.decode().strip() for line in answer if line.strip()]
+            status, body = second.result()
+        assert (process.wait(30), process.stderr.read()) == (130, STOPPED)
+    assert lines[-1] == "data: [DONE]"
+    if seconds > 20:
+        assert (status, '"finish_reason": "length"' in lines[-2]) == (200, True)
+    else:
+        assert (status, body["error"]["code"]) == (503, "server_stopped")
+        assert json.loads(lines[-2].removeprefix("data: "))["error"] == body["error"]

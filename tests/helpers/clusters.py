@@ -36,6 +36,25 @@ def kill(event, arguments):
 if "pocketphi.compiler.executors.process" in sys.orig_argv:
     sys.addaudithook(kill)
 """
+_KILL_STARTING = """
+import os, signal, sys
+
+def kill(event, arguments):
+    if event == "import" and arguments[0] == "distributed.worker" and "spawn_main" in str(sys.orig_argv):
+        with open({flag!r}, "a+") as file:
+            file.seek(0)
+            if len(file.read()) < {key}:
+                file.write(".")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+"""
+
+
+def starting_worker_is_killed(folder: Path, times: int) -> Path:
+    """The same, where a process of `local:N` is killed while it starts, so many times: each leaves a dot in the file."""
+    return _hook(folder, _KILL_STARTING, times)
 
 
 def worker_is_killed_once(folder: Path) -> Path:
@@ -48,8 +67,8 @@ def process_is_killed(folder: Path, key: str) -> Path:
     return _hook(folder, _KILL_ITSELF, key)
 
 
-def _hook(folder: Path, code: str, key: str = "") -> Path:
-    flag = folder.parent / "killed"
+def _hook(folder: Path, code: str, key: str | int = "") -> Path:
+    flag = folder.parent / f"killed by {folder.name}"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code.format(flag=str(flag), key=key))
     return flag

@@ -74,6 +74,28 @@ def test_answers_are_compared_as_triviaqa_does() -> None:
     assert not holds_one_of("pineapple", ["apple"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "accepted", "exact", "contains"),
+    [
+        ("A", "A", True, True),
+        ("a.", "A", True, True),
+        ("The", "A", False, False),
+        ("It is A", "A", False, True),
+        ("An answer", "A", False, False),
+        ("", "A", False, False),
+        ("!!!", "!!!", True, True),
+        ("???", "!!!", False, False),
+        ("", "+", False, False),
+        ("a + b", "+", False, True),
+        ("A+", "a+", True, True),
+        ("A", "A+", False, False),
+    ],
+)
+def test_answers_of_which_nothing_would_be_left(answer: str, accepted: str, exact: bool, contains: bool) -> None:
+    assert (is_one_of(answer, [accepted]), holds_one_of(answer, [accepted])) == (exact, contains)
+    assert is_one_of(answer, [accepted, "x"]) is exact
+
+
 def test_wilsons_interval() -> None:
     """Numbers of Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<857), table I, method 3."""
     for yes, count, low, high in (

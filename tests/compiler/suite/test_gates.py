@@ -155,12 +155,26 @@ def test_what_cannot_be_measured(line: str, tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{path}: {MEASURE[line].format(folder=tmp_path)}")
 
 
-def test_gates_of_one_target_and_no_suite_without_a_gate(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the build file calls it, and not by the folder in the cache."""
     path = tmp_path / "pocketphi.toml"
-    text = '[models]\ntiny = "random:tiny"\n[targets]\nort-mobile = {}\ncoreml = {}\n[measure]\nsuite = "gone.jsonl"\n'
+    path.write_text(
+        '[build]\ncache = "cache"\n[models]\ntiny = "random:tiny"\n[recipes.rtn]\nverify = "never"\n'
+        "[gates]\nmin_same_stops = 0.5\n"
+    )
+    assert main(["build", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert ": random:tiny has no tokenizer, so that a text means nothing to it, and no suite can be asked" in said
+    assert "--suite" not in said
+    assert "cache/bundles" not in said
+
+
+def test_gates_of_one_target(tmp_path: Path) -> None:
+    path = tmp_path / "pocketphi.toml"
+    text = '[models]\ntiny = "random:tiny"\n[targets]\nort-mobile = {}\ncoreml = {}\n'
     path.write_text(text)
     assert read_build_file(path).measure.suite is None  # nothing is read that nothing asks for
-    path.write_text(text.replace("gone.jsonl", "behaviour") + "[gates.coreml]\nmin_same_stops = 0.5\n")
+    path.write_text(f'{text}[measure]\nsuite = "behaviour"\n[gates.coreml]\nmin_same_stops = 0.5\n')
     file = read_build_file(path)
     assert [dict(cell.gates.suite) for cell in file.cells] == [{}, {"min_same_stops": 0.5}]
     assert file.measure.suite is not None

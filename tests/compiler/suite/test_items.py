@@ -84,6 +84,9 @@ REFUSED = {
     '{"question": "a", "choices": ["b", "c"], "answer": "A"}': "own.jsonl:2: answer: ",
     '{"question": "a", "choices": ["b", "c"]}': "own.jsonl:2: answer: ",
     '{"question": "a", "choices": ["b", " "], "answer": 0}': "own.jsonl:2: a question or a choice is empty",
+    '{"question": "a", "choices": ["b", "c", "b "], "answer": 0}': "own.jsonl:2: choices: 'b' stands there twice, so",
+    '{"prompt": "a", "category": "all"}': "own.jsonl:2: its category is 'all', which is what all lines together are called",
+    '{"prompt": "a", "language": "all"}': "own.jsonl:2: its category is 'all', which is",
     '{"question": "a", "choices": ["b", "c"], "answer": 0, "by": "x"}': "own.jsonl:2: by is 'x', expected letter or",
 }
 
@@ -94,6 +97,12 @@ def test_a_bad_line_is_named(line: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         read_suite([str(path)])
     assert str(raised.value).startswith(f"{tmp_path}/{REFUSED[line]}")
+
+
+def test_a_file_that_is_called_all(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"prompt": "a", "category": "b"}\n{"prompt": "a"}\n', "all.jsonl")
+    with pytest.raises(InputError, match=r"all\.jsonl:2: it has no category, and its file's name is 'all'"):
+        read_suite([str(path)])
 
 
 def test_what_is_no_suite(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_the_command(
         (["--answer-tokens", "0"], "--answer-tokens 0: expected 1 to 4,096"),
         (["--window", "1"], "--window 1: expected 2 to"),
         (["--answers", "/nowhere/at/all"], "--answers /nowhere/at/all: there is no folder /nowhere/at; make it"),
+        (["--answers", "/proc/zz"], "--answers /proc/zz: cannot be made ("),
         (["--reference", "random:phi-3-mini-4k"], "--reference random:phi-3-mini-4k: 32064 tokens, "),
         (["--answer-tokens", "4096"], "own.jsonl:8: 4,"),
     ],
@@ -137,7 +138,9 @@ def test_what_belongs_to_a_suite(
     (tmp_path / "a").touch()
     assert main(["eval", str(bundle), "--suite", str(suite_file), "--answers", str(tmp_path / "a")]) == 2
     assert "exists; choose another name" in capsys.readouterr().err
-    assert main(["eval", str(tiny_bundle), "--suite", str(suite_file)]) == 2
+    answers = ["--answers", str(tmp_path / "b")]
+    assert main(["eval", str(tiny_bundle), "--suite", str(suite_file), *answers]) == 2
+    assert not (tmp_path / "b").exists()
     assert "has no tokenizer, so that a text means nothing to it" in capsys.readouterr().err
 
 

@@ -1,0 +1,89 @@
+"""The bytes that each token of a vocabulary stands for, also where they are a part of a character."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TokenBytes:
+    """Two kinds of vocabularies write bytes that are no character by themselves: byte-level ones, whose every piece spells
+    bytes by other characters (BYTE_CHARACTERS), and those with pieces `<0x00>` to `<0xFF>`. What a decoder does to other
+    pieces, a Replace for the space and a Strip at the start of a text, is done to them here."""
+
+    def __init__(self, definition: Mapping[str, Any]) -> None:
+        """definition: a `tokenizer.json`."""
+        self._pieces = dict(pieces_of(definition["model"]))
+        added = definition.get("added_tokens") or []
+        self._added: dict[int, str] = {one["id"]: one["content"] for one in added}
+        self._special = {one["id"] for one in added if one["special"]}
+        steps = list(_steps(definition.get("decoder")))
+        kinds = {step["type"] for step in steps}
+        self._byte_level, self._byte_pieces = "ByteLevel" in kinds, "ByteFallback" in kinds
+        self._replaced = [
+            (step["pattern"]["String"], step["content"])
+            for step in steps
+            if step["type"] == "Replace" and "String" in step["pattern"]
+        ]
+        if "Metaspace" in kinds:
+            self._replaced.append(("\u2581", " "))
+        self._stripped = sum(step["start"] for step in steps if step["type"] == "Strip" and step["content"] == " ")
+        self._stripped += "Metaspace" in kinds
+
+    def of(self, token: int, first: bool = False) -> bytes | None:
+        """The bytes of a token in a text; first: at its start, where a decoder may take a space away. None for a special token,
+        which is no text."""
+        if token in self._special:
+            return None
+        if token in self._added:
+            return self._added[token].encode()
+        piece = self._pieces.get(token, "")
+        if self._byte_level:
+            return b"".join(BYTE_CHARACTERS[one] if one in BYTE_CHARACTERS else one.encode() for one in piece)
+        if self._byte_pieces and (found := _BYTE.fullmatch(piece)):
+            return bytes([int(found[1], 16)])
+        for pattern, content in self._replaced:
+            piece = piece.replace(pattern, content)
+        for _ in range(self._stripped if first else 0):
+            piece = piece.removeprefix(" ")
+        return piece.encode()
+
+    def name(self, token: int) -> str:
+        """As the vocabulary writes it."""
+        return self._added.get(token) or self._pieces.get(token, "")
+
+
+def pieces_of(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """(id, piece) of a `tokenizer.json`'s model."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):  # of Unigram: [piece, score]
+        yield from ((number, piece) for number, (piece, _) in enumerate(vocabulary))
+    else:
+        yield from ((number, piece) for piece, number in vocabulary.items())
+
+
+def _steps(decoder: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a decoder, of those inside of others too."""
+    if isinstance(decoder, dict):
+        if decoder.get("type") == "Sequence":
+            for inner in decoder["decoders"]:
+                yield from _steps(inner)
+        else:
+            yield decoder
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """GPT-2's alphabet (`bytes_to_unicode`, openai/gpt-2 encoder.py): a printable byte of Latin-1 is itself, each other one
+    is the next character from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): bytes([byte]) for byte in printable} | {
+        chr(256 + i): bytes([byte]) for i, byte in enumerate(others)
+    }
+
+
+BYTE_CHARACTERS = _byte_characters()
+"""The characters that byte-level pieces are made of, and the byte of each."""
