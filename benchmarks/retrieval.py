@@ -44,7 +44,9 @@ def main() -> None:
     p.add_argument("--misses", action="store_true", help="also print the questions whose passage was not found")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
-    asked = tomllib.loads((HERE / "questions.toml").read_text("utf-8"))["asked"]
+    asked = questions()
+    if missing := not_in_docs(asked):
+        raise SystemExit(f"no passage holds these answers, as docs/ has changed: {missing}")
     with tempfile.TemporaryDirectory() as name:
         folder, made = Path(name, "documents"), Path(name, "index")
         fill(folder, a.passages)
@@ -61,10 +63,15 @@ def main() -> None:
         a.json.write_text(json.dumps(result, indent=1))
 
 
+def questions() -> list[dict[str, Any]]:
+    """Of `questions.toml`."""
+    return list(tomllib.loads((HERE / "questions.toml").read_text("utf-8"))["asked"])
+
+
 def fill(folder: Path, count: int) -> None:
     """A folder of about so many passages: our pages, and help texts of Python's modules."""
     shutil.copytree(HERE.parent / "docs", folder / "docs", ignore=shutil.ignore_patterns("figures"))
-    held = sum(len(list(passages_of("", path.read_text("utf-8")))) for path in (folder / "docs").glob("*.md"))
+    held = sum(len(list(passages_of(path.name, path.read_text("utf-8")))) for path in (folder / "docs").glob("*.md"))
     for name in sorted(sys.stdlib_module_names):
         text = "\n\n".join(_texts(name))
         made = len(list(passages_of("", text)))
@@ -106,18 +113,21 @@ def _holds(passage: Passage, asked: dict[str, Any]) -> bool:
     return any(answer in _plain(passage.text) for answer in _answers(asked))
 
 
-def searched(index: Index, asked: list[dict[str, Any]], misses: bool) -> dict[str, Any]:
-    """How often the passage with the answer is the first, among the first three, and among those that are looked at."""
-    ranks, seconds = [], []
+def not_in_docs(asked: list[dict[str, Any]]) -> list[str]:
+    """Answers that no passage holds any more."""
     texts = [
         _plain(f"{one.heading}\n{one.text}")
         for path in sorted((HERE.parent / "docs").glob("*.md"))
         for one in passages_of(path.name, path.read_text("utf-8"))
     ]
+    every = [answer for one in asked for answer in _answers(one)]
+    return [answer for answer in every if not any(answer in text for text in texts)]
+
+
+def searched(index: Index, asked: list[dict[str, Any]], misses: bool) -> dict[str, Any]:
+    """How often the passage with the answer is the first, among the first three, and among those that are looked at."""
+    ranks, seconds = [], []
     for one in asked:
-        for answer in _answers(one):
-            if not any(answer in text for text in texts):
-                raise SystemExit(f"no passage holds the answer {answer!r}: docs/ has changed")
         begin = time.perf_counter()
         found = index.search(one["question"], MOST)
         seconds.append(time.perf_counter() - begin)

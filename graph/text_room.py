@@ -9,11 +9,11 @@ lacks, such as control characters that were in no text that it was made from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pocketphi.graph.token_bytes import BYTE_CHARACTERS, pieces_of
+from pocketphi.graph.token_bytes import BYTE_CHARACTERS, pieces_of, steps_of
 
 _COMPOSED = 4
 """Code points of the longest canonical decomposition of a character, as of U+1F82 (Unicode 16, UAX #15)."""
@@ -48,12 +48,12 @@ def text_room(definition: Mapping[str, Any]) -> TextRoom | None:
     """definition: a `tokenizer.json`; None for a tokenizer that may drop what it does not know, or make one token of any
     number of characters."""
     added = definition.get("added_tokens") or []
-    cuts = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
+    cuts = list(steps_of(definition.get("pre_tokenizer"), "pretokenizers"))
     unknown = _unknown(definition["model"], cuts)
     if unknown is None or not all(map(_keeps, cuts)):
         return None
     shorter = 1
-    for step in _steps(definition.get("normalizer"), "normalizers"):
+    for step in steps_of(definition.get("normalizer"), "normalizers"):
         made = _shortens(step)
         if made is None:
             return None
@@ -98,12 +98,3 @@ def _shortens(step: Mapping[str, Any]) -> int | None:
     if literal is None or not step["content"]:
         return None
     return -(-len(literal) // len(step["content"]))
-
-
-def _steps(step: Any, inner: str) -> Iterator[dict[str, Any]]:
-    if isinstance(step, dict):
-        if step.get("type") == "Sequence":
-            for one in step[inner]:
-                yield from _steps(one, inner)
-        else:
-            yield step

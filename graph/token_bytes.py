@@ -20,7 +20,7 @@ class TokenBytes:
         added = definition.get("added_tokens") or []
         self._added: dict[int, str] = {one["id"]: one["content"] for one in added}
         self._special = {one["id"] for one in added if one["special"]}
-        steps = list(_steps(definition.get("decoder")))
+        steps = list(steps_of(definition.get("decoder"), "decoders"))
         kinds = {step["type"] for step in steps}
         self._byte_level, self._byte_pieces = "ByteLevel" in kinds, "ByteFallback" in kinds
         self._replaced = [
@@ -65,14 +65,15 @@ def pieces_of(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
         yield from ((number, piece) for piece, number in vocabulary.items())
 
 
-def _steps(decoder: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a decoder, of those inside of others too."""
-    if isinstance(decoder, dict):
-        if decoder.get("type") == "Sequence":
-            for inner in decoder["decoders"]:
-                yield from _steps(inner)
-        else:
-            yield decoder
+def steps_of(part: Any, inner: str) -> Iterator[dict[str, Any]]:
+    """The steps of a part of a `tokenizer.json`, those of a Sequence one by one. inner: what a Sequence calls them."""
+    if not isinstance(part, dict):
+        return
+    if part.get("type") != "Sequence":
+        yield part
+        return
+    for one in part[inner]:
+        yield from steps_of(one, inner)
 
 
 def _byte_characters() -> dict[str, bytes]:

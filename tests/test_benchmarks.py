@@ -14,7 +14,8 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
-import preflight  # noqa: E402 - it lies in benchmarks/
+import preflight  # noqa: E402 - it lies in benchmarks/, as the next
+import retrieval  # noqa: E402
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -76,3 +77,9 @@ def test_an_unknown_script() -> None:
     said = run(str(FOLDER / "preflight.py"), "nothing.py")
     assert said.returncode == 2
     assert "nothing.py: not one of compile_full.py" in said.stderr
+
+
+def test_questions_about_the_pages_have_their_answers_there() -> None:
+    asked = retrieval.questions()
+    assert len(asked) == 100
+    assert retrieval.not_in_docs(asked) == []
