@@ -139,12 +139,11 @@ class Tokenizer:
             raise InputError(
                 f"the text holds half of a character at {error.start}: {show(text[error.start])}"
             ) from None
-        if aside:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            work = lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]  # noqa: E731
-        else:
-            work = lambda: self._tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-        return list(library(work, "the tokenizer").ids)
+        if not aside:
+            return list(library(lambda: self._tokenizer.encode(text, add_special_tokens=False), "the tokenizer").ids)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        (found,) = library(lambda: self._tokenizer.encode_batch_fast([text], add_special_tokens=False), "the tokenizer")
+        return list(found.ids)
 
 
 class TextStream:

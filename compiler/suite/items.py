@@ -46,9 +46,11 @@ class Choice:
             raise InputError(f"by is {show(self.by)}, expected letter or text")
         if not all(map(str.strip, (self.question, *self.choices))):
             raise InputError("a question or a choice is empty")
-        texts = [choice.strip() for choice in self.choices]
+        texts = [choice.strip() for choice in self.choices] if self.by == "text" else []
         if twice := [text for i, text in enumerate(texts) if text in texts[:i]]:
-            raise InputError(f"choices: {show(twice[0])} stands there twice, so that nothing tells the two apart")
+            raise InputError(
+                f"choices: {show(twice[0])} stands there twice, so that nothing tells the two apart by their text"
+            )
 
     @property
     def context(self) -> str:

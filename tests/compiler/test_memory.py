@@ -37,13 +37,14 @@ SHAPES = {
     [("sensitivities", "many words"), ("sensitivities", "wide layers"), ("channels", "wide layers")],
 )
 def test_measuring_takes_what_is_planned(step: str, shape: str, tmp_path: Path) -> None:
-    """At most that, and not much less: a plan that is too large refuses what would work."""
+    """At most that, and not much less: a plan that is too large refuses what would work. What two threads hold at once is
+    planned, and on a busy machine each may have ended before the other begins."""
     graphs_of(shape, tmp_path)  # a child that traced would take more than what it measures
     code = f"from tests.compiler.test_memory import measure; measure({step!r}, {shape!r}, {str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     taken, planned = map(int, done.stdout.split())
-    assert taken <= planned <= 1.5 * taken + 50_000_000
+    assert taken <= planned <= 2 * taken + 50_000_000
 
 
 def graphs_of(shape: str, folder: Path) -> tuple[HashedCheckpoint, Program, Program]:

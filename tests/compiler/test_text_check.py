@@ -492,16 +492,20 @@ def with_line_breaks(old: Any) -> Any:
 
 
 STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "encode without the start": broken(Tokenizer, "encode", lambda old: lambda self, text: old(self, text)[1:]),
+    "encode without the start": broken(
+        Tokenizer, "encode", lambda old: lambda self, text, *more: old(self, text, *more)[1:]
+    ),
     "one id": broken(
-        Tokenizer, "tokens", lambda old: lambda self, text: [7 if i == 300 else i for i in old(self, text)]
+        Tokenizer,
+        "tokens",
+        lambda old: lambda self, text, *more: [7 if i == 300 else i for i in old(self, text, *more)],
     ),
     "decode": broken(Tokenizer, "decode", lambda old: lambda self, ids: old(self, ids).lstrip()),
     "stream": broken(TextStream, "step", lambda old: lambda self, token: old(self, token).replace(" ", "")),
     "messages": broken(Tokenizer, "render_chat", lambda old: lambda self, talk, **how: old(self, talk[:2], **how)),
     "named tokens": broken(tokenizer, "named_tokens", lambda old: lambda config: {}),
     "white space": broken(_Environment, "__init__", with_line_breaks),
-    "texts": broken(Tokenizer, "tokens", lambda old: lambda self, text: old(self, text.strip())),
+    "texts": broken(Tokenizer, "tokens", lambda old: lambda self, text, *more: old(self, text.strip(), *more)),
 }
 
 

@@ -84,7 +84,7 @@ REFUSED = {
     '{"question": "a", "choices": ["b", "c"], "answer": "A"}': "own.jsonl:2: answer: ",
     '{"question": "a", "choices": ["b", "c"]}': "own.jsonl:2: answer: ",
     '{"question": "a", "choices": ["b", " "], "answer": 0}': "own.jsonl:2: a question or a choice is empty",
-    '{"question": "a", "choices": ["b", "c", "b "], "answer": 0}': "own.jsonl:2: choices: 'b' stands there twice, so",
+    '{"question": "a", "choices": ["b", "c", "b "], "answer": 0, "by": "text"}': "own.jsonl:2: choices: 'b' stands there twice",
     '{"prompt": "a", "category": "all"}': "own.jsonl:2: its category is 'all', which is what all lines together are called",
     '{"prompt": "a", "language": "all"}': "own.jsonl:2: its category is 'all', which is",
     '{"question": "a", "choices": ["b", "c"], "answer": 0, "by": "x"}': "own.jsonl:2: by is 'x', expected letter or",

@@ -44,11 +44,14 @@ def write(path: Path, lines: list[dict[str, Any]]) -> str:
 
 
 def questions(by: str) -> list[dict[str, Any]]:
-    """Twelve with four choices of several lengths."""
+    """Twelve with four choices of several lengths, each another one."""
     chance = random.Random(by)
     made = []
     for number in range(12):
-        choices = [" ".join(chance.sample(WORDS, chance.randint(1, 3))) for _ in range(4)]
+        choices: list[str] = []
+        while len(choices) < 4:
+            choice = " ".join(chance.sample(WORDS, chance.randint(1, 3)))
+            choices += [choice] if choice not in choices else []
         made.append({"question": f"Which, {number}?", "choices": choices, "answer": chance.randrange(4), "by": by})
     return made
 
