@@ -14,20 +14,29 @@ from typing import Any
 import uvicorn
 
 from pocketphi.compiler.serve.app import Service, make_app
+from pocketphi.compiler.serve.web import page_routes
 from pocketphi.compiler.talker import Talker
 
 ROOM, MODEL = 128, "random:tiny"
 
 
 @contextlib.contextmanager
-def served(bundle: Path, host: str = "127.0.0.1", shipped: str | None = None, room: int = ROOM) -> Iterator[int]:
-    """The port of a server in this process. shipped: the system message of the bundle's prefix; room: tokens of the cache. What
-    the system holds of an answer that nobody reads is little."""
+def served(
+    bundle: Path,
+    host: str = "127.0.0.1",
+    shipped: str | None = None,
+    room: int = ROOM,
+    library: Path | None = None,
+) -> Iterator[int]:
+    """The port of a server in this process. shipped: the system message of the bundle's prefix; room: tokens of the cache;
+    library: of the page, which is served then. Without one, the system holds little of an answer that nobody reads."""
     listening = socket.create_server(("127.0.0.1", 0))
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    if library is None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     talker = Talker(bundle, room)
     talker.shipped = shipped
-    app = make_app(Service(talker), host)
+    page = page_routes(talker.bundle, None, talker.limit, library) if library else ()
+    app = make_app(Service(talker), host, page)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +11,13 @@ from urllib.parse import urlsplit
 import browser
 import pytest
 import torch
-import uvicorn
 from letters_bundle import letters_bundle
+from served import served
 
 from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.hosts import open_host
 from pocketphi.compiler.numerics import generate
-from pocketphi.compiler.serve.app import make_app
-from pocketphi.compiler.serve.web import LIBRARY, page_routes
-from pocketphi.compiler.talker import Talker
+from pocketphi.compiler.serve.web import LIBRARY
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.targets.ort_mobile import web
@@ -31,19 +27,9 @@ MESSAGES = [{"role": "user", "content": "Hello, who are you?"}]
 
 
 @contextmanager
-def served(bundle: Path, library: Path = LIBRARY) -> Iterator[str]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    talker = Talker(bundle, ROOM)
-    app = make_app(talker, "127.0.0.1", page_routes(talker.bundle, None, talker.limit, library))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listening.close()
+def address_of(bundle: Path, library: Path = LIBRARY) -> Iterator[str]:
+    with served(bundle, room=ROOM, library=library) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def get(address: str) -> tuple[int, str]:
@@ -63,7 +49,7 @@ def test_it_says_what_the_host_says(tmp_path: Path) -> None:
         tab.size(390, 844, phone=True)
         for name, options in made.items():
             bundle = letters_bundle(tmp_path / name, **options)
-            with served(bundle) as address:
+            with address_of(bundle) as address:
                 _same_as_host(tab, bundle, address)
 
 
@@ -95,13 +81,13 @@ def test_no_other_file_is_served(tmp_path: Path) -> None:
     bundle, library = letters_bundle(tmp_path / "bundle"), tmp_path / "web"
     library.mkdir()
     (tmp_path / "secret").write_text("hidden words")
-    with served(bundle, library) as address:
+    with address_of(bundle, library) as address:
         status, text = get(f"{address}/")
         assert (status, "make build/web" in text) == (200, True)
     for name in web.LIBRARY:
         (library / name).write_text("x")
     (library / "more").write_text("hidden words")
-    with served(bundle, library) as address:
+    with address_of(bundle, library) as address:
         assert get(f"{address}/")[0] == 200
         assert get(f"{address}/bundle/tokenizer.json")[1] == (bundle / "tokenizer.json").read_text("utf-8")
         for path in (
