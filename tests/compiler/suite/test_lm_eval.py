@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.text import Text
+from served import MODEL, post, said, served
 
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.suite.items import read_suite
@@ -25,8 +26,10 @@ WORDS = ["red", "green", "blue", "one", "two", "three", "a", "colour", "the", "s
 needs_lm_eval = pytest.mark.skipif(not LM_EVAL.is_dir(), reason="needs lm-eval: make build/lm-eval")
 
 
-def run(arguments: list[str], folder: Path, path: str = str(LM_EVAL)) -> subprocess.CompletedProcess[str]:
-    """`pocketphi` with lm-eval's folder in front of what is installed."""
+def run(
+    arguments: list[str], folder: Path, path: str = str(LM_EVAL), module: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`pocketphi` with lm-eval's folder in front of what is installed; module: another module, which comes first."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [path, str(ROOT)])),
@@ -34,7 +37,7 @@ def run(arguments: list[str], folder: Path, path: str = str(LM_EVAL)) -> subproc
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "pocketphi.compiler", *arguments]
+    command = [sys.executable, "-m", *(arguments if module else ["pocketphi.compiler", *arguments])]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -101,31 +104,22 @@ def test_the_same_scores(bundle: Path, tmp_path: Path) -> None:
     lines: dict[str, list[dict[str, Any]]] = {"letters": questions("letter"), "texts": questions("text")}
     asked = [{"question": f"What {word} is it?", "answers": ["?"], "tokens": 6} for word in WORDS[:8]]
     write(tmp_path / "exact.jsonl", asked)
-    said: list[str] = []
+    told_to: list[str] = []
     evaluate_suite(
         str(bundle),
         read_suite([str(tmp_path / "exact.jsonl")]),
         None,
         Ui(),
-        note=lambda found: said.append(found.told["said"]),
+        note=lambda found: told_to.append(found.told["said"]),
     )
     lines["exact"] = [
-        {**line, "answers": ["?", text if i % 2 else "x"]} for i, (line, text) in enumerate(zip(asked, said))
+        {**line, "answers": ["?", text if i % 2 else "x"]} for i, (line, text) in enumerate(zip(asked, told_to))
     ]
     lines["rolling"] = [{"text": " ".join(WORDS * 3)}, {"text": "Short."}]
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    for name, rows in lines.items():
-        files = {"data_files": {"test": write(tmp_path / f"{name}.jsonl", rows)}}
-        (tasks / f"{name}.yaml").write_text(
-            json.dumps({"task": f"own_{name}", **TASK, **TASKS[name], "dataset_kwargs": files})
-        )
-    names = ",".join(f"own_{name}" for name in lines)
-    told = ["--tasks", names, "--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
+    told = write_tasks(tmp_path, lines)
     done = run(["lm-eval", str(bundle), "--max-tokens", "100", "--", *told], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    (written,) = (tmp_path / "out").rglob("results_*.json")
-    came = json.loads(written.read_text())["results"]
+    came = results(tmp_path)
     for name in ("letters", "texts"):
         found = scored(name)["choice"]["all"]
         assert came[f"own_{name}"]["acc,none"] == found["accuracy"].value
@@ -135,6 +129,51 @@ def test_the_same_scores(bundle: Path, tmp_path: Path) -> None:
     bits = scored("rolling", window=100)["text"]["all"]["bits_per_byte"].value
     assert came["own_rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-9)
     assert "own_letters" in Text.from_ansi(done.stdout).plain  # the table that lm-eval prints
+
+
+def write_tasks(folder: Path, lines: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A task for each of `lines`; returns lm-eval's arguments for them."""
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    for name, rows in lines.items():
+        files = {"data_files": {"test": write(folder / f"{name}.jsonl", rows)}}
+        (tasks / f"{name}.yaml").write_text(
+            json.dumps({"task": f"own_{name}", **TASK, **TASKS[name], "dataset_kwargs": files})
+        )
+    names = ",".join(f"own_{name}" for name in lines)
+    return ["--tasks", names, "--include_path", str(tasks), "--output_path", str(folder / "out")]
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    (written,) = (folder / "out").rglob("results_*.json")
+    return dict(json.loads(written.read_text())["results"])
+
+
+@needs_lm_eval
+def test_its_client_of_chat_completions(bundle: Path, tmp_path: Path) -> None:
+    """lm-eval over `serve`: every second answer is the right one."""
+    rows = [{"question": f"What {word} is it?", "answers": ["?"]} for word in WORDS[:6]]
+    with served(bundle, room=100) as port:
+        for number, row in enumerate(rows):
+            body = {
+                "messages": said(f"Question: {row['question']}\nAnswer:"),
+                "max_tokens": 6,
+                "temperature": 0,
+                "model": MODEL,
+            }
+            status, answer = post(port, {**body, "stop": ["\n"]})
+            assert status == 200, answer
+            text = answer["choices"][0]["message"]["content"].strip()
+            rows[number] = {**row, "answers": ["?", text if number % 2 else "x"]}
+        address = f"http://127.0.0.1:{port}/v1/chat/completions"
+        given = ["--model", "local-chat-completions", "--model_args", f"base_url={address},model={MODEL},max_retries=1"]
+        done = run(
+            ["lm_eval", "run", *given, "--apply_chat_template", *write_tasks(tmp_path, {"exact": rows})],
+            tmp_path,
+            module=True,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert results(tmp_path)["own_exact"]["exact_match,stripped"] == 0.5
 
 
 @needs_lm_eval
