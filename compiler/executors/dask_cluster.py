@@ -24,7 +24,7 @@ from pocketphi.compiler.build_one import Job, key_of
 from pocketphi.compiler.build_result import Result
 from pocketphi.compiler.executors.machine import describe
 from pocketphi.compiler.ui import Ui
-from pocketphi.graph.errors import CannotRun, CompilerBug, InputError, PocketphiError
+from pocketphi.graph.errors import CannotRun, InputError, PocketphiError
 from pocketphi.graph.places import Cache
 from pocketphi.graph.stopping import held
 from pocketphi.graph.store import store_of
@@ -103,7 +103,8 @@ class Dask:
         """Of this machine, started. One that is killed while it starts fails them all: they are started again."""
         from distributed import LocalCluster
 
-        for attempt in range(_TRIES):
+        reason = ""
+        for _ in range(_TRIES):
             try:
                 return LocalCluster(
                     n_workers=self.workers,
@@ -113,12 +114,11 @@ class Dask:
                     silence_logs=logging.CRITICAL,
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                if attempt == _TRIES - 1:
-                    raise CannotRun(
-                        f"--executor {self.said}: the processes did not start, {_TRIES} times ({_reason(error)}); is there "
-                        "enough memory? Use fewer, or leave --executor out"
-                    ) from None
-        raise CompilerBug("nothing was tried")
+                reason = _reason(error)
+        raise CannotRun(
+            f"--executor {self.said}: the processes did not start, {_TRIES} times ({reason}); is there enough memory? Use "
+            "fewer, or leave --executor out"
+        )
 
 
 class _NoWorker(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 _OPENINGS = (
     r"(i(')?m|i am|we(')?re|we are) (very |so |really |truly )?sorry",
@@ -60,22 +60,20 @@ def normalized(answer: str) -> str:
 
 def is_one_of(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an answer is an accepted one."""
-    return any(came == wanted for came, wanted in (_alike(answer, one) for one in accepted))
+    return any(way(answer) == way(one) for one, way in _compared(accepted))
 
 
 def holds_one_of(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an accepted answer stands in it, in whole words."""
-    return any(f" {wanted} " in f" {came} " for came, wanted in (_alike(answer, one) for one in accepted))
+    return any(f" {way(one)} " in f" {way(answer)} " for one, way in _compared(accepted))
 
 
-def _alike(answer: str, accepted: str) -> tuple[str, str]:
-    """Both normalized in the same way, which leaves something of the accepted one. Of `A` or `+` nothing would be left: where
-    it is all articles, these stay; where it has punctuation too, that stays as well."""
-    for way in (normalized, _with_articles, _plain):
-        wanted = way(accepted)
-        if wanted and (way is not _with_articles or wanted == _plain(accepted)):
-            break
-    return way(answer), wanted
+def _compared(accepted: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Each accepted answer, and how it and what was said become comparable, which leaves something of it. Of `A` or `+` nothing
+    would be left by `normalized`: where it is all articles, these stay; where it has punctuation too, that stays as well."""
+    for one in accepted:
+        articles_alone = _with_articles(one) == _plain(one)
+        yield one, normalized if normalized(one) else _with_articles if articles_alone else _plain
 
 
 def _with_articles(answer: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from pocketphi.artifacts.kits.conversation import MessageTooLong
 from pocketphi.compiler import cli
-from pocketphi.compiler.chat import Chat
+from pocketphi.compiler.chat import _OPTIONS, Chat
 from pocketphi.compiler.numerics import generate
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError
@@ -199,6 +200,12 @@ def test_a_session_needs_a_runtime_that_keeps_some(bundle: Path, tmp_path: Path)
     with pytest.raises(InputError, match=re.escape(message)):
         Chat(bundle, session=tmp_path / "talk")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_runtime_says_is_said_as_options() -> None:
+    """Its words are those of its sources."""
+    sources = resources.files("pocketphi.targets").joinpath("tvm_arm/runtime/model.cc").read_text("utf-8")
+    assert [told for told in _OPTIONS if told not in sources] == []
 
 
 def test_a_target_that_the_bundle_lacks(bundle: Path) -> None:

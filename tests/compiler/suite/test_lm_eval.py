@@ -159,9 +159,10 @@ def test_its_client_of_chat_completions(bundle: Path, tmp_path: Path) -> None:
                 "messages": said(f"Question: {row['question']}\nAnswer:"),
                 "max_tokens": 6,
                 "temperature": 0,
+                "stop": ["\n"],
                 "model": MODEL,
             }
-            status, answer = post(port, {**body, "stop": ["\n"]})
+            status, answer = post(port, body)
             assert status == 200, answer
             text = answer["choices"][0]["message"]["content"].strip()
             rows[number] = {**row, "answers": ["?", text if number % 2 else "x"]}
