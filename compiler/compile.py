@@ -28,6 +28,7 @@ from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.learning import check_compute, learned
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.outputs import Lookup, known_outputs
 from pocketphi.compiler.plan import (
     adapter_notices,
     check_adapters_switch,
@@ -112,7 +113,8 @@ def compile_model(
 
     with new_folder(options.out, lowered.bytes, replace=options.force) as folder:
         if policy.calibrates:
-            quantized.weights.update(calibrate(program, weights, policy, options, ui))
+            outputs = known_outputs(source, lambda: graphs.traced, policy, options, ui)
+            quantized.weights.update(calibrate(program, weights, policy, outputs, options, ui))
         if options.learns:
             quantized.weights.update(learned(graphs.traced, weights, quantized.weights, policy, options, ui))
         if verifies:
@@ -159,14 +161,14 @@ def build_program(
 
 
 def calibrate(
-    program: Program, source: HashedCheckpoint, policy: Policy, options: CompileOptions, ui: Ui
+    program: Program, source: HashedCheckpoint, policy: Policy, outputs: Lookup, options: CompileOptions, ui: Ui
 ) -> Mapping[str, LazyWeight]:
     """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
     rows = calibration_tokens(source, options, ui)
     cache = weight_cache(source, options, ui)
     found = program.operators()
     with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
-        stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1))
+        stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1), outputs)
     fetched = f", {cache.fetched} of them in {cache.store.shown}" if cache.store else ""
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache{fetched}")
     return stored

@@ -40,6 +40,11 @@ class Known:
             cache = cache or default_folder()
         self._folder = cache and cache / "known"
 
+    def holds(self, about: Mapping[str, Any]) -> bool:
+        """Whether there is an entry; it may still be damaged."""
+        path = self._path(self._whole(about))
+        return path is not None and path.is_file()
+
     def find(self, about: Mapping[str, Any]) -> tuple[Any, memoryview] | None:
         """What was kept about this, JSON and bytes, or None."""
         whole = self._whole(about)

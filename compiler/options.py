@@ -19,7 +19,7 @@ from pocketphi.graph.places import Cache, default_cache, parse_cache
 from pocketphi.graph.reading import named, nearest, path_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
 from pocketphi.passes.policy import default_block
-from pocketphi.passes.quantizers import recipes
+from pocketphi.passes.quantizers import calibrates, recipes
 from pocketphi.targets import TARGETS, all_targets, find_target
 from pocketphi.targets.target import Asked, TargetOptions
 
@@ -292,9 +292,9 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
     @property
     def uses_text(self) -> bool:
         """Whether the calibration text decides the bytes of a bundle, as far as options tell."""
-        calibrates = any(one.calibrates for one in self.of_targets)
+        measured = any(one.calibrates for one in self.of_targets)
         decides = self.spends or self.policy is not None or self.learns is not None
-        return self.recipe == "search" or decides or calibrates
+        return calibrates(self.recipe) or decides or measured
 
     @property
     def of_targets(self) -> tuple[TargetOptions, ...]:

@@ -27,8 +27,9 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.passes.allocate import Choice, allocate, size_of, smallest
+from pocketphi.passes.backward import Reached
 from pocketphi.passes.expected import NEVER, Costs, costs_of
-from pocketphi.passes.fisher import Fisher, Reached, working_bytes
+from pocketphi.passes.fisher import Fisher, working_bytes
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.sensitivity import sensitivities
 from pocketphi.targets.target import TargetOptions

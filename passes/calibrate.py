@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from inspect import cleandoc, isclass, isfunction
@@ -34,6 +35,7 @@ from pocketphi.graph.sealed import forget_oldest
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import ExpertInputs, Statistics
+from pocketphi.passes.quantizers.outputs import Outputs
 from pocketphi.passes.resume import Stream
 from pocketphi.passes.weight_cache import StoredWeight, WeightCache
 
@@ -104,10 +106,12 @@ def quantize_calibrated(
     policy: Policy,
     cache: WeightCache,
     progress: Callable[[], None] = lambda: None,
+    outputs: Callable[[str], Outputs | None] = lambda name: None,
 ) -> dict[str, LazyWeight]:
     """Quantize, into the cache, every weight of linear layers and embeddings whose quantizer calibrates.
 
-    program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight. Returns name → stored weight.
+    program: float, fused or not; tokens: int64 [B, S]; progress: called once a weight; outputs: what is known of those of
+    a weight. Returns name → stored weight.
     Raises InputError where a weight is not finite or the block does not divide its columns.
     """
     weights = quantizable(program, policy)
@@ -143,7 +147,8 @@ def quantize_calibrated(
             return None if made is None else partial(_both, _values(made))
         if node.target is not aten.linear.default:
             return None
-        made = quantize(node.args[1], lambda: _statistics([args[0] for args in each]))  # type: ignore[arg-type]
+        weight: Any = node.args[1]
+        made = quantize(weight, lambda: _statistics([args[0] for args in each], outputs(weight.target)))
         return None if made is None else partial(_product, _values(made))
 
     batch = max(1, AT_ONCE // tokens.shape[1])
@@ -205,10 +210,10 @@ def _run_key(cache: WeightCache, tokens: torch.Tensor, weights: Mapping[str, Qua
     return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 
-def _statistics(each: Sequence[torch.Tensor]) -> Statistics:
+def _statistics(each: Sequence[torch.Tensor], outputs: Outputs | None = None) -> Statistics:
     """Of float32 [2B, S, K] from each run: the inputs with float weights, then those with quantized ones."""
     exact, met = zip(*((half.flatten(0, -2) for half in x.chunk(2)) for x in each))
-    return Statistics.of(met, exact)
+    return replace(Statistics.of(met, exact), outputs=outputs)
 
 
 def _expert_inputs(each: Sequence[tuple[Any, ...]]) -> ExpertInputs:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
 
-_LEFT = {"rtn": 1.0, "search": 0.34}
+_LEFT = {"rtn": 1.0, "search": 0.34, "two-sided": 0.31}
 _LEFT_BY_SEARCH = {("nl4", 16): 0.26, ("nl4", 32): 0.28, **{("int2", block): 0.47 for block in (16, 32, 64)}}
 """Of the cost of rounding to nearest, by recipe, and by format and block where that differs: on the sample, with all weights in
 one format, `search` left 0.36, 0.34 and 0.33 (int4 in blocks of 64, 32 and 16), 0.33, 0.28 and 0.26 (nl4), 0.33 (int5, 64),

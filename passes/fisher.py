@@ -10,33 +10,25 @@ uncorrelated, as those of rounding are, ⟨G, E⟩² is Σ G²E² in the mean, a
 
 Of the head the mean is known in closed form: F = E[p (1 - p) h²] with h its inputs.
 
-The model runs forward once, with the residual stream between its layers kept, and then backward, layer by layer: each is run
-again, with gradients of its activations alone. A weight is read twice, and one layer is in memory at a time. A measurement that
-was stopped goes on with the layer that it had come to, of whose output it needs the gradients.
+`Backward` says how it is measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import fx
 
 from pocketphi.graph.config import ModelConfig, layer_of
-from pocketphi.graph.errors import InputError
-from pocketphi.graph.packing import tensor_bytes, tensors_of
-from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
-from pocketphi.passes.segments import Segments
+from pocketphi.graph.program import Program
+from pocketphi.passes.backward import EXACT, Backward
 
 aten = torch.ops.aten
 
-_EXACT = 1 << 29
-"""Bytes up to which values between layers are kept in float32; more are kept in bfloat16."""
 _SPREAD = 1.2
 """What the system holds back of values that are freed, as a factor."""
 _GRADIENTS = 75_000_000
@@ -56,127 +48,29 @@ class Measured:
     rows: torch.Tensor | None = None
 
 
-@dataclass
-class Reached:
-    """How far a measurement is on its way back.
-
-    parts:      of the model, from the head on, that are measured
-    gradients:  for each window and sample those of the values before these parts, float32
-    """
-
-    parts: int
-    gradients: list[list[list[torch.Tensor]]]
-
-    def shapes(self) -> list[list[list[list[int]]]]:
-        """Of all gradients."""
-        return [[[list(one.shape) for one in sample] for sample in window] for window in self.gradients]
-
-    def buffers(self) -> list[memoryview]:
-        """The bytes of all gradients, in their order."""
-        return [tensor_bytes(one) for window in self.gradients for sample in window for one in sample]
-
-    @classmethod
-    def restored(
-        cls, parts: int, shapes: Sequence[Sequence[Sequence[Sequence[int]]]], data: memoryview
-    ) -> Reached | None:
-        """Of what `shapes` and `buffers` gave; data: one buffer after the other. None where they do not fit."""
-        held = tensors_of([shape for window in shapes for sample in window for shape in sample], data)
-        if not held:
-            return None
-        each = iter(held)
-        return cls(parts, [[[next(each) for _ in sample] for sample in window] for window in shapes])
-
-
-class Fisher:
-    """The measurement of one model on one text.
-
-    program: traced, of aten operators, in float; tokens: int64 [B, S]; samples: tokens drawn at each position
-    """
+class Fisher(Backward[Measured]):
+    """F of every weight in every place that reads it, from the head back to the embedding."""
 
     def __init__(self, program: Program, tokens: torch.Tensor, samples: int = 2, seed: int = 0) -> None:
-        self._program, self._tokens, self._samples = program, tokens, samples
-        self._generator = torch.Generator().manual_seed(seed)
-        self._segments = Segments.of(program, tokens[:1])
+        super().__init__(program, tokens, samples, seed)
+        self._sums: dict[str, Measured] = {}
 
-    @property
-    def steps(self) -> int:
-        """How often `progress` is called."""
-        return 2 * (len(self._segments.cuts) - 1) * len(self._tokens)
+    def _head(self, name: str, x: torch.Tensor, p: torch.Tensor) -> None:
+        self._sum(name, p.shape[1], x).fisher.addmm_((p - p * p).T, x.square())
 
-    def measure(
-        self,
-        progress: Callable[[], None] = lambda: None,
-        reached: Reached | None = None,
-        keep: Callable[[Reached], None] = lambda reached: None,
-    ) -> Iterator[Measured]:
-        """Every weight in every place that reads it, from the head back to the embedding.
+    def _layer(self, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
+        self._sum(name, g.shape[1], x).fisher.add_((g.T @ x).square_(), alpha=1 / self._samples)
 
-        reached: goes on from there, with what comes behind it; keep: is called when all of a part was taken
-        """
-        parts = list(pairwise(self._segments.cuts))
-        gradients = reached.gradients if reached else []
-        left = len(parts) - (reached.parts if reached else 0)
-        for _ in range(2 * (len(parts) - left) * len(self._tokens)):
-            progress()
-        states = self._forward(left, progress)
-        while left:
-            left -= 1
-            start, stop = parts[left]
-            piece = _Piece(self._program, self._samples)
-            below = []
-            for window, state in enumerate(states.pop()):
-                given = self._given(start, [value.float().requires_grad_() for value in state])
-                outputs = piece.run(stop, self._inputs(window), given)
-                above = gradients[window] if gradients else self._drawn(piece, outputs[0])
-                below.append(piece.backward([given[node] for node in start], outputs, above))
-                del given, outputs, above  # the logits' are as large as all else
-                progress()
-            gradients = below
-            yield from piece.measured(self._tokens.numel())
-            del piece
-            keep(Reached(len(parts) - left, gradients))
-        yield from self._embedding(gradients)
+    def _measured(self) -> Iterator[Measured]:
+        while self._sums:  # each weight's sums go with it
+            _, found = self._sums.popitem()
+            found.fisher.div_(self._tokens.numel())
+            yield found
 
-    def _forward(self, parts: int, progress: Callable[[], None]) -> list[list[list[torch.Tensor]]]:
-        """The values that the first parts begin with, of every window."""
-        cuts = self._segments.cuts
-        exact = 4 * self._tokens.numel() * self._program.config.hidden_size * len(cuts)
-        kept = torch.float32 if exact <= _EXACT else torch.bfloat16
-        states: list[list[list[torch.Tensor]]] = []
-        now: list[list[torch.Tensor]] = [[] for _ in self._tokens]
-        for start, stop in zip([[], *cuts[: parts - 1]], cuts[:parts]):
-            weights = Weights(self._program.weights, keep=True)
-            for window in range(len(self._tokens)):
-                given = self._given(start, now[window])
-                now[window] = list(evaluate(stop, self._inputs(window), weights, given=given).values())
-                progress()
-            states.append([[value.to(kept) for value in one] for one in now])
-        return states
-
-    def _inputs(self, window: int) -> dict[str, torch.Tensor]:
-        return self._program.prefill_inputs(self._tokens[window : window + 1])
-
-    def _given(self, nodes: Sequence[fx.Node], values: Sequence[torch.Tensor]) -> dict[fx.Node, Any]:
-        return {**self._segments.fixed, **dict(zip(nodes, values))}
-
-    def _drawn(self, piece: _Piece, logits: torch.Tensor) -> list[list[torch.Tensor]]:
-        """For each sample the gradient of Σ log p(y) with respect to the logits, y drawn from p.
-
-        Raises InputError where p is no probability.
-        """
-        p = logits.detach().softmax(-1)
-        if not p.isfinite().all():
-            raise InputError(
-                "the calibration text gives logits that are not finite numbers, before anything is rounded"
-            )
-        piece.closed_form(p[0])
-        drawn = torch.multinomial(p[0], self._samples, replacement=True, generator=self._generator)
-        found = []
-        for sample in range(self._samples):
-            one = -p
-            one[0].scatter_add_(1, drawn[:, sample : sample + 1], torch.ones(len(drawn), 1))
-            found.append([one])
-        return found
+    def _sum(self, name: str, rows: int, x: torch.Tensor) -> Measured:
+        if name not in self._sums:
+            self._sums[name] = Measured(name, torch.zeros(rows, x.shape[1]))
+        return self._sums[name]
 
     def _embedding(self, gradients: Sequence[Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
         node: Any = next(n for n in self._program.graph.nodes if n.target is aten.embedding.default)
@@ -200,65 +94,5 @@ def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 
     layer = 2 * max(count for name, count in layers.items() if name is not None) + largest + window * kept
     head = 2 * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
     between, states = 2 * samples * tokens * hidden, (config.layers + 1) * tokens * hidden
-    width = 4 if 4 * states <= _EXACT else 2
+    width = 4 if 4 * states <= EXACT else 2
     return _GRADIENTS + int(_SPREAD * (4 * (max(layer, head) + between) + width * states))
-
-
-class _Piece:
-    """A part of the model on its way back: sums over windows and samples for each of its weights."""
-
-    def __init__(self, program: Program, samples: int) -> None:
-        self._weights, self._samples = Weights(program.weights, keep=True), samples
-        self._sums: dict[str, Measured] = {}
-        self._met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def run(
-        self, wanted: Sequence[fx.Node], inputs: Mapping[str, torch.Tensor], given: Mapping[fx.Node, Any]
-    ) -> list[torch.Tensor]:
-        """The values wanted, with their gradients to come, and each linear layer's inputs and outputs noted."""
-        self._met.clear()
-        run = stepwise(wanted, inputs, self._weights, given)
-        with torch.enable_grad():
-            return list(observed(run, self._note).values())
-
-    def _note(self, node: fx.Node, args: tuple[Any, ...]) -> torch.Tensor | None:
-        if node.target is not aten.linear.default:
-            return None
-        x = args[0]
-        y = aten.linear.default(*args)
-        self._met[str(node.args[1].target)] = x.detach().flatten(0, -2), y  # type: ignore[union-attr]
-        return y
-
-    def closed_form(self, p: torch.Tensor) -> None:
-        """Of the head, by its prediction: float32 [S, V]."""
-        ((name, (x, _)),) = self._met.items()
-        self._sum(name, p.shape[1], x).fisher.addmm_((p - p * p).T, x.square())
-        self._met.clear()
-
-    def backward(
-        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], above: Sequence[Sequence[torch.Tensor]]
-    ) -> list[list[torch.Tensor]]:
-        """Gradients of the inputs for each sample, by those of the outputs."""
-        below = []
-        for sample, given in enumerate(above):
-            wanted = [*inputs, *(y for _, y in self._met.values())]
-            found = torch.autograd.grad(outputs, wanted, given, retain_graph=sample + 1 < len(above))
-            below.append(list(found[: len(inputs)]))
-            for (name, (x, _)), gradient in zip(self._met.items(), found[len(inputs) :]):
-                g = gradient.flatten(0, -2)
-                self._sum(name, g.shape[1], x).fisher.add_((g.T @ x).square_(), alpha=1 / self._samples)
-        self._met.clear()
-        return below
-
-    def measured(self, tokens: int) -> Iterator[Measured]:
-        """The means; each weight's sums go with it. The last that is asked of this part: its weights go first."""
-        del self._weights
-        while self._sums:
-            _, found = self._sums.popitem()
-            found.fisher.div_(tokens)
-            yield found
-
-    def _sum(self, name: str, rows: int, x: torch.Tensor) -> Measured:
-        if name not in self._sums:
-            self._sums[name] = Measured(name, torch.zeros(rows, x.shape[1]))
-        return self._sums[name]

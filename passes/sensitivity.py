@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
+from pocketphi.passes.backward import Reached
 from pocketphi.passes.expected import Costs, left_of, nearest
-from pocketphi.passes.fisher import Fisher, Reached
+from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.quantizers import Quantizer
 
 _ROWS = 128

@@ -21,20 +21,22 @@ from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.palette import KMeans, WeightedKMeans
 from pocketphi.passes.quantizers.rtn import LevelNearest, RoundToNearest
 from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
+from pocketphi.passes.quantizers.two_sided import LevelTwoSided, TwoSided
 
 EightBits = RoundToNearest.to(Int8)
 
 QUANTIZERS: list[type[Quantizer]] = [
     ScaleSearch,
+    TwoSided,
     RoundToNearest,
     Keep,
     EightBits,
     WeightedKMeans,
     KMeans,
-    *(made.to(form) for made in (ScaleSearch, RoundToNearest) for form in (Int2, Int3, Int5, Int6)),
-    ScaleSearch.to(Int8),
+    *(made.to(form) for made in (ScaleSearch, TwoSided, RoundToNearest) for form in (Int2, Int3, Int5, Int6)),
+    *(made.to(Int8) for made in (ScaleSearch, TwoSided)),
     *(Keep.to(form) for form in (Int2, Int8)),
-    *(made.to(form) for made in (LevelSearch, LevelNearest) for form in (Levels3, Levels4)),
+    *(made.to(form) for made in (LevelSearch, LevelTwoSided, LevelNearest) for form in (Levels3, Levels4)),
     *(made.to(form) for made in (WeightedKMeans, KMeans) for form in (Palette2, Palette3, Palette6)),
 ]
 
@@ -42,6 +44,11 @@ QUANTIZERS: list[type[Quantizer]] = [
 def recipes(form: str | None = None) -> list[str]:
     """The names that a user may choose from; form: of those that can make this format."""
     return list(dict.fromkeys(one.recipe for one in QUANTIZERS if form in (None, one.format.name)))
+
+
+def calibrates(recipe: str) -> bool:
+    """Whether a recipe makes use of a calibration text, for some format."""
+    return any(one.calibrates for one in QUANTIZERS if one.recipe == recipe)
 
 
 def quantizer_class(recipe: str, form: str = "int4") -> type[Quantizer]:
@@ -84,6 +91,7 @@ __all__ = [
     "ScaleSearch",
     "Statistics",
     "WeightedKMeans",
+    "calibrates",
     "check_block",
     "make_quantizer",
     "quantizer_class",

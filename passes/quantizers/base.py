@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pocketphi.graph.kept import Kept
     from pocketphi.graph.lazy_weights import FloatWeight
+    from pocketphi.passes.quantizers.outputs import Outputs
 
 _DAMPING = 0.1
 """Part of H's mean diagonal that is added to it: a short text says little about directions it never took."""
@@ -52,15 +53,18 @@ class Statistics:
     moment: H = E[x xᵀ], float32 [K, K], of which the upper triangle is read
     drift:  E[(x̂ - x) xᵀ], with x̂ the inputs that the float model has in that place, float32 [K, K]; or `Outer`, whose right
             side is x; None: it was not measured
+    outputs: what errors of its outputs are worth; None: it was not measured
     """
 
     moment: torch.Tensor
     drift: torch.Tensor | Outer | None = None
+    outputs: Outputs | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that was measured, by name."""
         drift = {"drift": self.drift} if not isinstance(self.drift, Outer) else vars(self.drift)
-        return {name: one for name, one in {"moment": self.moment, **drift}.items() if one is not None}
+        outputs = self.outputs.tensors() if self.outputs else {}
+        return {name: one for name, one in {"moment": self.moment, **drift, **outputs}.items() if one is not None}
 
     @staticmethod
     def of(met: Sequence[torch.Tensor], exact: Sequence[torch.Tensor] | None = None) -> Statistics:
@@ -114,12 +118,14 @@ class Feedback:
             add to its own. Kept by the number of the column
     shift:  float32 [K, K], or `Outer`, or None. What W x misses of W x̂ is predicted best (ridge regression) by
             W · shift · x with shift = E[(x̂ - x) xᵀ] · (H + damping)⁻¹, so that W + W · shift is the matrix to round.
+    outputs: of the statistics
     """
 
     order: torch.Tensor
     mixing: torch.Tensor
     cost: torch.Tensor
     shift: torch.Tensor | Outer | None = None
+    outputs: Outputs | None = None
 
     @staticmethod
     def of(statistics: Statistics, block: int = 0) -> Feedback:
@@ -138,7 +144,7 @@ class Feedback:
         del factor
         diagonal = mixing.diagonal().clone()
         cost = torch.empty(len(order)).index_copy_(0, order, diagonal.square().float())
-        return Feedback(order, mixing.div_(diagonal).float(), cost, shift)
+        return Feedback(order, mixing.div_(diagonal).float(), cost, shift, statistics.outputs)
 
     def target(self, w: torch.Tensor) -> torch.Tensor:
         """The matrix to round in place of w: float32 [N, K]."""
@@ -230,6 +236,7 @@ class Quantizer(ABC):
     format:     what it makes
     does:       the same in words, for messages
     calibrates: whether it makes use of activation statistics, so that calibration is worth its time
+    weighs_outputs: whether it makes use of gradients as well; then it is given all rows of a weight at once
     version:    goes into cache keys: raise it when the algorithm's results change
     parameters: name → what may be chosen
     block:      values of a row that share one scale; 0: all of it
@@ -242,6 +249,7 @@ class Quantizer(ABC):
     format: ClassVar[type[Format]]
     does: ClassVar[str]
     calibrates: ClassVar[bool] = False
+    weighs_outputs: ClassVar[bool] = False
     version: ClassVar[int] = 1
     parameters: ClassVar[Mapping[str, Parameter]] = {"block": BLOCK, "symmetric": SYMMETRIC}
     group = 1

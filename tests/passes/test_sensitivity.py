@@ -16,8 +16,9 @@ import torch
 from pocketphi.compiler.measure import distance
 from pocketphi.graph.lazy_weights import materialize
 from pocketphi.graph.program import Program
+from pocketphi.passes.backward import Reached
 from pocketphi.passes.expected import Costs
-from pocketphi.passes.fisher import Fisher, Reached
+from pocketphi.passes.fisher import Fisher
 from pocketphi.passes.quantizers import make_quantizer
 from pocketphi.passes.sensitivity import _picked, sensitivities
 from tests.helpers.tiny_phi3 import traced
