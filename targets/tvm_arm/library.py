@@ -25,7 +25,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
 from pocketphi.graph.writing import write_whole
-from pocketphi.targets.tvm_arm import archive
+from pocketphi.targets.tvm_arm import archive, objects
 from pocketphi.targets.tvm_arm import toolchain as toolchains
 from pocketphi.targets.tvm_arm.build_runtime import build_runtime, decided_by, export_sources
 from pocketphi.targets.tvm_arm.elf import Elf
@@ -95,7 +95,7 @@ def _contents(module: IRModule) -> dict[str, Any]:
 
 def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, path: Path) -> None:
     """A cache that cannot be read or written costs the time of building, and nothing else."""
-    files = [Path(__file__), Path(toolchains.__file__), Path(archive.__file__)]
+    files = [Path(__file__), Path(objects.__file__), Path(toolchains.__file__), Path(archive.__file__)]
     about = {
         **_contents(module),
         "target": str(platform.target()),
@@ -114,10 +114,12 @@ def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, 
         if path.name == LIBRARY:
             path.chmod(path.stat().st_mode | 0o111)  # as a linker leaves it
         return
-    target = tvm.target.Target(platform.target())
-    built = relax.build(module, target, system_lib=True) if path.name == ARCHIVE else relax.build(module, target)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        built.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
+        if path.name == LIBRARY:
+            objects.link(module, platform.target(), path, toolchain.fcompile, Path(scratch))
+        else:
+            built = relax.build(module, tvm.target.Target(platform.target()), system_lib=True)
+            built.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
     if entry:
         with contextlib.suppress(OSError):
             entry.parent.mkdir(parents=True, exist_ok=True)

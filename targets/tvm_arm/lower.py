@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tvm_ffi
 from torch import fx
 from tvm import IRModule, relax, tirx
 from tvm.ir import StringImm
@@ -33,6 +34,8 @@ from pocketphi.targets.tvm_arm.kernels.low_rank import add_low_rank
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, decode_schedule, matmul, prefill_schedule
 from pocketphi.targets.tvm_arm.kv_cache import CHUNK, EXACT_CACHE, KV_CACHES, KvCache, centre_name
 from pocketphi.targets.tvm_arm.params import ParamsFile
+
+_64_BITS = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,18 @@ class _Kernels:
         self.isa, self.schedules = isa, schedules
         self.builder = relax.BlockBuilder()
         self._made: dict[Any, Any] = {}
+        self._named: dict[str, Any] = {}
 
     def get(self, kind: str, make: Callable[..., tirx.PrimFunc], *arguments: Any) -> Any:
         """What `make` makes of a name, the instruction set, and these arguments."""
         key = (kind, arguments)
         if key not in self._made:
-            name = f"{kind}_{len(self._made)}"
-            self._made[key] = self.builder.add_func(make(name, self.isa, *arguments), name)
+            kernel = make(kind, self.isa, *arguments)
+            # the same in every library that has it, so that its code is compiled once
+            name = f"{kind}_{tvm_ffi.structural_hash(kernel) & _64_BITS:016x}"
+            if name not in self._named:
+                self._named[name] = self.builder.add_func(kernel.with_attr("global_symbol", name), name)
+            self._made[key] = self._named[name]
         return self._made[key]
 
     def matmul(self, form: Form) -> Any:

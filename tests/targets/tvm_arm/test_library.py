@@ -11,11 +11,13 @@ import pytest
 
 pytest.importorskip("tvm")
 
+import numpy as np
+import tvm
 from tvm import IRModule, relax, topi
 from tvm.script import from_source, ir, tirx
 from tvm.script.relax import Tensor
 
-from pocketphi.targets.tvm_arm import library
+from pocketphi.targets.tvm_arm import library, objects
 from pocketphi.targets.tvm_arm.platform import Platform
 
 ROOT = Path(__file__).parents[3]
@@ -24,29 +26,53 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of libraries alone; the runtime is the one of all tests."""
-    monkeypatch.setattr(library, "default_folder", lambda: tmp_path / "cache")
+    for module in (library, objects):
+        monkeypatch.setattr(module, "default_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache/tvm-library"
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked of TVM since the test began: `build`, or `build system_lib`."""
+    """What was made since the test began: `link` for a library, and `build system_lib` for an archive."""
     calls: list[str] = []
-    real = library.relax.build
 
-    def counted(*given: Any, **named: Any) -> Any:
-        calls.append(" ".join(["build", *named]))
-        return real(*given, **named)
+    def count(module: Any, name: str) -> None:
+        real = getattr(module, name)
 
-    monkeypatch.setattr(library.relax, "build", counted)
+        def counted(*given: Any, **named: Any) -> Any:
+            calls.append(" ".join([name, *named]))
+            return real(*given, **named)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(library.objects, "link")
+    count(library.relax, "build")
     return calls
 
 
-def module(size: int) -> IRModule:
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that TVM compiled since the test began."""
+    names: list[str] = []
+    real = objects.tirx.build
+
+    def counted(module: IRModule, *given: Any) -> Any:
+        names.extend(variable.name_hint for variable in module.functions)
+        return real(module, *given)
+
+    monkeypatch.setattr(objects.tirx, "build", counted)
+    return names
+
+
+def module(size: int, times: int = 1) -> IRModule:
+    """A kernel that adds, and one that multiplies where that is done more than once."""
     builder = relax.BlockBuilder()
     x = relax.Var("x", Tensor((size,), "float32"))
     with builder.function("main", [x]):
-        builder.emit_func_output(builder.emit_te(lambda held: topi.add(held, held), x))
+        found = builder.emit_te(lambda held: topi.add(held, held), x, primfunc_name_hint="twice")
+        for _ in range(times - 1):
+            found = builder.emit_te(lambda held: topi.multiply(held, held), found, primfunc_name_hint="square")
+        builder.emit_func_output(found)
     return builder.finalize()
 
 
@@ -58,7 +84,7 @@ def made(folder: Path, size: int = 16, system: str = "host", cpu: str | None = N
 
 def test_it_is_built_once(cache: Path, built: list[str], tmp_path: Path) -> None:
     first, second = (made(tmp_path / name) for name in "ab")
-    assert built == ["build"]
+    assert built == ["link"]
     assert first.read_bytes() == second.read_bytes()
     assert first.stat().st_mode == second.stat().st_mode
 
@@ -68,14 +94,14 @@ def test_it_is_built_once(cache: Path, built: list[str], tmp_path: Path) -> None
         data[at] ^= 1
         entry.write_bytes(data)
         assert made(tmp_path / f"after {at}").read_bytes() == first.read_bytes()
-    assert built == ["build"] * 4
+    assert built == ["link"] * 4
     assert list(cache.iterdir()) == [entry]
 
 
 def test_what_decides_it_makes_another(cache: Path, built: list[str], tmp_path: Path) -> None:
     found = [made(tmp_path / "16").read_bytes(), made(tmp_path / "32", 32).read_bytes()]
     found += [made(tmp_path / f"32 {cpu}", 32, "ios", cpu).read_bytes() for cpu in ("neon", "dotprod")]
-    assert built == [*["build"] * 2, *["build system_lib"] * 2]
+    assert built == [*["link"] * 2, *["build system_lib"] * 2]
     assert len(set(found[:3])) == 3
     assert made(tmp_path / "again", 32, "ios", "dotprod").read_bytes() == found[3]
     assert len(built) == len(list(cache.iterdir())) == 4
@@ -136,4 +162,48 @@ def test_a_cache_that_cannot_be_written_costs_time_only(cache: Path, built: list
     cache.parent.mkdir()
     cache.write_text("a file where the folder would be")
     assert made(tmp_path / "a").read_bytes() == made(tmp_path / "b").read_bytes()
-    assert built == ["build"] * 2
+    assert built == ["link"] * 2
+
+
+def linked(folder: Path, module: IRModule) -> bytes:
+    folder.mkdir()
+    platform = Platform.of("host")
+    objects.link(module, platform.target(), folder / "x.so", platform.toolchain().fcompile, folder)
+    return (folder / "x.so").read_bytes()
+
+
+def test_a_kernel_is_compiled_once(cache: Path, compiled: list[str], tmp_path: Path) -> None:
+    alone = linked(tmp_path / "a", module(16))
+    linked(tmp_path / "b", module(16, times=2))
+    assert compiled == ["twice", "square"]
+    assert linked(tmp_path / "c", module(16)) == alone
+
+    for entry in (cache.parent / "tvm-kernel").iterdir():
+        entry.write_bytes(entry.read_bytes()[:-1])
+    assert linked(tmp_path / "d", module(16)) == alone
+    linked(tmp_path / "e", module(32))
+    assert compiled == ["twice", "square", "twice", "twice"]
+
+
+def test_kernels_give_the_same_one_by_one_and_together(cache: Path, tmp_path: Path) -> None:
+    """What `relax.build` makes, as TVM's own machine runs it: cold, and with one of two kernels known."""
+    linked(tmp_path / "known", module(16))
+    linked(tmp_path / "made", module(16, times=2))
+    target = tvm.target.Target(Platform.of("host").target())
+    relax.build(module(16, times=2), target).export_library(str(tmp_path / "together.so"))
+    x = np.linspace(-2, 2, 16, dtype=np.float32)
+    found = []
+    for path in (tmp_path / "made/x.so", tmp_path / "together.so"):
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+        found.append(machine["main"](tvm.runtime.tensor(x)).numpy())
+    assert (found[0] == found[1]).all()
+    assert (found[0] == (x + x) ** 2).all()
+
+
+def test_kernels_that_cannot_be_kept_are_compiled_again(
+    compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(objects, "default_folder", lambda: tmp_path / "a file")
+    assert linked(tmp_path / "a", module(16)) == linked(tmp_path / "b", module(16))
+    assert compiled == ["twice"] * 2
