@@ -15,6 +15,7 @@ from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.known_text import opened
 from pocketphi.compiler.learning import check_compute
 from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.outputs import weighed
 from pocketphi.compiler.pipeline import quantization, run_passes
 from pocketphi.compiler.policy_file import check_policy
 from pocketphi.compiler.precision import asked_policy, kept_policy
@@ -31,7 +32,7 @@ from pocketphi.graph.lora.beside import Beside, open_beside
 from pocketphi.graph.program import Program
 from pocketphi.graph.resident import resident_now
 from pocketphi.graph.threads import WORKERS
-from pocketphi.passes import cache_scales, learn
+from pocketphi.passes import cache_scales, learn, output_moments
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import AT_ONCE, WINDOW
 from pocketphi.passes.carry_adapters import projections
@@ -44,6 +45,8 @@ from pocketphi.targets.memory import Footprint
 
 _CHUNK_COPIES = 14
 """Float32 copies of a chunk that quantizing it holds at once, in units of the chunk's bf16 bytes (measured: 12)."""
+_WEIGHED_COPIES = 6
+"""Float32 copies of a weight that rounding it by `two-sided` holds at once."""
 _ROUNDING_COPIES = 8
 """Float32 copies of its rows that a worker of `search` holds at once."""
 _MANIFEST_BYTES, _RULE_BYTES, _DIGEST_BYTES = 12_000, 200, 130
@@ -174,6 +177,8 @@ def lower(
     """
     if allowed is not None:
         allowed(policy)
+    if program.config.experts and weighed(policy, program.config.matrices()):
+        raise InputError("two-sided: gradients of a model with experts cannot be measured yet; choose --recipe search")
     quantized, more = quantize(program, policy, options, options.dump_graphs, first=len(reports) + 1)
     prepared = prepare(quantized, options, prefix, vocabulary)
     done = [*reports, *more]
@@ -223,6 +228,10 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
     shift = columns * min(2 * columns, tokens)
     statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
     measuring = statistics + waiting + hidden * columns
+    heaviest = max((math.prod(config.matrices()[name]) for name in weighed(policy, config.matrices())), default=0)
+    if heaviest:
+        streaming = max(streaming, output_moments.working_bytes(config, options.calibration_tokens))
+        measuring = max(measuring, _WEIGHED_COPIES * heaviest + columns**2 + waiting)
     largest = max(math.prod(shape) for shape in config.tensors().values())
     if config.experts:  # of all of a layer, in float and as they were rounded
         largest *= 2

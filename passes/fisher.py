@@ -82,17 +82,18 @@ class Fisher(Backward[Measured]):
         yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._tokens.numel()), rows)
 
 
-def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 2) -> int:
+def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 2, sums: bool = True) -> int:
     """What `Fisher` takes at most, beside the program: the states between layers, and the larger of the head and a layer, each
-    with its weights, their sums, and what one window leaves for the way back."""
+    with its weights, their sums, and what one window leaves for the way back. sums: without them, for False."""
     hidden, heads = config.hidden_size, config.heads * config.head_dim
     layers: Counter[int | None] = Counter()
     for name, shape in config.tensors().items():
         layers[layer_of(name)] += math.prod(shape)
     largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
     kept = 14 * hidden + 3 * config.qkv_size + 5 * heads + 8 * config.intermediate_size + 3 * config.heads * window
-    layer = 2 * max(count for name, count in layers.items() if name is not None) + largest + window * kept
-    head = 2 * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
+    held = 2 if sums else 1
+    layer = held * max(count for name, count in layers.items() if name is not None) + largest + window * kept
+    head = held * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
     between, states = 2 * samples * tokens * hidden, (config.layers + 1) * tokens * hidden
     width = 4 if 4 * states <= EXACT else 2
     return _GRADIENTS + int(_SPREAD * (4 * (max(layer, head) + between) + width * states))

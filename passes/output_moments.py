@@ -16,7 +16,7 @@ from pocketphi.passes import fisher
 from pocketphi.passes.backward import Backward
 from pocketphi.passes.quantizers.outputs import Outputs
 
-_SAMPLES = 2
+_SAMPLES, _WINDOW = 2, 256
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class OfLayer:
 class OutputMoments(Backward[OfLayer]):
     """Of every weight of a layer, from the last layer to the first; the head's and the embedding's rows are as many as tokens.
 
-    program: traced, of aten operators, in float; tokens: int64 [B, S]
+    program: traced, of aten operators, in float; tokens: int64 [B, S], which are cut into shorter windows
     """
 
     def __init__(self, program: Program, tokens: torch.Tensor) -> None:
-        super().__init__(program, tokens, _SAMPLES)
+        length = min(_WINDOW, tokens.shape[1])
+        whole = tokens[:, : tokens.shape[1] // length * length]
+        super().__init__(program, whole.reshape(-1, length), _SAMPLES)
         self._gradients: dict[str, list[torch.Tensor]] = {}
 
     def _head(self, name: str, x: torch.Tensor, p: torch.Tensor) -> None:
@@ -50,8 +52,8 @@ class OutputMoments(Backward[OfLayer]):
             yield OfLayer(name, Outputs.of(torch.cat(found)))
 
 
-def working_bytes(config: ModelConfig, tokens: int, window: int) -> int:
+def working_bytes(config: ModelConfig, tokens: int) -> int:
     """What measuring takes at most, beside the program."""
     rows = [shape[0] for name, shape in config.matrices().items() if layer_of(name) == 0]
     kept = 2 * _SAMPLES * tokens * (sum(rows) + max(rows))
-    return fisher.working_bytes(config, tokens, window, _SAMPLES) + kept
+    return fisher.working_bytes(config, tokens, _WINDOW, _SAMPLES, sums=False) + kept
