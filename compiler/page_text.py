@@ -25,13 +25,19 @@ _INSIDE_HEADINGS = _INLINE | _SPACED | {"br", "div", "hgroup"}
 _HIDDEN = frozenset(("script", "style", "template", "noscript", "svg"))
 _AS_WRITTEN = frozenset(("pre", "listing", "xmp", "textarea"))
 _SPACE = re.compile(r"\s+")
+_UNCLOSED = re.compile("<[a-zA-Z/!?]")
 
 
 def page_text(page: str) -> str:
-    """page: without zero characters. Headings stand as `PAGE_HEADING` says, with the page's title above all."""
+    """page: without zero characters. Headings stand as `PAGE_HEADING` says, with the page's title above all.
+
+    A tag or a comment that the page's end cuts off hides what is in it, as in browsers: Python's parser would begin anew at
+    each `<` there, and read to the end each time.
+    """
     parser = _Page()
     parser.feed(page)
-    parser.close()
+    if not _UNCLOSED.match(parser.rawdata):
+        parser.close()
     return parser.text()
 
 
@@ -72,6 +78,10 @@ class _Page(HTMLParser):
             self._as_written = max(0, self._as_written - 1)
         if tag not in ("br", "hr"):
             self._break(tag)
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![` is a comment up to its `>`, as in browsers. The base class raises for what it does not know."""
+        return self.parse_bogus_comment(i, report)
 
     def handle_data(self, data: str) -> None:
         if +self._hidden:
