@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 
-from pocketphi.artifacts.retrieval.sections import PAGE_HEADING
+from pocketphi.artifacts.retrieval.sections import LONGEST_HEADING, PAGE_HEADING
 
 _IN_LINE = """
 a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd map mark nobr picture q rb rp rt rtc ruby s samp slot
@@ -115,5 +115,6 @@ class _Page(HTMLParser):
             return
         level, begin = self._heading
         title = _SPACE.sub(" ", "".join(self._parts[begin:])).strip()
-        self._parts[begin:] = [f"\n\n{PAGE_HEADING}{'#' * level} {title}\n\n"] if title else []
+        mark = f"{PAGE_HEADING}{'#' * level} " if len(title) <= LONGEST_HEADING else ""
+        self._parts[begin:] = [f"\n\n{mark}{title}\n\n"] if title else []
         self._heading = None

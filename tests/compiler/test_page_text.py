@@ -56,6 +56,7 @@ HEADINGS = {
     "<h2></h2><h2>A<p>text</h2>": ("A", "text"),
     "<h2>A<h2>B</h2>text<svg><title>no</title></svg>": ("B", "text"),
     "<h5>A</h5><h6># C#</h6>text": ("# C#", "text"),
+    "<h5>A</h5><h6>" + "word " * 99 + "<p>text": ("A", "word " * 98 + "word\n\ntext"),
 }
 
 
