@@ -172,7 +172,8 @@ class Holder:
         if places:
             self._held = ""
             return held[: min(places)], True
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        parts = ((stop, n) for stop in self._stops for n in range(1, min(len(stop), len(held) + 1)))
+        keep = max((n for stop, n in parts if held.endswith(stop[:n])), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], False
 
