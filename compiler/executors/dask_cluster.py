@@ -87,6 +87,7 @@ class Dask:
     def _client(self) -> Iterator[Client]:
         import dask
         from distributed import Client
+        from distributed.utils import LoopRunner
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by us
         with contextlib.ExitStack() as stack:
@@ -94,7 +95,7 @@ class Dask:
             where: Any = self.address or stack.enter_context(self._processes())
             try:
                 if self.address is not None:
-                    asyncio.run(_greet(self.address))
+                    LoopRunner().run_sync(_greet, self.address)
                 client = stack.enter_context(Client(where, timeout=_CONNECT_SECONDS))
             except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(
