@@ -141,10 +141,11 @@ def _plain(path: Path) -> Iterator[tuple[str, str]]:
 
 def _decoded(path: Path) -> str:
     content = read_whole(path, limit=_LARGEST)
+    form = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-8"
     try:
-        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        text = content.decode(form).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8 text at byte {error.start}") from None
+        raise InputError(f"{path}: is no {form} text at byte {error.start}") from None
     if "\0" in text:
         raise InputError(f"{path}: is no text: it holds zero bytes")
     return text

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 
-from pocketphi.artifacts.retrieval.sections import PAGE_HEADING
+from pocketphi.artifacts.retrieval.sections import LONGEST_HEADING, PAGE_HEADING
 
 _IN_LINE = """
 a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd map mark nobr picture q rb rp rt rtc ruby s samp slot
@@ -25,13 +25,19 @@ _INSIDE_HEADINGS = _INLINE | _SPACED | {"br", "div", "hgroup"}
 _HIDDEN = frozenset(("script", "style", "template", "noscript", "svg"))
 _AS_WRITTEN = frozenset(("pre", "listing", "xmp", "textarea"))
 _SPACE = re.compile(r"\s+")
+_UNCLOSED = re.compile("<[a-zA-Z/!?]")
 
 
 def page_text(page: str) -> str:
-    """page: without zero characters. Headings stand as `PAGE_HEADING` says, with the page's title above all."""
+    """page: without zero characters. Headings stand as `PAGE_HEADING` says, with the page's title above all.
+
+    A tag or a comment that the page's end cuts off hides what is in it, as in browsers: Python's parser would begin anew at
+    each `<` there, and read to the end each time.
+    """
     parser = _Page()
     parser.feed(page)
-    parser.close()
+    if not _UNCLOSED.match(parser.rawdata):
+        parser.close()
     return parser.text()
 
 
@@ -73,6 +79,10 @@ class _Page(HTMLParser):
         if tag not in ("br", "hr"):
             self._break(tag)
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![` is a comment up to its `>`, as in browsers. The base class raises for what it does not know."""
+        return self.parse_bogus_comment(i, report)
+
     def handle_data(self, data: str) -> None:
         if +self._hidden:
             return
@@ -105,5 +115,6 @@ class _Page(HTMLParser):
             return
         level, begin = self._heading
         title = _SPACE.sub(" ", "".join(self._parts[begin:])).strip()
-        self._parts[begin:] = [f"\n\n{PAGE_HEADING}{'#' * level} {title}\n\n"] if title else []
+        mark = f"{PAGE_HEADING}{'#' * level} " if len(title) <= LONGEST_HEADING else ""
+        self._parts[begin:] = [f"\n\n{mark}{title}\n\n"] if title else []
         self._heading = None

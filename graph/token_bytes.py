@@ -11,49 +11,52 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 class TokenBytes:
     """Two kinds of vocabularies write bytes that are no character by themselves: byte-level ones, whose every piece spells
-    bytes by other characters (BYTE_CHARACTERS), and those with pieces `<0x00>` to `<0xFF>`. What a decoder does to other
-    pieces, a Replace for the space and a Strip at the start of a text, is done to them here."""
+    bytes by other characters (BYTE_CHARACTERS), and those with pieces `<0x00>` to `<0xFF>`. What a decoder does to all
+    pieces, those of added tokens too, is done to them here: a Replace for the space, and what is taken away at the start of a
+    text."""
 
     def __init__(self, definition: Mapping[str, Any]) -> None:
         """definition: a `tokenizer.json`."""
-        self._pieces = dict(pieces_of(definition["model"]))
         added = definition.get("added_tokens") or []
-        self._added: dict[int, str] = {one["id"]: one["content"] for one in added}
+        self._pieces = dict(pieces_of(definition["model"])) | {one["id"]: one["content"] for one in added}
         self._special = {one["id"] for one in added if one["special"]}
         steps = list(steps_of(definition.get("decoder"), "decoders"))
         kinds = {step["type"] for step in steps}
         self._byte_level, self._byte_pieces = "ByteLevel" in kinds, "ByteFallback" in kinds
+        spaces = [step for step in steps if step["type"] == "Metaspace"]
         self._replaced = [
             (step["pattern"]["String"], step["content"])
             for step in steps
             if step["type"] == "Replace" and "String" in step["pattern"]
-        ]
-        if "Metaspace" in kinds:
-            self._replaced.append(("\u2581", " "))
+        ] + [(step["replacement"], " ") for step in spaces]
+        self._dropped = [step["replacement"] for step in spaces if step["prepend_scheme"] != "never"]
         self._stripped = sum(step["start"] for step in steps if step["type"] == "Strip" and step["content"] == " ")
-        self._stripped += "Metaspace" in kinds
 
     def of(self, token: int, first: bool = False) -> bytes | None:
-        """The bytes of a token in a text; first: at its start, where a decoder may take a space away. None for a special token,
+        """The bytes of a token in a text; first: at its start, where a decoder may take spaces away. None for a special token,
         which is no text."""
         if token in self._special:
             return None
-        if token in self._added:
-            return self._added[token].encode()
-        piece = self._pieces.get(token, "")
+        found = self._decoded(self.name(token), first)
+        for _ in range(self._stripped if first else 0):
+            found = found.removeprefix(b" ")
+        return found
+
+    def _decoded(self, piece: str, first: bool) -> bytes:
         if self._byte_level:
-            return b"".join(BYTE_CHARACTERS[one] if one in BYTE_CHARACTERS else one.encode() for one in piece)
+            spelled = [BYTE_CHARACTERS.get(one) for one in piece]
+            return piece.encode() if None in spelled else b"".join(filter(None, spelled))
         if self._byte_pieces and (found := _BYTE.fullmatch(piece)):
             return bytes([int(found[1], 16)])
+        for space in self._dropped if first else ():
+            piece = piece.replace(space, "")
         for pattern, content in self._replaced:
             piece = piece.replace(pattern, content)
-        for _ in range(self._stripped if first else 0):
-            piece = piece.removeprefix(" ")
         return piece.encode()
 
     def name(self, token: int) -> str:
         """As the vocabulary writes it."""
-        return self._added.get(token) or self._pieces.get(token, "")
+        return self._pieces.get(token, "")
 
 
 def pieces_of(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:

@@ -96,9 +96,9 @@ class Tokenizer:
         work = lambda: self._tokenizer.decode(list(ids), skip_special_tokens=not special)  # noqa: E731
         return str(library(work, "the tokenizer"))
 
-    def stream(self) -> TextStream:
-        """A decoder for ids that come one at a time."""
-        return TextStream(self)
+    def stream(self, before: Sequence[int] = ()) -> TextStream:
+        """A decoder for ids that come one at a time. before: those of a text that they go on with."""
+        return TextStream(self, before)
 
     def render_chat(self, messages: Messages, **choices: Any) -> str:
         """The prompt up to where the assistant's answer starts. messages: `role` and `content` each; choices: as in
@@ -152,9 +152,10 @@ class TextStream:
     The library's own DecodeStream raises where byte tokens are not valid UTF-8, which a model is free to produce.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._decode = tokenizer.decode
-        self._context: list[int] = []  # the ids of the last completed text: what follows is read together with them
+        # the ids of the last completed text: what follows is read together with them
+        self._context = [] if self._decode(before).endswith(_INCOMPLETE) else list(before)
         self._pending: list[int] = []
 
     def step(self, token: int) -> str:

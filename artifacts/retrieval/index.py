@@ -2,7 +2,7 @@
 
     about    key, value: `format`, and what people may want to know
     passage  id, file, place, heading, text
-    words    a table of FTS5 without content: heading with the file's name, and text, by `words.spaced`; rowid = passage.id
+    words    a table of FTS5 without content: heading with the file's name, and text, by `words.kept_apart`; rowid = passage.id
 
 A question's words, and each two of them that stand side by side, are looked up together, and the first 40 passages by BM25
 (S. Robertson, H. Zaragoza, Foundations and Trends in Information Retrieval 3(4), 2009; FTS5's parameters, a heading's word
@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pocketphi.artifacts.retrieval.passages import Passage
-from pocketphi.artifacts.retrieval.words import spaced, words_of
+from pocketphi.artifacts.retrieval.words import kept_apart, words_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import lost_link
 from pocketphi.graph.writing import new_file
@@ -74,8 +74,8 @@ def _fill(database: sqlite3.Connection, passages: Iterable[Passage], version: st
         database.execute(
             "INSERT INTO passage VALUES (?, ?, ?, ?, ?)", (count, one.file, one.place, one.heading, one.text)
         )
-        heading = spaced(f"{one.heading} {one.file}")
-        database.execute("INSERT INTO words(rowid, heading, text) VALUES (?, ?, ?)", (count, heading, spaced(one.text)))
+        words = kept_apart(f"{one.heading} {one.file}"), kept_apart(one.text)
+        database.execute("INSERT INTO words(rowid, heading, text) VALUES (?, ?, ?)", (count, *words))
     about = {"format": FORMAT, "pocketphi": version, "passages": count}
     database.executemany("INSERT INTO about VALUES (?, ?)", about.items())
     database.execute("INSERT INTO words(words) VALUES('optimize')")

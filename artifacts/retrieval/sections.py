@@ -12,6 +12,8 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 """What ends a line in an editor; `str.splitlines` ends some at a form feed too."""
 PAGE_HEADING = "\0"
 """What stands before the `#` of a heading in the text of a page, whose other lines may begin with # too."""
+LONGEST_HEADING = 300
+"""Characters. What is longer is a text that somebody marked as a heading, or never ended: each passage below would hold it."""
 _HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
 _PAGE_HEADING = re.compile(PAGE_HEADING + _HEADING.pattern)
 _RULE = re.compile(r"([!-/:-@\[-`{-~])\1{2,}$")
@@ -114,16 +116,19 @@ def _heading(line: str, held: list[str], levels: list[str], marks: _Marks) -> tu
     """The level of a heading that this line makes, from 1, and its title; 0 where it makes none. Lines before that belong to it
     leave `held`."""
     if marks.heading and (found := marks.heading.match(line)):
-        return len(found[1]), _without_hashes(found[2].rstrip())
+        title = _without_hashes(found[2].rstrip())
+        return (len(found[1]), title) if len(title) <= LONGEST_HEADING else (0, "")
     under, over = _RULE.match(line.rstrip()), _RULE.match(held[0]) if held else None
     if not under or under[1] not in marks.under or len(held) != (2 if over else 1):
         return 0, ""
-    if len(under[0]) < len(held[-1].strip()) // 2 or (over and not (marks.over and over[1] == under[1])):
+    title = held[-1].strip()
+    if len(under[0]) < len(title) // 2 or len(title) > LONGEST_HEADING:
+        return 0, ""
+    if over and not (marks.over and over[1] == under[1]):
         return 0, ""
     style = under[1] * len(held)
     if style not in levels:
         levels.append(style)
-    title = held[-1].strip()
     held.clear()
     return levels.index(style) + 1, title
 

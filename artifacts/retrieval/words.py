@@ -19,6 +19,7 @@ _MARKS = re.compile(
 word, and hyphens that show at a line's end alone."""
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _WORD = re.compile(r"[^\W_]+")
+_SIGNS = re.compile(r"[^\w\0-\x7f]+")
 MOST_WORDS = 32
 """Of a question that are searched for."""
 _STOP_WORDS = """
@@ -42,6 +43,12 @@ def spaced(text: str) -> str:
     bare = unicodedata.normalize("NFC", _MARKS.sub("", unicodedata.normalize("NFD", text)))
     numbered = _THOUSANDS.sub(lambda number: f"{number[0]} {number[0].replace(',', '')}", bare)
     return _UNSPACED.sub(lambda run: f" {' '.join(_pairs(run[0]))} ", numbered)
+
+
+def kept_apart(text: str) -> str:
+    """What an index holds of a text: `spaced`, space for signs, and small letters. FTS5 knows the characters of 2012. What is
+    newer it takes for small letters of the word beside it: emoji, signs of money, marks of direction, a font's bullets."""
+    return _SIGNS.sub(" ", spaced(text)).lower()
 
 
 def words_of(question: str) -> list[str]:

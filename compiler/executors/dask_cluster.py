@@ -7,6 +7,7 @@ the cache's weights: the first of them goes ahead.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import logging
@@ -86,12 +87,15 @@ class Dask:
     def _client(self) -> Iterator[Client]:
         import dask
         from distributed import Client
+        from distributed.utils import LoopRunner
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by us
         with contextlib.ExitStack() as stack:
             stack.enter_context(dask.config.set(_QUIET))
             where: Any = self.address or stack.enter_context(self._processes())
             try:
+                if self.address is not None:
+                    LoopRunner().run_sync(_greet, self.address)
                 client = stack.enter_context(Client(where, timeout=_CONNECT_SECONDS))
             except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(
@@ -119,6 +123,22 @@ class Dask:
             f"--executor {self.said}: the processes did not start, {_TRIES} times ({reason}); is there enough memory? Use "
             "fewer, or leave --executor out"
         )
+
+
+async def _greet(address: str) -> None:
+    """Raises OSError where no Dask answers, ValueError for what is no address. A `Client` waits for ever for who listens and
+    says nothing, as the server of a scheduler's own web page does."""
+    from distributed.comm.core import connect
+
+    try:
+        comm = await asyncio.wait_for(connect(address, timeout=_CONNECT_SECONDS), 2 * _CONNECT_SECONDS)
+    except TimeoutError:
+        raise OSError("what listens there says nothing") from None
+    except (OSError, ValueError, RuntimeError):
+        raise
+    except Exception:  # of what may be anything
+        raise OSError("what listens there is something else") from None
+    await comm.close()
 
 
 class _NoWorker(OSError):

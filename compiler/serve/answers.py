@@ -58,9 +58,14 @@ class Answers:
                 code="context_length_exceeded",
             )
 
-    def pieces(self, tokens: Sequence[int], wanted: Wanted, adapter: str | None = None) -> Iterator[Piece]:
+    def pieces(
+        self, tokens: Sequence[int], wanted: Wanted, adapter: str | None = None, goes_on: bool = False
+    ) -> Iterator[Piece]:
         """The answer to a prompt, one piece a token. Closing the iterator stops it; the cache keeps what it has seen, and a
-        prompt that begins alike is not read again."""
+        prompt that begins alike is not read again.
+
+        goes_on: the answer is the rest of the prompt's text, and keeps the space that a decoder takes from a text's start
+        """
         self.check(tokens, wanted)
         if adapter != self._adapter:
             self._seen = []
@@ -68,7 +73,8 @@ class Answers:
             self._adapter = adapter
         chooser = Chooser(wanted)
         engine = Engine(self.talker.runner, chooser)
-        stream, holder = self.talker.tokenizer.stream(), Holder(wanted.stops)
+        stream = self.talker.tokenizer.stream(tokens if goes_on else ())
+        holder = Holder(wanted.stops)
         limit = len(tokens) + self.talker.limit if wanted.limit is None else wanted.limit
         if limit == 0:
             yield Piece("", 0, "length")
@@ -166,7 +172,8 @@ class Holder:
         if places:
             self._held = ""
             return held[: min(places)], True
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        parts = ((stop, n) for stop in self._stops for n in range(1, min(len(stop), len(held) + 1)))
+        keep = max((n for stop, n in parts if held.endswith(stop[:n])), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], False
 

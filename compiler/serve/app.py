@@ -108,9 +108,9 @@ class Service:
             return _stream(self._text_events(request, reply, asked, prompts, adapter))
         choices, total = [], 0
         for index, tokens in enumerate(prompts):
-            spelling = self._spelling(asked.wanted)
+            spelling = self._spelling(asked.wanted, () if asked.echo else tokens)
             echoed, scores = await self._echo(request, asked, index, tokens)
-            text, end, made, likely = await _whole(self._pieces(request, tokens, asked.wanted, adapter))
+            text, end, made, likely = await _whole(self._pieces(request, tokens, asked.wanted, adapter, True))
             total += made
             told = spelling and _joined(spelling.for_text(scores, echoed), spelling.for_text(likely))
             choices.append(_text_choice(index, echoed + text, told, end))
@@ -121,12 +121,12 @@ class Service:
     ) -> AsyncIterator[dict[str, Any]]:
         total = 0
         for index, tokens in enumerate(prompts):
-            spelling = self._spelling(asked.wanted)
+            spelling = self._spelling(asked.wanted, () if asked.echo else tokens)
             if asked.echo:
                 text, scores = await self._echo(request, asked, index, tokens)
                 yield reply.body([_text_choice(index, text, spelling and spelling.for_text(scores, text))])
             made = 0
-            async with contextlib.aclosing(self._pieces(request, tokens, asked.wanted, adapter)) as pieces:
+            async with contextlib.aclosing(self._pieces(request, tokens, asked.wanted, adapter, True)) as pieces:
                 async for piece in pieces:
                     made = piece.made
                     if piece.text or piece.likely or piece.end:
@@ -149,13 +149,13 @@ class Service:
         return text, await self.turns.alone(request, partial(self._answers.score, tokens, count))
 
     def _pieces(
-        self, request: Request, tokens: list[int], wanted: Wanted, adapter: str | None
+        self, request: Request, tokens: list[int], wanted: Wanted, adapter: str | None, goes_on: bool = False
     ) -> AsyncGenerator[Piece, None]:
-        return self.turns.pieces(request, partial(self._answers.pieces, tokens, wanted, adapter))
+        return self.turns.pieces(request, partial(self._answers.pieces, tokens, wanted, adapter, goes_on))
 
-    def _spelling(self, wanted: Wanted) -> Spelling | None:
-        """For an answer that is to say how likely its tokens were."""
-        return None if wanted.logprobs is None else Spelling(self._prompts.spelled)
+    def _spelling(self, wanted: Wanted, before: Sequence[int] = ()) -> Spelling | None:
+        """For an answer that is to say how likely its tokens were. before: tokens of a text that it goes on with."""
+        return None if wanted.logprobs is None else Spelling(self._prompts.spelled, before)
 
     def _adapter(self, model: Any) -> str | None:
         """Raises Refused for a model that is not served here."""

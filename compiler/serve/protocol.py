@@ -135,7 +135,7 @@ def _wanted(
         stops=tuple(stops),
         logprobs=logprobs,
         stream=streams,
-        usage=bool((options or {}).get("include_usage")),
+        usage=_flag(options or {}, "include_usage"),
     )
 
 

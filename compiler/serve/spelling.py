@@ -11,11 +11,11 @@ from pocketphi.graph.token_bytes import TokenBytes
 
 
 class Spelling:
-    """The tokens of one answer, in the order in which they come."""
+    """The tokens of one answer, in the order in which they come. before: those of the text that it goes on with"""
 
-    def __init__(self, spelled: TokenBytes) -> None:
+    def __init__(self, spelled: TokenBytes, before: Sequence[int] = ()) -> None:
         self._spelled = spelled
-        self._first = True
+        self._first = all(spelled.of(token) is None for token in before)
         self._places = _Places()
 
     def for_chat(self, likely: Sequence[Likely]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ class Spelling:
         for one in likely:
             top = [self._entry(*pair) for pair in one.top]
             content.append({**self._entry(one.token, one.logprob), "top_logprobs": top})
-            self._first = False
+            self._first = self._first and self._bytes(one.token) is None
         return {"content": content, "refusal": None}
 
     def for_text(self, likely: Sequence[Likely], echoed: str | None = None) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Spelling:
             found = self._bytes(one.token)
             special = b"" if echoed is None else names[-1].encode()  # an answer's text is without them
             parts.append(special if found is None else found)
-            self._first = self._first and echoed is not None
+            self._first = self._first and found is None and echoed is None
         return {
             "tokens": names,
             "token_logprobs": [one.logprob for one in likely],

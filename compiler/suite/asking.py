@@ -21,10 +21,10 @@ def most_tokens(line: Line, side: Side, answer_tokens: int, window: int) -> int:
     """Tokens that a line takes together with its answer. Raises InputError where there are none to predict."""
     item = line.item
     if isinstance(item, Text):
-        count = len(side.tokenizer.tokens(item.text))
-        if not count:
+        tokens = side.tokenizer.tokens(item.text)
+        if not tokens:
             raise InputError(f"the model's tokenizer makes no token of {show(item.text)}")
-        return min(window, count + 1)
+        return min(window, len([side.start, *tokens]))
     if isinstance(item, Choice):
         return max(sum(map(len, side.pair(item.context, f" {one}"))) for one in item.compared)
     return asked_of(item, side, answer_tokens).total

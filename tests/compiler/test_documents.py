@@ -236,6 +236,8 @@ def test_letters_that_a_pdf_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyP
             {"a.txt": b"\xff", "b.md": b"\0"},
             "none of its 2 documents can be read (first a.txt: is no UTF-8 text at byte 0)",
         ),
+        ({"a.txt": b"\xef\xbb\xbfab\xff"}, "(first a.txt: is no UTF-8 text at byte 5)"),
+        ({"a.txt": b"\xff\xfea\0b"}, "(first a.txt: is no UTF-16 text at byte 4)"),
         ({"a.txt": b" \n"}, "its documents hold no text"),
     ],
 )

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +154,25 @@ def test_a_scheduler_that_is_not_there(
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("pocketphi: --executor dask://127.0.0.1:9: no Dask scheduler answers (")
     assert said.endswith("start one with 'dask scheduler'")
+
+
+@pytest.mark.parametrize(("sent", "why"), [(b"", "says nothing"), (bytes(range(100, 130)), "is something else")])
+def test_what_listens_is_no_scheduler(
+    sent: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that says nothing, as a web server does to what is no request of its own, and one that says anything."""
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(20)
+        answering = threading.Thread(target=lambda: held.append(listening.accept()[0]) or held[0].sendall(sent))
+        held: list[socket.socket] = []
+        answering.start()
+        where = f"dask://127.0.0.1:{listening.getsockname()[1]}"
+        assert main(["build", str(write(tmp_path)), "--executor", where]) == 2
+        answering.join()
+        held[0].close()
+    why = f"no Dask scheduler answers (what listens there {why}); start one with 'dask scheduler'"
+    assert capsys.readouterr().err == f"pocketphi: --executor {where}: {why}\n"
 
 
 def test_a_probe_that_a_killed_build_left(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def test_text_that_may_begin_a_stop_waits() -> None:
     ]
     holder.add("xE")
     assert holder.rest("") == "E"
+    long = Holder(["x" * (1 << 22)])  # of which a token is compared with its own length alone
+    assert [long.add(piece) for piece in ("x", "xy")] == [("", False), ("xxy", False)]
 
 
 def test_chance_is_what_was_asked_for(client: Any) -> None:
@@ -195,6 +197,7 @@ def test_models(client: Any) -> None:
         ({"n": 2}, "n: 2 is not possible here; it may be nothing or 1"),
         ({"tools": [{"type": "function"}]}, "tools: .* is not possible here"),
         ({"stream_options": {}}, "expected an object, with stream = true"),
+        ({"stream": True, "stream_options": {"include_usage": "no"}}, "include_usage is 'no', expected true or false"),
         ({"top_logprobs": 2}, "needs logprobs to be true"),
         ({"temprature": 1}, "unknown key temprature; did you mean temperature"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from letters_bundle import letters_bundle
 from served import MODEL, post, said, served
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from pocketphi.artifacts.bundle import Bundle, write_manifest
@@ -152,6 +153,32 @@ def test_places_are_those_in_the_text(client: Any, echo: bool) -> None:
     assert (choice.text, choice.logprobs.text_offset) == (text, expected)
     streamed = [one.choices[0].logprobs for one in client.completions.create(**asked, stream=True)]
     assert [place for one in streamed if one for place in one.text_offset] == expected
+
+
+def test_an_answer_goes_on_with_its_text(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SentencePiece writes the space into a token, and its decoder takes it from the start of a text alone."""
+    other = shutil.copytree(bundle, tmp_path / "bundle")
+    space = "\u2581"
+    library = Library(
+        BPE({piece: i for i, piece in enumerate(["<s>", "<u>", "<e>", space, *map(chr, range(97, 123))])}, [])
+    )
+    library.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
+    library.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.save(str(other / "tokenizer.json"))
+    write_manifest(other, Bundle.open(other, check=False).manifest)
+    monkeypatch.setattr(Chooser, "_choose", lambda self, logits: 3 + int(getattr(self, "last", None) is not None))
+    with served(other, room=ROOM) as at:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{at}/v1", api_key="none", max_retries=0, timeout=30)
+        asked: Any = {"model": MODEL, "prompt": "ab c", "max_tokens": 2, "logprobs": 0}
+        for echo in (False, True):
+            text = "ab c a" if echo else " a"
+            choice = client.completions.create(**asked, echo=echo).choices[0]
+            assert (choice.text, "".join(choice.logprobs.tokens)) == (text, text)
+            assert choice.logprobs.text_offset == ([0] if echo else []) + list(range(len(text)))
+            pieces = [one.choices[0] for one in client.completions.create(**asked, echo=echo, stream=True)]
+            assert "".join(one.text for one in pieces) == text
+        chat = client.chat.completions.create(model=MODEL, messages=said("a"), max_tokens=2, logprobs=True).choices[0]
+        assert (chat.message.content, [one.token for one in chat.logprobs.content]) == ("a", ["", "a"])
 
 
 def test_a_method_that_an_address_does_not_have(port: int) -> None:

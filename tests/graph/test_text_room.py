@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -88,6 +89,33 @@ def test_bytes_of_tokens_are_those_of_the_text(made: tokenizers.Tokenizer) -> No
         found = b"".join(spelled.of(token, first=i == 0) or b"" for i, token in enumerate(ids))
         assert found.decode() == made.decode(ids) == text
     assert b"".join(spelled.of(token) or b"" for token in made.encode("\u00e9").ids)[-2:] == "\u00e9".encode()
+
+
+def decoded_by(decoder: Any, *added: str) -> tokenizers.Tokenizer:
+    made = byte_level() if isinstance(decoder, decoders.ByteLevel) else phi3(fuse_unk=True, byte_fallback=True)
+    made.decoder = decoder
+    made.add_tokens([AddedToken(one, normalized=False) for one in added])
+    return made
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        decoded_by(decoders.Metaspace(prepend_scheme="always"), "\u2581\u2581x"),
+        decoded_by(decoders.Metaspace(prepend_scheme="never"), "\u2581\u2581x"),
+        decoded_by(phi3().decoder, "<a\u2581\xe9>"),
+        decoded_by(decoders.ByteLevel(), "\xc3\xa9", "\xe9 \u65e5"),
+    ],
+    ids=["Metaspace", "Metaspace that adds nothing", "Phi-3", "bytes"],
+)
+def test_bytes_of_any_tokens_are_those_of_the_text(made: tokenizers.Tokenizer) -> None:
+    spelled, rng, size = TokenBytes(json.loads(made.to_str())), random.Random(0), made.get_vocab_size()
+    whole = [token for token in range(size) if "\ufffd" not in made.decode([token], skip_special_tokens=False)]
+    for first in whole:
+        ids = [first, *rng.choices([*whole[-20:], *whole], k=3)]
+        texts = [token for token in ids if spelled.of(token) is not None]
+        found = b"".join(spelled.of(token, first=i == 0) or b"" for i, token in enumerate(texts))
+        assert found.decode() == made.decode(ids), ids
 
 
 def test_a_special_token_is_no_text() -> None:

@@ -214,6 +214,18 @@ def test_a_stream_holds_back_half_a_character() -> None:
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
+def test_a_stream_that_goes_on_with_a_text_keeps_its_space() -> None:
+    tokenizer = Tokenizer.from_files(tokenizer_files_from_gguf(phi3_fields(), "m.gguf"))
+    before, ids = tokenizer.encode("\u65e5"), tokenizer.encode("\u65e5 in")
+    rest = ids[len(before) :]
+    assert (ids[: len(before)], streamed(tokenizer, rest)) == (before, "in")
+    for text in (before, ids):
+        stream = tokenizer.stream(text)
+        assert "".join(map(stream.step, rest)) + stream.finish() == " in"
+    half = tokenizer.stream([3 + 0xF0])
+    assert half.step(3 + 0x41) == "A"
+
+
 def test_a_stream_of_any_ids_gives_text() -> None:
     """Byte tokens that are no UTF-8: byte-level text is that of decode; SentencePiece's cannot be, it looks back."""
     rng = random.Random(0)

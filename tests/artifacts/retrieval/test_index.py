@@ -113,6 +113,14 @@ def test_accents_do_not_count(words: tuple[str, ...], tmp_path: Path) -> None:
     assert words_of(words[0]) == words_of(words[-1])
 
 
+def test_signs_and_letters_that_are_younger_than_fts5(tmp_path: Path) -> None:
+    """An emoji, roubles, an Arabic word between marks of direction, a bullet of Word's, Adlam in large letters."""
+    text = "\U0001f98afox \u20bd500 \u2067\u0643\u062a\u2069 \uf0b7item \U0001e900\U0001e901"
+    index = made(tmp_path / "i", [text, "nothing of it"])
+    for question in ("fox", "\u20bd500", "\u0643\u062a", "item", "\U0001e900\U0001e901", "\U0001e922\U0001e923"):
+        assert [one.text for one in index.search(question, 3)] == [text], question
+
+
 def test_common_words_are_left_out_where_others_are_left(tmp_path: Path) -> None:
     texts = [f"common word{i} here" for i in range(300)]
     index = made(tmp_path / "i", texts)

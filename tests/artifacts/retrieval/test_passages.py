@@ -121,6 +121,15 @@ def test_a_heading_with_nothing_below_it() -> None:
     ]
 
 
+def test_a_text_that_is_marked_as_a_heading_is_text() -> None:
+    """Each passage below one would hold it."""
+    long, below = "word " * 1000, "\n\nText."
+    for file, text in (("a.md", f"# {long}{below}"), ("a.rst", f"{long}\n{'=' * 5000}{below}")):
+        made = list(passages_of(file, text))
+        assert {one.heading for one in made} == {""}
+        assert all(len(one.text) <= 2 * LENGTH for one in made[:9])
+
+
 def test_a_long_line_stays_as_it_is() -> None:
     line = "At 3.14  bar take version 2.0.1 of config.json on example.com, in the U.S. of 1,000.5\tkg! " * 20
     line += "word " * 300 + "終。始" + "x" * 1500

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_phi3 import rounding
 
-from pocketphi.compiler.suite.asking import compare
+from pocketphi.compiler.suite.asking import compare, most_tokens
+from pocketphi.compiler.suite.items import Line, Text
 from pocketphi.compiler.suite.side import ROWS, Answered, Asked, Likelihood, Side, groups
 from pocketphi.graph.errors import InputError
 
@@ -65,6 +66,8 @@ def test_what_comes_to_no_token(side: Make) -> None:
     asked.config = replace(asked.config, bos=None, eos=())
     with pytest.raises(InputError, match="neither a start token nor an end token to put before a text"):
         asked.pair("", "b")
+    with pytest.raises(InputError, match="neither a start token"):  # before anything runs
+        most_tokens(Line(Text("b"), "texts", "a.jsonl:1"), asked, 8, 16)
 
 
 def test_rolling_predicts_each_token_once(side: Make) -> None:
