@@ -30,7 +30,7 @@ class TwoSided(ScaleSearch):
     recipe = "two-sided"
     does = "searches scales for the inputs that calibration measures, and weighs outputs by the model's gradients"
     weighs_outputs = True
-    version = 1
+    version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         return _by_rows(super().quantize, w, feedback)
@@ -42,7 +42,7 @@ class LevelTwoSided(LevelSearch):
     recipe = TwoSided.recipe
     does = TwoSided.does
     weighs_outputs = True
-    version = 1
+    version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         return _by_rows(super().quantize, w, feedback)

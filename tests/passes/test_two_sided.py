@@ -57,6 +57,7 @@ def test_what_is_measured_are_the_gradients_of_what_could_be_drawn(
             exact[name] += float(given.exp()) * g.T @ g
 
     monkeypatch.setattr("pocketphi.passes.output_moments._SAMPLES", DRAWN)
+    monkeypatch.setattr("pocketphi.passes.quantizers.outputs._MOST", float("inf"))
     measured = {one.name: one.outputs for one in OutputMoments(trace(source), TOKENS).measure()}
     assert set(measured) == set(exact) == {name for name in CONFIG.matrices() if layer_of(name) is not None}
     for name, outputs in measured.items():
@@ -67,7 +68,8 @@ def test_what_is_measured_are_the_gradients_of_what_could_be_drawn(
 
 
 @pytest.mark.parametrize("rows", [1, 24, 1024, 1025, 2500])
-def test_each_row_is_in_one_block(rows: int) -> None:
+def test_each_row_is_in_one_block(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketphi.passes.quantizers.outputs._MOST", float("inf"))
     gradients = torch.randn(8, rows, generator=torch.Generator().manual_seed(0)) * torch.arange(rows)
     outputs = Outputs.of(gradients.bfloat16())
     found = torch.cat([blocks.rows.flatten() for blocks in outputs.blocks])
@@ -76,6 +78,13 @@ def test_each_row_is_in_one_block(rows: int) -> None:
     energy = gradients.bfloat16().float().square().sum(0)
     for blocks in outputs.blocks:
         assert (energy[blocks.rows].diff(dim=1) <= 0).all()
+
+
+def test_no_token_counts_for_more_than_half_of_the_mean() -> None:
+    """Of four tokens, in rows of their own: |g|² of 1, 4, 16 and 43 with a mean of 16, so that two of them count for 8."""
+    outputs = Outputs.of(torch.diag(torch.tensor([1.0, 4.0, 16.0, 43.0]).sqrt()).bfloat16())
+    found = moments(outputs, 4).diagonal()
+    assert found.tolist() == pytest.approx([one + 21 / 4 for one in (1, 4, 8, 8)], rel=0.02)
 
 
 def test_errors_cost_what_their_parts_do() -> None:
