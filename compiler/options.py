@@ -99,7 +99,8 @@ class RecipeOptions(StorageOptions):
 
     recipe: str = option(
         "search",
-        "search (default): scales by activations; rtn: round to nearest; keep: the blocks of a file that is quantized",
+        "search (default): scales by activations; two-sided: and by the model's gradients, slower; rtn: round to nearest; "
+        "keep: the blocks of a file that is quantized",
         choices=recipes(),
         metavar="NAME",
     )
@@ -129,7 +130,7 @@ class RecipeOptions(StorageOptions):
     )
     calibration: Path | None = option(
         None,
-        "UTF-8 text for --recipe search (default: pages of our own and Python's language reference)",
+        "UTF-8 text for --recipe search and two-sided (default: pages of our own and Python's language reference)",
         metavar="FILE",
     )
     calibration_tokens: int = option(4096, "of that text (default {default})", metavar="N")

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pocketphi.graph.errors import InputError
 from pocketphi.passes.quantizers import Quantizer, make_quantizer
 
-_LEFT = {"rtn": 1.0, "search": 0.34, "two-sided": 0.31}
-_LEFT_BY_SEARCH = {("nl4", 16): 0.26, ("nl4", 32): 0.28, **{("int2", block): 0.47 for block in (16, 32, 64)}}
-"""Of the cost of rounding to nearest, by recipe, and by format and block where that differs: on the sample, with all weights in
-one format, `search` left 0.36, 0.34 and 0.33 (int4 in blocks of 64, 32 and 16), 0.33, 0.28 and 0.26 (nl4), 0.33 (int5, 64),
+_OF_SEARCH = {"search": 1.0, "two-sided": 0.93}
+"""By recipe, of what `search` leaves: measured with int4 in blocks of 64."""
+_LEFT = 0.34
+_LEFT_BY_FORMAT = {("nl4", 16): 0.26, ("nl4", 32): 0.28, **{("int2", block): 0.47 for block in (16, 32, 64)}}
+"""Of the cost of rounding to nearest, what `search` leaves, by format and block where that differs: on the sample, with all weights in
+one format, it left 0.36, 0.34 and 0.33 (int4 in blocks of 64, 32 and 16), 0.33, 0.28 and 0.26 (nl4), 0.33 (int5, 64),
 0.32 (int6, 64), 0.34 (nl3, 32) and 0.47 (int2, 16)."""
 
 NEVER, _MOST = 1e30, 1e25
@@ -42,10 +44,9 @@ def _comparable(name: str, costs: Sequence[float]) -> list[float]:
 
 def left_of(quantizer: Quantizer) -> float:
     """Of the cost of rounding to nearest; all of it of a recipe that nothing is known about."""
-    found = _LEFT.get(quantizer.recipe, 1.0)
-    return (
-        _LEFT_BY_SEARCH.get((quantizer.format.name, quantizer.block), found) if quantizer.recipe == "search" else found
-    )
+    if quantizer.recipe not in _OF_SEARCH:
+        return 1.0
+    return _OF_SEARCH[quantizer.recipe] * _LEFT_BY_FORMAT.get((quantizer.format.name, quantizer.block), _LEFT)
 
 
 def nearest(quantizer: Quantizer) -> Quantizer:
