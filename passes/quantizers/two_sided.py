@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pocketphi.graph.formats import Blocks
-from pocketphi.graph.threads import WORKERS, workers
 from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ def _by_rows(
     if feedback is None or feedback.outputs is None:
         return search(w, feedback)
     import torch
+
+    from pocketphi.graph.threads import WORKERS, workers
 
     alone = replace(feedback, outputs=None)
     tasks = [

@@ -303,7 +303,7 @@ BAD = {
     MODELS + "[targets.coreml]\nflavor = ''\n": "--flavor : expected functions or swift-transformers",
     MODELS + "[targets.tvm-arm]\nos = 'windows'\n": "--os windows: expected one of linux, android, ios, host",
     MODELS + "[targets.ort-mobile]\naccuracy_level = 3\n": "--accuracy-level 3: expected 0 or 4",
-    MODELS + "[recipes.best]\nrecipe = 'serch'\n": "--recipe serch: expected one of search, rtn, keep",
+    MODELS + "[recipes.best]\nrecipe = 'serch'\n": "--recipe serch: expected one of search, two-sided, rtn, keep",
     MODELS + "[gates]\nkl = nan\n": "gates.kl is nan, expected a number that is not negative",
     MODELS + "[gates]\nkl = { a = 1 }\n": "gates.kl is {'a': 1}, expected a number",
     MODELS + "[gates]\nmax_bytes = -1\n": "gates.max_bytes is -1, expected a number of bytes",

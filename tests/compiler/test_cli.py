@@ -211,7 +211,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("nowhere", (), "nowhere: no such model; expected a Hugging Face folder"),
         ("random:phi-9", (), "unknown shape 'phi-9'; expected one of phi-3-mini-4k"),
-        ("random:tiny", ("--recipe", "magic"), "--recipe magic: expected one of search, rtn, keep"),
+        ("random:tiny", ("--recipe", "magic"), "--recipe magic: expected one of search, two-sided, rtn, keep"),
         ("random:tiny", ("--block", "48"), "--block 48: expected one of 16, 32, 64, 128, 256, or row"),
         ("random:tiny", ("--palette", "5"), "--palette 5: expected one of 1, 2, 4, 8, 16, 32, 64 rows"),
         ("random:tiny", ("--palette",), "ort-mobile: model.embed_tokens.weight is a palette, which the target cannot"),

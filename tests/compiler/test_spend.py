@@ -194,7 +194,7 @@ RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
     ("text", "message"),
     [
         (RULE.replace("int4", "int9"), "rule 1: format int9: expected one of int4, int2"),
-        (RULE.replace("search", "serch"), "rule 1: --recipe serch: expected one of search, rtn, keep"),
+        (RULE.replace("search", "serch"), "rule 1: --recipe serch: expected one of search, two-sided, rtn, keep"),
         (RULE + "blok = 32\n", "rule 1: search of int4: blok is 32, expected block, symmetric, scale_bits only"),
         (RULE + "block = 31\n", "rule 1: search of int4: block is 31, expected one of 0, 16"),
         (

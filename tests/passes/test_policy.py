@@ -11,7 +11,7 @@ from pocketphi.artifacts.manifest import RecipeRecord, RuleRecord
 from pocketphi.compiler.precision import recorded_policy, rule_records
 from pocketphi.graph.config import EMBEDDING, HEAD
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.formats import FORMATS
+from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.passes.policy import Policy, Rule, default_block, policy_of
 from pocketphi.passes.quantizers import QUANTIZERS, EightBits, KMeans, RoundToNearest, recipes
 
@@ -74,7 +74,7 @@ def test_the_first_rule_that_matches_counts() -> None:
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(InputError, match="--recipe gptq: expected one of search, rtn, keep"):
+    with pytest.raises(InputError, match="--recipe gptq: expected one of search, two-sided, rtn, keep"):
         policy_of("gptq")
     with pytest.raises(InputError, match="rtn of int4: block is 48, expected one of 0, 16, 32, 64, 128, 256"):
         policy_of("rtn", block=48)
@@ -102,7 +102,7 @@ def test_a_manifest_holds_rules_only_where_its_fields_cannot_say_them() -> None:
     ("rule", "message"),
     [
         (RuleRecord("*", "int7", "rtn", {}), "--format int7: --recipe rtn rounds to nearest; choose another"),
-        (RuleRecord("*", "int4", "x\ny", {}), "expected one of search, rtn, keep"),
+        (RuleRecord("*", "int4", "x\ny", {}), "expected one of search, two-sided, rtn, keep"),
         (RuleRecord("*", "int4", "rtn", {"block": True}), "block is True, expected one of 0, 16"),
         (RuleRecord("*", "palette", "rtn", {"symmetric": True}), "symmetric is True, expected group only"),
     ],
@@ -113,11 +113,11 @@ def test_rules_of_a_manifest_that_cannot_be(rule: RuleRecord, message: str) -> N
 
 
 def test_every_recipe_says_what_it_is() -> None:
-    assert recipes() == ["search", "rtn", "keep"]
-    assert {form: sorted(recipes(form)) for form in FORMATS} == {
-        form: ["keep", "rtn", "search"] if form in ("int2", "int4", "int8") else ["rtn", "search"] for form in FORMATS
-    }
-    assert [default_block(recipe) for recipe in recipes()] == [64, 64, 32]
+    assert recipes() == ["search", "two-sided", "rtn", "keep"]
+    for name, form in FORMATS.items():
+        more = {"keep": name in ("int2", "int4", "int8"), "two-sided": issubclass(form, Blocks)}
+        assert set(recipes(name)) == {"rtn", "search", *(recipe for recipe, makes in more.items() if makes)}
+    assert [default_block(recipe) for recipe in recipes()] == [64, 64, 64, 32]
     for made in QUANTIZERS:
         quantizer = made(**{name: parameter.default for name, parameter in made.parameters.items()})
         assert {name: getattr(quantizer, name) for name in made.parameters} == {

@@ -192,6 +192,6 @@ def test_keep_takes_over_blocks_of_the_file() -> None:
 def test_by_name() -> None:
     assert type(make_quantizer("search", "int4", {"block": 32})) is ScaleSearch
     assert make_quantizer("rtn", "int4", {"block": 64, "symmetric": False}).describe() == "int4 rtn block 64 asymmetric"
-    with pytest.raises(InputError, match=r"--recipe gptq: expected one of search, rtn, keep"):
+    with pytest.raises(InputError, match=r"--recipe gptq: expected one of search, two-sided, rtn, keep"):
         make_quantizer("gptq", "int4", {})
     assert TensorInfo(TINY.tensors()["lm_head.weight"], "bf16").columns == 64
