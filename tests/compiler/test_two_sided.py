@@ -12,6 +12,7 @@ from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.plan import plan
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.resident import resident_now
 from pocketphi.passes.backward import Backward
 from pocketphi.passes.output_moments import OutputMoments
 
@@ -92,4 +93,4 @@ def test_its_memory_is_planned(tmp_path: Path) -> None:
         recipe: plan(compile_options("random:phi-3-mini-4k", Path("-"), ("ort-mobile",), recipe=recipe)).compile_memory
         for recipe in ("search", "two-sided")
     }
-    assert needed["search"] < needed["two-sided"] < 4e9
+    assert needed["search"] < needed["two-sided"] < 3.5e9 + resident_now()  # 4 GB in a process of its own
