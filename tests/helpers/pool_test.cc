@@ -19,7 +19,6 @@
 #include "cpu.h"
 #include "raised.h"
 
-using pocketphi_runtime::Crew;
 using pocketphi_runtime::LoopGroup;
 using pocketphi_runtime::Pool;
 
@@ -78,29 +77,8 @@ char state_of(int id) {
   return stat[stat.rfind(')') + 2];
 }
 
-// Work of so many seconds, in which so many cores ran for this process: how many threads share what comes.
-int after(Crew& crew, double seconds, double cores) {
-  crew.worked(seconds, seconds * cores);
-  return crew.now();
-}
-
-void crews() {
-  Crew crew(2);
-  CHECK(after(crew, 0.02, 2.0) == 2);
-  CHECK(after(crew, 0.02, 1.3) == 2);  // the rest is what one thread does alone
-  CHECK(after(crew, 0.004, 0.7) == 2);  // too short to tell
-  CHECK(after(crew, 0.004, 0.7) == 2);
-  CHECK(after(crew, 0.004, 0.7) == 4);  // together long enough
-  CHECK(after(crew, 0.02, 1.0) == 4);  // the part of four threads is larger
-  CHECK(after(crew, 0.02, 1.7) == 4);
-  CHECK(after(crew, 0.02, 2.0) == 2);  // all that two could have
-  Crew alone(1);
-  CHECK(after(alone, 0.02, 0.1) == 1);
-}
-
 int main() {
   alarm(100);  // for what would wait for ever
-  crews();
   CHECK(run().parts == 1);  // without a pool
   std::thread([] {}).join();  // the sanitizer starts one of its own beside the first
   const std::set<int> before = threads();
@@ -132,13 +110,6 @@ int main() {
     sem_post(&release);
     sem_post(&release);
     for (int i = 0; i < 1000; ++i) run();
-    {
-      Pool::Work nothing(&pool);
-      usleep(20000);  // the CPU was elsewhere
-    }
-    CHECK(pool.threads() == 6);
-    for (int i = 0; i < 20000; ++i) CHECK(run().parts == 12);
-    CHECK(threads().size() == before.size() + 5);
   }
   CHECK(run().parts == 1);
   while (threads() != before) usleep(1000);  // joined threads leave the list a moment later

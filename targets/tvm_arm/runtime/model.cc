@@ -99,7 +99,6 @@ void Step::take(const Tensors& factors) { std::copy(factors.begin(), factors.end
 void Step::operator()(const int32_t* tokens, int64_t count, int64_t rows, int64_t vocab, float* logits) const {
   std::vector<Value> arguments{std::make_shared<const Tensor>(const_cast<int32_t*>(tokens), Shape{count}, kInt32)};
   arguments.insert(arguments.end(), kept_.begin(), kept_.end());
-  Pool::Work work(Pool::current());
   Value result = machine_.call(*function_, std::move(arguments));
   auto output = std::get_if<TensorRef>(&result);
   if (!output || (*output)->dtype() != kFloat32 || (*output)->shape() != Shape{rows, vocab}) {

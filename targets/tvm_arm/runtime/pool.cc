@@ -1,8 +1,6 @@
 #include "pool.h"
 
-#include <time.h>
-
-#include <algorithm>
+#include <chrono>
 #include <exception>
 
 #include "cpu.h"
@@ -40,23 +38,21 @@ bool spin(Test done) {
   return done();
 }
 
-// That this process has run for.
-double cpu_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return time.tv_sec + 1e-9 * time.tv_nsec;
-}
-
 }  // namespace
 
 Pool::Pool(int threads, const std::vector<unsigned>& cores)
-    : asked_(threads),
-      crew_(threads),
-      cores_(cores),
-      count_(Crew::kMost * threads * kParts),
-      parts_(new Part[count_]) {
+    : count_(threads * kParts), parts_(new Part[count_]) {
+  group_.parts = count_;
   stay_on(cores);
-  have(threads);
+  try {
+    for (int i = 1; i < threads; ++i) {
+      helpers_.emplace_back([this, i, cores] {
+        stay_on(cores);
+        help(i * kParts);
+      });
+    }
+  } catch (const std::exception&) {  // this process gets no more threads, or memory for one: those that there are do the work
+  }
   pool_of_thread = this;
 }
 
@@ -64,21 +60,8 @@ Pool::~Pool() {
   pool_of_thread = nullptr;
   ended_ = true;
   { std::lock_guard<std::mutex> lock(mutex_); }
-  for (Asleep& these : asleep_) these.begun.notify_all();
+  begun_.notify_all();
   for (std::thread& helper : helpers_) helper.join();
-}
-
-void Pool::have(int threads) {
-  try {
-    for (int number = helpers_.size() + 1; number < threads; ++number) {
-      helpers_.emplace_back([this, number] {
-        stay_on(cores_);
-        help(number);
-      });
-    }
-  } catch (const std::exception&) {  // this process gets no more threads, or memory for one: those that there are do the work
-  }
-  threads_ = std::min<int>(threads, helpers_.size() + 1);
 }
 
 Pool* Pool::current() { return pool_of_thread; }
@@ -86,14 +69,11 @@ Pool* Pool::current() { return pool_of_thread; }
 int Pool::run(LoopBody task, void* data) {
   task_ = task;
   data_ = data;
-  group_.parts = unfinished_ = threads_ * kParts;
-  uint64_t loop = loop_ + 1;
-  for (int part = group_.parts; part < count_; ++part) parts_[part].taken = loop;  // there is none of them
-  loop_ = loop;
-  for (Asleep& these : asleep_) {
-    if (these.count == 0 || (&these == &asleep_[1] && threads_ <= asked_)) continue;
+  unfinished_ = count_;
+  uint64_t loop = ++loop_;
+  if (asleep_ > 0) {
     { std::lock_guard<std::mutex> lock(mutex_); }
-    these.begun.notify_all();
+    begun_.notify_all();
   }
   pool_of_thread = nullptr;
   work(loop, 0);
@@ -135,28 +115,19 @@ void Pool::await_others() {
   caller_asleep_ = false;
 }
 
-void Pool::help(int number) {
-  for (uint64_t loop = 0; loop = await_loop(loop, number), !ended_;) work(loop, number * kParts);
+void Pool::help(int first) {
+  for (uint64_t loop = 0; loop = await_loop(loop), !ended_;) work(loop, first);
 }
 
-uint64_t Pool::await_loop(uint64_t last, int number) {
-  auto begun = [this, last, number] { return (loop_ != last && number < threads_) || ended_; };
+uint64_t Pool::await_loop(uint64_t last) {
+  auto begun = [this, last] { return loop_ != last || ended_; };
   if (!spin(begun)) {
-    Asleep& mine = asleep_[number >= asked_];
     std::unique_lock<std::mutex> lock(mutex_);
-    ++mine.count;
-    mine.begun.wait(lock, begun);
-    --mine.count;
+    ++asleep_;
+    begun_.wait(lock, begun);
+    --asleep_;
   }
   return loop_;
-}
-
-Pool::Work::Work(Pool* pool) : pool_(pool), begin_(Clock::now()), cpu_(pool ? cpu_seconds() : 0) {}
-
-Pool::Work::~Work() {
-  if (!pool_) return;
-  pool_->crew_.worked(std::chrono::duration<double>(Clock::now() - begin_).count(), cpu_seconds() - cpu_);
-  if (pool_->crew_.now() != pool_->threads_) pool_->have(pool_->crew_.now());
 }
 
 }  // namespace pocketphi_runtime

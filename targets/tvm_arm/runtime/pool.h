@@ -2,7 +2,6 @@
 // until the scheduler has been round. Here a loop waits for nobody who has not begun: whoever is free takes what is left.
 #pragma once
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -11,7 +10,6 @@
 #include <vector>
 
 #include "abi.h"
-#include "crew.h"
 #include "raised.h"
 
 namespace pocketphi_runtime {
@@ -24,21 +22,7 @@ class Pool {
   ~Pool();
   Pool(const Pool&) = delete;
 
-  // Those that share the next loop.
-  int threads() const { return threads_; }
-
-  // What is done in a scope, to see whether other programs take the CPU: then more threads share the loops. pool: or null.
-  class Work {
-   public:
-    explicit Work(Pool* pool);
-    ~Work();
-    Work(const Work&) = delete;
-
-   private:
-    Pool* pool_;
-    std::chrono::steady_clock::time_point begin_;
-    double cpu_;
-  };
+  int threads() const { return static_cast<int>(helpers_.size()) + 1; }
 
   // Run `task` once for each of its parts, whose number `LoopGroup` says. 0, or -1 with the reason raised.
   int run(LoopBody task, void* data);
@@ -51,34 +35,23 @@ class Pool {
     std::atomic<uint64_t> taken{0};  // the last loop in which it was
   };
 
-  void have(int threads);
-  void help(int number);
+  void help(int first);
   void work(uint64_t loop, int first);
   void run_part(int part);
   void await_others();
-  uint64_t await_loop(uint64_t last, int number);
+  uint64_t await_loop(uint64_t last);
 
-  // Helpers that have found nothing to do: those that were asked for, and those of a busy CPU.
-  struct Asleep {
-    std::atomic<int> count{0};
-    std::condition_variable begun;
-  };
-
-  const int asked_;
-  Crew crew_;
-  const std::vector<unsigned> cores_;
-  const int count_;  // of parts, at most
+  int count_;
   std::unique_ptr<Part[]> parts_;
-  std::atomic<int> threads_{1};
   LoopBody task_ = nullptr;
   void* data_ = nullptr;
   LoopGroup group_{nullptr, 0};
   alignas(64) std::atomic<uint64_t> loop_{0};  // counts them; what is written above is that of the last one
-  Asleep asleep_[2];
+  std::atomic<int> asleep_{0};                 // helpers
   std::atomic<bool> caller_asleep_{false}, ended_{false};
   alignas(64) std::atomic<int> unfinished_{0};  // parts of the last loop
   std::mutex mutex_;
-  std::condition_variable finished_;
+  std::condition_variable begun_, finished_;
   bool failed_ = false;  // under the mutex, as its reason
   Reason error_;
   std::vector<std::thread> helpers_;
