@@ -41,7 +41,7 @@ class LevelTwoSided(LevelSearch):
     recipe = TwoSided.recipe
     does = TwoSided.does
     weighs_outputs = True
-    version = 2
+    version = TwoSided.version
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         return _by_rows(super().quantize, w, feedback)

@@ -51,9 +51,7 @@ def _objects(kernels: IRModule, target: dict[str, Any], scratch: Path) -> list[A
     folder, made = _folder(), []
     for variable, kernel in sorted(kernels.functions.items(), key=lambda item: item[0].name_hint):
         path = scratch / f"{variable.name_hint}.o"
-        if folder is None or not _recalled(folder, path, kernel, target):
-            tirx.build(IRModule({variable: kernel}), tvm.target.Target(target)).write_to_file(str(path))
-            _keep(folder, path, kernel, target)
+        _known_or_compiled(IRModule({variable: kernel}), kernel, target, path, folder)
         made.append(tvm.runtime.load_static_library(str(path), [variable.name_hint]))
     if folder is not None:
         forget_oldest(folder, "*", _MOST)
@@ -66,29 +64,18 @@ def _folder() -> Path | None:
     return None
 
 
-def _about(kernel: tirx.PrimFunc, target: dict[str, Any]) -> dict[str, Any]:
-    return {"kernel": tvm_ffi.structural_hash(kernel), "target": target, "tvm": tvm.__version__}
-
-
-def _recalled(folder: Path, path: Path, kernel: tirx.PrimFunc, target: dict[str, Any]) -> bool:
-    """Whether the object was kept; then it is written to `path`."""
-    about = _about(kernel, target)
-    known = read_sealed(_entry(folder, about))
-    if not known or known[0] != about:
-        return False
-    path.write_bytes(known[1])
-    return True
-
-
-def _keep(folder: Path | None, path: Path, kernel: tirx.PrimFunc, target: dict[str, Any]) -> None:
-    """A cache that cannot be written costs the time of compiling, and nothing else."""
-    if folder is None:
+def _known_or_compiled(
+    module: IRModule, kernel: tirx.PrimFunc, target: dict[str, Any], path: Path, folder: Path | None
+) -> None:
+    """Write the object of a module's one kernel. A cache that cannot be written costs the time of compiling alone."""
+    about = {"kernel": tvm_ffi.structural_hash(kernel), "target": target, "tvm": tvm.__version__}
+    entry = folder and folder / blake3(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    known = read_sealed(entry) if entry else None
+    if known and known[0] == about:
+        path.write_bytes(known[1])
         return
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        about = _about(kernel, target)
-        write_sealed(_entry(folder, about), about, [path.read_bytes()])
-
-
-def _entry(folder: Path, about: dict[str, Any]) -> Path:
-    return folder / blake3(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    tirx.build(module, tvm.target.Target(target)).write_to_file(str(path))
+    if entry:
+        with contextlib.suppress(OSError):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed(entry, about, [path.read_bytes()])
