@@ -91,10 +91,11 @@ def packages_of(options: CompileOptions) -> list[str]:
 
 
 @functools.cache
-def our_code() -> str:
-    """BLAKE3 of all files of pocketphi's own: a bundle of a changed compiler is another bundle."""
+def our_code(*within: str) -> str:
+    """BLAKE3 of pocketphi's own files: a bundle of a changed compiler is another bundle. within: folders and files, from the
+    root on; everything if none."""
     root = Path(__file__).resolve().parent.parent
-    paths = (path for folder in _OUR_FILES for path in sorted((root / folder).rglob("*")))
+    paths = (path for one in within or _OUR_FILES for path in (root / one, *sorted((root / one).rglob("*"))))
     return digest_files((path for path in paths if path.is_file() and _is_ours(path.relative_to(root))), root)
 
 

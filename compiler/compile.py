@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pocketphi.artifacts.bundle import Bundle, check_replaceable, write_manifest
@@ -57,7 +58,7 @@ from pocketphi.graph.resident import free_memory
 from pocketphi.graph.writing import write_files
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.cache_scales import TOKENS, measure_scales
-from pocketphi.passes.calibrate import quantize_calibrated
+from pocketphi.passes.calibrate import quantize_calibrated, recalled
 from pocketphi.passes.policy import Policy
 from pocketphi.targets import find_target
 from pocketphi.targets.base import Packaged, Prepared
@@ -113,7 +114,7 @@ def compile_model(
 
     with new_folder(options.out, lowered.bytes, replace=options.force) as folder:
         if policy.calibrates:
-            outputs = known_outputs(source, lambda: graphs.traced, policy, options, ui)
+            outputs = partial(known_outputs, source, lambda: graphs.traced, policy, options, ui)
             quantized.weights.update(calibrate(program, weights, policy, outputs, options, ui))
         if options.learns:
             quantized.weights.update(learned(graphs.traced, weights, quantized.weights, policy, options, ui))
@@ -161,14 +162,22 @@ def build_program(
 
 
 def calibrate(
-    program: Program, source: HashedCheckpoint, policy: Policy, outputs: Lookup, options: CompileOptions, ui: Ui
+    program: Program,
+    source: HashedCheckpoint,
+    policy: Policy,
+    outputs: Callable[[], Lookup],
+    options: CompileOptions,
+    ui: Ui,
 ) -> Mapping[str, LazyWeight]:
-    """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it."""
+    """Quantize every layer that the policy says on the calibration text, into the cache on disk or from it. outputs: asked for
+    only where something is to be rounded."""
     rows = calibration_tokens(source, options, ui)
     cache = weight_cache(source, options, ui)
-    found = program.operators()
-    with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
-        stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1), outputs)
+    stored = recalled(program, rows, policy, cache)
+    if stored is None:
+        known, found = outputs(), program.operators()
+        with ui.task("calibrate and quantize", found["linear"] + found["edge.experts"], "weights") as advance:
+            stored = quantize_calibrated(program, rows, policy, cache, lambda: advance(1), known)
     fetched = f", {cache.fetched} of them in {cache.store.shown}" if cache.store else ""
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache{fetched}")
     return stored

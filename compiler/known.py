@@ -24,6 +24,9 @@ from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
 
 T = TypeVar("T")
 
+MEASURING = ("graph", "passes")
+"""The code that decides what is measured of a model on given tokens, but for the module that asks."""
+
 _MOST = 64
 """Entries of one kind."""
 
@@ -31,11 +34,14 @@ _MOST = 64
 class Known:
     """The entries of one kind, such as `trace`, that libraries in these versions gave."""
 
-    def __init__(self, kind: str, libraries: Iterable[str], cache: Path | None, most: int | None = None) -> None:
+    def __init__(
+        self, kind: str, libraries: Iterable[str], cache: Path | None, most: int | None = None, code: Sequence[str] = ()
+    ) -> None:
         """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept.
-        most: entries of this kind that are kept; 64 if None."""
+        most: entries of this kind that are kept; 64 if None. code: as `our_code` takes it, all that can change what is kept:
+        for what takes an hour, a new version of something else should not measure it again."""
         self._kind, self._most = kind, most or _MOST
-        self._made_by = {"code": our_code(), **{name: version_of(name) for name in libraries}}
+        self._made_by = {"code": our_code(*code), **{name: version_of(name) for name in libraries}}
         with contextlib.suppress(InputError):
             cache = cache or default_folder()
         self._folder = cache and cache / "known"
@@ -95,10 +101,10 @@ class Begun:
     """What long work that was stopped had come to, about one thing: kept while it goes on, forgotten when it ends. Of different
     works the last two."""
 
-    def __init__(self, kind: str, about: Mapping[str, Any], cache: Path | None) -> None:
-        """about: what decides the result, but for the order of sums, which is added here; cache: see `Known`"""
+    def __init__(self, kind: str, about: Mapping[str, Any], cache: Path | None, code: Sequence[str] = ()) -> None:
+        """about: what decides the result, but for the order of sums, which is added here; cache, code: see `Known`"""
         self._about = {**about, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
-        self._known = Known(f"{kind}-begun", ("torch",), cache, most=2)
+        self._known = Known(f"{kind}-begun", ("torch",), cache, most=2, code=code)
 
     def recall(self, kind: type[T]) -> tuple[T, memoryview] | None:
         """What `keep` was given last: a value, and bytes."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pocketphi.compiler.calibration import calibration_tokens
-from pocketphi.compiler.known import Begun, Known
+from pocketphi.compiler.known import MEASURING, Begun, Known
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import layer_of
@@ -21,6 +21,8 @@ from pocketphi.passes.backward import Reached
 from pocketphi.passes.output_moments import OutputMoments
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantizers.outputs import Outputs, RowBlocks
+
+_CODE = (*MEASURING, "compiler/outputs.py")
 
 Lookup = Callable[[str], Outputs | None]
 """By the name of a weight; None where its recipe has no use for them."""
@@ -71,8 +73,8 @@ class _Kept:
             "config": source.config.to_hf(),
             "tokens": tokens.tolist(),
         }
-        self._known = Known("outputs", ("torch",), options.cache_folder, most=2 * weights)
-        self._begun = Begun("outputs", self._about, options.cache_folder)
+        self._known = Known("outputs", ("torch",), options.cache_folder, most=2 * weights, code=_CODE)
+        self._begun = Begun("outputs", self._about, options.cache_folder, _CODE)
 
     def holds(self, name: str) -> bool:
         return self._known.holds({**self._about, "weight": name})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pocketphi.compiler.calibration import calibration_tokens
-from pocketphi.compiler.known import Known
+from pocketphi.compiler.known import MEASURING, Known
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.adapters import Turned
@@ -51,7 +51,7 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
     """Measured now, or by an earlier command on the same model and text."""
     tokens = calibration_tokens(source, options, ui)
     tokens = tokens[: max(1, _TOKENS // tokens.shape[1])]
-    known = Known("smoothing", ("torch",), options.cache_folder)
+    known = Known("smoothing", ("torch",), options.cache_folder, code=(*MEASURING, "compiler/smoothing.py"))
     about = {"source": source.digest_all(), "config": source.config.to_hf(), "tokens": tokens.tolist()}
     found = known.recall(dict[str, list[int]], about)
     if found is not None and all(_fits(source.config, norm, values) for norm, values in found.items()):

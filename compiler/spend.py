@@ -16,7 +16,7 @@ import torch
 from pocketphi.artifacts.manifest import ExpectedRecord
 from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.candidates import Candidates, bytes_by_target, candidates_of, every_candidate
-from pocketphi.compiler.known import Begun, Known
+from pocketphi.compiler.known import MEASURING, Begun, Known
 from pocketphi.compiler.options import PRESETS, CompileOptions
 from pocketphi.compiler.smoothing import smoothing_bytes
 from pocketphi.compiler.ui import Ui
@@ -36,6 +36,7 @@ from pocketphi.targets.target import TargetOptions
 
 _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
+_CODE = (*MEASURING, "compiler/spend.py")
 _ROUNDS = 8
 _RESERVE = 0.002
 """The part of a budget of bytes that is kept back: what the small files take is known about only before they are written."""
@@ -143,7 +144,7 @@ def _nearest_costs(
     """By weight, of every form, with palettes or without: measured now, or by an earlier command on the same model and text,
     for whatever target."""
     tokens = measured_on(calibration_tokens(source, options, ui))
-    known = Known("sensitivity", ("torch",), options.cache_folder)
+    known = Known("sensitivity", ("torch",), options.cache_folder, code=_CODE)
     # what is known with palettes serves without them; what nobody knows is measured as the last one says
     for also in sorted({tables, True}, reverse=True):
         candidates = every_candidate(source.config, also)
@@ -188,7 +189,7 @@ class _Stopped:
 
     def __init__(self, about: dict[str, Any], candidates: Candidates, options: CompileOptions) -> None:
         self._candidates = candidates
-        self._kept = Begun("sensitivity", about, options.cache_folder)
+        self._kept = Begun("sensitivity", about, options.cache_folder, _CODE)
 
     def found(self) -> tuple[Reached, Costs] | None:
         """None where there is nothing that fits the model."""

@@ -11,7 +11,9 @@ that it had come to, of whose output it needs the gradients.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import fx
 
+from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.packing import tensor_bytes, tensors_of
 from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
@@ -28,6 +31,11 @@ from pocketphi.passes.segments import Segments
 aten = torch.ops.aten
 
 T = TypeVar("T")
+
+_SPREAD = 1.2
+"""What the system holds back of values that are freed, as a factor."""
+_GRADIENTS = 75_000_000
+"""Bytes that torch takes at the first use of gradients."""
 
 EXACT = 1 << 29
 """Bytes up to which values between layers are kept in float32; more are kept in bfloat16."""
@@ -215,3 +223,20 @@ class _Piece:
                 self._whole._layer(name, x, gradient.flatten(0, -2))
         self._met.clear()
         return below
+
+
+def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 2, copies: int = 1) -> int:
+    """What `Backward` takes at most, beside the program and what a subclass keeps: the states between layers, and the larger of
+    the head and a layer, each with its weights and what one window leaves for the way back. copies: of the weights, 2 for one
+    that has gradients of theirs."""
+    hidden, heads = config.hidden_size, config.heads * config.head_dim
+    layers: Counter[int | None] = Counter()
+    for name, shape in config.tensors().items():
+        layers[layer_of(name)] += math.prod(shape)
+    largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
+    kept = 14 * hidden + 3 * config.qkv_size + 5 * heads + 8 * config.intermediate_size + 3 * config.heads * window
+    layer = copies * max(count for name, count in layers.items() if name is not None) + largest + window * kept
+    head = copies * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
+    between, states = 2 * samples * tokens * hidden, (config.layers + 1) * tokens * hidden
+    width = 4 if 4 * states <= EXACT else 2
+    return _GRADIENTS + int(_SPREAD * (4 * (max(layer, head) + between) + width * states))

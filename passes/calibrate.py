@@ -100,6 +100,19 @@ def _documentation(module: ModuleType) -> list[str]:
     return [cleandoc(one.__doc__) for one in found if isinstance(one.__doc__, str)]
 
 
+def recalled(
+    program: Program, tokens: torch.Tensor, policy: Policy, cache: WeightCache
+) -> dict[str, LazyWeight] | None:
+    """What `quantize_calibrated` has made of the same before, or None where a weight of it is missing."""
+    weights = quantizable(program, policy)
+    key = _run_key(cache, tokens, weights)
+    found = cache.recall(key, _calibrated(weights))
+    if found is None:
+        return None
+    _forget(_stream_of(cache, key))
+    return dict(found)
+
+
 def quantize_calibrated(
     program: Program,
     tokens: torch.Tensor,
@@ -115,13 +128,8 @@ def quantize_calibrated(
     Raises InputError where a weight is not finite or the block does not divide its columns.
     """
     weights = quantizable(program, policy)
-    calibrated = {name: weight for name, weight in weights.items() if weight.quantizer.calibrates}
-    key = _run_key(cache, tokens, weights)
-    path = cache.folder / f"{key}.stream"
-    recalled = cache.recall(key, calibrated)
-    if recalled is not None:
-        _forget(path)
-        return dict(recalled)
+    calibrated, key = _calibrated(weights), _run_key(cache, tokens, weights)
+    path = _stream_of(cache, key)
     head: Any = program.outputs["logits"]
     stream = Stream(path, key, program, head.args[0])
     given, stored = _resumed(stream, cache, calibrated)
@@ -170,6 +178,11 @@ def quantize_calibrated(
     return dict(stored)
 
 
+def _stream_of(cache: WeightCache, key: str) -> Path:
+    """Where a run keeps what it needs to go on after a stop."""
+    return cache.folder / f"{key}.stream"
+
+
 def _forget(stream: Path) -> None:
     """Its run is done. In a cache that is read-only it may stay."""
     with contextlib.suppress(OSError):
@@ -201,6 +214,10 @@ def quantizable(program: Program, policy: Policy) -> dict[str, QuantizedWeight]:
             quantizer.check(name, *source.parts[""].shape)
             found[name] = QuantizedWeight(source, quantizer)
     return found
+
+
+def _calibrated(weights: Mapping[str, QuantizedWeight]) -> dict[str, QuantizedWeight]:
+    return {name: weight for name, weight in weights.items() if weight.quantizer.calibrates}
 
 
 def _run_key(cache: WeightCache, tokens: torch.Tensor, weights: Mapping[str, QuantizedWeight]) -> str:

@@ -10,14 +10,14 @@ uncorrelated, as those of rounding are, ⟨G, E⟩² is Σ G²E² in the mean, a
 
 Of the head the mean is known in closed form: F = E[p (1 - p) h²] with h its inputs.
 
-`Backward` says how it is measured.
+`Backward` says how the gradients are found. Of each row of a weight its sum Σ F is measured, and F itself of the rows that
+somebody asks for: with x [S, K] the inputs of a window and g [S, N] the gradients of the outputs, G = gᵀx, so that the sum of
+row n is Σ_k G² = gₙᵀ (x xᵀ) gₙ. That takes S² (K + N) products, in place of S · N · K.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,26 +25,24 @@ import torch
 
 from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.program import Program
-from pocketphi.passes.backward import EXACT, Backward
+from pocketphi.passes import backward
+from pocketphi.passes.backward import Backward
 
 aten = torch.ops.aten
 
-_SPREAD = 1.2
-"""What the system holds back of values that are freed, as a factor."""
-_GRADIENTS = 75_000_000
-"""Bytes that torch takes at the first use of gradients."""
 
-
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """What was measured of a weight [N, K] in one of its places.
 
-    fisher:  F, float32 [N, K], or [R, K] where only some rows were read
-    rows:    int64 [R], those rows; None for all
+    sums:    Σ F of each row, float32 [N], or [R] where only some rows were read
+    fisher:  F of some of these, by their numbers: int64 [M] → float32 [M, K]
+    rows:    int64 [R], the rows that were read; None for all
     """
 
     name: str
-    fisher: torch.Tensor
+    sums: torch.Tensor
+    fisher: Callable[[torch.Tensor], torch.Tensor]
     rows: torch.Tensor | None = None
 
 
@@ -53,47 +51,85 @@ class Fisher(Backward[Measured]):
 
     def __init__(self, program: Program, tokens: torch.Tensor, samples: int = 2, seed: int = 0) -> None:
         super().__init__(program, tokens, samples, seed)
-        self._sums: dict[str, Measured] = {}
+        self._met: dict[str, _OfHead | _OfLayer] = {}
 
     def _head(self, name: str, x: torch.Tensor, p: torch.Tensor) -> None:
-        self._sum(name, p.shape[1], x).fisher.addmm_((p - p * p).T, x.square())
+        self._met.setdefault(name, _OfHead()).add(x, p)
 
     def _layer(self, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
-        self._sum(name, g.shape[1], x).fisher.add_((g.T @ x).square_(), alpha=1 / self._samples)
+        self._met.setdefault(name, _OfLayer()).add(x, g)
 
     def _measured(self) -> Iterator[Measured]:
-        while self._sums:  # each weight's sums go with it
-            _, found = self._sums.popitem()
-            found.fisher.div_(self._tokens.numel())
-            yield found
-
-    def _sum(self, name: str, rows: int, x: torch.Tensor) -> Measured:
-        if name not in self._sums:
-            self._sums[name] = Measured(name, torch.zeros(rows, x.shape[1]))
-        return self._sums[name]
+        while self._met:  # what is kept of each weight goes with it
+            name, one = self._met.popitem()
+            yield self._mean(name, one.sums, one.fisher, 1 if isinstance(one, _OfHead) else self._samples)
 
     def _embedding(self, gradients: Sequence[Sequence[Sequence[torch.Tensor]]]) -> Iterator[Measured]:
         node: Any = next(n for n in self._program.graph.nodes if n.target is aten.embedding.default)
         rows, places = self._tokens.unique(return_inverse=True)
-        fisher = torch.zeros(len(rows), self._program.config.hidden_size)
+        found = torch.zeros(len(rows), self._program.config.hidden_size)
         for window, samples in enumerate(gradients):
             for (gradient,) in samples:
-                fisher += torch.zeros_like(fisher).index_add_(0, places[window], gradient[0]).square_()
-        yield Measured(str(node.args[0].target), fisher.div_(self._samples * self._tokens.numel()), rows)
+                found += torch.zeros_like(found).index_add_(0, places[window], gradient[0]).square_()
+        yield self._mean(str(node.args[0].target), found.sum(1), found.__getitem__, self._samples, rows)
+
+    def _mean(
+        self,
+        name: str,
+        sums: torch.Tensor,
+        fisher: Callable[[torch.Tensor], torch.Tensor],
+        samples: int,
+        rows: torch.Tensor | None = None,
+    ) -> Measured:
+        count = samples * self._tokens.numel()
+        return Measured(name, sums / count, lambda picked: fisher(picked) / count, rows)
 
 
-def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 2, sums: bool = True) -> int:
-    """What `Fisher` takes at most, beside the program: the states between layers, and the larger of the head and a layer, each
-    with its weights, their sums, and what one window leaves for the way back. sums: without them, for False."""
-    hidden, heads = config.hidden_size, config.heads * config.head_dim
-    layers: Counter[int | None] = Counter()
-    for name, shape in config.tensors().items():
-        layers[layer_of(name)] += math.prod(shape)
-    largest = max(math.prod(shape) for name, shape in config.tensors().items() if layer_of(name) is not None)
-    kept = 14 * hidden + 3 * config.qkv_size + 5 * heads + 8 * config.intermediate_size + 3 * config.heads * window
-    held = 2 if sums else 1
-    layer = held * max(count for name, count in layers.items() if name is not None) + largest + window * kept
-    head = held * config.vocab_size * hidden + (5 + samples) * window * config.vocab_size
-    between, states = 2 * samples * tokens * hidden, (config.layers + 1) * tokens * hidden
-    width = 4 if 4 * states <= EXACT else 2
-    return _GRADIENTS + int(_SPREAD * (4 * (max(layer, head) + between) + width * states))
+class _OfLayer:
+    """What the windows have left of a linear layer, over all of them and their samples. sums: of G² over each row."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(())
+        self._windows: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+        self._alike = torch.zeros(())
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """x: float32 [S, K], the same tensor for all samples of a window; g: float32 [S, N]"""
+        if not self._windows or self._windows[-1][0] is not x:
+            self._windows.append((x, []))
+            self._alike = x @ x.T
+        self._windows[-1][1].append(g.bfloat16())
+        self.sums = self.sums + (self._alike @ g).mul_(g).sum(0).clamp_(min=0)
+
+    def fisher(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of G² the sum."""
+        found = torch.zeros(len(rows), self._windows[0][0].shape[1])
+        for x, samples in self._windows:
+            for g in samples:
+                found += (g[:, rows].float().T @ x).square_()
+        return found
+
+
+class _OfHead:
+    """The same of the head, in closed form: Σ p (1 - p) h² over all positions."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(())
+        self._windows: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, x: torch.Tensor, p: torch.Tensor) -> None:
+        """x: float32 [S, K]; p: float32 [S, V]"""
+        spread, squares = (p - p * p), x.square()
+        self.sums = self.sums + squares.sum(1) @ spread
+        self._windows.append((squares, spread.bfloat16()))
+
+    def fisher(self, rows: torch.Tensor) -> torch.Tensor:
+        return sum((spread[:, rows].float().T @ squares for squares, spread in self._windows), torch.zeros(()))
+
+
+def working_bytes(config: ModelConfig, tokens: int, window: int, samples: int = 2) -> int:
+    """What `Fisher` takes at most, beside the program: its way back, and what all windows leave of the head, or of a layer."""
+    layer = [shape for name, shape in config.matrices().items() if layer_of(name) == 0]
+    of_layer = sum(2 * samples * rows + 4 * columns for rows, columns in layer)
+    of_head = 2 * config.vocab_size + 4 * config.hidden_size
+    return backward.working_bytes(config, tokens, window, samples) + tokens * max(of_layer, of_head)

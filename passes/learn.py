@@ -25,7 +25,7 @@ from pocketphi.graph.formats import Format, format_of, weight_of
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes, tensors_of
 from pocketphi.graph.program import Program, evaluate, observed, stepwise
-from pocketphi.passes import fisher
+from pocketphi.passes import backward
 from pocketphi.passes.quantizers.base import stored_scale
 from pocketphi.passes.segments import Segments
 
@@ -277,4 +277,4 @@ def working_bytes(config: ModelConfig, tokens: int, window: int, scales: int, sc
     """What learning takes at most, beside the program. scales: how many there are, of all weights."""
     windows = (schedule or Schedule()).windows
     kept = 4 * config.hidden_size * (tokens + windows * window * (config.layers + 1)) * 2
-    return fisher.working_bytes(config, window, window) + kept + 4 * 8 * scales
+    return backward.working_bytes(config, window, window, copies=2) + kept + 4 * 8 * scales

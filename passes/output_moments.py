@@ -12,7 +12,7 @@ import torch
 
 from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.program import Program
-from pocketphi.passes import fisher
+from pocketphi.passes import backward
 from pocketphi.passes.backward import Backward
 from pocketphi.passes.quantizers.outputs import Outputs
 
@@ -56,4 +56,4 @@ def working_bytes(config: ModelConfig, tokens: int) -> int:
     """What measuring takes at most, beside the program."""
     rows = [shape[0] for name, shape in config.matrices().items() if layer_of(name) == 0]
     kept = 2 * _SAMPLES * tokens * (sum(rows) + max(rows))
-    return fisher.working_bytes(config, tokens, _WINDOW, _SAMPLES, sums=False) + kept
+    return backward.working_bytes(config, tokens, _WINDOW, _SAMPLES) + kept

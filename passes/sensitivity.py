@@ -40,11 +40,13 @@ def sensitivities(
             continue
         w = materialize(weights[found.name])[""]
         w = w if found.rows is None else w[found.rows]
-        total = float(found.fisher.sum())
-        picked = {group: _picked(found.fisher, group, _ROWS) for group in {one.group for one in candidates[found.name]}}
+        total = float(found.sums.sum())
+        of_groups = {
+            group: _picked(found.sums, group, _ROWS) for group in {one.group for one in candidates[found.name]}
+        }
+        picked = {group: (w[rows], found.fisher(rows), mass) for group, (rows, mass) in of_groups.items()}
         for i, quantizer in enumerate(candidates[found.name]):
-            rows, mass = picked[quantizer.group]
-            cost = _nearest_cost(w[rows], found.fisher[rows], mass, nearest(quantizer))
+            cost = _nearest_cost(*picked[quantizer.group], nearest(quantizer))
             costs[found.name][i] += left_of(quantizer) * total * cost
         del found, w, picked  # as large as the weight: the next part of the model is run without them
     return costs
@@ -59,15 +61,15 @@ def _nearest_cost(rows: torch.Tensor, fisher: torch.Tensor, mass: torch.Tensor, 
     return 0.5 * float((error.view(len(mass), -1).sum(1) / mass).mean())
 
 
-def _picked(fisher: torch.Tensor, group: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _picked(sums: torch.Tensor, group: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of about `count` rows in whole groups, each group as often as its part of the sum of F says (systematic sampling
     with probability proportional to size), and that part of each group. Of fewer rows than a group, as an embedding's are of a
-    text with few different tokens, each is taken several times."""
-    read = len(fisher)
+    text with few different tokens, each is taken several times. sums: Σ F of each row"""
+    read = len(sums)
     if read < group:
-        fisher = fisher[torch.arange(group) % read]
-    groups = len(fisher) // group
-    mass = fisher[: groups * group].sum(1).view(groups, group).sum(1).double()
+        sums = sums[torch.arange(group) % read]
+    groups = len(sums) // group
+    mass = sums[: groups * group].double().view(groups, group).sum(1)
     if not mass.sum() > 0:
         mass = torch.ones_like(mass)
     ends, points = mass.cumsum(0), (torch.arange(max(1, count // group)) + 0.5) / max(1, count // group)

@@ -491,6 +491,24 @@ def test_our_code_is_every_file_of_ours(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(set(seen)) == 5
 
 
+def test_a_part_of_our_code_is_its_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes an hour to measure is not measured again since something else has changed."""
+    root = tmp_path / "tree"
+    for name in ("compiler/build_key.py", "compiler/spend.py", "compiler/show.py", "passes/x.py", "targets/y.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    monkeypatch.setattr("pocketphi.compiler.build_key.__file__", str(root / "compiler" / "build_key.py"))
+    part = ("passes", "compiler/spend.py")
+    seen = [our_code.__wrapped__(*part)]
+    for name in ("compiler/show.py", "targets/y.py"):
+        (root / name).write_text("changed")
+        assert our_code.__wrapped__(*part) == seen[0]
+    for name in ("compiler/spend.py", "passes/x.py"):
+        (root / name).write_text("changed")
+        seen.append(our_code.__wrapped__(*part))
+    assert len(set(seen)) == 3
+
+
 def test_a_bundle_that_was_not_verified_is_not_served_to_a_build_that_wants_it_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,16 @@ def test_what_was_measured_serves_the_next_format(tmp_path: Path, monkeypatch: p
     compile_model(options(tmp_path / "c", cache, verify="never", block=16))
 
 
+def test_nothing_is_measured_for_weights_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    first = compile_model(options(tmp_path / "a", cache, verify="never"))
+    for path in (cache / "known").glob("outputs-*"):
+        path.unlink()
+    monkeypatch.setattr(Backward, "measure", None)
+    second = compile_model(options(tmp_path / "b", cache, verify="never"))
+    assert second.manifest.files == first.manifest.files
+
+
 def test_gradients_decide_the_numbers(files: dict[str, str], tmp_path: Path) -> None:
     plain = compile_model(options(tmp_path / "b", tmp_path / "cache", recipe="search"))
     assert dict(plain.manifest.files) != files

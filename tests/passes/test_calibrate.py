@@ -17,7 +17,7 @@ from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.program import Program
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.trace import trace
-from pocketphi.passes.calibrate import default_text, held_out_text, quantize_calibrated
+from pocketphi.passes.calibrate import default_text, held_out_text, quantize_calibrated, recalled
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantizers import RoundToNearest, ScaleSearch
 from pocketphi.passes.weight_cache import WeightCache
@@ -35,7 +35,9 @@ def float_program() -> tuple[Program, HashedCheckpoint]:
 def calibrated(folder: Path, tokens: torch.Tensor = TOKENS) -> tuple[Program, dict[str, LazyWeight], WeightCache]:
     program, source = float_program()
     cache = WeightCache(folder, source)
-    return program, quantize_calibrated(program, tokens, Policy.of(ScaleSearch(32)), cache), cache
+    policy = Policy.of(ScaleSearch(32))
+    stored = recalled(program, tokens, policy, cache)
+    return program, stored or quantize_calibrated(program, tokens, policy, cache), cache
 
 
 def logits(program: Program) -> torch.Tensor:

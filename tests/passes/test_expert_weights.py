@@ -19,7 +19,7 @@ from pocketphi.graph.lazy_weights import Dequantized, materialize
 from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.passes.calibrate import _expert_inputs, quantize_calibrated
+from pocketphi.passes.calibrate import _expert_inputs, quantize_calibrated, recalled
 from pocketphi.passes.last_logits import LastLogits
 from pocketphi.passes.policy import Policy, Rule
 from pocketphi.passes.quantize_weights import QuantizeWeights
@@ -100,7 +100,7 @@ def test_search_measures_each_expert(name: str, tmp_path: Path) -> None:
     stored = quantize_calibrated(program, tokens, policy, cache)
     assert set(stored) == {name}
     again = WeightCache(tmp_path, source)
-    assert quantize_calibrated(program, tokens, policy, again) == stored
+    assert recalled(program, tokens, policy, again) == stored
     assert (cache.computed, again.computed) == (1, 0)
     observed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 

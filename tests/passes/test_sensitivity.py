@@ -98,10 +98,10 @@ def test_progress_is_called_as_often_as_it_says() -> None:
 def test_rows_are_picked_by_their_part_whatever_the_unit(unit: float) -> None:
     """Groups of two, of which the second has three quarters: it is picked three times as often as the first."""
     fisher = unit * torch.tensor([[0.5, 0.5], [0.0, 1.0], [3.0, 0.0], [2.0, 1.0]])
-    rows, mass = _picked(fisher, 2, 8)
+    rows, mass = _picked(fisher.sum(1), 2, 8)
     assert rows.tolist() == [0, 1, *[2, 3] * 3]
     assert mass.tolist() == pytest.approx([2 * unit, *[6 * unit] * 3])
-    assert _picked(torch.zeros(4, 2), 2, 4)[0].tolist() == [0, 1, 2, 3]  # all alike where nothing depends on them
+    assert _picked(torch.zeros(4), 2, 4)[0].tolist() == [0, 1, 2, 3]  # all alike where nothing depends on them
 
 
 class _Killed(Exception):
