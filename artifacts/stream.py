@@ -16,8 +16,7 @@ from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.lazy_weights import LazyWeight, combine
 from pocketphi.graph.packing import tensor_bytes
-from pocketphi.graph.processes import CAN_FORK, in_processes
-from pocketphi.graph.threads import in_threads
+from pocketphi.graph.processes import in_workers
 from pocketphi.graph.writing import read_at, write_at
 
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 16, 1 << 14, 1 << 6
@@ -90,7 +89,6 @@ def write_weights(
     Two workers with a weight each, in the order of the file, whose SHA-256 follows them: processes for a large file, threads
     for a small one, whose bytes are written sooner than a process is made. Peak memory is a few chunks.
     """
-    spread = in_processes if CAN_FORK and layout.size >= _WORTH_A_PROCESS else in_threads
     with path.open("w+b") as file:
         descriptor = file.fileno()
         os.truncate(descriptor, layout.size)  # not allocated: writing into allocated extents takes six times as long
@@ -101,7 +99,8 @@ def write_weights(
         def write(name: str, progress: Progress) -> str:
             return _write_weight(descriptor, name, weights[name], layout, progress, encode)
 
-        digests = spread(list(weights), write, progress, hashed.written)
+        long = layout.size >= _WORTH_A_PROCESS
+        digests = in_workers(list(weights), write, progress, hashed.written, long=long)
         if (size := os.fstat(descriptor).st_size) != layout.size:
             raise CompilerBug(f"{path.name}: {size} bytes were written, {layout.size} were planned")
         return Written({name: digests[name] for name in weights}, hashed.hexdigest())

@@ -223,10 +223,12 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
     waiting = tokens * (columns + 5 * hidden)
     # the widest layer, both of its weights, and of those tokens that go on what goes out and what becomes of it
     running = 2 * widest * hidden + waiting + min(tokens, 2 * AT_ONCE) * (2 * widest + config.heads * WINDOW)
-    # a moment, its factor twice and the shift (two matrices, where the tokens are fewer), for the layer with most inputs;
-    # then the factor, the shift and rows
-    shift = columns * min(2 * columns, tokens)
-    statistics = max(3 * columns**2 + shift, columns**2 + shift + WORKERS * _ROUNDING_COPIES * MAX_VALUES)
+    # for the layer with most inputs: a moment, what a shift is made of and the shift (of two matrices, where the tokens are
+    # fewer); then the factor in place of the moment, the shift and rows
+    few = options.calibration_tokens if options.calibration_tokens < columns else None
+    shift = 2 * few * columns if few else columns**2
+    solving = few * columns + 2 * few**2 if few else 2 * columns**2
+    statistics = columns**2 + shift + max(solving, WORKERS * _ROUNDING_COPIES * MAX_VALUES)
     measuring = statistics + waiting + hidden * columns
     heaviest = max((math.prod(config.matrices()[name]) for name in weighed(policy, config.matrices())), default=0)
     if heaviest:

@@ -1,4 +1,4 @@
-"""Worker processes for streaming weights: forked, so that they share what the parent holds and nothing is sent to them.
+"""Worker processes for weights: forked, so that they share what the parent holds and nothing is sent to them.
 
 Threads would take turns: the operators on half a megabyte are so short that two threads wait for Python's lock as long as
 they compute (measured on two cores: 10.8 s with two threads, 13.7 s with one, 6.4 s with two processes).
@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
+import mmap
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -22,7 +24,8 @@ import torch
 
 from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.threads import WORKERS
+from pocketphi.graph.formats import PartSpec
+from pocketphi.graph.threads import WORKERS, in_threads
 
 T = TypeVar("T")
 Job = Callable[[str, Callable[[int], None]], T]
@@ -89,6 +92,30 @@ def in_processes(
         for process in workers.values():
             process.kill()
             process.join()
+
+
+def in_workers(
+    items: Sequence[str],
+    job: Job[T],
+    progress: Callable[[int], None] = lambda amount: None,
+    finished: Callable[[str], None] = lambda item: None,
+    *,
+    long: bool,
+) -> dict[str, T]:
+    """`in_processes`, or the same in threads where work is not so long that making a process pays, or nothing can fork."""
+    spread = in_processes if CAN_FORK and long else in_threads
+    return spread(items, job, progress, finished)
+
+
+def shared(parts: Mapping[str, PartSpec]) -> dict[str, torch.Tensor]:
+    """Tensors that workers fill for the process that has forked them."""
+    if not CAN_FORK:
+        return {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in parts.items()}
+    memory = {name: mmap.mmap(-1, max(1, spec.bytes)) for name, spec in parts.items()}
+    return {
+        name: torch.frombuffer(memory[name], dtype=spec.dtype, count=math.prod(spec.shape)).view(spec.shape)
+        for name, spec in parts.items()
+    }
 
 
 def apart(job: Callable[[], T]) -> T:

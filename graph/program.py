@@ -240,6 +240,7 @@ def side_by_side(
             for number in range(len(runs)):
                 onwards(number, compute)
             waiting = [step for step in steps if step]
+            compute = None  # it may hold a matrix
             compute = observe(waiting[0][0], [args for _, args in waiting]) if waiting else None
             del waiting
     return results
@@ -257,13 +258,14 @@ def stepwise(
 
     given: values that need not be computed, nor anything that only they need
 
-    A value is dropped after its last use, and a weight is not asked for before its first.
+    A value is dropped after its last use, a given one too, and a weight is not asked for before its first.
     """
     wanted = list(wanted)
     values: dict[fx.Node, Any] = dict(given or {})
+    del given
     order = ancestors(wanted, values)
     uses = Counter(arg for node in order for arg in node.all_input_nodes)
-    uses.update([*wanted, *values])
+    uses.update(wanted)
 
     def value_of(node: fx.Node) -> Any:
         if node.op == "get_attr" and node not in values:

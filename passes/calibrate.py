@@ -31,6 +31,7 @@ from pocketphi.graph.formats import weight_of
 from pocketphi.graph.lazy_weights import FloatWeight, LazyWeight, materialize
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program, Weights, side_by_side, split_target, stepwise
+from pocketphi.graph.resident import give_back
 from pocketphi.graph.sealed import forget_oldest
 from pocketphi.passes.policy import Policy
 from pocketphi.passes.quantize_weights import QuantizedWeight
@@ -141,6 +142,7 @@ def quantize_calibrated(
     def quantize(weight: fx.Node, measure: Callable[[], Statistics | ExpertInputs | None]) -> LazyWeight | None:
         name = str(weight.target)
         if name in calibrated and name not in stored:
+            give_back()  # what runs and rounding have freed, before statistics take most of all
             stored[name] = cache.quantized(calibrated[name], measure())
             progress()
         return stored.get(name) or weights.get(name)
@@ -166,7 +168,7 @@ def quantize_calibrated(
         here = {node: value[place : place + 2 * len(part)] for node, value in given.items()}
         runs.append(stepwise([head.args[0]], program.prefill_inputs(part.repeat(2, 1)), reader, here))
         place += 2 * len(part)
-    del given
+    del given, here  # a run drops its part once it was used
     found = side_by_side(runs, lambda node: node.target in _MEETS or node in stream.cuts, observe)
     hidden = [one[head.args[0]] for one in found]
     quantize(head.args[1], lambda: _statistics(hidden))

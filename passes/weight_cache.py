@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,14 +24,16 @@ from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import digest, row_chunks
 from pocketphi.graph.packing import tensor_bytes
+from pocketphi.graph.processes import in_workers, shared
 from pocketphi.graph.reading import parse_object
 from pocketphi.graph.safetensors_file import header_of
 from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.store import Store
-from pocketphi.graph.threads import WORKERS, workers
+from pocketphi.graph.threads import WORKERS
 from pocketphi.graph.writing import new_file, read_at, read_into, remove_left_over
 from pocketphi.passes.quantize_weights import QuantizedWeight
 from pocketphi.passes.quantizers import ExpertInputs, Feedback, Statistics
+from pocketphi.passes.quantizers.base import WORTH_A_PROCESS
 
 MAX_VALUES = 1 << 23
 """Float values that a worker holds at once."""
@@ -208,36 +210,39 @@ def _sha256(*lines: str) -> str:
 
 
 def _compute(weight: QuantizedWeight, number: int = 0, count: int = 1) -> dict[str, torch.Tensor]:
-    """All parts, or those of one of `count` experts, by two threads with half of the rows each: torch's own threads cost more
-    than they give here. Rows that make up for each other's errors are rounded by the quantizer's own threads."""
+    """All parts, or those of one of `count` experts, by two workers with half of the rows each: torch's own threads cost more
+    than they give here. Rows that make up for each other's errors are rounded by the quantizer's own workers."""
     if weight.feedback and weight.feedback.outputs:
         return weight.read(0, weight.source.parts[""].shape[0])
-    made = {
-        part: torch.empty((spec.shape[0] // count, *spec.shape[1:]), dtype=spec.dtype)
-        for part, spec in weight.parts.items()
+    specs = {
+        part: replace(spec, shape=(spec.shape[0] // count, *spec.shape[1:])) for part, spec in weight.parts.items()
     }
+    made = shared(specs)
     group, (rows, columns) = weight.quantizer.group, weight.source.parts[""].shape
     rows //= group * count
-    step = min(-(-rows // WORKERS), max(-(-64 // group), MAX_VALUES // (group * columns)))
+    most = max(-(-64 // group), MAX_VALUES // (group * columns))
+    turns = -(-rows // (WORKERS * most))  # in each of which all workers have as much to do
+    step = -(-rows // (WORKERS * turns))
     first = number * rows
 
-    def work(start: int) -> None:
+    def work(item: str, progress: Callable[[int], None]) -> None:
+        start = int(item)
         for part, tensor in weight.read(first + start, first + min(start + step, rows)).items():
             made[part][start : start + step] = tensor
 
-    with workers() as pool:
-        list(pool.map(work, range(0, rows, step)))
+    in_workers([str(start) for start in range(0, rows, step)], work, long=rows * columns >= WORTH_A_PROCESS)
     return made
 
 
 def _feedback(weight: QuantizedWeight, statistics: Statistics) -> Feedback:
-    """Raises InputError where squares of the inputs are beyond float32, whatever the weight is."""
-    if not all(one.sum(dtype=torch.float64).isfinite() for one in statistics.tensors().values()):
+    """The statistics are of no use afterwards. Raises InputError where squares of the inputs are beyond float32, whatever the
+    weight is."""
+    if not all(end.isfinite() for one in statistics.tensors().values() for end in one.aminmax()):
         raise InputError(
             f"{weight.source.tensor}: the calibration text makes its inputs too large to be measured; choose --recipe rtn, "
             "or another --calibration"
         )
-    return Feedback.of(statistics, weight.quantizer.block)
+    return Feedback.of(statistics, weight.quantizer.block, consume=True)
 
 
 def _compute_experts(weight: QuantizedWeight, inputs: ExpertInputs) -> dict[str, torch.Tensor]:

@@ -7,11 +7,12 @@ is YAQA's rounding (arXiv:2505.22988, algorithm 1) with groups of rows and whole
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pocketphi.graph.formats import Blocks
+from pocketphi.graph.formats import Blocks, specs
+from pocketphi.passes.quantizers.base import WORTH_A_PROCESS, BlockQuantizer
 from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class TwoSided(ScaleSearch):
     version = 2
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-        return _by_rows(super().quantize, w, feedback)
+        return _by_rows(self, super().quantize, w, feedback)
 
 
 class LevelTwoSided(LevelSearch):
@@ -44,45 +45,49 @@ class LevelTwoSided(LevelSearch):
     version = TwoSided.version
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-        return _by_rows(super().quantize, w, feedback)
+        return _by_rows(self, super().quantize, w, feedback)
 
 
 def _by_rows(
-    search: Callable[[torch.Tensor, Feedback | None], Blocks], w: torch.Tensor, feedback: Feedback | None
+    quantizer: BlockQuantizer,
+    search: Callable[[torch.Tensor, Feedback | None], Blocks],
+    w: torch.Tensor,
+    feedback: Feedback | None,
 ) -> Blocks:
-    """search: rounds some rows; w: float32 [N, K], all of a weight, where outputs were measured."""
+    """search: rounds some rows, as the quantizer stores them; w: float32 [N, K], all of a weight where outputs were measured"""
     if feedback is None or feedback.outputs is None:
         return search(w, feedback)
-    import torch
-
-    from pocketphi.graph.threads import WORKERS, workers
+    from pocketphi.graph.processes import in_workers, shared
+    from pocketphi.graph.threads import WORKERS
 
     alone = replace(feedback, outputs=None)
-    tasks = [
-        (rows, mixing)
-        for blocks in feedback.outputs.blocks
-        for rows, mixing in zip(*(one.tensor_split(WORKERS) for one in (blocks.rows, blocks.mixing(_TOGETHER))))
+    tasks = {
+        f"{number}.{part}": (rows, mixing)
+        for number, blocks in enumerate(feedback.outputs.blocks)
+        for part, (rows, mixing) in enumerate(
+            zip(*(one.tensor_split(WORKERS) for one in (blocks.rows, blocks.mixing(_TOGETHER))))
+        )
         if len(rows)
-    ]
-    with workers() as pool:
-        found = pool.map(lambda task: _in_turn(lambda part: search(part, alone), w, *task), tasks)
-        made = [one for several in found for one in several]
-    order = torch.cat([rows for rows, _ in made]).argsort()
-    parts = [form.tensors() for _, form in made]
-    whole = {name: torch.cat([one[name] for one in parts])[order] for name in parts[0]}
-    return type(made[0][1])(**whole)
+    }
+    made = shared(specs(quantizer.layout(tuple(w.shape))))
+
+    def work(item: str, progress: Callable[[int], None]) -> None:
+        for rows, form in _in_turn(lambda part: search(part, alone), w, *tasks[item]):
+            for name, tensor in form.tensors().items():
+                made[name][rows] = tensor
+
+    in_workers(list(tasks), work, long=w.numel() >= WORTH_A_PROCESS)
+    return quantizer.format(**made)
 
 
 def _in_turn(
     search: Callable[[torch.Tensor], Blocks], w: torch.Tensor, rows: torch.Tensor, mixing: torch.Tensor
-) -> list[tuple[torch.Tensor, Blocks]]:
+) -> Iterator[tuple[torch.Tensor, Blocks]]:
     """The rows [B, n] of w [N, K], in their order: their numbers, and what they became, part by part."""
-    made = []
     missed = w[rows]  # what a row has lost, once it is rounded: [B, n, K]
     for start in range(0, rows.shape[1], _TOGETHER):
         part = slice(start, start + _TOGETHER)
         met = missed[:, part].baddbmm(mixing[:, :start, part].mT, missed[:, :start]).flatten(0, 1)
         form = search(met)
         missed[:, part] -= form.dequantize().view(missed[:, part].shape)
-        made.append((rows[:, part].flatten(), form))
-    return made
+        yield rows[:, part].flatten(), form
