@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import preflight
 from common import POCKETPHI, Bar, print_table, run, size_of
 from quality import TARGETS
 
@@ -72,6 +73,7 @@ def main() -> int:
     p.add_argument("--work", type=Path, default=Path("build/budgets"), help="folder for bundles (default %(default)s)")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     a = p.parse_args()
+    preflight.require(__file__)
     a.work.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for target in a.targets:

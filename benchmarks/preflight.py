@@ -57,6 +57,7 @@ NEEDS: dict[str, list[Need]] = {
     "run_tvm.py": [TVM, GENAI, COMPILER],
     "footprint.py": [ORT],
     "quality.py": [ORT, TVM, COREML, COMPILER],
+    "budgets.py": [ORT, TVM, COREML, COMPILER],
     "tvm_kernels.py": [TVM, ORT, COMPILER],
     "busy_cpu.py": [TVM, COMPILER],
     "sparse_attention.py": [TVM],
