@@ -16,7 +16,8 @@ from pocketphi.passes import backward
 from pocketphi.passes.backward import Backward
 from pocketphi.passes.quantizers.outputs import Outputs
 
-_SAMPLES, _WINDOW = 2, 256
+_SAMPLES, _TOKENS, _WINDOW = 2, 2048, 256
+"""The first of a text are measured: with twice as many the sample was as close."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class OfLayer:
 class OutputMoments(Backward[OfLayer]):
     """Of every weight of a layer, from the last layer to the first; the head's and the embedding's rows are as many as tokens.
 
-    program: traced, of aten operators, in float; tokens: int64 [B, S], which are cut into shorter windows
+    program: traced, of aten operators, in float; tokens: int64 [B, S], of which the first are cut into shorter windows
     """
 
     def __init__(self, program: Program, tokens: torch.Tensor) -> None:
         length = min(_WINDOW, tokens.shape[1])
         whole = tokens[:, : tokens.shape[1] // length * length]
-        super().__init__(program, whole.reshape(-1, length), _SAMPLES)
+        super().__init__(program, whole.reshape(-1, length)[: max(1, _TOKENS // length)], _SAMPLES)
         self._gradients: dict[str, list[torch.Tensor]] = {}
 
     def _head(self, name: str, x: torch.Tensor, p: torch.Tensor) -> None:
@@ -54,6 +55,7 @@ class OutputMoments(Backward[OfLayer]):
 
 def working_bytes(config: ModelConfig, tokens: int) -> int:
     """What measuring takes at most, beside the program."""
+    tokens = min(tokens, _TOKENS)
     rows = [shape[0] for name, shape in config.matrices().items() if layer_of(name) == 0]
     kept = 2 * _SAMPLES * tokens * (sum(rows) + max(rows))
     return backward.working_bytes(config, tokens, _WINDOW, _SAMPLES) + kept

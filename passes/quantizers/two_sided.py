@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from pocketphi.passes.quantizers.base import Feedback
 
-_TOGETHER = 32
-"""Rows of a block that are rounded together. With fewer, each makes up for a little more, and it takes longer."""
+_TOGETHER = 128
+"""Rows of a block that are rounded together. With a quarter of it the sample was as close, in nearly twice the time."""
 
 
 class TwoSided(ScaleSearch):
@@ -30,7 +30,7 @@ class TwoSided(ScaleSearch):
     recipe = "two-sided"
     does = "searches scales for the inputs that calibration measures, and weighs outputs by the model's gradients"
     weighs_outputs = True
-    version = 2
+    version = 3
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         return _by_rows(self, super().quantize, w, feedback)
