@@ -17,11 +17,11 @@ AT = """
 import builtins, os, signal, sys
 sys.argv = ["pocketphi", "compile", "random:tiny", "--recipe", "rtn", "--verify", "never", "-o", "out"]
 real, wanted, number = builtins.__import__, {wanted!r}, {number}
-def watched(name, *rest):
+def watched(name, *rest, **named):
     if name == wanted or name + "." == wanted:
         builtins.__import__ = real
         os.kill(os.getpid(), number)
-    return real(name, *rest)
+    return real(name, *rest, **named)
 builtins.__import__ = watched
 from pocketphi.compiler.start import entry
 sys.exit(entry())
