@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
-import json
 import sys
 import zipfile
 from collections import Counter
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import preflight
-from common import Bar, StepError, print_table, run
+from common import Bar, StepError, judge, print_table, run
 from emulated import MACHINES, TRIPLE, Block, blocks_of, cycles_of, disassembled, joined, size_of
 from llama_cpp import cross_build
 from matrices import Matrix
@@ -179,12 +178,7 @@ def main() -> int:
         for c in counts
     ]
     print_table(f"A weight and row of activations, {a.matrix[1]}→{a.matrix[0]}, int4 block 32", head, rows)
-    limits = bars(counts)
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    if a.json:
-        figures = {"counts": [dataclasses.asdict(c) for c in counts], "limits": [bar.as_json() for bar in limits]}
-        a.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    return int(any(bar.missed for bar in limits))
+    return judge(bars(counts), a.json, {"counts": [dataclasses.asdict(c) for c in counts]})
 
 
 if __name__ == "__main__":

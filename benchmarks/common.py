@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 FULL_MODEL = "random:phi-3-mini-4k"
@@ -265,6 +265,17 @@ class Bar:
             f"{sign} {self.limit:g} {self.unit}".strip(),
             f"({self.unbound})" if self.unbound else verdict,
         ]
+
+
+def judge(
+    limits: Sequence[Bar], path: Path | None = None, figures: Mapping[str, object] | None = None, title: str = "Limits"
+) -> int:
+    """The end of a script: print the limits, write all figures with them where a path is given, and return the exit code."""
+    print_table(title, ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
+    if path:
+        data = {**(figures or {}), "limits": [bar.as_json() for bar in limits]}
+        path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    return int(any(bar.missed for bar in limits))
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import Bar, print_table
+from common import Bar, judge, print_table
 
 REPEATING = ("answer", "rewrite", "json", "edit")
 REQUESTS = Path(__file__).with_name("drafts.toml")
@@ -55,11 +54,7 @@ def finish(sums: Mapping[str, Sum], limits: Sequence[Bar], json_file: Path | Non
     rows = [sums[kind].row(kind) for kind in REPEATING if kind in sums] + [together(sums).row("together")]
     rows += [sums["chat"].row("chat")] if "chat" in sums else []
     print_table("Decode", ["answers", "tokens", "different", "tokens a call", "speed with guesses ÷ without"], rows)
-    if json_file:
-        data = {"sums": {k: vars(v) for k, v in sums.items()}, "limits": [bar.as_json() for bar in limits]}
-        json_file.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    return 1 if any(bar.missed for bar in limits) else 0
+    return judge(limits, json_file, {"sums": {k: vars(v) for k, v in sums.items()}})
 
 
 def requests() -> Iterator[tuple[str, str]]:

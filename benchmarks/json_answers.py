@@ -16,7 +16,7 @@ preflight.require(__file__)
 
 import jsonschema  # noqa: E402 - packages may be missing
 import torch  # noqa: E402
-from common import Bar, print_table  # noqa: E402
+from common import Bar, judge  # noqa: E402
 
 from pocketphi.compiler.chat import Chat  # noqa: E402
 from pocketphi.compiler.guided import AnswerCut, schema_grammar  # noqa: E402
@@ -87,8 +87,7 @@ def main() -> int:
         f"{tokens} tokens, {len(different)} different answers, {time.process_time() - begin:.0f} s of CPU beside the runtime's"
     )
     bars = [Bar("answers that parse and validate", found["right"], a.answers, "", at_least=True)]
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in bars])
-    return int(any(bar.missed for bar in bars))
+    return judge(bars)
 
 
 if __name__ == "__main__":

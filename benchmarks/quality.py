@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import preflight
-from common import POCKETPHI, Bar, StepError, print_table, run, size_of, with_llama_tokenizer
+from common import POCKETPHI, Bar, StepError, judge, print_table, run, size_of, with_llama_tokenizer
 from llama_cpp import quantized
 
 TYPES = ("Q3_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
@@ -182,12 +182,7 @@ def main() -> int:
     print_table(
         "KL in nats a token, by text", ["tool", "how", "MB", *a.text, ""], [r.cells(list(a.text)) for r in rows]
     )
-    limits = bars(rows, next(iter(a.text)))
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    if a.json:
-        data = {"rows": [asdict(row) for row in rows], "limits": [bar.as_json() for bar in limits]}
-        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    return int(any(bar.missed for bar in limits))
+    return judge(bars(rows, next(iter(a.text))), a.json, {"rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

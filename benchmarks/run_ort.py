@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from functools import partial
 from pathlib import Path
 
 import preflight
-from common import FULL_MODEL, StepError, built, make_checkpoint, print_table, vocab_size
+from common import FULL_MODEL, StepError, built, judge, make_checkpoint, print_table, vocab_size
 from whole_model import HEAD, Speed, compare, compiled, genai_model, made_up_prompts, ratios, row
 
 OURS, EQUAL, THEIRS = "pocketphi", "pocketphi, block 32", "builder"
@@ -72,12 +71,8 @@ def main() -> int:
     print_table(title, HEAD, [row(s) for s in speeds])
     limits = ratios(speeds, OURS, [THEIRS], BARS, BAR_PROMPT, "decode")
     limits += ratios(speeds, EQUAL, [THEIRS], BARS, unbound="equal blocks")
-    print_table("Ratios", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    if a.json:
-        figures = {"speeds": [dataclasses.asdict(s) for s in speeds], "limits": [bar.as_json() for bar in limits]}
-        data = {"model": a.model, **figures}
-        a.json.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    return int(any(bar.missed for bar in limits))
+    figures = {"model": a.model, "speeds": [dataclasses.asdict(s) for s in speeds]}
+    return judge(limits, a.json, figures, title="Ratios")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import preflight
-from common import FULL_MODEL, Bar, StepError, built, make_checkpoint, print_table, size_of, vocab_size
+from common import FULL_MODEL, Bar, StepError, built, judge, make_checkpoint, print_table, size_of, vocab_size
 from llama_cpp import convert, link_flags
 from whole_model import (
     HEAD,
@@ -165,11 +165,7 @@ def main() -> int:
         if name not in opens:
             print(f"  {name}: not measured: give {option}")
     limits = ratios(speeds, OURS, opens.keys() - {OURS}, BARS) + limits
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    if a.json:
-        figures = {"speeds": [dataclasses.asdict(s) for s in speeds], "limits": [bar.as_json() for bar in limits]}
-        a.json.write_text(json.dumps({"model": a.model, **figures}, indent=1) + "\n", "utf-8")
-    return int(any(bar.missed for bar in limits))
+    return judge(limits, a.json, {"model": a.model, "speeds": [dataclasses.asdict(s) for s in speeds]})
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 from pathlib import Path
 
 import preflight
-from common import Bar, StepError, print_table
+from common import Bar, StepError, judge, print_table
 from matrices import Matrix
 from products import CHECKED, LLAMA, ORT, OURS, Contestant
 from workers import Worker, build_native
@@ -145,12 +144,7 @@ def main() -> int:
     print_table(f"int4 products, block 32, medians of {a.rounds} rounds", head, [case.row() for case in found])
     if a.llama_cpp is None:
         print("  llama.cpp: not measured: give --llama-cpp DIR, a built llama.cpp source tree")
-    limits = [case.bar() for case in found]
-    print_table("Limits", ["figure", "measured", "limit", ""], [bar.row() for bar in limits])
-    if a.json:
-        figures = {"cases": [dataclasses.asdict(case) for case in found], "limits": [bar.as_json() for bar in limits]}
-        a.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    return int(any(bar.missed for bar in limits))
+    return judge([case.bar() for case in found], a.json, {"cases": [dataclasses.asdict(case) for case in found]})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pocketphi.passes.backward import Backward
 from pocketphi.passes.quantizers.outputs import Outputs
 
 _SAMPLES, _TOKENS, _WINDOW = 2, 2048, 256
-"""The first of a text are measured: with twice as many the sample was as close."""
+"""The first of a text are measured. With twice as many, and fewer rows together, the sample was closer on one of two texts."""
 
 
 @dataclass(frozen=True)

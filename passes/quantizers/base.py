@@ -210,11 +210,13 @@ def _mirrored(moment: torch.Tensor) -> torch.Tensor:
 
 def _permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """A symmetric matrix with its rows and columns in another order, in place."""
-    for turn in range(2):
-        for start in range(0, len(matrix), _STRIP):
-            matrix[start : start + _STRIP] = matrix[start : start + _STRIP].index_select(1, order)
-        if turn == 0:
-            matrix = _transpose(matrix)  # now its columns are what its rows were
+    return _columns(_transpose(_columns(matrix, order)), order)
+
+
+def _columns(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """A matrix with its columns in another order, in place."""
+    for start in range(0, len(matrix), _STRIP):
+        matrix[start : start + _STRIP] = matrix[start : start + _STRIP].index_select(1, order)
     return matrix
 
 

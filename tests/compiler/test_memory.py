@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from ctypes import CDLL
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.random_weights import RandomWeights
-from pocketphi.graph.resident import forget_peak, resident_now, resident_peak
+from pocketphi.graph.resident import forget_peak, give_back, resident_now, resident_peak
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
@@ -63,7 +62,7 @@ def measure(step: str, shape: str, folder: str) -> None:
     config = source.config
     candidates = candidates_of(config, options)
     source.digest_all()
-    CDLL(None).malloc_trim(0)  # what is freed and kept would be taken again, unseen
+    give_back()  # what is freed and kept would be taken again, unseen
     forget_peak()
     before = resident_now()
     if step == "sensitivities":

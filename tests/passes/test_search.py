@@ -84,6 +84,23 @@ def test_feedback_factor_is_what_its_docstring_says() -> None:
     assert ((mixing @ torch.diag(cost) @ mixing.T - damped[order][:, order]).abs() <= 4 * 2**-24 * size).all()
 
 
+@pytest.mark.parametrize("columns", [1088, 2080])
+def test_the_factor_of_a_wide_layer_is_made_in_strips(columns: int) -> None:
+    """In float64 and, from 2,048 columns on, in float32 and in the moment's own memory: as torch makes it of a copy."""
+    made = torch.Generator().manual_seed(0)
+    x = torch.randn(256, columns, generator=made) * torch.rand(columns, generator=made)
+    moment = x.T @ x / 256
+    kept, used = (Feedback.of(Statistics(moment.triu()), 32, consume) for consume in (False, True))
+    damped = moment.double() if columns <= 2048 else moment.clone()
+    damped.diagonal().add_(0.1 * damped.diagonal().mean() + 1e-12)
+    reverse = kept.order.flip(0)
+    factor = torch.linalg.cholesky(damped[reverse][:, reverse]).flip(0, 1)
+    for made_so in (kept, used):
+        assert torch.equal(made_so.order, kept.order)
+        torch.testing.assert_close(made_so.mixing, (factor / factor.diagonal()).float(), rtol=0, atol=1e-5)
+    assert torch.equal(kept.mixing, used.mixing)
+
+
 def test_blocks_with_large_inputs_come_first_and_their_large_columns_first_of_all() -> None:
     energy = torch.tensor([1.0, 2.0, 9.0, 3.0, 5.0, 5.0, 0.0, 7.0])
     order = Feedback.of(Statistics(torch.diag(energy)), 2).order
