@@ -199,7 +199,9 @@ def _own(program: Program, policy: Policy, options: CompileOptions, prefix: tupl
     """What a bundle takes with this policy, beside its texts."""
     quantized, _ = quantize(program, policy, options)
     records = len(policy.rules) * (_RULE_BYTES + _DIGEST_BYTES * len(options.target_names)) + _MANIFEST_BYTES
-    return records + sum(one.bytes + one.around for one in prepare(quantized, options, prefix).values())
+    verified = options.verify != "never"
+    made = prepare(quantized, options, prefix).values()
+    return records + sum(one.bytes + one.around + (one.recorded if verified else 0) for one in made)
 
 
 def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy) -> int:

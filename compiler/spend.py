@@ -38,8 +38,9 @@ _TOKENS, _WINDOW = 2048, 256
 """Of the calibration text, that sensitivities are measured on."""
 _CODE = (*MEASURING, "compiler/spend.py")
 _ROUNDS = 8
-_RESERVE = 0.002
-"""The part of a budget of bytes that is kept back: what the small files take is known about only before they are written."""
+_RESERVE = 500
+"""One part in so many of a budget of bytes is kept back: what the small files take is known about only before they are
+written."""
 _WITHIN = 0.003
 """The part of a budget of bytes that may be left, where trying again would find a choice a little larger."""
 _NORM_BYTES = 4
@@ -81,18 +82,21 @@ def spend(
     budget = _budget(config, options)
     sizes = _sizes(config, candidates, budget, options.of_targets)
     free = [[Choice(0.0, size) for size in sizes[name]] for name in candidates]
-    least, around = smallest(free), 0
+    least = needed = smallest(free)
+    kept_to = budget.limit
+    start = allocate(free, least)
     if budget.of == "files":
-        around = bundle_bytes(_policy(candidates, allocate(free, least))) - least
-    if budget.limit < least + around:
-        raise InputError(f"{budget.flag}: {_smallest_in_words(config, budget, least + around, options.target_names)}")
+        whole = bundle_bytes(_policy(candidates, start))
+        needed = -(-whole * _RESERVE // (_RESERVE - 1))
+        kept_to -= kept_to // _RESERVE
+    if budget.limit < needed:
+        raise InputError(f"{budget.flag}: {_smallest_in_words(config, budget, needed, options.target_names)}")
     costs = known_costs(source, traced, candidates, options, ui)
     tables = [[Choice(*pair) for pair in zip(costs[name], sizes[name])] for name in candidates]
     if budget.of == "files":
-        kept_to = max(least + around, int((1 - _RESERVE) * budget.limit))
-        chosen = _fitted(tables, candidates, kept_to, around, bundle_bytes)
+        chosen = _fitted(tables, candidates, kept_to, start, whole - least, bundle_bytes)
     else:
-        chosen = allocate(tables, budget.limit)
+        chosen = allocate(tables, kept_to)
     policy = _policy(candidates, chosen)
     expected = sum(table[i].cost for table, i in zip(tables, chosen))
     return Spent(policy, ExpectedRecord(budget.flag, float(f"{expected:.3g}")))
@@ -102,13 +106,15 @@ def _fitted(
     tables: Sequence[Sequence[Choice]],
     candidates: Candidates,
     limit: int,
+    start: list[int],
     around: int,
     bundle_bytes: Callable[[Policy], int],
 ) -> list[int]:
     """The largest choice whose bundle keeps to the limit, found by trying: what lies around the weights, and between them,
-    depends on their formats. around: what it is for the smallest choice, which keeps to the limit."""
+    depends on their formats. start: a smallest choice, whose bundle keeps to the limit, with `around` bytes of that kind;
+    others that are as small may have more of them."""
     low, high, allowed = smallest(tables), limit + 1, limit - around
-    best = allocate(tables, low)
+    best = start
     for _ in range(_ROUNDS):
         chosen = allocate(tables, allowed)
         whole = bundle_bytes(_policy(candidates, chosen))

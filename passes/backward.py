@@ -26,6 +26,7 @@ from pocketphi.graph.config import ModelConfig, layer_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.packing import tensor_bytes, tensors_of
 from pocketphi.graph.program import Program, Weights, evaluate, observed, stepwise
+from pocketphi.graph.resident import give_back
 from pocketphi.passes.segments import Segments
 
 aten = torch.ops.aten
@@ -115,6 +116,7 @@ class Backward(ABC, Generic[T]):
                 above = gradients[window] if gradients else self._drawn(piece, outputs[0])
                 below.append(piece.backward([given[node] for node in start], outputs, above))
                 del given, outputs, above  # the logits' are as large as all else
+                give_back()  # in between lie what is kept, so that much of it would not serve the next window
                 progress()
             gradients = below
             del piece  # its weights

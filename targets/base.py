@@ -237,15 +237,20 @@ def check_formats(target: Target[Any], options: TargetOptions, program: Program)
 class Prepared(ABC):
     """A program as a target will write it: planned once, before any weight is computed.
 
-    bytes: size of the files with the weights; around: of the others, about; notes: what a user should know before they are
-    written
+    bytes: size of the files with the weights; recorded: about that of files that verification adds; notes: what a user should
+    know before they are written
     cache_bits: of a K/V cache whose scales or means a text has to give before the files are written; None for another cache
     """
 
     bytes: int
-    around: int = 0
+    recorded: int = 0
     notes: list[str]
     cache_bits: int | None = None
+
+    @property
+    def around(self) -> int:
+        """About the size of the other files."""
+        return 0
 
     def take_scales(self, measured: Measured) -> None:
         """What was measured for the cache, as `cache_bits` asks for it."""

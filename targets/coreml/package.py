@@ -50,8 +50,8 @@ REPOSITORY = "co.huggingface.exporters.name"
 """Where swift-transformers looks for a tokenizer."""
 NORMS = ("edge.rms_norm", "edge.add_rms_norm", "layer_norm")
 """The operators that `norms.py` spells."""
-_NODE_BYTES, _SMALL_FILES = 3400, 17_000
-"""About: of one operator of the graph in model.mlmodel, over both functions; of the other files, and what each model has."""
+_SMALL_FILES = 6000
+"""About: of the files beside model.mlmodel and its weights."""
 _AUTHOR = "com.apple.CoreML"  # of the items, as Core ML's own tools name it
 _FEATURES = {
     "inputIds": "Tokens. The tail of an incomplete chunk may hold any.",
@@ -83,9 +83,7 @@ class CoreMLBundle(Prepared):
         if asked.strict and best.slow:
             raise InputError(f"coreml: {best.slow[0]}; without --strict this is only reported")
         self.bytes = self._file.size
-        self.around = (
-            _SMALL_FILES + _NODE_BYTES * program.operators().total() + vectors_bytes(program.config.vocab_size)
-        )
+        self.recorded = vectors_bytes(program.config.vocab_size)
         self.notes = [best.line(best=True), *(unit.line() for unit in others)]
         if self._form.flexible and options.model_id is None:
             self.notes.append("swift-transformers must be given a tokenizer: the package names no repository")
@@ -113,6 +111,10 @@ class CoreMLBundle(Prepared):
         model = model_of(self._program, self._form, self._file)
         self._describe(model)
         return model
+
+    @property
+    def around(self) -> int:
+        return self.model.ByteSize() + _SMALL_FILES
 
     @property
     def operators(self) -> Counter[str]:

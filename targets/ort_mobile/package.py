@@ -52,8 +52,8 @@ FILES = frozenset({GRAPH_FILE, DATA_FILE, GENAI_FILE, OPERATORS_FILE, ORT_FILE})
 ORT_LIMIT = 2**31
 """A flatbuffer's size: ONNX Runtime writes no .ort beyond it, and leaves an empty file when asked to."""
 
-_NODE_BYTES, _CONFIG_BYTES = 256, 2048
-"""About: of an operator in model.onnx with its part of the weights' list, and of the small files."""
+_CONFIG_BYTES = 2048
+"""About: of the small files beside model.onnx."""
 
 _ROTARY_STEP = 16
 """GroupQueryAttention rotates a multiple of so many dimensions of a head."""
@@ -102,7 +102,6 @@ class OrtBundle(Prepared):
         if adapters:
             find_target("ort-mobile").require("onnxruntime")  # which writes their files
         self.bytes = self._layout.size + adapters + (single if options.ort_file else 0)
-        self.around = _NODE_BYTES * len(self.lowered.nodes) + _CONFIG_BYTES
         slow = lint(self.lowered)
         if asked.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
@@ -145,6 +144,10 @@ class OrtBundle(Prepared):
         """model.onnx, which names bytes of the data file."""
         places = [_external(placed, self._layout) for placed in self.lowered.weights]
         return self.lowered.to_model(places, self._asked.version)
+
+    @property
+    def around(self) -> int:
+        return self.model().ByteSize() + _CONFIG_BYTES
 
     @property
     def operators(self) -> Counter[str]:

@@ -79,7 +79,7 @@ def test_the_largest_choice_whose_bundle_fits(seed: int) -> None:
     tried = [allocate(tables, allowed) for allowed in range(low, 100_000, 250)]
     least = whole(tried[0])
     for limit in range(least, whole(tried[-1]) + 3000, 4000):
-        found = _fitted(tables, candidates, limit, least - low, bundle_bytes)
+        found = _fitted(tables, candidates, limit, tried[0], least - low, bundle_bytes)
         assert whole(found) <= limit
         assert cost(found) <= min(cost(one) for one in tried if whole(one) <= max(least, (1 - _SLACK) * limit)) + 1e-9
 
@@ -185,6 +185,20 @@ def test_a_budget_below_the_smallest(model: str, given: dict[str, object], messa
     with pytest.raises(InputError, match=message):
         plan(options(model, **given), heard)
     assert "measure sensitivities" not in heard.tasks
+
+
+@pytest.mark.parametrize("target", ["ort-mobile", "coreml", "tvm-arm"])
+def test_what_is_named_as_the_smallest_is_possible(model: str, target: str, tmp_path: Path) -> None:
+    """To the byte, with files that turn out larger than planned."""
+    with pytest.raises(InputError) as refused:
+        plan(options(model, (target,), max_bytes=1000))
+    least = int(str(refused.value).split(" is ")[1].split(" bytes")[0].replace(",", ""))
+    with pytest.raises(InputError, match=f"is {least:,} bytes"):
+        plan(options(model, (target,), max_bytes=least - 1))
+    made = compile_model(
+        dataclasses.replace(options(model, (target,), max_bytes=least), out=tmp_path / "b", verify="never")
+    )
+    assert 0.97 * least <= made.manifest.bytes <= least
 
 
 RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
