@@ -29,7 +29,7 @@ def calibration_tokens(source: Checkpoint, options: CompileOptions, ui: Ui, coun
         text = read_text(options.calibration, "the calibration text", options.content("calibration"))
     files = source.tokenizer_files()
     if not files:
-        ui.say("the model has no tokenizer: calibrated on random tokens")
+        ui.say_once("the model has no tokenizer: calibrated on random tokens")
     tokens = tokens_of(text, default_text(), files, source.config, count or options.calibration_tokens)
     if not tokens:
         raise InputError(f"{options.calibration}: the calibration text holds no tokens")

@@ -1,26 +1,23 @@
 """What a command found out and the next one need not: kept in the cache, under all that decides it.
 
-An entry is sealed (`graph.sealed`) and holds what it is about in full, so that one which is damaged, or lies under another's
-name, counts as missing. What decides an entry is given by its user; versions of libraries, and our own code, are added here.
-Where there are many of a kind, the oldest go.
+Entries are those of a `SealedCache`: one that is damaged counts as missing. What decides an entry is given by its user;
+versions of libraries, and our own code, are added here. Where there are many of a kind, those used last stay.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from blake3 import blake3
 
 from pocketphi.compiler.build_key import our_code, version_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.reading import typed
-from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
+from pocketphi.graph.sealed import SealedCache
 
 T = TypeVar("T")
 
@@ -40,24 +37,19 @@ class Known:
         """cache: the folder of all caches; the user's own if None. Where there is none, nothing is known and nothing kept.
         most: entries of this kind that are kept; 64 if None. code: as `our_code` takes it, all that can change what is kept:
         for what takes an hour, a new version of something else should not measure it again."""
-        self._kind, self._most = kind, most or _MOST
+        self._kind = kind
         self._made_by = {"code": our_code(*code), **{name: version_of(name) for name in libraries}}
         with contextlib.suppress(InputError):
             cache = cache or default_folder()
-        self._folder = cache and cache / "known"
+        self._cache = SealedCache(cache and cache / "known", most or _MOST, f"{kind}-")
 
     def holds(self, about: Mapping[str, Any]) -> bool:
         """Whether there is an entry; it may still be damaged."""
-        path = self._path(self._whole(about))
-        return path is not None and path.is_file()
+        return self._cache.holds(self._whole(about))
 
     def find(self, about: Mapping[str, Any]) -> tuple[Any, memoryview] | None:
         """What was kept about this, JSON and bytes, or None."""
-        whole = self._whole(about)
-        found = read_sealed(path) if (path := self._path(whole)) else None
-        if found is None or not isinstance(found[0], dict) or found[0].get("about") != whole:
-            return None
-        return found[0].get("content"), found[1]
+        return self._cache.find(self._whole(about))
 
     def recall(self, kind: type[T], about: Mapping[str, Any]) -> T | None:
         """The value that was kept about this, or None; what is no such value counts as missing."""
@@ -75,26 +67,14 @@ class Known:
 
     def keep(self, about: Mapping[str, Any], content: Any = None, data: Sequence[bytes | memoryview] = ()) -> None:
         """Where it cannot be written, it will be found out again."""
-        whole = self._whole(about)
-        with contextlib.suppress(OSError):
-            if path := self._path(whole):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_sealed(path, {"about": whole, "content": content}, data)
-                forget_oldest(path.parent, f"{self._kind}-*", self._most)
+        self._cache.keep(self._whole(about), content, data)
 
     def forget(self, about: Mapping[str, Any]) -> None:
         """What was kept about this is not needed any more."""
-        with contextlib.suppress(OSError):
-            if path := self._path(self._whole(about)):
-                path.unlink(missing_ok=True)
+        self._cache.forget(self._whole(about))
 
-    def _whole(self, about: Mapping[str, Any]) -> Any:
-        """As it reads in the entry."""
-        return json.loads(json.dumps({"kind": self._kind, **self._made_by, **about}))
-
-    def _path(self, whole: Any) -> Path | None:
-        name = blake3(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
-        return self._folder and self._folder / f"{self._kind}-{name}"
+    def _whole(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        return {"kind": self._kind, **self._made_by, **about}
 
 
 class Begun:

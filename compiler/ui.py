@@ -17,6 +17,9 @@ Advance = Callable[[int], None]
 class Ui:
     """Silent: for library use, and for `--json`."""
 
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
     @contextlib.contextmanager
     def task(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
         """A long step of known size; the value is called with how much was done, from any thread."""
@@ -24,6 +27,12 @@ class Ui:
 
     def say(self, text: str) -> None:
         """One line of news."""
+
+    def say_once(self, text: str) -> None:
+        """One line of news, which several steps may find."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
 
 class PlainUi(Ui):
@@ -57,6 +66,7 @@ class RichUi(Ui):
     """Progress bars, for a terminal; all on standard error."""
 
     def __init__(self) -> None:
+        super().__init__()
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False)

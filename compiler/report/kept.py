@@ -22,7 +22,7 @@ _HEAD = 1 << 16
 
 
 def kept_about(kind: str, about: Mapping[str, Any], cache: Path | None = None) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(what it is about, content) of the whole entries of a kind that say all of `about`, those that were written last first.
+    """(what it is about, content) of the whole entries of a kind that say all of `about`, those used last first.
 
     cache: the folder of all caches, the user's own if None; where there is none, nothing is kept.
     """

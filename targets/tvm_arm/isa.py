@@ -22,6 +22,7 @@ class Isa:
     tile_rows:  activations that a prefill multiplies with a vector of weights while it is in registers
     together:   of a tile's rows, whose activations lie together so that one load serves them; each such group goes through
                 all of a step's weights, which are kept in registers
+    tile_units: vectors of rows of a matrix that a tile works on at once: a stream of weights from memory for each
     decode_units: vectors of rows that a decode works on at once, to hide the products' latency and that of memory
     decode_unroll: steps of columns in a decode's loop body, as far as the registers allow: fewer instructions for addresses
     registers:  vector registers
@@ -37,6 +38,7 @@ class Isa:
     pairs: bool = False
     signed: bool = False
     sum_bits: int = 32
+    tile_units: int = 1
     decode_units: int = 1
     decode_unroll: int = 1
 
@@ -60,7 +62,7 @@ TRIPLES = {
 
 _I8MM = ("neon", "dotprod", "i8mm")
 _AVX2 = ("avx2", "fma", "f16c")
-_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+_VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 
 ISAS = {
     isa.name: isa
@@ -69,7 +71,7 @@ ISAS = {
         Isa("dotprod", "aarch64", 4, ("neon", "dotprod"), 16, 4, signed=True, decode_units=2, decode_unroll=2),
         Isa("i8mm", "aarch64", 4, _I8MM, 16, 4, pairs=True, signed=True, decode_unroll=4),
         Isa("avx2", "x86_64", 8, _AVX2, tile_rows=2, registers=16, sum_bits=16, decode_units=4),
-        Isa("avx512vnni", "x86_64", 16, (*_AVX2, *_AVX512, "avx512vnni"), tile_rows=8, decode_units=4),
+        Isa("avx512vnni", "x86_64", 16, _VNNI, 8, 2, tile_units=2, decode_units=4),
     )
 }
 """In each architecture from the narrowest to the widest."""

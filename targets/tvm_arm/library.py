@@ -6,9 +6,7 @@ time of a small compile, so that it is kept in the user's cache, under all that 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,9 +19,7 @@ from blake3 import blake3
 from tvm import IRModule, relax
 
 from pocketphi.artifacts.bundle import file_digest
-from pocketphi.graph.errors import InputError
-from pocketphi.graph.places import default_folder
-from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
+from pocketphi.graph.sealed import SealedCache
 from pocketphi.graph.writing import write_whole
 from pocketphi.targets.tvm_arm import archive, objects
 from pocketphi.targets.tvm_arm import toolchain as toolchains
@@ -94,7 +90,6 @@ def _contents(module: IRModule) -> dict[str, Any]:
 
 
 def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, path: Path) -> None:
-    """A cache that cannot be read or written costs the time of building, and nothing else."""
     files = [Path(__file__), Path(objects.__file__), Path(toolchains.__file__), Path(archive.__file__)]
     about = {
         **_contents(module),
@@ -103,13 +98,8 @@ def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, 
         "toolchain": decided_by(toolchain, *files),
         "file": path.name,
     }
-    entry = None
-    with contextlib.suppress(InputError):
-        entry = default_folder() / "tvm-library" / blake3(repr(about).encode()).hexdigest()[:32]
-    known = read_sealed(entry) if entry else None
-    if entry and known and known[0] == about:
-        with contextlib.suppress(OSError):
-            os.utime(entry)  # what was used last stays
+    cache = SealedCache.of_user("tvm-library", _MOST)
+    if known := cache.find(about):
         write_whole(path, known[1])
         if path.name == LIBRARY:
             path.chmod(path.stat().st_mode | 0o111)  # as a linker leaves it
@@ -118,10 +108,7 @@ def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, 
         if path.name == LIBRARY:
             objects.link(module, platform.target(), path, toolchain.fcompile, Path(scratch))
         else:
-            built = relax.build(module, tvm.target.Target(platform.target()), system_lib=True)
+            with tvm.transform.PassContext(disabled_pass=objects.UNUSED):
+                built = relax.build(module, tvm.target.Target(platform.target()), system_lib=True)
             built.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
-    if entry:
-        with contextlib.suppress(OSError):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed(entry, about, [path.read_bytes()])
-            forget_oldest(entry.parent, "*", _MOST)
+    cache.keep(about, data=[path.read_bytes()])

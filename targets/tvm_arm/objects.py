@@ -7,21 +7,21 @@ each library.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import tvm
 import tvm_ffi
-from blake3 import blake3
 from tvm import IRModule, relax, tirx
 from tvm.relax import vm_build
 from tvm.runtime import _ffi_api
 
-from pocketphi.graph.errors import InputError
-from pocketphi.graph.places import default_folder
-from pocketphi.graph.sealed import forget_oldest, read_sealed, write_sealed
+from pocketphi.graph.sealed import SealedCache
+
+UNUSED = ["s_tir.CompactBufferAllocation"]
+"""A pass of TVM that makes buffers smaller. None of ours could be, so that it changes no code; its time grows with the square
+of a kernel's length."""
 
 _MOST = 2048
 """Kernels that are kept, of those that were made last: some ten kilobytes each."""
@@ -48,34 +48,23 @@ def link(module: IRModule, target: dict[str, Any], path: Path, fcompile: Any, sc
 
 def _objects(kernels: IRModule, target: dict[str, Any], scratch: Path) -> list[Any]:
     """As libraries of one function each, in the order of their names."""
-    folder, made = _folder(), []
+    cache, made = SealedCache.of_user("tvm-kernel", _MOST), []
     for variable, kernel in sorted(kernels.functions.items(), key=lambda item: item[0].name_hint):
         path = scratch / f"{variable.name_hint}.o"
-        _known_or_compiled(IRModule({variable: kernel}), kernel, target, path, folder)
+        _known_or_compiled(IRModule({variable: kernel}), kernel, target, path, cache)
         made.append(tvm.runtime.load_static_library(str(path), [variable.name_hint]))
-    if folder is not None:
-        forget_oldest(folder, "*", _MOST)
+    cache.tidy()
     return made
 
 
-def _folder() -> Path | None:
-    with contextlib.suppress(InputError):
-        return default_folder() / "tvm-kernel"
-    return None
-
-
 def _known_or_compiled(
-    module: IRModule, kernel: tirx.PrimFunc, target: dict[str, Any], path: Path, folder: Path | None
+    module: IRModule, kernel: tirx.PrimFunc, target: dict[str, Any], path: Path, cache: SealedCache
 ) -> None:
-    """Write the object of a module's one kernel. A cache that cannot be written costs the time of compiling alone."""
+    """Write the object of a module's one kernel."""
     about = {"kernel": tvm_ffi.structural_hash(kernel), "target": target, "tvm": tvm.__version__}
-    entry = folder and folder / blake3(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    known = read_sealed(entry) if entry else None
-    if known and known[0] == about:
+    if known := cache.find(about):
         path.write_bytes(known[1])
         return
-    tirx.build(module, tvm.target.Target(target)).write_to_file(str(path))
-    if entry:
-        with contextlib.suppress(OSError):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed(entry, about, [path.read_bytes()])
+    with tvm.transform.PassContext(disabled_pass=UNUSED):
+        tirx.build(module, tvm.target.Target(target)).write_to_file(str(path))
+    cache.keep(about, data=[path.read_bytes()], tidy=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from heard import Heard
 
 from pocketphi.compiler.calibration import calibration_tokens
 from pocketphi.compiler.options import compile_options
@@ -36,6 +37,14 @@ def test_a_text_of_unknown_tokens(tmp_path: Path, kind: str) -> None:
     text.write_text("три one пять")
     options = compile_options("random:tiny", tmp_path, calibration=text)
     assert 1 in calibration_tokens(source, options, Ui())
+
+
+def test_a_model_without_a_tokenizer_is_said_once(tmp_path: Path) -> None:
+    heard = Heard()
+    source = RandomWeights("random:tiny", PUBLISHED["tiny"])
+    for _ in range(3):  # as the steps of one compile ask
+        calibration_tokens(source, compile_options("random:tiny", tmp_path), heard)
+    assert heard.lines == ["the model has no tokenizer: calibrated on random tokens"]
 
 
 def test_a_tokenizer_that_knows_every_byte() -> None:

@@ -9,6 +9,7 @@ class Heard(Ui):
     """lines: what was said; tasks: what was said to be worked on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[str] = []
         self.tasks: list[str] = []
 

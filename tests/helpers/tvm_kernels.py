@@ -53,7 +53,10 @@ def run(isa: Isa, function: Any, *arguments: torch.Tensor) -> list[torch.Tensor]
     """Compile a PrimFunc, call it, and return all of its arguments as they are afterwards."""
     import tvm
 
-    library = tvm.compile(tvm.IRModule({"f": function}), target=tvm.target.Target(isa.target()))
+    from pocketphi.targets.tvm_arm.objects import UNUSED
+
+    with tvm.transform.PassContext(disabled_pass=UNUSED):
+        library = tvm.compile(tvm.IRModule({"f": function}), target=tvm.target.Target(isa.target()))
     held = [tvm.runtime.tensor(argument.contiguous().numpy()) for argument in arguments]
     library["f"](*held)
     return [torch.from_numpy(tensor.numpy()) for tensor in held]

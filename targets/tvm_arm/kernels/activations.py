@@ -42,10 +42,14 @@ class Values:
             at = self._index(row // self._tile, row % self._tile, t, column, copy)
             T.buffer_store(self._buffer, values, [tirx.Ramp(at, 1, lanes)])
 
-    def load(self, first_row: Expr, row: int, t: Expr, column: int, count: int) -> Expr:
-        """`count` values in the order of patches, from `row` of the tile that begins with `first_row`."""
-        tile, within = (first_row // self._tile, row) if self._tile > 1 else (first_row + row, 0)
-        return load(self._buffer, [self._index(tile, within, t, column)], count)
+    def step(self, first_row: Expr, t: Expr) -> Expr:
+        """Where a step of the tile that begins with `first_row` lies: int64."""
+        return self._index(first_row // self._tile, 0, t, 0)
+
+    def load(self, step: Expr, row: int, column: int, count: int) -> Expr:
+        """`count` values in the order of patches, from `row` of the tile whose `step` this is."""
+        within = self._index(row, 0, 0, column) if self._tile == 1 else self._index(0, row, 0, column)
+        return load(self._buffer, [step + within], count)
 
     def _index(self, tile: Expr, row: Expr, t: Expr, column: int, copy: int = 0) -> Expr:
         rows, columns = self._patch
@@ -66,21 +70,26 @@ class PerStep:
     def __init__(self, layout: Layout, dtype: str) -> None:
         dots = layout.dots
         self._lanes, self._paired, self._patch, self._tile = dots.lanes, dots.paired, dots.patch[0], layout.together
-        self._width = self._tile * (2 if self._paired else 1)
-        self._buffer = memory((layout.rows // self._tile, layout.steps * self._width), dtype)
+        self._width, self._steps = self._tile * (2 if self._paired else 1), layout.steps
+        self._buffer = memory((layout.rows // self._tile * (layout.steps * self._width),), dtype)
 
     def store(self, row: Expr, t: Expr, value: Expr) -> None:
         within = row % self._tile
         at = within // 2 * 4 + within % 2 if self._paired else within
         for copy in (0, 2) if self._paired else (0,):
-            T.buffer_store(self._buffer, value, [row // self._tile, t * self._width + at + copy])
+            T.buffer_store(self._buffer, value, [self.step(row, t) + at + copy])
 
-    def load(self, first_row: Expr, row: int, t: Expr) -> Expr:
-        """The vector that goes with vector `row` of the sums of the tile that begins with `first_row`."""
+    def step(self, first_row: Expr, t: Expr) -> Expr:
+        """Where a step of the tile with `first_row` lies: int64."""
+        return (first_row // self._tile * self._steps + t) * self._width
+
+    def load(self, step: Expr, row: int) -> Expr:
+        """The vector that goes with vector `row` of the sums of the tile whose `step` this is."""
         if self._tile == 1:
-            return broadcast(load(self._buffer, [first_row + row, t], 1), self._lanes)
-        tile, at = first_row // self._tile, t * self._width
+            return broadcast(load(self._buffer, [step + row * self._steps], 1), self._lanes)
         if self._paired:
-            return load(self._buffer, [tile, at + row // 2 * 4], 4)
-        several = load(self._buffer, [tile, at + row // self._patch * self._patch], self._patch)
+            return load(self._buffer, [step + row // 2 * 4], 4)
+        if self._lanes > self._patch:  # as one load, which repeats it
+            return broadcast(load(self._buffer, [step + row], 1), self._lanes)
+        several = load(self._buffer, [step + row // self._patch * self._patch], self._patch)
         return shuffle([several], [row % self._patch] * self._lanes)

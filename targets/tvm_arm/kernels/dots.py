@@ -30,11 +30,13 @@ class Dots(ABC):
     patch:  (rows, columns) of activations that lie together, row after row; several rows go through a step one patch after
             the other, a single one means all rows of a tile at the same time
     copies: of each row of a patch, one after the other
+    whole:  whether a tile with all of its rows goes through a step at once, and not patch after patch
     paired: a vector of sums has half of the matrix's rows times two rows of activations, not all of them times one
     """
 
     patch = (1, 1)
     copies = 1
+    whole = False
     paired = False
 
     def __init__(self, isa: Isa) -> None:
@@ -65,7 +67,7 @@ class FourColumns(Dots):
 
     def products(self, start: list[Expr], weights: Chunks, activation: Activation) -> list[Expr]:
         order = weights.order
-        if self.patch[0] > 1:
+        if 1 < len(start) == self.patch[0]:
             # all of the step's weights stay in registers: take activations in the order in which they lie
             order = sorted(order)
         values, count = start, self.at_once(weights.largest)
@@ -108,6 +110,14 @@ class Avx512Vnni(FourColumns):
     def add(self, sums: list[Register], weights: Chunks, chunk: int, activation: Activation, row: int) -> None:
         a, w = self.repeated(activation, row, chunk), T.reinterpret("uint8x64", weights.multiplied(chunk))
         sums[0].set(intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums[0].value, w, a))
+
+
+class Avx512VnniTile(Avx512Vnni):
+    """The same for several rows, of which a short call has some: a full tile would lose a seventh of its speed to the jumps
+    between them."""
+
+    patch = (2, 16)
+    whole = True
 
 
 class Avx2(FourColumns):
@@ -231,7 +241,11 @@ _CLASSES: dict[str, type[Avx2 | Avx512Vnni | DotProd | Int8 | Neon]] = {
     "avx2": Avx2,
     "avx512vnni": Avx512Vnni,
 }
-_TILES: dict[str, type[DotProdTile | Int8MatMul]] = {"dotprod": DotProdTile, "i8mm": Int8MatMul}
+_TILES: dict[str, type[Avx512VnniTile | DotProdTile | Int8MatMul]] = {
+    "dotprod": DotProdTile,
+    "i8mm": Int8MatMul,
+    "avx512vnni": Avx512VnniTile,
+}
 
 
 def dots_of(isa: Isa, tile: bool = False) -> Dots:

@@ -53,7 +53,7 @@ def decode_schedule(isa: Isa) -> Schedule:
 
 
 def prefill_schedule(isa: Isa) -> Schedule:
-    return Schedule(rows=isa.tile_rows)
+    return Schedule(units=isa.tile_units, rows=isa.tile_rows)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ class Body:
         rows = self.schedule.rows
         tiles = 1 if self.form.single else (self.m + (rows - 1)) // rows
         padded = 1 if self.form.single else tiles * rows
-        self._activations(padded, padded, T.serial if self.form.single else T.parallel)
+        group = self.dots.patch[0]
+        used = padded if group == 1 else (self.m + (group - 1)) // group * group
+        self._activations(padded, used, T.serial if self.form.single else T.parallel)
         with T.parallel(0, self.matrix.groups // self.schedule.units) as panel:
             if self.form.single:
                 self._tile(panel, 0)
@@ -213,14 +215,25 @@ class Body:
         groups = self._groups(panel, first_row)
         sums = [[Register(vector("float32", lanes), floats(0.0, lanes)) for _ in range(rows)] for _ in range(units)]
         present = self._present(first_row)
-        with T.serial(0, self.steps // self.schedule.unroll) as turn:
-            for t in (turn * self.schedule.unroll + i for i in range(self.schedule.unroll)):
-                for group, totals in zip(groups, sums):
-                    self._unit(group, t, first_row, present, totals)
+        if present is not None and self.dots.whole:
+            with T.If(self._rows_there(first_row) == rows):
+                with T.Then():
+                    self._add_steps(groups, first_row, None, sums)
+                with T.Else():
+                    self._add_steps(groups, first_row, present, sums)
+        else:
+            self._add_steps(groups, first_row, present, sums)
         for group, totals in zip(groups, sums):
             for row, total in enumerate(self.dots.by_row([total.value for total in totals])):
                 with emit.where(self._is_there(first_row, row)):
                     self._store(group, self._place(first_row, row), total)
+
+    def _add_steps(self, groups: list[Expr], first_row: Expr, present: Expr | None, sums: list[list[Register]]) -> None:
+        """Add all steps of some groups of rows to the tile's sums."""
+        with T.serial(0, self.steps // self.schedule.unroll) as turn:
+            for t in (turn * self.schedule.unroll + i for i in range(self.schedule.unroll)):
+                for group, totals in zip(groups, sums):
+                    self._unit(group, t, first_row, present, totals)
 
     def _groups(self, panel: Expr, first_row: Expr) -> list[Expr]:
         """The groups of rows of a panel. first_row: of the tile."""
@@ -290,9 +303,10 @@ class Body:
                 factors = product, scale * unit
             sums[row].set(emit.fma(*factors, sums[row].value, self.lanes))
         if step.offset:
+            place = Register("int64", self.sums.step(step.first_row, step.t))
             for row in rows:
                 offset = step.offset[row % len(step.offset)]
-                x = self.sums.load(step.first_row, row, step.t)
+                x = self.sums.load(place.value, row)
                 sums[row].set(emit.fma(x, offset, sums[row].value, self.lanes))
 
     def _rounded(self, step: _Step, rows: range) -> Iterator[tuple[Expr, Expr]]:
@@ -301,16 +315,19 @@ class Body:
         `minus` holds -Σ a, times the zero point where that is the same for all, and times `factor`.
         """
         lanes, at = self.lanes, step.first_row
+        # said once each: TVM looks for what such expressions share
+        place = Register("int64", self.values.step(at, step.t))
+        number = Register("int64", self.scales.step(at, step.t))
 
         def activation(row: int, column: int, count: int) -> Expr:
-            return self.values.load(at, rows[row], step.t, column, count)
+            return self.values.load(place.value, rows[row], column, count)
 
-        start = [self.minus.load(at, row, step.t) if self.subtracts else ints(0, lanes) for row in rows]
+        start = [self.minus.load(number.value, row) if self.subtracts else ints(0, lanes) for row in rows]
         if step.zero:
             beyond = [zero - ints(self.matrix.middle, lanes) for zero in step.zero] if self.matrix.signed else step.zero
             start = [beyond[row % len(beyond)] * value for row, value in zip(rows, start)]
         for row, product in zip(rows, self.dots.products(start, step.weights, activation)):
-            yield T.cast(product, vector("float32", lanes)), self.scales.load(at, row, step.t)
+            yield T.cast(product, vector("float32", lanes)), self.scales.load(number.value, row)
 
     def _exact(self, step: _Step, rows: range) -> Iterator[tuple[Expr, Expr | None]]:
         """For each row of the tile (Σ (q - zero)·x in float32, no further scale)."""

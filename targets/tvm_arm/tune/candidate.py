@@ -8,6 +8,7 @@ import tvm
 from tvm import IRModule
 
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, matmul
+from pocketphi.targets.tvm_arm.objects import UNUSED
 from pocketphi.targets.tvm_arm.platform import Platform
 
 KERNEL = "kernel"
@@ -17,7 +18,8 @@ KERNEL = "kernel"
 def compile_kernel(platform: Platform, form: Form, schedule: Schedule) -> Any:
     """A TVM executable with one function; its arguments are those of `kernels.matmul.matmul`."""
     function = matmul(KERNEL, platform.isa, form, schedule).with_attr("global_symbol", KERNEL)
-    return tvm.compile(IRModule({KERNEL: function}), target=tvm.target.Target(platform.target()))
+    with tvm.transform.PassContext(disabled_pass=UNUSED):
+        return tvm.compile(IRModule({KERNEL: function}), target=tvm.target.Target(platform.target()))
 
 
 def assembly_of(platform: Platform, form: Form, schedule: Schedule) -> str:

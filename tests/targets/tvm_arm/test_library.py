@@ -17,6 +17,7 @@ from tvm import IRModule, relax, topi
 from tvm.script import from_source, ir, tirx
 from tvm.script.relax import Tensor
 
+from pocketphi.graph import sealed
 from pocketphi.targets.tvm_arm import library, objects
 from pocketphi.targets.tvm_arm.platform import Platform
 
@@ -26,8 +27,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of libraries alone; the runtime is the one of all tests."""
-    for module in (library, objects):
-        monkeypatch.setattr(module, "default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sealed, "default_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache/tvm-library"
 
 
@@ -204,6 +204,6 @@ def test_kernels_that_cannot_be_kept_are_compiled_again(
     compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a file").touch()
-    monkeypatch.setattr(objects, "default_folder", lambda: tmp_path / "a file")
+    monkeypatch.setattr(sealed, "default_folder", lambda: tmp_path / "a file")
     assert linked(tmp_path / "a", module(16)) == linked(tmp_path / "b", module(16))
     assert compiled == ["twice"] * 2

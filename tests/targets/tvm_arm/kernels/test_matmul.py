@@ -140,8 +140,8 @@ def test_the_loop_has_the_instruction_and_no_spills(isa: Isa, single: bool) -> N
     operations = [line.split()[0] for line in body]
     wanted = ("sdot",) if isa.name == "i8mm" and single else WANTED[isa.name]
     assert any(operation.startswith(wanted) for operation in operations), operations
-    if single and isa.name == "avx2":
-        return  # 16 registers: four streams of weights spill, and are a fifth faster from memory than two that do not
+    if (isa.name, single) in (("avx2", True), ("avx512vnni", False)):
+        return  # more streams of weights spill, and are a fifth or a seventh faster from memory than those that do not
     stack = "[sp" if isa.arch == "aarch64" else "(%rsp"
     assert [line for line in body if stack in line and line.split()[0].startswith(("str", "stp", "vmov"))] == []
 
@@ -149,8 +149,11 @@ def test_the_loop_has_the_instruction_and_no_spills(isa: Isa, single: bool) -> N
 def assembly(isa: Isa, function: Any) -> str:
     import tvm
 
+    from pocketphi.targets.tvm_arm.objects import UNUSED
+
     target = tvm.target.Target(isa.target())
-    return str(tvm.compile(tvm.IRModule({"f": function}), target=target).mod.inspect_source("asm"))
+    with tvm.transform.PassContext(disabled_pass=UNUSED):
+        return str(tvm.compile(tvm.IRModule({"f": function}), target=target).mod.inspect_source("asm"))
 
 
 def hot_loop(text: str) -> list[str]:
