@@ -218,7 +218,12 @@ def test_figures_are_those_of_their_numbers(tmp_path: Path) -> None:
     run([sys.executable, "-B", "-c", f"{script}draw.main(Path({str(tmp_path)!r}))"], tmp_path)
     drawn = sorted(path.name for path in tmp_path.glob("*.svg"))
     assert drawn == sorted(path.name for path in (DOCS / "figures").glob("*.svg"))
-    assert [name for name in drawn if (tmp_path / name).read_bytes() != (DOCS / "figures" / name).read_bytes()] == []
+    assert [name for name in drawn if lines_of(tmp_path / name) != lines_of(DOCS / "figures" / name)] == []
+
+
+def lines_of(figure: Path) -> str:
+    """Without the names of paths that clip: digests of numbers whose last bits are the CPU's."""
+    return re.sub(r"(#|id=\")p[0-9a-f]{10}", r"\1p", figure.read_text("utf-8"))
 
 
 def text_of(node: ast.AST) -> Iterator[str]:
