@@ -113,12 +113,14 @@ def test_no_schedule_changes_a_bit(isa: Isa, schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("isa", here())
-def test_a_row_of_a_prompt_is_the_same_alone(isa: Isa) -> None:
-    weight = random_weight(48, 64, 32)
-    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("form", [Int4, Levels4])
+def test_a_row_of_a_prompt_is_the_same_with_fewer(isa: Isa, form: type[Blocks]) -> None:
+    """Alone, in a part of a tile, in a whole one, and in those after it."""
+    weight = random_weight(64, 64, 32, form=form)
+    x = torch.randn(33, 64, generator=torch.Generator().manual_seed(3))
     together = product(isa, weight, x, False)
-    alone = torch.cat([product(isa, weight, x[i : i + 1], False) for i in range(3)])
-    assert torch.equal(together, alone)
+    for count in (1, 2, 3, 6, 8, 13, 16):
+        assert torch.equal(product(isa, weight, x[:count], False), together[:count]), count
 
 
 WANTED = {
