@@ -6,7 +6,6 @@ versions of libraries, and our own code, are added here. Where there are many of
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,6 @@ import torch
 
 from pocketphi.compiler.build_key import our_code, version_of
 from pocketphi.graph.errors import InputError
-from pocketphi.graph.places import default_folder
 from pocketphi.graph.reading import typed
 from pocketphi.graph.sealed import SealedCache
 
@@ -39,9 +37,7 @@ class Known:
         for what takes an hour, a new version of something else should not measure it again."""
         self._kind = kind
         self._made_by = {"code": our_code(*code), **{name: version_of(name) for name in libraries}}
-        with contextlib.suppress(InputError):
-            cache = cache or default_folder()
-        self._cache = SealedCache(cache and cache / "known", most or _MOST, f"{kind}-")
+        self._cache = SealedCache.of_user("known", most or _MOST, f"{kind}-", cache)
 
     def holds(self, about: Mapping[str, Any]) -> bool:
         """Whether there is an entry; it may still be damaged."""

@@ -33,11 +33,11 @@ class SealedCache:
         self._folder, self._most, self._prefix = folder, most, prefix
 
     @classmethod
-    def of_user(cls, name: str, most: int) -> SealedCache:
-        """A folder in that of all caches."""
+    def of_user(cls, name: str, most: int, prefix: str = "", cache: Path | None = None) -> SealedCache:
+        """A folder in that of all caches, the user's own if None; where there is none, nothing is kept."""
         with contextlib.suppress(InputError):
-            return cls(default_folder() / name, most)
-        return cls(None, most)
+            cache = cache or default_folder()
+        return cls(cache and cache / name, most, prefix)
 
     def holds(self, about: Mapping[str, Any]) -> bool:
         """Whether there is a file; it may still be damaged."""

@@ -52,11 +52,19 @@ def in_threads(
     progress: Callable[[int], None],
     finished: Callable[[str], None] = lambda item: None,
 ) -> dict[str, T]:
-    """What `in_processes` does, in threads: `job` for every item; the first exception is raised."""
-    with workers() as pool:
-        jobs = {pool.submit(job, item, progress): item for item in items}
-        results = {}
-        for done in as_completed(jobs):
-            results[jobs[done]] = done.result()  # the first error ends the pool
-            finished(jobs[done])
-        return results
+    """What `in_processes` does, in threads: `job` for every item. An exception ends the others; the one of the first item that
+    has one is raised, whichever thread was faster."""
+    jobs = {}
+    try:
+        with workers() as pool:
+            jobs = {pool.submit(job, item, progress): item for item in items}
+            results = {}
+            for done in as_completed(jobs):
+                results[jobs[done]] = done.result()  # the first error ends the pool
+                finished(jobs[done])
+            return results
+    except Exception:
+        for one in jobs:  # those before one that failed had begun, and have ended by now
+            if not one.cancelled():
+                one.result()
+        raise

@@ -108,7 +108,7 @@ def _known_or_built(module: IRModule, platform: Platform, toolchain: Toolchain, 
         if path.name == LIBRARY:
             objects.link(module, platform.target(), path, toolchain.fcompile, Path(scratch))
         else:
-            with tvm.transform.PassContext(disabled_pass=objects.UNUSED):
+            with objects.passes():
                 built = relax.build(module, tvm.target.Target(platform.target()), system_lib=True)
             built.export_library(str(path), fcompile=toolchain.fcompile, workspace_dir=scratch)
     cache.keep(about, data=[path.read_bytes()])

@@ -19,12 +19,14 @@ from tvm.runtime import _ffi_api
 
 from pocketphi.graph.sealed import SealedCache
 
-UNUSED = ["s_tir.CompactBufferAllocation"]
-"""A pass of TVM that makes buffers smaller. None of ours could be, so that it changes no code; its time grows with the square
-of a kernel's length."""
-
 _MOST = 2048
 """Kernels that are kept, of those that were made last: some ten kilobytes each."""
+
+
+def passes() -> tvm.transform.PassContext:
+    """Those that our kernels are compiled with: all but one that makes buffers smaller. None of ours could be, so that it
+    changes no code; its time grows with the square of a kernel's length."""
+    return tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"])
 
 
 def link(module: IRModule, target: dict[str, Any], path: Path, fcompile: Any, scratch: Path) -> None:
@@ -65,6 +67,6 @@ def _known_or_compiled(
     if known := cache.find(about):
         path.write_bytes(known[1])
         return
-    with tvm.transform.PassContext(disabled_pass=UNUSED):
+    with passes():
         tirx.build(module, tvm.target.Target(target)).write_to_file(str(path))
     cache.keep(about, data=[path.read_bytes()], tidy=False)

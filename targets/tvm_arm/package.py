@@ -45,6 +45,7 @@ from pocketphi.targets.tvm_arm.description import (
 )
 from pocketphi.targets.tvm_arm.epsilons import require_epsilon
 from pocketphi.targets.tvm_arm.isa import Isa
+from pocketphi.targets.tvm_arm.kernels.dots import dots_of
 from pocketphi.targets.tvm_arm.kv_cache import CHUNK, EXACT_CACHE, KEYS, KV_CACHES, KvCache, cache_rows, centre_name
 from pocketphi.targets.tvm_arm.library import build_library
 from pocketphi.targets.tvm_arm.lower import WAYS, Schedules, long_after, lower
@@ -104,7 +105,7 @@ class TvmBundle(Prepared):
         parts = [one.parts for one in self._program.weights_read().values() if format_of(one.parts)]
         forms = {tuple(one.items()) for one in parts}
         by_row = sum("row_scale" in one for one in parts)
-        kernels = _TWICE_BYTES if self._platform.isa.tile_units > 1 else _KERNEL_BYTES
+        kernels = _TWICE_BYTES if dots_of(self._platform.isa, tile=True).whole else _KERNEL_BYTES
         library = _RUNTIME_BYTES + self._program.operators().total() * _OPERATOR_BYTES + len(forms) * kernels
         described = describe(self._program, self._platform, self._params, "0" * 64, self._asked, self._cache)
         return library + by_row * _ROW_SCALE_BYTES + len(described_text(described))

@@ -53,9 +53,9 @@ def run(isa: Isa, function: Any, *arguments: torch.Tensor) -> list[torch.Tensor]
     """Compile a PrimFunc, call it, and return all of its arguments as they are afterwards."""
     import tvm
 
-    from pocketphi.targets.tvm_arm.objects import UNUSED
+    from pocketphi.targets.tvm_arm.objects import passes
 
-    with tvm.transform.PassContext(disabled_pass=UNUSED):
+    with passes():
         library = tvm.compile(tvm.IRModule({"f": function}), target=tvm.target.Target(isa.target()))
     held = [tvm.runtime.tensor(argument.contiguous().numpy()) for argument in arguments]
     library["f"](*held)

@@ -129,7 +129,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
         def read(self, name: str, start: int, stop: int) -> torch.Tensor:
             return super().read(name, start, stop) * float("nan")
 
-    with pytest.raises(InputError, match=r"lm_head.weight: row \d+ holds a value that is not finite"):
+    with pytest.raises(InputError, match=r"lm_head.weight: row 0 holds a value that is not finite"):
         one(tmp_path, Broken("random:tiny"), RoundToNearest(32))
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ import tvm
 from tvm import IRModule
 
 from pocketphi.targets.tvm_arm.kernels.matmul import Form, Schedule, matmul
-from pocketphi.targets.tvm_arm.objects import UNUSED
+from pocketphi.targets.tvm_arm.objects import passes
 from pocketphi.targets.tvm_arm.platform import Platform
 
 KERNEL = "kernel"
@@ -18,7 +18,7 @@ KERNEL = "kernel"
 def compile_kernel(platform: Platform, form: Form, schedule: Schedule) -> Any:
     """A TVM executable with one function; its arguments are those of `kernels.matmul.matmul`."""
     function = matmul(KERNEL, platform.isa, form, schedule).with_attr("global_symbol", KERNEL)
-    with tvm.transform.PassContext(disabled_pass=UNUSED):
+    with passes():
         return tvm.compile(IRModule({KERNEL: function}), target=tvm.target.Target(platform.target()))
 
 

@@ -212,11 +212,11 @@ class Bundle:
 @pytest.mark.parametrize(("variant", "cache"), [("tiny", "int8"), ("partial", "int4"), ("longrope", "int8")])
 def test_files_in_float32_are_the_program_with_such_a_cache(tmp_path: Path, variant: str, cache: str) -> None:
     """Prefill and decode with activations in float32. A key or value on an edge between two numbers may fall either way in
-    another order of sums, which each CPU has of its own: such a one moves as much as any rounding does, and there are few. One
-    text of four has none, at a bound that float32's own rounding explains."""
+    another order of sums, which each CPU has of its own: such a one moves as much as any rounding does, and there are few.
+    Three texts of four have none, at a bound that float32's own rounding explains."""
     made = Bundle(tmp_path, variant, cache)
     runs = [_off(made, tmp_path, seed) for seed in range(4)]
-    assert min(off / bound for off, bound, _ in runs) <= 1
+    assert sum(off > bound for off, bound, _ in runs) <= 1
     assert all(plain > 100 * bound and off < plain / 4 for off, bound, plain in runs)
 
 

@@ -151,10 +151,10 @@ def test_the_loop_has_the_instruction_and_no_spills(isa: Isa, single: bool) -> N
 def assembly(isa: Isa, function: Any) -> str:
     import tvm
 
-    from pocketphi.targets.tvm_arm.objects import UNUSED
+    from pocketphi.targets.tvm_arm.objects import passes
 
     target = tvm.target.Target(isa.target())
-    with tvm.transform.PassContext(disabled_pass=UNUSED):
+    with passes():
         return str(tvm.compile(tvm.IRModule({"f": function}), target=target).mod.inspect_source("asm"))
 
 

@@ -39,11 +39,9 @@ PRODUCTS = [
 def test_the_default_loop_multiplies_and_does_not_spill(name: str, single: bool, product: str) -> None:
     loop = loop_of(name, single)
     assert [line for line in loop if line.split()[0].startswith(product)] != []
-    if (name, single) != (
-        "avx512vnni",
-        False,
-    ):  # two streams of weights are a seventh faster than one that does not spill
-        assert spills(loop) == []
+    if name == "avx512vnni" and not single:
+        return  # two streams of weights spill, and are a seventh faster from memory than one that does not
+    assert spills(loop) == []
 
 
 def test_products_are_counted() -> None:
