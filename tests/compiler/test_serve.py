@@ -377,7 +377,7 @@ def test_answers_are_finished_or_said_to_be_stopped(bundle: Path, seconds: float
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stderr is not None
         port = int(re.findall(r":(\d+)/", process.stderr.readline())[0])
-        hello = {"model": MODEL, "messages": said("Hi"), "max_tokens": 8, "stream": True}
+        hello = {"model": MODEL, "messages": said("Hi"), "max_tokens": 8, "temperature": 0, "stream": True}
         waiting = {**hello, "stream": False}
         with ThreadPoolExecutor(1) as pool:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
