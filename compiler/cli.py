@@ -32,7 +32,7 @@ from pocketphi.graph import stopping
 from pocketphi.graph.errors import InputError, PocketphiError
 from pocketphi.graph.lora.named import Lora
 from pocketphi.graph.printable import one_line
-from pocketphi.graph.reading import named
+from pocketphi.graph.reading import named, place_of
 from pocketphi.targets import TARGETS, all_targets
 from pocketphi.targets.target import Command
 
@@ -247,7 +247,7 @@ def parser() -> argparse.ArgumentParser:
     make = command("make-checkpoint", _make_checkpoint, "write a model as a Hugging Face folder for other tools")
     make.add_argument("model", help=MODEL_HELP)
     add_options(make, ProgramOptions, ["lora"])
-    make.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
+    make.add_argument("-o", "--out", type=place_of, required=True, help="folder to make")
     make.add_argument(
         "--fold-norms", action="store_true", help="fold the norm weights into the projections behind them"
     )
@@ -256,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
     write = command("make-text", _make_text, "have a model write a text that it can be calibrated on")
     write.add_argument("model", help=MODEL_HELP)
     add_options(write, ProgramOptions, ["lora"])
-    write.add_argument("-o", "--out", type=Path, required=True, help="file to make, for compile --calibration")
+    write.add_argument("-o", "--out", type=place_of, required=True, help="file to make, for compile --calibration")
     write.add_argument("--tokens", type=int, default=14336, help="how many tokens it writes (default %(default)s)")
     write.add_argument("--seed", type=int, default=0, help="another one gives another text (default %(default)s)")
     return top
@@ -283,7 +283,7 @@ def _adapter_argument(p: argparse.ArgumentParser) -> None:
 
 def _compile_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help=MODEL_HELP)
-    p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: MODEL-bundle)")
+    p.add_argument("-o", "--out", type=place_of, help="the bundle's folder (default: MODEL-bundle)")
     target_argument(p, f"default {DEFAULT_TARGET}; may be repeated")
     add_options(p, RecipeOptions)
     add_options(p, ProgramOptions)

@@ -16,6 +16,7 @@ from pocketphi.compiler.cli_options import add_options
 from pocketphi.compiler.options import Limits, ProgramOptions
 from pocketphi.compiler.ui import PlainUi, Ui
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.reading import place_of
 from pocketphi.graph.writing import check_writable, write_whole
 from pocketphi.targets import all_targets
 
@@ -49,7 +50,7 @@ def add_build_commands(command: AddCommand) -> None:
     )
     report.add_argument("bundle", type=Path)
     report.add_argument("--against", type=Path, metavar="BUNDLE", help="also what changed from this bundle to it")
-    report.add_argument("-o", "--out", type=Path, metavar="FILE", help="HTML file (default: BUNDLE.html)")
+    report.add_argument("-o", "--out", type=place_of, metavar="FILE", help="HTML file (default: BUNDLE.html)")
     report.add_argument(
         "--reference", metavar="MODEL", help="the model that was compiled: also measure the error of each weight"
     )
@@ -61,7 +62,7 @@ def add_build_commands(command: AddCommand) -> None:
     kit.add_argument("bundle", type=Path)
     kits = [made for target in all_targets() for made in target.kits]
     kit.add_argument("--platform", choices=sorted({made.platform for made in kits}), required=True)
-    kit.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
+    kit.add_argument("-o", "--out", type=place_of, required=True, help="folder to make")
     kit.add_argument(
         "--runtime",
         choices=sorted({made.runtime for made in kits}),
@@ -73,7 +74,7 @@ def add_build_commands(command: AddCommand) -> None:
 
     sbom = command("sbom", _sbom, "a bundle's bill of materials, CycloneDX JSON")
     sbom.add_argument("bundle", type=Path)
-    sbom.add_argument("-o", "--out", type=Path, metavar="FILE", help="write it there (default: print it)")
+    sbom.add_argument("-o", "--out", type=place_of, metavar="FILE", help="write it there (default: print it)")
 
     sign = command("sign", _sign, "sign a bundle with an Ed25519 key")
     sign.add_argument("bundle", type=Path)

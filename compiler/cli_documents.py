@@ -10,6 +10,7 @@ from pocketphi.compiler.ui import ui_of
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.printable import one_line, printable_lines
 from pocketphi.graph.ranges import check_number
+from pocketphi.graph.reading import place_of
 
 _SHOWN = 5
 
@@ -18,7 +19,7 @@ def add_document_commands(command: AddCommand) -> None:
     """command: makes a parser from a name, the function that runs it, and a help text."""
     index = command("index", _index, "make an index of a folder of documents, for chat --docs")
     index.add_argument("folder", type=Path, help="text, Markdown, reStructuredText, HTML and so on, and PDF")
-    index.add_argument("-o", "--out", type=Path, required=True, metavar="INDEX", help="file to make")
+    index.add_argument("-o", "--out", type=place_of, required=True, metavar="INDEX", help="file to make")
     index.add_argument("--force", action="store_true", help="replace an index that is there")
 
     search = command("search", _search, "the passages of an index that may answer a question")

@@ -16,7 +16,7 @@ from pocketphi.graph.formats import FORMATS, Blocks
 from pocketphi.graph.lora.named import Lora, NamedLora, parse_lora, parse_named
 from pocketphi.graph.options import Options, declared, option
 from pocketphi.graph.places import Cache, default_cache, parse_cache
-from pocketphi.graph.reading import named, nearest, path_of, show
+from pocketphi.graph.reading import named, nearest, place_of, show
 from pocketphi.passes.choices import BLOCKS, FILE_BLOCK, GROUPS
 from pocketphi.passes.policy import default_block
 from pocketphi.passes.quantizers import calibrates, recipes
@@ -233,7 +233,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         self._check_budgets()
         if self.block is None and self.policy is None and not self.spends:
             object.__setattr__(self, "block", default_block(self.recipe))
-        object.__setattr__(self, "out", path_of(self.out))
+        object.__setattr__(self, "out", place_of(self.out))
         chosen = [self.targets] if isinstance(self.targets, str | TargetOptions) else self.targets
         made = [find_target(one).options() if isinstance(one, str) else one for one in chosen]
         object.__setattr__(self, "targets", tuple({one.target: one for one in made}.values()))

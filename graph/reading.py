@@ -69,6 +69,15 @@ def path_of(text: str | Path) -> Path:
     return Path(text)
 
 
+def place_of(text: str | Path) -> Path:
+    """The path of something that will be made, without `..`: that leads elsewhere once the folder before it exists.
+
+    Raises InputError as `path_of` and `resolved` do.
+    """
+    path = path_of(text)
+    return resolved(path) if ".." in path.parts else path
+
+
 def read_whole(path: Path, what: str = "", limit: int = LARGEST) -> bytes:
     """The content of a regular file. what: what the user lacks where it is missing, for the message.
 

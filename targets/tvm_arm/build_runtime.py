@@ -1,6 +1,6 @@
 """Build what is C++ for a toolchain: the runtime, of the sources in `runtime/` alone, and the RPC server, with TVM's sources.
 
-Results are kept in the user's cache by all that decides them.
+Results are kept in the user's cache by all that decides them, with the digests of their files: what is damaged is built again.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.folder import put, workspace
 from pocketphi.graph.places import default_folder
+from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import in_threads
 from pocketphi.targets.tvm_arm import tvm_sources
 from pocketphi.targets.tvm_arm.toolchain import SOURCES, Toolchain
@@ -53,6 +55,7 @@ target_compile_options(pocketphi PRIVATE {" ".join(_OPTIONS)})
 """
 
 _LISTS = "CMakeLists.txt"
+_BUILT = "built"  # what a folder held when it was built
 _INSTEAD = "set POCKETPHI_CACHE to a folder that can be written"
 _LOG = logging.getLogger(__name__)
 
@@ -73,12 +76,9 @@ def build_runtime(toolchain: Toolchain, cache: Path | None = None) -> RuntimeFil
     cache: folder; the user's by default. Raises InputError if the compiler is missing or the compile fails.
     """
     folder = (cache or default_folder()) / "tvm-runtime" / decided_by(toolchain, Path(__file__))
-    files = RuntimeFiles(folder / "libpocketphi.so", folder / "libpocketphi.a", folder / "pocketphi-runner")
-    if not files.runner.is_file():
-        _LOG.info("building the runtime for %s on %s: some seconds, once", toolchain.os, toolchain.arch)
-        with workspace(folder, _INSTEAD) as temporary:
-            put(_build(toolchain, temporary), folder, temporary, replace=True)
-    return files
+    built = f"the runtime for {toolchain.os} on {toolchain.arch}: some seconds"
+    _kept(folder, built, lambda temporary: _build(toolchain, temporary))
+    return RuntimeFiles(folder / "libpocketphi.so", folder / "libpocketphi.a", folder / "pocketphi-runner")
 
 
 def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
@@ -87,20 +87,9 @@ def build_rpc_server(toolchain: Toolchain, cache: Path | None = None) -> Path:
     Raises InputError if TVM is missing, or another one than its sources were taken from.
     """
     recipe = [Path(__file__), Path(tvm_sources.__file__), *sorted(path for path in RPC.rglob("*") if path.is_file())]
-    path = (cache or default_folder()) / "tvm-rpc" / decided_by(toolchain, *recipe)
-    if not path.is_file():
-        _LOG.info("building the RPC server for %s on %s: half a minute, once", toolchain.os, toolchain.arch)
-        with workspace(path, _INSTEAD) as folder:
-            copy_sources(folder)
-            options = [*_OPTIONS, "-w", *(f"-D{name}" for name in DEFINES), *(f"-I{folder / at}" for at in INCLUDES)]
-            sources = [*(folder / f"{unit}.cc" for unit in UNITS), RPC / "rpc_server.cc"]
-            objects = [
-                *_compile(toolchain, folder, sources, (*options, f"-I{SOURCES}")),
-                *compile_sources(toolchain, folder, ("cpu", "pool")),
-            ]
-            toolchain.run(*_STATIC, *map(str, objects), *_libraries(toolchain), "-o", "rpc", cwd=folder)
-            os.replace(folder / "rpc", path)
-    return path
+    folder = (cache or default_folder()) / "tvm-rpc" / decided_by(toolchain, *recipe)
+    built = f"the RPC server for {toolchain.os} on {toolchain.arch}: half a minute"
+    return _kept(folder, built, lambda temporary: _build_rpc_server(toolchain, temporary)) / "pocketphi-rpc"
 
 
 def export_sources(folder: Path) -> None:
@@ -161,6 +150,48 @@ def _build(toolchain: Toolchain, folder: Path) -> Path:
     ]
     toolchain.run(*runner, "-o", "result/pocketphi-runner", cwd=folder)
     return result
+
+
+def _build_rpc_server(toolchain: Toolchain, folder: Path) -> Path:
+    copy_sources(folder)
+    options = [*_OPTIONS, "-w", *(f"-D{name}" for name in DEFINES), *(f"-I{folder / at}" for at in INCLUDES)]
+    sources = [*(folder / f"{unit}.cc" for unit in UNITS), RPC / "rpc_server.cc"]
+    objects = [
+        *_compile(toolchain, folder, sources, (*options, f"-I{SOURCES}")),
+        *compile_sources(toolchain, folder, ("cpu", "pool")),
+    ]
+    (folder / "result").mkdir()
+    program = [*_STATIC, *map(str, objects), *_libraries(toolchain), "-o", "result/pocketphi-rpc"]
+    toolchain.run(*program, cwd=folder)
+    return folder / "result"
+
+
+def _kept(folder: Path, built: str, build: Callable[[Path], Path]) -> Path:
+    """The folder, from the cache; built where it is missing, or where a file is not as it was built.
+
+    built: what it is and how long it takes, for the log; build: makes it inside a folder that it is given
+    """
+    if not _is_as_built(folder):
+        _LOG.info("building %s, once", built)
+        with workspace(folder, _INSTEAD) as temporary:
+            made = build(temporary)
+            write_sealed(made / _BUILT, _state(made))
+            put(made, folder, temporary, replace=True)
+    return folder
+
+
+def _is_as_built(folder: Path) -> bool:
+    try:
+        built = read_sealed(folder / _BUILT)
+        return built is not None and built[0] == _state(folder)
+    except OSError:
+        return False
+
+
+def _state(folder: Path) -> dict[str, list[str | bool]]:
+    """SHA-256 of each file, and whether it can be run, by name."""
+    files = sorted(path for path in folder.glob("*") if path.name != _BUILT and path.is_file())
+    return {path.name: [file_digest(path), os.access(path, os.X_OK)] for path in files}
 
 
 def decided_by(toolchain: Toolchain, *recipe: Path) -> str:

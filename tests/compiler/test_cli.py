@@ -255,7 +255,19 @@ def test_an_existing_bundle_needs_force(capsys: pytest.CaptureFixture[str], tmp_
     kept = (out / "manifest.json").read_bytes()
     assert "exists; choose another -o or pass --force" in compile_fails(capsys, "random:tiny", out)
     assert (out / "manifest.json").read_bytes() == kept
+    around = tmp_path / "missing" / ".." / "out"  # a folder that is not there, and back
+    assert "exists; choose another -o or pass --force" in compile_fails(capsys, "random:tiny", around)
+    assert (out / "manifest.json").read_bytes() == kept
     assert run(capsys, *arguments, "--force")[0] == 0
+
+
+def test_an_output_around_a_folder_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    around = tmp_path / "missing" / ".." / "out"
+    code, stdout, _ = run(
+        capsys, "compile", "random:tiny", "-o", str(around), "--recipe", "rtn", "--verify", "never", "--json"
+    )
+    assert (code, json.loads(stdout)["bundle"]) == (0, str(tmp_path.resolve() / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_force_replaces_bundles_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

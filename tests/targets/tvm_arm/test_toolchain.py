@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
@@ -14,6 +15,7 @@ import pytest
 import tvm_small as small
 
 from pocketphi.graph.errors import InputError
+from pocketphi.targets.tvm_arm import build_runtime as build_runtime_module
 from pocketphi.targets.tvm_arm.archive import write_archive
 from pocketphi.targets.tvm_arm.build_runtime import RUNTIME, build_runtime, export_sources
 from pocketphi.targets.tvm_arm.process import RuntimeProcess
@@ -167,6 +169,41 @@ def test_the_runtime_is_built_once(host: Toolchain) -> None:
     stamp = before.runner.stat().st_mtime_ns
     after = build_runtime(host)
     assert (after, after.runner.stat().st_mtime_ns) == (before, stamp)
+
+
+def test_a_damaged_runtime_is_built_again(host: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library with a bit flipped would go into bundles, and be what verifies them."""
+    cache, kept = tmp_path / "cache", tmp_path / "kept"
+    files = build_runtime(host, cache)
+    every = sorted(path for path in files.library.parent.iterdir())
+    assert {files.library, files.archive, files.runner} < set(every)
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in every}
+    shutil.copytree(files.library.parent, kept)
+    monkeypatch.setattr(  # the same files, without their compiler's time
+        build_runtime_module, "_build", lambda _, folder: shutil.copytree(kept, folder / "result")
+    )
+
+    def flip(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def shorten(path: Path) -> None:
+        os.truncate(path, path.stat().st_size // 2)
+
+    def replace_by_folder(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    damages = [(damage, path) for damage in (flip, shorten, Path.unlink, replace_by_folder) for path in every]
+    damages.append((lambda path: path.chmod(0o644), files.runner))
+    damages.append((lambda path: path.with_name("other").write_bytes(b""), files.library))
+    for damage, path in damages:
+        damage(path)
+        assert build_runtime(host, cache) == files
+        assert {path: (path.read_bytes(), path.stat().st_mode) for path in every} == before
+        assert sorted(files.library.parent.iterdir()) == every
+    assert list(files.library.parent.parent.iterdir()) == [files.library.parent]
 
 
 def test_a_runtime_that_does_not_compile_leaves_nothing(tmp_path: Path) -> None:
