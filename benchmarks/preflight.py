@@ -67,6 +67,7 @@ NEEDS: dict[str, list[Need]] = {
     "prefix.py": [TVM, COMPILER],
     "json_answers.py": [_extra("llguidance", "json"), _package("jsonschema", ".venv/bin/pip install '.[dev]'")],
     "experts.py": [TVM, COMPILER],
+    "decode_formats.py": [TVM, COMPILER],
     "policies.py": [],
     "retrieval.py": [ORT],
     "coreml_zoo.py": [COREML],

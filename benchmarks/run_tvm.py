@@ -32,7 +32,7 @@ from whole_model import (
 )
 from workers import build_native, memory_of
 
-from pocketphi.targets.tvm_arm.description import DESCRIPTION
+from pocketphi.targets.tvm_arm.description import DESCRIPTION, read_description
 from pocketphi.targets.tvm_arm.host import TvmHost
 from pocketphi.targets.tvm_arm.params import PARAMS_FILE
 
@@ -52,7 +52,9 @@ class TvmModel:
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder = folder
-        self.runner = TvmHost(folder).runner(ROOM, threads=threads)  # ends its process when it is forgotten
+        self.runner = TvmHost(folder).runner(
+            min(ROOM, read_description(folder).context), threads=threads
+        )  # ends its process when it is forgotten
         self.process = self.runner.process
         self.load_seconds = self.process.opened.milliseconds / 1e3
 

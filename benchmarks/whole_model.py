@@ -19,7 +19,6 @@ from workers import Worker, memory_of, serve
 
 GIB = 1 << 30
 KINDS = ("first_prefill", "prefill", "decode")
-RECIPE = ["--recipe", "rtn", "--verify", "never"]
 
 
 class Model(Protocol):
@@ -235,11 +234,12 @@ def row(s: Speed) -> list[str]:
     return [s.artifact, str(s.threads), str(s.prompt), *speeds, f"{s.load_seconds:.1f}", f"{s.memory / GIB:.2f}", ""]
 
 
-def compiled(checkpoint: Path, out: Path, *options: str) -> Path:
-    """A bundle of the checkpoint, made where it is missing."""
+def compiled(checkpoint: Path | str, out: Path, *options: str) -> Path:
+    """A bundle of the checkpoint, made where it is missing. A policy among the options says the recipe itself."""
     if not out.exists():
         print(f"compiling {out.name} …", file=sys.stderr)
-        run([*POCKETPHI, "compile", str(checkpoint), "-o", str(out), *RECIPE, *options])
+        recipe = [] if "--policy" in options else ["--recipe", "rtn"]
+        run([*POCKETPHI, "compile", str(checkpoint), "-o", str(out), "--verify", "never", *recipe, *options])
     return out
 
 
