@@ -79,7 +79,7 @@ def keys_a_row_further(old: Any) -> Any:
 
 
 def keys_of_the_first_head(old: Any) -> Any:
-    return lambda body, kv, *rest: old(body, kv * 0, *rest)
+    return lambda body, tile, *rest: old(body, replace(tile, kv=tile.kv * 0), *rest)
 
 
 def no_zero_points(old: Any) -> Any:

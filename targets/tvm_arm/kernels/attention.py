@@ -2,7 +2,7 @@
 
 One task for each key/value head. It first writes the head's new keys and values into the cache, then serves its queries, a
 tile of rows at a time, so that keys and values that were loaded once meet all rows of the tile: consecutive queries of a
-head in prefill, the heads of a group in decode.
+head in prefill, the heads of a group in decode, and two queries of each of those heads where only guessed tokens are checked.
 
 Where heads see blocks (`edge.sparse_attention`), only those are read: the near ones, which all rows of a tile share, and then
 the columns of each head, which are its own. Scores lie at their key's position then, and gaps between them are never looked at.
@@ -32,7 +32,8 @@ from pocketphi.targets.tvm_arm.kernels.emit import Expr, Register, broadcast, fl
 from pocketphi.targets.tvm_arm.kv_cache import KEYS, KV_CACHES, KvCache
 
 _HIDDEN = -1e30
-_PREFILL_ROWS = 4
+_PREFILL_QUERIES = 4
+_GUESSED_QUERIES = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,46 @@ class AttentionForm:
     @property
     def group(self) -> int:
         return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows that are served together: consecutive queries of each of some heads, which share a key/value head.
+
+    kv: that one; head: the first of them, heads: how many; first: the first new token that asks, queries: how many ask;
+    s: new tokens in all
+    """
+
+    kv: Expr
+    head: Expr
+    heads: int
+    first: Expr
+    queries: int
+    s: Expr
+
+    @property
+    def rows(self) -> range:
+        return range(self.heads * self.queries)
+
+    def head_of(self, row: int) -> Expr:
+        return self.head + row % self.heads
+
+    def asks(self, row: int) -> Expr:
+        """The new token that this row is of. In the last tile it may be none."""
+        return self.first + row // self.heads
+
+    def query_of(self, row: int) -> Expr:
+        """The same; the last one where it is none."""
+        return self.first if self.queries == 1 else tirx.Min(self.asks(row), self.s - 1)
+
+    def is_there(self, row: int) -> Expr | None:
+        """Whether it is one; None if it always is."""
+        return None if self.queries == 1 else self.asks(row) < self.s
+
+    @property
+    def last(self) -> Expr:
+        """The last new token that asks."""
+        return self.first if self.queries == 1 else tirx.Min(self.first + self.queries, self.s) - 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +143,6 @@ class _Body:
 
     def __init__(self, isa: Isa, form: AttentionForm) -> None:
         self.form, self.lanes, self.registers = form, isa.lanes, isa.registers
-        self.rows = form.group if form.single else _PREFILL_ROWS
         self.s: Expr = 1 if form.single else T.int64()
         self.c: Expr = T.int64()
         self.qkv = emit.argument("qkv", (self.s, (form.heads + 2 * form.kv_heads) * form.dim))
@@ -126,22 +166,29 @@ class _Body:
             value = emit.memory((form.dim,)) if self.cache.turned else None
             with T.serial(0, self.s) as new:
                 self._append(head, new, past, table, key, value)
-            queries = emit.memory((self.rows, form.dim))
-            scores = emit.memory((self.rows, self.c))
             if form.single:
-                self._tile(head, _int64(0), past, table, queries, scores)
+                self._tiles(head, past, table, form.group, 1)
                 return
-            with T.serial(0, form.group) as member, T.serial(0, (self.s + self.rows - 1) // self.rows) as tile:
-                self._tile(head * form.group + member, tile * self.rows, past, table, queries, scores)
+            guessed = self._guessed()
+            if guessed is not None:
+                with emit.where(guessed):
+                    self._tiles(head, past, table, form.group, _GUESSED_QUERIES)
+            with emit.where(None if guessed is None else tirx.Not(guessed)):
+                self._tiles(head, past, table, 1, _PREFILL_QUERIES)
 
-    # rows: of a tile, which is one query of each head of a group, or consecutive queries of one head
+    def _guessed(self) -> Expr | None:
+        """Whether tiles of all heads have fewer rows that nobody asks for: for 1, 2, 5 and 6 queries. Where each head sees
+        blocks of its own there are none."""
+        few = self.s <= _PREFILL_QUERIES + _GUESSED_QUERIES
+        return None if self.form.sparse else tirx.And(few, (self.s - 1) % _PREFILL_QUERIES < _GUESSED_QUERIES)
 
-    def _query(self, first: Expr, row: int) -> Expr:
-        """Which new token a row asks for; beyond the last, the last."""
-        return _int64(0) if self.form.single else tirx.Min(first + row, self.s - 1)
-
-    def _head(self, head: Expr, row: int) -> Expr:
-        return head * self.form.group + row if self.form.single else head
+    def _tiles(self, kv: Expr, past: Expr, table: Expr, heads: int, queries: int) -> None:
+        """All rows of a key/value head, in tiles of so many heads and queries."""
+        group = self.form.group
+        buffers = emit.memory((heads * queries, self.form.dim)), emit.memory((heads * queries, self.c))
+        with T.serial(0, group // heads) as member, T.serial(0, (self.s + queries - 1) // queries) as number:
+            tile = _Tile(kv, kv * group + member * heads, heads, number * queries, queries, self.s)
+            self._tile(tile, past, table, *buffers)
 
     def _append(self, head: Expr, new: Expr, past: Expr, table: Expr, key: Any, value: Any) -> None:
         """Write one new key, rotated in the buffer `key`, and one value, turned in the buffer `value` if there is one."""
@@ -181,33 +228,32 @@ class _Body:
             with T.serial(0, self.form.dim - 2 * half) as rest:
                 write(2 * half + rest, self.qkv[token, column + 2 * half + rest])
 
-    def _tile(self, head: Expr, first: Expr, past: Expr, table: Expr, queries: Any, scores: Any) -> None:
+    def _tile(self, tile: _Tile, past: Expr, table: Expr, queries: Any, scores: Any) -> None:
         form = self.form
-        for row in range(self.rows):
-            query = self._query(first, row)
+        for row in tile.rows:
+            query = tile.query_of(row)
 
             def write(d: Expr, value: Expr, row: int = row) -> None:
                 T.buffer_store(queries, value * floats(form.scale, 1), [row, d])
 
-            self._rotate(query, self._head(head, row) * form.dim, table + query, write)
+            self._rotate(query, tile.head_of(row) * form.dim, table + query, write)
             if self.cache.turned:
                 turn(queries, lambda d, row=row: [row, d], form.dim)  # type: ignore[misc]
-        kv = head if form.single else head // form.group
-        last = past + (_int64(0) if form.single else tirx.Min(first + self.rows, self.s) - 1)
-        spans = self._spans(head, first, past, last)
-        peaks = self._score(head, kv, first, past, spans, queries, scores)
-        sums = self._exponentials(kv, spans, peaks, scores)
+        spans = self._spans(tile, past)
+        peaks = self._score(tile, past, spans, queries, scores)
+        sums = self._exponentials(tile.kv, spans, peaks, scores)
         for span in spans:
-            self._mix(head, kv, first, span, scores, sums, add=span is not spans[0])
+            self._mix(tile, span, scores, sums, add=span is not spans[0])
         if self.cache.turned:
-            for row in range(self.rows):
-                self._turn_back(head, first, row)
+            for row in tile.rows:
+                self._turn_back(tile, row)
 
     # the keys of a tile
 
-    def _spans(self, head: Expr, first: Expr, past: Expr, last: Expr) -> list[_Span]:
-        """Those that a tile reads, whose first query is new token `first` and whose last one stands at position `last`."""
-        form, every = self.form, tuple(range(self.rows))
+    def _spans(self, tile: _Tile, past: Expr) -> list[_Span]:
+        """Those that a tile reads."""
+        form, every = self.form, tuple(tile.rows)
+        first, last = tile.first, past + tile.last
         if not form.sparse:
             begin, held = _int64(0), None
             if form.window:
@@ -221,7 +267,7 @@ class _Body:
         begin = far * (block // KEYS)
         spans = [_Span(every, begin, last // KEYS + 1 - begin, last + 1 - begin * KEYS, _int64(0))]
         for rows in [(row,) for row in every] if form.single else [every]:
-            column = Register("int64", self._first_column(self._head(head, rows[0]))).value
+            column = Register("int64", self._first_column(tile.head_of(rows[0]))).value
             count = Register("int64", tirx.Max(far - column + stride - 1, _int64(0)) // stride).value
             spans.append(_Span(rows, column, count, count * block, _int64(0), stride))
         return spans
@@ -271,13 +317,11 @@ class _Body:
     def _sparse_block(self) -> int:
         return self.form.sparse[0] if self.form.sparse else 0
 
-    def _score(
-        self, head: Expr, kv: Expr, first: Expr, past: Expr, spans: list[_Span], queries: Any, scores: Any
-    ) -> list[Register]:
+    def _score(self, tile: _Tile, past: Expr, spans: list[_Span], queries: Any, scores: Any) -> list[Register]:
         """q · k of each row with each key it may see, and each row's largest."""
         lanes, parts = self.lanes, KEYS // self.lanes
         f32 = vector("float32", lanes)
-        peaks = [Register(f32, floats(_HIDDEN, lanes)) for _ in range(self.rows)]
+        peaks = [Register(f32, floats(_HIDDEN, lanes)) for _ in tile.rows]
         limit = self.registers // 2 // parts or 1
         for span in spans:
             together = self._together(span)
@@ -285,12 +329,12 @@ class _Body:
                 units = [(i, row) for i in range(together) for row in span.rows]
                 for start in range(0, len(units), limit):
                     chunk = units[start : start + limit]
-                    sums = self._products(kv, held, chunk, queries)
+                    sums = self._products(tile.kv, held, chunk, queries)
                     for (i, row, part), s in sums.items():
                         score = s.value
                         if not span.stride:  # all of a column is seen
-                            position = past + self._query(first, row)
-                            score = self._masked(score, head, (block + i) * KEYS + part * lanes, position)
+                            position = past + tile.query_of(row)
+                            score = self._masked(score, tile.head_of(row), (block + i) * KEYS + part * lanes, position)
                         column = (place + i) * KEYS + part * lanes
                         T.buffer_store(scores, score, [row, tirx.Ramp(column, 1, lanes)])
                         peaks[row].set(emit.maximum(peaks[row].value, score, lanes))
@@ -365,9 +409,7 @@ class _Body:
                     sums[row].set(sums[row].value + shown)
         return [Register("float32", emit.total(s.value, lanes)) for s in sums]
 
-    def _mix(
-        self, head: Expr, kv: Expr, first: Expr, span: _Span, scores: Any, sums: list[Register], add: bool
-    ) -> None:
+    def _mix(self, tile: _Tile, span: _Span, scores: Any, sums: list[Register], add: bool) -> None:
         """The values of a span, weighted: as many dimensions at a time as the registers hold. add: to those before."""
         lanes = self.lanes
         f32 = vector("float32", lanes)
@@ -382,25 +424,23 @@ class _Body:
                 with self._positions(span) as (held, place):
                     weights = {row: broadcast(scores[row, place], lanes) for row in group}
                     for part in parts:
-                        value = Register(f32, self.cache.value(kv, held, part * lanes)).value
+                        value = Register(f32, self.cache.value(tile.kv, held, part * lanes)).value
                         for row in group:
                             m = mixed[row, part]
                             m.set(emit.fma(weights[row], value, m.value, lanes))
                 for (row, part), m in mixed.items():
                     share = broadcast(floats(1.0, 1) / sums[row].value, lanes)
-                    self._write(head, first, row, part * lanes, m.value * share, add)
+                    self._write(tile, row, part * lanes, m.value * share, add)
 
-    def _turn_back(self, head: Expr, first: Expr, row: int) -> None:
+    def _turn_back(self, tile: _Tile, row: int) -> None:
         """What a row attends to was mixed of turned values."""
-        column = self._head(head, row) * self.form.dim
-        query = 0 if self.form.single else first + row
-        with emit.where(None if self.form.single else query < self.s):
-            turn(self.out, lambda d: [query, column + d], self.form.dim)
+        column = tile.head_of(row) * self.form.dim
+        with emit.where(tile.is_there(row)):
+            turn(self.out, lambda d: [tile.asks(row), column + d], self.form.dim)
 
-    def _write(self, head: Expr, first: Expr, row: int, d: int, value: Expr, add: bool) -> None:
-        column = self._head(head, row) * self.form.dim + d
-        query = 0 if self.form.single else first + row
-        with emit.where(None if self.form.single else query < self.s):
+    def _write(self, tile: _Tile, row: int, d: int, value: Expr, add: bool) -> None:
+        query, column = tile.asks(row), tile.head_of(row) * self.form.dim + d
+        with emit.where(tile.is_there(row)):
             if add:
                 value = value + load(self.out, [query, column], self.lanes)
             T.buffer_store(self.out, value, [query, tirx.Ramp(column, 1, self.lanes)])
