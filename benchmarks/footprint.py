@@ -1,7 +1,8 @@
-"""Memory of a bundle in onnxruntime against the plan of `pocketphi devices`: python benchmarks/footprint.py BUNDLE
+"""Memory of a bundle in its runtime against the plan of `pocketphi devices`: python benchmarks/footprint.py BUNDLE
 
-Each line is a process of its own: it loads the bundle, reads a prompt, makes eight tokens. What counts is how much its peak of
-resident memory grows from the moment where onnxruntime is imported.
+Each line is a process of its own: it loads the bundle, reads a prompt, makes eight tokens. What counts for `ort-mobile` is how
+much its peak of resident memory grows from the moment where onnxruntime is imported, and for `tvm-arm` all that the C runtime's
+process holds at its peak, the pages of the mapped weights counted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import preflight
+from common import Bar, judge, print_table
 
 _CHILD = r"""
 import json, sys, numpy as np, onnxruntime as ort
@@ -49,30 +51,61 @@ print(peak() - before)
 """
 
 
-def resident(bundle: Path, prompt: int) -> int:
+def onnxruntime(bundle: Path, prompt: int) -> int:
     """Bytes that a process takes for a bundle in onnxruntime, at its peak."""
     command = [sys.executable, "-c", _CHILD, str(bundle), str(prompt)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path, help="an ort-mobile bundle")
-    bundle = parser.parse_args().bundle
+def tvm_runtime(bundle: Path, prompt: int) -> int:
+    """The same of the C runtime, which runs a bundle for this machine."""
+    from pocketphi.targets.tvm_arm.host import TvmHost
+
+    runner = TvmHost(bundle).runner(prompt + _MADE, threads=2)  # its process ends with it
+    process = runner.process
+    for start in range(0, prompt, _PIECE):
+        process.prefill([i % 200 for i in range(start, min(start + _PIECE, prompt))])
+        if start + _PIECE < prompt:
+            print(f"{start + _PIECE:,} of {prompt:,} tokens read …", end="\r", file=sys.stderr)
+    for _ in range(_MADE):
+        process.decode(5)
+    peak = process.last.peak_bytes
+    process.close()
+    return peak
+
+
+RUNTIMES = {"ort-mobile": onnxruntime, "tvm-arm": tvm_runtime}
+_MADE = 8
+_PIECE = 1024
+_WITHIN = 0.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="a bundle for ort-mobile, or for tvm-arm with --os host")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[64, 256, 512, 1024, 2040], help="default %(default)s"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    a = parser.parse_args()
     preflight.require(__file__)
 
     from pocketphi.artifacts.bundle import Bundle
     from pocketphi.compiler.footprint import bundle_footprint
 
-    opened = Bundle.open(bundle)
-    longest = opened.manifest.model.context
-    print("prompt  measured, MB  predicted, MB  ratio")
-    for prompt in (64, 256, 512, 1024, 2040):
-        if prompt + 8 <= longest:
-            measured = resident(bundle, prompt)
-            predicted = bundle_footprint(opened, "ort-mobile", prompt).total(prompt + 8)
-            print(f"{prompt:>6}  {measured / 1e6:>12.1f}  {predicted / 1e6:>13.1f}  {predicted / measured:.3f}")
+    opened = Bundle.open(a.bundle)
+    longest, rows, bars = opened.manifest.model.context, [], []
+    for target in [name for name in RUNTIMES if name in opened.manifest.targets]:
+        for prompt in [length for length in a.prompts if length + _MADE <= longest]:
+            measured = RUNTIMES[target](a.bundle, prompt)
+            held = prompt + _MADE
+            predicted = bundle_footprint(opened, target, prompt, held).total(held)
+            rows.append([target, f"{prompt:,}", f"{measured / 1e6:.1f}", f"{predicted / 1e6:.1f}"])
+            title = f"{target}, prompt of {prompt:,}: predicted ÷ measured, less 1"
+            bars.append(Bar(title, abs(predicted / measured - 1), _WITHIN))
+    print_table("Resident memory", ["target", "prompt", "measured, MB", "predicted, MB"], rows)
+    return judge(bars, a.json, {"rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
