@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
+
 import torch
 
 from pocketphi.compiler.options import CompileOptions
@@ -10,10 +14,12 @@ from pocketphi.compiler.ui import Ui
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.hashed import HashedCheckpoint
+from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.store import store_of
 from pocketphi.graph.tokenizer import Tokenizer
 from pocketphi.passes.calibrate import WINDOW, default_text
-from pocketphi.passes.weight_cache import WeightCache
+from pocketphi.passes.weight_cache import StoredWeight, WeightCache
 
 
 def weight_cache(source: HashedCheckpoint, options: CompileOptions, ui: Ui) -> WeightCache:
@@ -39,3 +45,16 @@ def calibration_tokens(source: Checkpoint, options: CompileOptions, ui: Ui, coun
             "the unknown one; give a text in a language of the model"
         )
     return windows(tokens, min(WINDOW, options.context or source.config.max_position))
+
+
+def rounded_key(
+    source: HashedCheckpoint, weights: Mapping[str, LazyWeight], tokens: torch.Tensor, *settings: str
+) -> str:
+    """Of what decides anything that is measured of a model with rounded weights on a text, but for the order of sums.
+
+    source: of the weights that were rounded; settings: what else decides it
+    """
+    files = [one.path.name if isinstance(one, StoredWeight) else "" for one in weights.values()]
+    how = [f"{name} {weight.describe()} {file}" for (name, weight), file in zip(weights.items(), files)]
+    parts = [source.digest_all(), json.dumps(source.config.to_hf()), *settings, str(tuple(tokens.shape)), *how]
+    return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from pocketphi.artifacts.manifest import (
     vocabulary_of,
 )
 from pocketphi.compiler import __version__
+from pocketphi.compiler.cache_scales import measure_caches
 from pocketphi.compiler.calibration import calibration_tokens, weight_cache
 from pocketphi.compiler.files_check import CONFIG, config_text, model_record
 from pocketphi.compiler.hosts import check_runs_here
@@ -57,11 +58,10 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.resident import free_memory
 from pocketphi.graph.writing import write_files
 from pocketphi.passes.base import PassReport
-from pocketphi.passes.cache_scales import TOKENS, measure_scales
 from pocketphi.passes.calibrate import quantize_calibrated, recalled
 from pocketphi.passes.policy import Policy
 from pocketphi.targets import find_target
-from pocketphi.targets.base import Packaged, Prepared
+from pocketphi.targets.base import Packaged
 
 
 def compile_model(
@@ -181,29 +181,6 @@ def calibrate(
     fetched = f", {cache.fetched} of them in {cache.store.shown}" if cache.store else ""
     ui.say(f"int4 weights: {cache.computed} computed, {cache.found} found in the cache{fetched}")
     return stored
-
-
-def measure_caches(
-    program: Program,
-    source: HashedCheckpoint,
-    weights: Mapping[str, LazyWeight],
-    prepared: Collection[Prepared],
-    options: CompileOptions,
-    ui: Ui,
-) -> None:
-    """Give the targets the scales of their caches, where they want some: of the model with the weights that it will have.
-
-    program: fused, in float; weights: quantized
-    """
-    asking = [(one, one.cache_bits) for one in prepared if one.cache_bits is not None]
-    if not asking:
-        return
-    tokens = calibration_tokens(source, options, ui)
-    windows = max(1, TOKENS // tokens.shape[1])
-    with ui.task("measure keys and values", source.config.layers, "layers") as advance:
-        made = measure_scales(program, weights, tokens[:windows], {bits for _, bits in asking}, advance)
-    for one, bits in asking:
-        one.take_scales(made[bits])
 
 
 def _switched(adapters: Mapping[str, Beside], program: Program) -> tuple[SwitchedRecord, ...]:

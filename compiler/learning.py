@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from pocketphi.compiler.calibration import calibration_tokens, weight_cache
+from pocketphi.compiler.calibration import calibration_tokens, rounded_key, weight_cache
 from pocketphi.compiler.known import Begun
 from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
@@ -17,7 +15,6 @@ from pocketphi.graph.errors import CannotRun
 from pocketphi.graph.formats import format_of
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
-from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program
 from pocketphi.passes.calibrate import quantizable
 from pocketphi.passes.learn import Learner, Progress, Schedule
@@ -56,7 +53,7 @@ def learned(
     known = quantizable(program, policy)
     made = {name: known[name] for name in learner.shapes if name in known}
     cache = weight_cache(source, options, ui)
-    key = _key(source, weights, tokens, options)
+    key = rounded_key(source, weights, tokens, f"learned {_VERSION}", str(Schedule()), options.compute)
     found = cache.recall(key, made)
     if found is not None:
         ui.say(f"learned scales: of {len(found)} weights, found in the cache")
@@ -81,17 +78,6 @@ def _store(
     form = format_of(rounded.parts)
     assert form is not None  # as all that is learned
     return cache.put(f"{key} {weight.source.tensor}", weight, {**parts, form.half_part: scales})
-
-
-def _key(
-    source: HashedCheckpoint, weights: Mapping[str, LazyWeight], tokens: torch.Tensor, options: CompileOptions
-) -> str:
-    """Of what decides the learned scales, but for the order of sums."""
-    files = [one.path.name if isinstance(one, StoredWeight) else "" for one in weights.values()]
-    how = [f"{name} {weight.describe()} {file}" for (name, weight), file in zip(weights.items(), files)]
-    settings = [f"learned {_VERSION}", str(Schedule()), options.compute, str(tuple(tokens.shape))]
-    parts = [source.digest_all(), json.dumps(source.config.to_hf()), *settings, *how]
-    return hashlib.sha256("\n".join(parts).encode() + tensor_bytes(tokens)).hexdigest()
 
 
 @dataclass(frozen=True)
