@@ -116,7 +116,7 @@ def compile_model(
         if policy.calibrates:
             outputs = partial(known_outputs, source, lambda: graphs.traced, policy, options, ui)
             quantized.weights.update(calibrate(program, weights, policy, outputs, options, ui))
-        if options.learns:
+        if options.learn:
             quantized.weights.update(learned(graphs.traced, weights, quantized.weights, policy, options, ui))
         if verifies:
             read.append(rounding_check(quantized.weights, weights, policy))

@@ -48,7 +48,7 @@ def learned(
     """
     program = traced.over(source)
     weights = {name: weight for name, weight in rounded.items() if format_of(weight.parts)}
-    tokens = calibration_tokens(source, options, ui, options.learns)
+    tokens = calibration_tokens(source, options, ui, options.learn)
     learner = Learner(program, weights, tokens, Schedule(), options.compute)
     known = quantizable(program, policy)
     made = {name: known[name] for name in learner.shapes if name in known}

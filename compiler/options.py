@@ -26,7 +26,11 @@ from pocketphi.targets.target import Asked, TargetOptions
 DEFAULT_TARGET = next(iter(TARGETS))
 VERIFY = ("auto", "always", "never")
 PRESETS = {"small": 3.74, "balanced": 4.5, "best": 4.5}
-"""Bits a weight. `small` makes 1.8 GB of 3.8 billion parameters; the scales of `best` are learned."""
+"""Bits a weight. `small` makes 1.8 GB of 3.8 billion parameters; `best` has another recipe, and more text."""
+RECIPE, CALIBRATION_TOKENS = "search", 4096
+"""Where nobody says anything."""
+BEST_RECIPE, BEST_CALIBRATION_TOKENS = "two-sided", 16384
+"""The same with `--preset best`."""
 LEARNED = 16384
 """Tokens that scales are learned on where nobody says how many."""
 BUDGETS = ("bits", "preset", "max_read", "policy")
@@ -98,8 +102,8 @@ class RecipeOptions(StorageOptions):
     """How weights are made small."""
 
     recipe: str = option(
-        "search",
-        "search (default): scales by activations; two-sided: and by the model's gradients, slower; rtn: round to nearest; "
+        cast("str", None),  # by the preset; set when the options are made
+        f"{RECIPE} (default): scales by activations; two-sided: and by the model's gradients, slower; rtn: round to nearest; "
         "keep: the blocks of a file that is quantized",
         choices=recipes(),
         metavar="NAME",
@@ -113,7 +117,7 @@ class RecipeOptions(StorageOptions):
     preset: str | None = option(
         None,
         f"the same by a name: small ({PRESETS['small']} bits), balanced ({PRESETS['balanced']}), or best, which is balanced "
-        "with --learn",
+        f"with --recipe {BEST_RECIPE} and --calibration-tokens {BEST_CALIBRATION_TOKENS}",
         choices=tuple(PRESETS),
         metavar="NAME",
     )
@@ -133,7 +137,11 @@ class RecipeOptions(StorageOptions):
         "UTF-8 text for --recipe search and two-sided (default: pages of our own and Python's language reference)",
         metavar="FILE",
     )
-    calibration_tokens: int = option(4096, "of that text (default {default})", metavar="N")
+    calibration_tokens: int = option(
+        cast("int", None),  # likewise
+        f"of that text (default {CALIBRATION_TOKENS})",
+        metavar="N",
+    )
     learn: int | None = option(
         None,
         "after rounding, learn the scales of weights from the float model's predictions on so many tokens of that text "
@@ -230,6 +238,13 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        best = self.preset == "best"
+        for name, usual, of_best in (
+            ("recipe", RECIPE, BEST_RECIPE),
+            ("calibration_tokens", CALIBRATION_TOKENS, BEST_CALIBRATION_TOKENS),
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, of_best if best else usual)
         self._check_budgets()
         if self.block is None and self.policy is None and not self.spends:
             object.__setattr__(self, "block", default_block(self.recipe))
@@ -255,7 +270,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             raise InputError(f"{flags[0]} and {flags[1]}: each decides the formats of weights; leave out one of them")
         if deciding and self.recipe == "keep":
             raise InputError(f"{flags[0]}: --recipe keep takes the formats of the file; leave out one of them")
-        if self.policy is not None and self.recipe != declared(RecipeOptions)["recipe"].default:
+        if self.policy is not None and self.recipe != RECIPE:
             raise InputError(f"--policy: its rules say the recipe of each weight; leave out --recipe {self.recipe}")
         if self.bits is not None and not 1 <= self.bits <= 16:
             raise InputError(f"--bits {self.bits}: expected 1 to 16 bits a weight")
@@ -264,17 +279,10 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         """Raise InputError for scales that cannot be learned."""
         if self.learn is not None and self.learn < 2:
             raise InputError(f"--learn {self.learn}: expected 2 or more tokens")
-        if self.learns is None and self.compute != "cpu":
-            raise InputError(
-                f"--compute {self.compute}: only --learn and --preset best have a use for it; leave it out"
-            )
-        if self.learns is not None and self.recipe == "keep":
+        if self.learn is None and self.compute != "cpu":
+            raise InputError(f"--compute {self.compute}: only --learn has a use for it; leave it out")
+        if self.learn is not None and self.recipe == "keep":
             raise InputError("--learn: --recipe keep takes the scales of the file; leave out one of them")
-
-    @property
-    def learns(self) -> int | None:
-        """Tokens that scales are learned on; None where they are not."""
-        return LEARNED if self.learn is None and self.preset == "best" else self.learn
 
     @property
     def _fixed(self) -> list[str]:
@@ -287,14 +295,13 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         """Whether formats are to be chosen for a budget."""
         if self.bits is not None or self.preset is not None or self.max_read is not None:
             return True
-        free = self.policy is None and self.recipe == declared(RecipeOptions)["recipe"].default and not self._fixed
-        return self.max_bytes is not None and free
+        return self.max_bytes is not None and self.policy is None and calibrates(self.recipe) and not self._fixed
 
     @property
     def uses_text(self) -> bool:
         """Whether the calibration text decides the bytes of a bundle, as far as options tell."""
         measured = any(one.calibrates for one in self.of_targets)
-        decides = self.spends or self.policy is not None or self.learns is not None
+        decides = self.spends or self.policy is not None or self.learn is not None
         return calibrates(self.recipe) or decides or measured
 
     @property
@@ -353,7 +360,7 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
             all_logits=self.all_logits,
             calibration=calibration,
             calibration_tokens=self.calibration_tokens if self.uses_text else None,
-            learned=self.learns,
+            learned=self.learn,
             **storage,
             **of_targets,
         )

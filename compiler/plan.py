@@ -213,9 +213,9 @@ def compile_memory(config: ModelConfig, options: CompileOptions, policy: Policy)
         streaming = max(streaming, working_bytes(config, options.context or config.max_position))
     if any(one.calibrates for one in options.of_targets):
         streaming = max(streaming, cache_scales.working_bytes(config))
-    if options.learns:
+    if options.learn:
         scales = sum(_scales(policy, name, shape) for name, shape in config.matrices().items())
-        streaming = max(streaming, learn.working_bytes(config, options.learns, WINDOW, scales))
+        streaming = max(streaming, learn.working_bytes(config, options.learn, WINDOW, scales))
     if not policy.calibrates:
         return now + streaming
     tokens = 2 * options.calibration_tokens  # once with float weights, once with int4
@@ -289,7 +289,7 @@ def check_model(config: ModelConfig, options: CompileOptions) -> None:
             raise InputError(f"{name}: {what}; its files would read all of them: compile for {' or '.join(able)}")
     if options.spends:
         raise InputError(f"{what}: what rounding each would cost is not measured; name a --recipe, --block or --policy")
-    if options.learns:
+    if options.learn:
         raise InputError(f"{what}: their scales cannot be learned yet; leave out --learn")
 
 

@@ -13,7 +13,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.cli import main
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.hosts import open_host
-from pocketphi.compiler.options import LEARNED, CompileOptions, compile_options
+from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.graph.errors import CannotRun, InputError
 from pocketphi.passes.learn import Learner
 
@@ -83,18 +83,12 @@ def test_after_a_stop_it_goes_on_to_the_same_bytes(
     assert list((tmp_path / "cache" / "known").glob("learning-begun-*")) == []
 
 
-def test_the_preset_best_learns(tmp_path: Path) -> None:
-    assert (options(tmp_path, preset="best").learns, options(tmp_path, preset="balanced").learns) == (LEARNED, None)
-    assert options(tmp_path, preset="best", learn=64).learns == 64
-    assert options(tmp_path, preset="best").recorded().learned == LEARNED
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"learn": 1}, "--learn 1: expected 2 or more tokens"),
         ({"learn": 64, "recipe": "keep"}, "--learn: --recipe keep takes the scales of the file; leave out one of them"),
-        ({"compute": "cuda"}, "--compute cuda: only --learn and --preset best have a use for it; leave it out"),
+        ({"compute": "cuda"}, "--compute cuda: only --learn has a use for it; leave it out"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:

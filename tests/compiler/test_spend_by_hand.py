@@ -46,6 +46,31 @@ def test_what_a_budget_allows(given: dict[str, Any], limit: int, of: str) -> Non
     assert _values(CONFIG) == values()
 
 
+@pytest.mark.parametrize(
+    ("given", "made_so"),
+    [
+        ({}, ("search", 4096)),
+        ({"preset": "balanced"}, ("search", 4096)),
+        ({"preset": "best"}, ("two-sided", 16384)),
+        ({"preset": "best", "recipe": "search"}, ("search", 16384)),
+        ({"preset": "best", "calibration_tokens": 4096}, ("two-sided", 4096)),
+    ],
+)
+def test_a_preset_says_what_nobody_else_does(given: dict[str, Any], made_so: tuple[str, int]) -> None:
+    asked = options(**given)
+    assert (asked.recipe, asked.calibration_tokens) == made_so
+    assert (asked.recorded().name, asked.recorded().calibration_tokens) == made_so
+
+
+@pytest.mark.parametrize(
+    ("given", "spends"),
+    [({}, True), ({"recipe": "two-sided"}, True), ({"recipe": "rtn"}, False), ({"block": 32}, False)],
+    ids=str,
+)
+def test_the_size_of_a_bundle_chooses_formats_where_nobody_else_does(given: dict[str, Any], spends: bool) -> None:
+    assert options(max_bytes=100_000, **given).spends == spends
+
+
 def test_what_choices_count() -> None:
     """Files of all targets together; else the largest; and an embedding of its own is not read for a token."""
     made = {name: [make_quantizer("rtn", "int8", {"block": 32})] for name in (EMBEDDING, HEAD, DOWN)}
