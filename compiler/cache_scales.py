@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from hashlib import sha256
 
 import torch
 
@@ -13,7 +14,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.lazy_weights import LazyWeight
+from pocketphi.graph.lazy_weights import Constant, LazyWeight
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program
 from pocketphi.passes.cache_scales import TOKENS, Layer, Measured, measure_scales
@@ -40,7 +41,10 @@ def measure_caches(
         return
     tokens = calibration_tokens(source, options, ui)
     tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
-    key = rounded_key(source, weights, tokens)
+    tables = [
+        one.value for one in program.weights.values() if isinstance(one, Constant)
+    ]  # rotary, as long as the context
+    key = rounded_key(source, weights, tokens, *(sha256(tensor_bytes(table)).hexdigest() for table in tables))
     known = Known("cache-scales", ("torch",), options.cache_folder, code=_CODE)
     made = {bits: _restored(known.find({"key": key, "bits": bits}), source.config) for _, bits in asking}
     missing = {bits for bits, found in made.items() if found is None}

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
-from pocketphi.compiler.options import CompileOptions
+from pocketphi.compiler.options import RECIPE, CompileOptions
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import FORMATS, Blocks, Format, Levels
@@ -61,17 +61,18 @@ def bytes_by_target(quantizer: Quantizer, shape: tuple[int, int], targets: Seque
 
 
 def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantizer]:
-    for form in forms:
-        if recipe not in recipes(form.name):
+    """recipe: what it cannot make is made by the usual one."""
+    for form, usual in [(form, recipe if recipe in recipes(form.name) else RECIPE) for form in forms]:
+        if usual not in recipes(form.name):
             continue
         if not issubclass(form, Blocks):
-            yield from (make_quantizer(recipe, form.name, {"group": group}) for group in _GROUPS)
+            yield from (make_quantizer(usual, form.name, {"group": group}) for group in _GROUPS)
             continue
         for block, scale_bits in itertools.product(_BLOCKS.get(form.bits, BLOCKS), SCALE_BITS.choices):
             chosen = {"block": block, "scale_bits": scale_bits}
-            yield make_quantizer(recipe, form.name, chosen)
+            yield make_quantizer(usual, form.name, chosen)
             if form.has_zeros() and form.bits <= 4:
-                yield make_quantizer(recipe, form.name, {**chosen, "symmetric": False})
+                yield make_quantizer(usual, form.name, {**chosen, "symmetric": False})
 
 
 def _is_fast(quantizer: Quantizer, targets: Sequence[str]) -> bool:

@@ -225,7 +225,8 @@ class Limits(Options):
 
 @dataclass(frozen=True)
 class CompileOptions(RecipeOptions, ProgramOptions, Limits):
-    """Arguments of `compile_model`; the command line has the same.
+    """Arguments of `compile_model`; the command line has the same. What depends on other options, such as the recipe on a
+    preset, is decided when they are made: `dataclasses.replace` keeps it.
 
     model:   checkpoint, as `open_checkpoint` reads it
     out:     folder of the bundle

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pocketphi.artifacts.bundle import file_digest
 from pocketphi.artifacts.folder import put, workspace
+from pocketphi.graph.errors import CannotWrite
 from pocketphi.graph.places import default_folder
 from pocketphi.graph.sealed import read_sealed, write_sealed
 from pocketphi.graph.threads import in_threads
@@ -175,8 +176,12 @@ def _kept(folder: Path, built: str, build: Callable[[Path], Path]) -> Path:
         _LOG.info("building %s, once", built)
         with workspace(folder, _INSTEAD) as temporary:
             made = build(temporary)
-            write_sealed(made / _BUILT, _state(made))
-            put(made, folder, temporary, replace=True)
+            try:
+                write_sealed(made / _BUILT, _state(made))
+            except OSError as error:
+                raise CannotWrite(f"{folder}: cannot be written: {error.strerror}", _INSTEAD) from None
+            if not _is_as_built(folder):  # another process may have put it there meanwhile, and run it by now
+                put(made, folder, temporary, replace=True)
     return folder
 
 

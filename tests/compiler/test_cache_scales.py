@@ -31,7 +31,8 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compile:
     def run(*targets: str, **given: Any) -> tuple[set[int], dict[str, str]]:
         measured.clear()
         asked = {"recipe": "rtn", "verify": "never", "force": True, "cache": str(tmp_path / "cache"), **given}
-        bundle = compile_model(compile_options("random:tiny", tmp_path / "b", targets or ("ort-mobile",), **asked))
+        model = asked.pop("model", "random:tiny")
+        bundle = compile_model(compile_options(model, tmp_path / "b", targets or ("ort-mobile",), **asked))
         files = {path.name: file_digest(path) for path in bundle.path.iterdir() if path.name != "manifest.json"}
         return set(measured), files
 
@@ -46,12 +47,27 @@ def test_the_second_compile_measures_nothing_and_writes_the_same(compiled: Compi
     assert compiled(kv_cache="int8") == (set(), first[1])
 
 
-@pytest.mark.parametrize("change", [{"block": 32}, {"recipe": "search"}, {"calibration_tokens": 512}])
-def test_other_weights_or_another_text_are_measured(compiled: Compile, change: dict[str, Any]) -> None:
-    asked = {"block": 64, "kv_cache": "int8", "calibration_tokens": 256}
-    compiled(**asked)
-    assert compiled(**asked)[0] == set()
-    assert compiled(**(asked | change))[0] == {8}
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block": 32},
+        {"recipe": "search"},
+        {"calibration_tokens": 63},
+        {"context": 256},  # keys are looked at in places as far as it goes
+        {"learn": 64},
+        {"bits": 6.0},
+        {"model": "random:phi-3-small-tiny"},
+    ],
+    ids=str,
+)
+def test_what_decides_scales_has_them_measured(compiled: Compile, change: dict[str, Any]) -> None:
+    asked = {"kv_cache": "int8", "calibration_tokens": 64, "context": 128}
+    given = {"block": 64} if "bits" not in change else {}
+    compiled(**asked, **given)
+    assert compiled(**asked, **given)[0] == set()
+    if "bits" in change or "recipe" in change:
+        change = {"recipe": "search", **change}
+    assert compiled(**{**asked, **given, **change})[0] == {8}
 
 
 def test_what_is_damaged_is_measured_again(compiled: Compile, tmp_path: Path) -> None:

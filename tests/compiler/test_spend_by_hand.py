@@ -62,6 +62,23 @@ def test_a_preset_says_what_nobody_else_does(given: dict[str, Any], made_so: tup
     assert (asked.recorded().name, asked.recorded().calibration_tokens) == made_so
 
 
+def test_what_a_recipe_cannot_make_is_made_by_the_usual_one() -> None:
+    """Core ML's tables of two to six bits, without which `best` would be further from the model than `balanced`."""
+    made = {
+        recipe: {
+            (one.format.name, one.recipe)
+            for one in candidates_of(CONFIG, options(("coreml",), bits=4.5, recipe=recipe))[DOWN]
+        }
+        for recipe in ("search", "two-sided")
+    }
+    assert (
+        {form for form, _ in made["two-sided"]}
+        == {form for form, _ in made["search"]}
+        >= {"palette", "palette3", "int4"}
+    )
+    assert {("palette", "search"), ("int4", "two-sided")} <= made["two-sided"]
+
+
 @pytest.mark.parametrize(
     ("given", "spends"),
     [({}, True), ({"recipe": "two-sided"}, True), ({"recipe": "rtn"}, False), ({"block": 32}, False)],

@@ -2,7 +2,8 @@
 
 One task for each key/value head. It first writes the head's new keys and values into the cache, then serves its queries, a
 tile of rows at a time, so that keys and values that were loaded once meet all rows of the tile: consecutive queries of a
-head in prefill, the heads of a group in decode, and two queries of each of those heads where only guessed tokens are checked.
+head in prefill, the heads of a group in decode, and two queries of some of those heads in calls of 1, 2, 5 and 6 tokens, in
+which guessed ones are checked.
 
 Where heads see blocks (`edge.sparse_attention`), only those are read: the near ones, which all rows of a tile share, and then
 the columns of each head, which are its own. Scores lie at their key's position then, and gaps between them are never looked at.
@@ -34,6 +35,7 @@ from pocketphi.targets.tvm_arm.kv_cache import KEYS, KV_CACHES, KvCache
 _HIDDEN = -1e30
 _PREFILL_QUERIES = 4
 _GUESSED_QUERIES = 2
+_GUESSED_HEADS = 4  # at most: a tile's rows are unrolled, and each has scores of its own
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,13 @@ class _Body:
             guessed = self._guessed()
             if guessed is not None:
                 with emit.where(guessed):
-                    self._tiles(head, past, table, form.group, _GUESSED_QUERIES)
+                    heads = next(n for n in range(_GUESSED_HEADS, 0, -1) if form.group % n == 0)
+                    self._tiles(head, past, table, heads, _GUESSED_QUERIES)
             with emit.where(None if guessed is None else tirx.Not(guessed)):
                 self._tiles(head, past, table, 1, _PREFILL_QUERIES)
 
     def _guessed(self) -> Expr | None:
-        """Whether tiles of all heads have fewer rows that nobody asks for: for 1, 2, 5 and 6 queries. Where each head sees
+        """Whether tiles of two queries have fewer rows that nobody asks for: for 1, 2, 5 and 6 queries. Where each head sees
         blocks of its own there are none."""
         few = self.s <= _PREFILL_QUERIES + _GUESSED_QUERIES
         return None if self.form.sparse else tirx.And(few, (self.s - 1) % _PREFILL_QUERIES < _GUESSED_QUERIES)

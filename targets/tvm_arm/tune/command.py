@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pocketphi.graph.reading import place_of
 from pocketphi.targets.target import Tools
 
 NAME = "tune"
@@ -19,7 +20,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=place_of,
         metavar="FILE",
         help="database to write, or to go on with (default: BUNDLE.tuning.jsonl)",
     )
@@ -35,7 +36,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rounds", type=int, default=7, help="how often each schedule is timed (default %(default)s)")
     p.add_argument(
         "--server",
-        type=Path,
+        type=place_of,
         metavar="FILE",
         help="only write the server program for a board (for its OS and CPU), and end",
     )
