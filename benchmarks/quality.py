@@ -76,6 +76,11 @@ class Benchmark:
             dequantize(path, self.checkpoint, stored)
             yield Row("llama.cpp", kind, size_of(path), self._kl(stored))
 
+    def others(self, made: dict[str, Path]) -> Iterator[Row]:
+        """Checkpoints that other tools quantized, in any way that pocketphi reads: by the weights that they hold."""
+        for name, folder in made.items():
+            yield Row(name, folder.name, size_of(folder), self._kl(folder))
+
     def _bundle(self, target: str, options: tuple[str, ...]) -> Row:
         out = self.work / "-".join([target, *(option.strip("-") for option in options)])
         try:
@@ -164,15 +169,27 @@ def main() -> int:
     p.add_argument("--no-recipes", action="store_true", help="budgets only")
     p.add_argument("--llama-cpp", type=Path, metavar="DIR", help="a built llama.cpp source tree")
     p.add_argument("--llama-types", nargs="*", default=list(TYPES), metavar="TYPE", help="default: %(default)s")
+    p.add_argument(
+        "--made",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a checkpoint that another tool quantized, of work/checkpoint: GPTQ, AWQ, MLX; may be repeated",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     a = p.parse_args()
+    made_by_others = {name: Path(folder) for name, _, folder in (given.partition("=") for given in a.made)}
     a.text = dict(a.text or [("python", None)])
     preflight.require(__file__, ["llama.cpp"] if a.llama_cpp else [])
     rows: list[Row] = []
     try:
         benchmark = Benchmark(a)
         peers = benchmark.llama_cpp(a.llama_cpp, a.llama_types) if a.llama_cpp else iter(())
-        for made in (peers, benchmark.bundles(a.targets, a.budgets, not a.no_recipes)):
+        for made in (
+            peers,
+            benchmark.others(made_by_others),
+            benchmark.bundles(a.targets, a.budgets, not a.no_recipes),
+        ):
             for row in made:
                 rows.append(row)
                 print(" ".join(row.cells(list(a.text))), file=sys.stderr)

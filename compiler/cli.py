@@ -152,7 +152,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register("type", Path, lambda text: Path(text) if text else text)
+        for kind in (Path, place_of):
+            self.register("type", kind, lambda text, kind=kind: kind(text) if text else text)
 
 
 def parser() -> argparse.ArgumentParser:

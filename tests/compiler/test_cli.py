@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pocketphi.compiler.cli import main, parser
+from pocketphi.graph.reading import place_of
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -167,7 +168,7 @@ def texts_of(command: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]
     needed = [a for a in command._actions if a.required]
     given = {a.dest: [*a.option_strings[:1], str((a.choices or ["x"])[0])] for a in needed}
     for a in command._actions:
-        if a.type in (None, str, Path) and not a.choices and a.nargs in (None, "?"):
+        if a.type in (None, str, Path, place_of) and not a.choices and a.nargs in (None, "?"):
             line = {**given, a.dest: [f"{a.option_strings[-1]}="] if a.option_strings else [""]}
             yield a.dest, [word for words in line.values() for word in words]
 

@@ -89,7 +89,7 @@ def test_predicted_memory_is_what_is_measured(sample_bundle: Path) -> None:
     import footprint as measure
 
     for prompt in (64, 512):
-        measured = measure.resident(sample_bundle, prompt)
+        measured = measure.onnxruntime(sample_bundle, prompt)
         predicted = bundle_footprint(Bundle.open(sample_bundle), "ort-mobile", prompt).total(prompt + 8)
         assert predicted == pytest.approx(measured, rel=0.15)
 
