@@ -15,6 +15,10 @@ from pathlib import Path
 import preflight
 from common import Bar, judge, print_table
 
+_MADE = 8
+_PIECE = 1024
+_WITHIN = {"ort-mobile": 0.07, "tvm-arm": 0.05}
+
 _CHILD = r"""
 import json, sys, numpy as np, onnxruntime as ort
 def peak():
@@ -75,9 +79,6 @@ def tvm_runtime(bundle: Path, prompt: int) -> int:
 
 
 RUNTIMES = {"ort-mobile": onnxruntime, "tvm-arm": tvm_runtime}
-_MADE = 8
-_PIECE = 1024
-_WITHIN = {"ort-mobile": 0.07, "tvm-arm": 0.05}
 
 
 def main() -> int:

@@ -52,9 +52,8 @@ class TvmModel:
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder = folder
-        self.runner = TvmHost(folder).runner(
-            min(ROOM, read_description(folder).context), threads=threads
-        )  # ends its process when it is forgotten
+        room = min(ROOM, read_description(folder).context)
+        self.runner = TvmHost(folder).runner(room, threads=threads)  # ends its process when it is forgotten
         self.process = self.runner.process
         self.load_seconds = self.process.opened.milliseconds / 1e3
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from hashlib import sha256
 
 import torch
 
@@ -14,7 +13,7 @@ from pocketphi.compiler.options import CompileOptions
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.hashed import HashedCheckpoint
-from pocketphi.graph.lazy_weights import Constant, LazyWeight
+from pocketphi.graph.lazy_weights import Constant, LazyWeight, digest
 from pocketphi.graph.packing import tensor_bytes
 from pocketphi.graph.program import Program
 from pocketphi.passes.cache_scales import TOKENS, Layer, Measured, measure_scales
@@ -41,20 +40,20 @@ def measure_caches(
         return
     tokens = calibration_tokens(source, options, ui)
     tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
-    tables = [
-        one.value for one in program.weights.values() if isinstance(one, Constant)
-    ]  # rotary, as long as the context
-    key = rounded_key(source, weights, tokens, *(sha256(tensor_bytes(table)).hexdigest() for table in tables))
+    # rotary tables are as long as the context, in all of which keys are looked at
+    tables = [digest({"": one.value}) for one in program.weights.values() if isinstance(one, Constant)]
+    key = rounded_key(source, weights, tokens, *tables)
     known = Known("cache-scales", ("torch",), options.cache_folder, code=_CODE)
-    made = {bits: _restored(known.find({"key": key, "bits": bits}), source.config) for _, bits in asking}
-    missing = {bits for bits, found in made.items() if found is None}
+    recalled = {bits: _restored(known.find({"key": key, "bits": bits}), source.config) for _, bits in asking}
+    made = {bits: found for bits, found in recalled.items() if found}
+    missing = recalled.keys() - made.keys()
     if missing:
         with ui.task("measure keys and values", source.config.layers, "layers") as advance:
             made |= measure_scales(program, weights, tokens, missing, advance)
     for bits in missing:
-        known.keep({"key": key, "bits": bits}, data=[tensor_bytes(part) for part in _tensors(made[bits] or [])])
+        known.keep({"key": key, "bits": bits}, data=[tensor_bytes(part) for part in _tensors(made[bits])])
     for one, bits in asking:
-        one.take_scales(made[bits] or [])
+        one.take_scales(made[bits])
 
 
 def _tensors(measured: Measured) -> Iterator[torch.Tensor]:

@@ -62,17 +62,19 @@ def bytes_by_target(quantizer: Quantizer, shape: tuple[int, int], targets: Seque
 
 def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantizer]:
     """recipe: what it cannot make is made by the usual one."""
-    for form, usual in [(form, recipe if recipe in recipes(form.name) else RECIPE) for form in forms]:
-        if usual not in recipes(form.name):
+    for form in forms:
+        able = recipes(form.name)
+        made_by = recipe if recipe in able else RECIPE
+        if made_by not in able:
             continue
         if not issubclass(form, Blocks):
-            yield from (make_quantizer(usual, form.name, {"group": group}) for group in _GROUPS)
+            yield from (make_quantizer(made_by, form.name, {"group": group}) for group in _GROUPS)
             continue
         for block, scale_bits in itertools.product(_BLOCKS.get(form.bits, BLOCKS), SCALE_BITS.choices):
             chosen = {"block": block, "scale_bits": scale_bits}
-            yield make_quantizer(usual, form.name, chosen)
+            yield make_quantizer(made_by, form.name, chosen)
             if form.has_zeros() and form.bits <= 4:
-                yield make_quantizer(usual, form.name, {**chosen, "symmetric": False})
+                yield make_quantizer(made_by, form.name, {**chosen, "symmetric": False})
 
 
 def _is_fast(quantizer: Quantizer, targets: Sequence[str]) -> bool:

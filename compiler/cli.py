@@ -284,7 +284,7 @@ def _adapter_argument(p: argparse.ArgumentParser) -> None:
 
 def _compile_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help=MODEL_HELP)
-    p.add_argument("-o", "--out", type=place_of, help="the bundle's folder (default: MODEL-bundle)")
+    p.add_argument("-o", "--out", type=Path, help="the bundle's folder (default: MODEL-bundle)")
     target_argument(p, f"default {DEFAULT_TARGET}; may be repeated")
     add_options(p, RecipeOptions)
     add_options(p, ProgramOptions)

@@ -62,12 +62,9 @@ def test_the_second_compile_measures_nothing_and_writes_the_same(compiled: Compi
 )
 def test_what_decides_scales_has_them_measured(compiled: Compile, change: dict[str, Any]) -> None:
     asked = {"kv_cache": "int8", "calibration_tokens": 64, "context": 128}
-    given = {"block": 64} if "bits" not in change else {}
-    compiled(**asked, **given)
-    assert compiled(**asked, **given)[0] == set()
-    if "bits" in change or "recipe" in change:
-        change = {"recipe": "search", **change}
-    assert compiled(**{**asked, **given, **change})[0] == {8}
+    compiled(**asked)
+    assert compiled(**asked)[0] == set()
+    assert compiled(**{**asked, **change})[0] == {8}
 
 
 def test_what_is_damaged_is_measured_again(compiled: Compile, tmp_path: Path) -> None:
