@@ -10,8 +10,10 @@ import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Deferred
 import kotlinx.coroutines.async
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withTimeout
+import kotlinx.coroutines.yield
 import kotlinx.coroutines.flow.FlowCollector
 import org.json.JSONArray
 import org.json.JSONObject
@@ -60,8 +62,12 @@ class ChatTest {
     @Test
     fun closingEndsTheAnswer() = runBlocking {
         val chat = Chat(phone, bundle)
-        val first = async { collect(chat, "Hello", 400, Answer()) { chat.close() } }
+        val answer = Answer()
+        val first = async { collect(chat, "Hello\u0005", 400, answer) } // the toys end no answer to this, and are at most 65 pieces ahead
+        answer.begun.await()
         val second = async { collect(chat, "And?", 400, Answer()) }
+        yield() // the second one waits for its turn
+        chat.close()
         assertEquals(listOf("the chat is closed", "the chat is closed"), listOf(first.await().error, second.await().error))
         assertTrue(first.await().pieces.isNotEmpty())
         assertEquals("the chat is closed", collect(chat, "So?", 400, Answer()).error)
@@ -117,9 +123,17 @@ class ChatTest {
                 answer.begun.complete(Unit)
                 answer
             }
-            if (step === group.first()) answer.begun.await() else kotlinx.coroutines.delay(20)
+            if (step === group.first()) answer.begun.await()
+            while (users(chat) < answers.size && !answer.begun.isCompleted) delay(1)
+            delay(20)
         }
         return answers.mapIndexed { i, it -> it.await().shown(if (group[i].optInt("stop") > 0) group[i].getInt("stop") else null) }
+    }
+
+    /** How many of the steps are under way or wait. */
+    private fun users(chat: Chat): Int {
+        val turns = Chat::class.java.getDeclaredField("turns").apply { isAccessible = true }.get(chat)
+        return Turns::class.java.getDeclaredField("users").apply { isAccessible = true }.getInt(turns)
     }
 
     private suspend fun collect(

@@ -1,5 +1,6 @@
 // The toy of `conversation_vectors.py` behind the C interface of the TVM runtime: bytes for tokens. It fails where a message has one of
-// two characters, see `kit_talks.py`, and ends the process where two threads use it at once, or somebody after it was closed.
+// two characters, see `kit_talks.py`, ends no answer to a message with the character 5, and ends the process where two threads use it
+// at once, or somebody after it was closed.
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,7 @@
 #include "pocketphi_runtime.h"
 
 struct pocketphi {
-  int32_t length, tokens[2048], fails_in, failed, closed;
+  int32_t length, tokens[2048], fails_in, failed, endless, closed;
   atomic_int used;
   char error[64];
 };
@@ -52,6 +53,7 @@ static int run(pocketphi *model, const int32_t *tokens, int32_t count, float *lo
     model->tokens[model->length++] = tokens[i];
     if (tokens[i] == 7 && !model->failed) model->fails_in = 0;
     if (tokens[i] == 6 && !model->failed) model->fails_in = 3;
+    if (tokens[i] == 5) model->endless = 1;
   }
   if (model->fails_in-- == 0) {
     model->failed = 1;
@@ -61,7 +63,8 @@ static int run(pocketphi *model, const int32_t *tokens, int32_t count, float *lo
   int32_t h = 1;
   for (int i = 0; i < model->length; i++) h = (31 * h + model->tokens[i]) % 65521;
   for (int i = 0; i < 256; i++) logits[i] = 0;
-  logits[h % 29 < 26 ? 97 + h % 29 : 0] = 1;
+  h %= model->endless ? 26 : 29;
+  logits[h < 26 ? 97 + h : 0] = 1;
   return leave(model, 0);
 }
 

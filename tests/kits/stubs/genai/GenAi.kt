@@ -1,6 +1,6 @@
 // What the kit uses of ai.onnxruntime.genai 0.18, from src/java of github.com/microsoft/onnxruntime-genai. The model is the toy of
-// `conversation_vectors.py`: bytes for tokens. It fails where a message has one of two characters, see `kit_talks.py`, and refuses
-// to be used by two threads at once or after it was closed.
+// `conversation_vectors.py`: bytes for tokens. It fails where a message has one of two characters, see `kit_talks.py`, ends no answer
+// to a message with the character 5, and refuses to be used by two threads at once or after it was closed.
 package ai.onnxruntime.genai
 
 import java.util.concurrent.atomic.AtomicBoolean
@@ -62,6 +62,7 @@ class Generator(val model: Model, generatorParams: GeneratorParams) : Native() {
     private var failsIn = -1
     private var failed = false
     private var shift = 0
+    private var endless = false
 
     fun setActiveAdapter(adapters: Adapters, adapterName: String) = use {
         if (adapterName !in adapters.names || tokens.isNotEmpty()) throw GenAIException("no such adapter, or too late")
@@ -73,6 +74,7 @@ class Generator(val model: Model, generatorParams: GeneratorParams) : Native() {
         tokens += inputIDs.toList()
         if (!failed && 7 in inputIDs) failsIn = 0
         if (!failed && 6 in inputIDs) failsIn = 3
+        if (5 in inputIDs) endless = true
     }
 
     fun rewindTo(newLength: Long) = use {
@@ -85,7 +87,7 @@ class Generator(val model: Model, generatorParams: GeneratorParams) : Native() {
         if (tokens.size >= limit) throw GenAIException("the sequence is full")
         if (failsIn == 0) failed = true
         if (failsIn-- == 0) throw GenAIException("failed")
-        val letter = tokens.fold(1) { hash, token -> (31 * hash + token) % 65521 } % 29 + shift
+        val letter = tokens.fold(1) { hash, token -> (31 * hash + token) % 65521 } % (if (endless) 26 else 29) + shift
         if (letter < 26) tokens += 97 + letter // as there, an end token is not appended
     }
 
