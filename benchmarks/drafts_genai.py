@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ preflight.require(__file__)
 
 import numpy as np  # noqa: E402 - packages may be missing
 import onnxruntime_genai as genai  # noqa: E402
+import torch  # noqa: E402
 from common import Bar  # noqa: E402
 from guessed import Sum, finish, requests, together  # noqa: E402
 
+from pocketphi.graph.hf_config import read_config  # noqa: E402
 from pocketphi.graph.tokenizer import Tokenizer  # noqa: E402
+from pocketphi.targets.ort_mobile.host import OrtHost  # noqa: E402
 
 OFF = {"ngram_size": 0, "ngram_chained_lookup": False, "min_adaptive_k": 0, "cooldown": False}
 
@@ -46,6 +50,24 @@ def answer(model: Any, prompt: list[int], most: int, options: dict[str, Any]) ->
     return generator.get_sequence(0)[len(prompt) :].tolist(), made - saved, milliseconds
 
 
+def genai_model(bundle: Path, threads: int) -> Any:
+    """With so many threads."""
+    config = genai.Config(str(bundle))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    return genai.Model(config)
+
+
+def answer_alone(runner: Any, prompt: list[int], most: int, eos: Container[int]) -> tuple[list[int], int, float]:
+    """The same of onnxruntime alone, as `pocketphi chat` runs it."""
+    runner.reset()
+    logits, made = runner.step(torch.tensor([prompt])), list[int]()
+    begin, before = time.process_time(), getattr(runner, "calls", 0)
+    while len(made) < most and (not made or made[-1] not in eos):
+        made.append(int(logits[0, -1].argmax()))
+        logits = runner.step(torch.tensor([made[-1:]]))
+    return made, getattr(runner, "calls", len(made)) - before, 1000 * (time.process_time() - begin)
+
+
 def main() -> int:
     """See the module."""
     p = argparse.ArgumentParser(description=__doc__)
@@ -53,22 +75,26 @@ def main() -> int:
     p.add_argument("--tokens", type=int, default=256, help="of an answer, at most (default %(default)s)")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--every", type=int, default=1, help="answer only every n-th request (default %(default)s)")
+    p.add_argument("--alone", action="store_true", help="without onnxruntime-genai, as 'pocketphi chat' runs a bundle")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
 
-    config = genai.Config(str(a.bundle))
-    config.overlay(
-        json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": a.threads}}}}),
-    )
-    model, tokenizer = genai.Model(config), Tokenizer.load(a.bundle)
-    guesses = json.loads((a.bundle / "genai_config.json").read_text("utf-8"))["speculative"]
+    tokenizer = Tokenizer.load(a.bundle)
+    if a.alone:
+        eos, host = read_config(a.bundle).eos, OrtHost(a.bundle)
+        off, on = (host.talker(2048, a.threads, draft) for draft in ("none", "auto"))
+        take = lambda one, prompt: answer_alone(one, prompt, a.tokens, eos)  # noqa: E731
+    else:
+        model = genai_model(a.bundle, a.threads)
+        off, on = OFF, json.loads((a.bundle / "genai_config.json").read_text("utf-8"))["speculative"]
+        take = lambda one, prompt: answer(model, prompt, a.tokens, one)  # noqa: E731
     asked = list(requests())[:: a.every]
     sums: dict[str, Sum] = defaultdict(Sum)
     for number, (kind, text) in enumerate(asked):
         prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
-        order = (OFF, guesses) if number % 2 else (guesses, OFF)
-        found = {id(one): answer(model, prompt, a.tokens, one) for one in order}
-        (plain, calls, slow), (guessed, fewer, fast) = found[id(OFF)], found[id(guesses)]
+        order = (off, on) if number % 2 else (on, off)
+        found = {id(one): take(one, prompt) for one in order}
+        (plain, calls, slow), (guessed, fewer, fast) = found[id(off)], found[id(on)]
         different = sum(x != y for x, y in zip(plain, guessed)) + abs(len(plain) - len(guessed))
         sums[kind] += Sum(len(plain), different, (calls, fewer), (slow, fast))
         print(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pocketphi.artifacts.bundle import Bundle
-from pocketphi.compiler.hosts import check_draft, open_host, talker_of
+from pocketphi.compiler.hosts import check_draft, check_guesses, open_host, talker_of
 from pocketphi.compiler.text import random_tokens
 from pocketphi.compiler.ui import Advance, Ui
 from pocketphi.graph.errors import InputError
@@ -55,10 +55,8 @@ def bench(
         check_threads(count, least=1)
     bundle = Bundle.open(path)
     host = open_host(path, bundle.manifest, target)
-    if draft == "auto" and not host.guesses:
-        raise InputError(
-            f"--draft {draft}: the runtime of {target or next(iter(bundle.manifest.targets))} guesses no tokens"
-        )
+    if draft == "auto":
+        check_guesses(draft, host, bundle)
     check_draft(draft, host, bundle, target)
     context = bundle.manifest.context(target)
     if prompt + generate > context:

@@ -56,8 +56,8 @@ class Chat:
     """A conversation. Files are checked against the manifest before the first word.
 
     max_tokens: size of the K/V cache, DEFAULT_TOKENS beside the bundle's prefix or what it holds if None; system: message that
-    it begins with, the bundle's prefix if None; adapter: of the bundle, none if None; draft: `auto` lets a runtime that can
-    guess what comes next, which changes no answer, `none` does not, and a bundle is a smaller model that guesses as well;
+    it begins with, the bundle's prefix if None; adapter: of the bundle, none if None; draft: `auto` guesses what comes
+    next where the bundle's files can, `none` does not, and a bundle is a smaller model that guesses as well;
     session: a file that the conversation goes on from, where there is one, and that it is kept in after each answer; docs: an
     index of documents, whose best passages are put before each message
     """

@@ -35,13 +35,18 @@ def check_adapter(manifest: Manifest, adapter: str | None) -> None:
         raise InputError(f"--adapter {named(adapter)}: there is no such adapter in the bundle; it holds {held}")
 
 
+def check_guesses(draft: Draft, host: Host, bundle: Bundle) -> None:
+    """Raises InputError where the files of a bundle cannot check guesses."""
+    if host.no_guesses:
+        raise InputError(f"--draft {draft}: {bundle.path} {host.no_guesses}; leave it out")
+
+
 def check_draft(draft: Draft, host: Host, bundle: Bundle, target: str | None) -> None:
     """Raises InputError for a bundle that cannot guess for another one. host: of the other's files for a target."""
     if not isinstance(draft, Path):
         return
+    check_guesses(draft, host, bundle)
     name = target or next(iter(bundle.manifest.targets))
-    if not host.guesses:
-        raise InputError(f"--draft {draft}: the runtime of {name} guesses no tokens; leave it out")
     other = Bundle.open(draft)
     if name not in other.manifest.targets:
         raise InputError(f"--draft {draft}: holds {', '.join(other.manifest.targets)}; compile it with --target {name}")

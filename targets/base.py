@@ -153,12 +153,15 @@ class Host(ABC):
     def runner(self, max_tokens: int, exact: bool = False, every_position: bool = False, threads: int = 0) -> Runner:
         """exact: compute in float32 whatever the files say; every_position: logits of all tokens, not the last."""
 
-    guesses = False
-    """Whether the runtime can read tokens that are likely to come next along with a new one, which changes no result."""
+    @property
+    def no_guesses(self) -> str | None:
+        """Why the files cannot read tokens that are likely to come next along with a new one, said of the bundle; None where
+        they can."""
+        return "runs in a runtime that guesses no tokens"
 
     def talker(self, max_tokens: int, threads: int = 0, draft: Draft = "auto") -> Runner:
         """A runner for one text whose tokens come one by one. draft: `auto` to guess what comes next where the runtime can and
-        it pays, `none`, or the folder of a bundle that guesses as well, where `guesses` says that it can."""
+        it pays, `none`, or the folder of a bundle that guesses as well, where `no_guesses` is None."""
         return self.runner(max_tokens, threads=threads)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:

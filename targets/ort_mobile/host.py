@@ -24,7 +24,8 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside, read_whole, show, size_inside
 from pocketphi.graph.rounded_cache import FixedScales
 from pocketphi.targets import find_target, packages_of
-from pocketphi.targets.base import Check, Host, Runner
+from pocketphi.targets.base import Check, Draft, Host, Runner
+from pocketphi.targets.guessing import DraftModel, Guessing
 from pocketphi.targets.ort_mobile.adapter_file import load_parameters, read_adapter
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
 from pocketphi.targets.ort_mobile.graph_file import (
@@ -100,6 +101,24 @@ class OrtHost(Host):
         changes = [accuracy_level(0), float_cache] if exact else []
         changes += [all_logits] if every_position else []
         return OrtRunner(self.folder, max_tokens, threads, changes)
+
+    @property
+    def no_guesses(self) -> str | None:
+        return None if checks_guesses(read_graph(self.folder)) else "was compiled without --drafts"
+
+    def talker(self, max_tokens: int, threads: int = 0, draft: Draft = "auto") -> Runner:
+        runner = OrtRunner(self.folder, max_tokens, threads)
+        if draft == "none" or self.no_guesses:
+            return runner
+        if not isinstance(draft, Path):
+            return Guessing(runner)
+        if is_windowed(read_graph(draft)):
+            raise InputError(
+                f"--draft {draft}: has a windowed cache, which forgets no guesses; compile it without that"
+            )
+        limit = min(max_tokens, read_config(draft).max_position)
+        cost = size_inside(draft, DATA_FILE) / size_inside(self.folder, DATA_FILE)
+        return Guessing(runner, DraftModel(OrtRunner(draft, limit, threads), limit), cost)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights; and
@@ -285,6 +304,25 @@ class OrtRunner:
         size = self._chunk if self._chunk and alone else tokens.shape[1]
         chunks = [self._run(chunk) for chunk in tokens.split(size, dim=1)]
         return chunks[-1] if chunks[0].shape[1] == 1 else torch.cat(chunks, dim=1)
+
+    def room(self) -> int:
+        """See `Checks`: before LongRoPE changes its factors, and as many as the graph gives the logits of."""
+        switch = self._long_after if self._long_after and self._past <= self._long_after else self.max_tokens
+        return min(CHECKED, self._chunk or CHECKED, min(switch, self.max_tokens) - self._past)
+
+    def check(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Checks`: of a graph that gives the logits of the last tokens."""
+        self._seen.append(tokens)
+        return torch.from_numpy(self.run(tokens))
+
+    def forget(self, count: int) -> None:
+        """The last tokens of a text. Where that takes LongRoPE's change of factors back, the others are computed again."""
+        left = torch.cat(self._seen, dim=1)[:, : self._past - count]
+        if self._long_after and left.shape[1] <= self._long_after < self._past:
+            self.reset()
+            self.step(left)
+        else:
+            self._seen, self._past = [left], left.shape[1]
 
     def _feeds(self, tokens: torch.Tensor) -> dict[str, Any]:
         """What the graph wants beside the caches, by name."""

@@ -47,7 +47,7 @@ def check_runs_here(platform: Platform) -> None:
 class TvmHost(Host):
     """A bundle's TVM files. context: tokens that they hold, as the manifest says; None for all that the model has."""
 
-    guesses = True
+    no_guesses = None
     saved_bound = 1e-2  # activations rounded to int8, as ONNX Runtime's level 4 does
     rounds_inputs = 32
 

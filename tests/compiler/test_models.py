@@ -101,7 +101,7 @@ def what_cannot_guess_is_refused(bundle: Path, tmp_path: Path) -> None:
         (bundle, tmp_path / "none", "none: not a bundle: it has no manifest.json"),
         (bundle, tmp_path / "foreign", "has another tokenizer than"),
         (bundle, tmp_path / "ort", "holds ort-mobile; compile it with --target tvm-arm"),
-        (tmp_path / "ort", bundle, "the runtime of ort-mobile guesses no tokens; leave it out"),
+        (tmp_path / "ort", bundle, "ort was compiled without --drafts; leave it out"),
     ]
     for one, draft, message in refused:
         with pytest.raises(InputError, match=message):

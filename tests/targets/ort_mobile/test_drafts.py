@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,20 @@ import pytest
 import torch
 
 pytest.importorskip("onnxruntime_genai")
+import hf_folders
 import onnxruntime_genai as genai
+from tiny_phi3 import SWITCH
 
 from pocketphi.artifacts.bundle import Bundle
+from pocketphi.compiler.bench import bench
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
-from pocketphi.targets.ort_mobile.host import OrtHost
+from pocketphi.targets import guessing
+from pocketphi.targets.base import Runner
+from pocketphi.targets.guessing import DraftModel, Guessing
+from pocketphi.targets.ort_mobile.host import OrtHost, OrtRunner
 from pocketphi.targets.ort_mobile.options import CHECKED
 
 GUESSED = "KL of the tokens that check guesses"
@@ -29,8 +39,8 @@ TEXT = [(5, 11, 17, 23, 40)[i % 5] for i in range(150)]
 """Longer than what goes through at once."""
 
 
-def compiled(out: Path, verify: str = "never", **options: Any) -> Bundle:
-    return compile_model(compile_options("random:tiny", out, ("ort-mobile",), recipe="rtn", verify=verify, **options))
+def compiled(out: Path, verify: str = "never", model: str = "random:tiny", **options: Any) -> Bundle:
+    return compile_model(compile_options(model, out, ("ort-mobile",), recipe="rtn", verify=verify, **options))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,95 @@ def test_a_draft_model_beside_it(bundles: tuple[Path, Path], tmp_path: Path) -> 
     assert counted["target_forward_passes"] <= 21
     shutil.copy(plain / "model.onnx", folder)  # the logits of the last token alone: checked one by one
     assert answer(folder, None)[0] == got
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is guessed follows from the tokens alone."""
+    monkeypatch.setattr(guessing, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where no rounding of activations gives a token that is read with others slightly other logits: by name, with the logits
+    that check guesses, without, and of a model whose factors change within the text."""
+    folder = tmp_path_factory.mktemp("exact")
+    (folder / "model").mkdir()
+    changing = hf_folders.save(folder / "model", hf_folders.tensors("longrope"), "longrope")
+    made = {
+        "drafts": compiled(folder / "drafts", drafts=True, accuracy_level=0),
+        "plain": compiled(folder / "plain", accuracy_level=0),
+        "other": compiled(folder / "other", "never", "random:tiny@1"),
+        "changing": compiled(folder / "changing", "never", str(changing), drafts=True, accuracy_level=0),
+    }
+    return {name: bundle.path for name, bundle in made.items()}
+
+
+def test_by_onnxruntime_alone(exact: dict[str, Path]) -> None:
+    """With guesses from the text, from a model that is always right, from one that is not, in several turns."""
+    host = OrtHost(exact["drafts"])
+    plain = said(host.talker(256, draft="none"))
+    assert plain == said(OrtHost(exact["plain"]).talker(256))  # a bundle that cannot check them guesses none
+    both = host.talker(256, draft=exact["plain"])  # of the same size: not worth its time
+    right, wrong = (
+        Guessing(OrtRunner(exact["drafts"], 256), DraftModel(OrtRunner(exact[name], 256), 256), 0.05)
+        for name in ("plain", "other")
+    )
+    for runner, most in ((host.talker(256), 80), (both, 80), (right, 20), (wrong, 80)):
+        assert isinstance(runner, Guessing)
+        for _ in range(2):
+            runner.calls = 0
+            assert said(runner) == plain
+            runner.reset()
+        assert runner.calls <= most  # of 92
+
+
+def test_by_onnxruntime_where_factors_change(exact: dict[str, Path]) -> None:
+    """No guess is on both sides of it."""
+    plain = said(OrtRunner(exact["changing"], 120), [(TEXT[:12], 100)])
+    for draft, most in (("changing", 20), ("drafts", 100)):
+        runner = Guessing(OrtRunner(exact["changing"], 120), DraftModel(OrtRunner(exact[draft], 120), 120), 0.05)
+        assert said(runner, [(TEXT[:12], 100)]) == plain
+        assert runner.calls <= most
+
+
+def test_guesses_that_are_taken_back_across_the_change(exact: dict[str, Path]) -> None:
+    """The cache is as if they had never been read."""
+    runner = OrtRunner(exact["changing"], 120)
+    wanted = OrtRunner(exact["changing"], 120)
+    tokens = torch.tensor([TEXT[:SWITCH]])
+    wanted.step(tokens[:, :-2])
+    runner.step(tokens)
+    runner.step(torch.tensor([[9, 10, 11]]))
+    runner.forget(5)
+    size = float(wanted.step(tokens[:, -2:-1]).abs().max())
+    runner.step(tokens[:, -2:-1])
+    came, expected = (one.step(tokens[:, -1:]) for one in (runner, wanted))
+    torch.testing.assert_close(came, expected, rtol=0, atol=1e-5 * size)
+
+
+def said(runner: Runner, turns: Sequence[tuple[list[int], int]] = ((TEXT, 40), ([7, 7], 50))) -> list[int]:
+    """Greedy tokens after each of these texts."""
+    made = []
+    for text, count in turns:
+        logits = runner.step(torch.tensor([text]))
+        for _ in range(count):
+            made.append(int(logits[0, -1].argmax()))
+            logits = runner.step(torch.tensor([made[-1:]]))
+    return made
+
+
+def test_a_windowed_draft_model_is_refused(exact: dict[str, Path], tmp_path: Path) -> None:
+    """And by `bench` and `chat`, a bundle that gives the logits of its last token alone."""
+    windowed = compiled(tmp_path / "windowed", "never", windowed_cache=True)
+    with pytest.raises(
+        InputError, match=r"--draft .*windowed: has a windowed cache, which forgets no guesses; compile it"
+    ):
+        OrtHost(exact["drafts"]).talker(120, draft=windowed.path)
+    for draft in ("auto", exact["drafts"]):
+        message = f"--draft {draft}: {exact['plain']} was compiled without --drafts; leave it out"
+        with pytest.raises(InputError, match=re.escape(message)):
+            bench(exact["plain"], [1], 8, 4, 1, Ui(), draft=draft)
 
 
 def test_rows_of_a_batch_have_theirs(bundles: tuple[Path, Path]) -> None:
