@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,14 +44,61 @@ def convert(
     return out, between, costs
 
 
-def quantized(tree: Path, source: Path, work: Path, kind: str) -> Path:
-    """A checkpoint in one of llama.cpp's types, made from float32 where it is missing. source: as its converter takes it."""
+def quantized(tree: Path, source: Path, work: Path, kind: str, importance: Path | None = None) -> Path:
+    """A checkpoint in one of llama.cpp's types, made from float32 where it is missing. source: as its converter takes it;
+    importance: of `importance_of`."""
     converter, quantizer = _tools(tree)
-    between, out = work / "f32.gguf", work / f"{kind}.gguf"
+    between, out = work / "f32.gguf", work / f"{kind}{'-imatrix' if importance else ''}.gguf"
     if not between.exists():
         run([sys.executable, str(converter), str(source), "--outtype", "f32", "--outfile", str(between)])
     if not out.exists():
-        run([str(quantizer), str(between), str(out), kind])
+        weighed = ["--imatrix", str(importance)] if importance else []
+        run([str(quantizer), *weighed, str(between), str(out), kind])
+    return out
+
+
+MATRICES = {
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""Of a layer of a Phi-3: llama.cpp's names, and those of a checkpoint."""
+
+
+def importance_of(checkpoint: Path, out: Path, tokens: int = 16384, window: int = 512) -> Path:
+    """An importance matrix in llama-imatrix's older form, which llama-quantize reads, made where it is missing: the mean square
+    of each input of each matrix of a layer. transformers runs the checkpoint on the text that pocketphi calibrates on, since
+    llama-imatrix knows the model's tokenizer no more than its converter does."""
+    if out.exists():
+        return out
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pocketphi.graph.tokenizer import Tokenizer
+    from pocketphi.passes.calibrate import default_text
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    squares: dict[str, torch.Tensor] = {}
+    for layer, block in enumerate(model.model.layers):
+        for theirs, ours in MATRICES.items():
+            name = f"blk.{layer}.{theirs}.weight"
+            squares[name] = torch.zeros(block.get_submodule(ours).in_features, dtype=torch.float64)
+
+            def add(_: object, inputs: tuple[torch.Tensor], name: str = name) -> None:
+                squares[name] += inputs[0].double().square().sum((0, 1))
+
+            block.get_submodule(ours).register_forward_pre_hook(add)
+    rows = torch.tensor(Tokenizer.load(checkpoint).encode(default_text())[:tokens])
+    with torch.no_grad():
+        for row in rows.split(window):
+            model.model(row[None])
+    content = struct.pack("<i", len(squares))
+    for name, one in squares.items():
+        mean = (one / len(rows)).float().numpy()
+        content += struct.pack(f"<i{len(name)}sii", len(name), name.encode(), 1, mean.size) + mean.tobytes()
+    dataset = b"the text that pocketphi ships"
+    out.write_bytes(content + struct.pack(f"<ii{len(dataset)}s", 1, len(dataset), dataset))
     return out
 
 

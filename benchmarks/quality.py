@@ -14,7 +14,7 @@ from pathlib import Path
 
 import preflight
 from common import POCKETPHI, Bar, StepError, judge, print_table, run, size_of, with_llama_tokenizer
-from llama_cpp import quantized
+from llama_cpp import MATRICES, importance_of, quantized
 
 TYPES = ("Q3_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
 TARGETS = {
@@ -68,13 +68,16 @@ class Benchmark:
             for options in (*ways, *(("--max-bytes", budget) for budget in budgets)):
                 yield self._bundle(target, options)
 
-    def llama_cpp(self, tree: Path, types: list[str]) -> Iterator[Row]:
+    def llama_cpp(self, tree: Path, types: list[str], weighed: bool) -> Iterator[Row]:
+        """weighed: each type with an importance matrix as well."""
         source = with_llama_tokenizer(self.checkpoint, self.work / "llama-input")
         for kind in types:
-            path = quantized(tree, source, self.work, kind)
-            stored = self.work / f"{kind}-weights"
-            dequantize(path, self.checkpoint, stored)
-            yield Row("llama.cpp", kind, size_of(path), self._kl(stored))
+            for importance in (None, importance_of(self.checkpoint, self.work / "imatrix.dat")) if weighed else (None,):
+                path = quantized(tree, source, self.work, kind, importance)
+                stored = path.with_name(f"{path.stem}-weights")
+                dequantize(path, self.checkpoint, stored)
+                how = f"{kind} with an importance matrix" if importance else kind
+                yield Row("llama.cpp", how, size_of(path), self._kl(stored))
 
     def others(self, made: dict[str, Path]) -> Iterator[Row]:
         """Checkpoints that other tools quantized, in any way that pocketphi reads: by the weights that they hold."""
@@ -115,8 +118,7 @@ def dequantize(gguf_file: Path, checkpoint: Path, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    names = {"attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj"}
-    names |= {"ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    names = {**MATRICES, "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     ends = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
     ends["output.weight"] = "lm_head.weight"
     made = {}
@@ -169,6 +171,7 @@ def main() -> int:
     p.add_argument("--no-recipes", action="store_true", help="budgets only")
     p.add_argument("--llama-cpp", type=Path, metavar="DIR", help="a built llama.cpp source tree")
     p.add_argument("--llama-types", nargs="*", default=list(TYPES), metavar="TYPE", help="default: %(default)s")
+    p.add_argument("--imatrix", action="store_true", help="each of these with an importance matrix as well")
     p.add_argument(
         "--made",
         action="append",
@@ -184,7 +187,7 @@ def main() -> int:
     rows: list[Row] = []
     try:
         benchmark = Benchmark(a)
-        peers = benchmark.llama_cpp(a.llama_cpp, a.llama_types) if a.llama_cpp else iter(())
+        peers = benchmark.llama_cpp(a.llama_cpp, a.llama_types, a.imatrix) if a.llama_cpp else iter(())
         for made in (
             peers,
             benchmark.others(made_by_others),

@@ -45,6 +45,7 @@ class Option:
     parse:   text → value; raises InputError
     decides: whether the bytes of a bundle depend on it
     recorded: whether it stands among the recipe's options in a manifest
+    stands:  of an option that names a folder, the file in it whose content stands for all of it
     many:    the field is a tuple of such values; on the command line, the flag may be repeated
     """
 
@@ -61,6 +62,7 @@ class Option:
     parse: Callable[[str], Any] | None = None
     decides: bool = True
     recorded: bool = False
+    stands: str = ""
     many: bool = False
 
     @property
@@ -120,17 +122,18 @@ class Options:
                 object.__setattr__(self, name, checked)
 
     def content(self, name: str) -> bytes | None:
-        """What the file that an option names holds, None where it names none. It is read once: what is compiled is what was
-        looked at, whatever happens to the file meanwhile. Raises InputError where it cannot be read."""
+        """What the file that an option names holds, or that stands for the folder; None where it names none. It is read once:
+        what is compiled is what was looked at, whatever happens to the file meanwhile. Raises InputError where it cannot be
+        read."""
         path: Path | None = getattr(self, name)
         if path is None:
             return None
         if name not in self.contents:
+            one = declared(type(self))[name]
             try:
-                self.contents[name] = path.read_bytes()
+                self.contents[name] = (path / one.stands).read_bytes()
             except OSError as error:
-                what = declared(type(self))[name].flag
-                raise InputError(f"{path}: --{what} cannot be read: {error.strerror}") from None
+                raise InputError(f"{path}: --{one.flag} cannot be read: {error.strerror}") from None
         return self.contents[name]
 
     def deciding(self) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from google.protobuf.message import Message
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import PartSpec
+from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside, typed
+from pocketphi.targets.ort_mobile import draft
 from pocketphi.targets.ort_mobile.lower import CHECKED_LOGITS, Lowered
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings
+from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings, with_draft
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -60,14 +62,12 @@ def other_settings(folder: Path, config: ModelConfig) -> list[str]:
     once may be too, where LongRoPE does not change its factors inside of one.
     """
     path = file_inside(folder, GENAI_FILE, str(folder))
-    inputs = {value.name for value in read_graph(folder).graph.input}
     found = _flat(read_json(path, _AGAIN))
     length = found.get("model.context_length")
     if type(length) is not int or not 0 < length <= config.max_position:
         return [f"model.context_length is {show(length)}, config.json says {config.max_position} positions"]
-    graph = read_graph(folder)
-    wanted = _flat(genai_settings(config, inputs, length, is_windowed(graph), checks_guesses(graph)))
-    free = {f"model.decoder.session_options.{name}" for name in _SESSION}
+    wanted = _flat(_wanted(folder, config, length))
+    free = {f"model.{part}.session_options.{name}" for name in _SESSION for part in ("decoder", "draft")}
     names = [name for name in sorted(found.keys() | wanted.keys()) if name not in free]
     longest, chunk = found.get("search.max_length"), found.get("search.chunk_size")
     if type(longest) is int and 0 < longest <= length:
@@ -79,6 +79,23 @@ def other_settings(folder: Path, config: ModelConfig) -> list[str]:
         for name in names
         if found.get(name) != wanted.get(name)
     ]
+
+
+def _wanted(folder: Path, config: ModelConfig, length: int) -> dict[str, Any]:
+    """genai_config.json as a compile writes it for the graph of a folder, and for the draft model in it."""
+    graph = read_graph(folder)
+    inputs = {value.name for value in graph.graph.input}
+    made = genai_settings(config, inputs, length, is_windowed(graph), checks_guesses(graph))
+    if not has_draft(folder):
+        return made
+    held = folder / draft.FOLDER
+    decoder = _wanted(held, read_config(held), length)["model"]["decoder"]
+    return with_draft(made, {**decoder, "filename": f"{draft.FOLDER}/{GRAPH_FILE}"})
+
+
+def has_draft(folder: Path) -> bool:
+    """Whether a bundle has a draft model."""
+    return (folder / draft.FOLDER).exists()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

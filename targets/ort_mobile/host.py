@@ -28,10 +28,14 @@ from pocketphi.targets.base import Check, Draft, Host, Runner
 from pocketphi.targets.guessing import DraftModel, Guessing
 from pocketphi.targets.ort_mobile.adapter_file import load_parameters, read_adapter
 from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
+from pocketphi.targets.ort_mobile.draft import FILES as DRAFT_FILES
+from pocketphi.targets.ort_mobile.draft import FOLDER as DRAFT
+from pocketphi.targets.ort_mobile.draft import DraftSize
 from pocketphi.targets.ort_mobile.graph_file import (
     checks_guesses,
     chunk_size,
     external,
+    has_draft,
     is_windowed,
     other_operations,
     other_places,
@@ -110,15 +114,16 @@ class OrtHost(Host):
         runner = OrtRunner(self.folder, max_tokens, threads)
         if draft == "none" or self.no_guesses:
             return runner
-        if not isinstance(draft, Path):
+        folder = draft if isinstance(draft, Path) else self.folder / DRAFT if has_draft(self.folder) else None
+        if folder is None:
             return Guessing(runner)
-        if is_windowed(read_graph(draft)):
+        if is_windowed(read_graph(folder)):
             raise InputError(
                 f"--draft {draft}: has a windowed cache, which forgets no guesses; compile it without that"
             )
-        limit = min(max_tokens, read_config(draft).max_position)
-        cost = size_inside(draft, DATA_FILE) / size_inside(self.folder, DATA_FILE)
-        return Guessing(runner, DraftModel(OrtRunner(draft, limit, threads), limit), cost)
+        limit = min(max_tokens, read_config(folder).max_position)
+        cost = size_inside(folder, DATA_FILE) / size_inside(self.folder, DATA_FILE)
+        return Guessing(runner, DraftModel(OrtRunner(folder, limit, threads), limit), cost)
 
     def own_checks(self, prompt: torch.Tensor) -> list[Check]:
         """The epsilon of each norm, which moves no logit where hidden values are large, as in a model of random weights; and
@@ -128,7 +133,8 @@ class OrtHost(Host):
         wanted = float(np.float32(read_config(self.folder).rms_norm_eps))
         odd = [n for n in nodes if [a.f for a in n.attribute if a.name == "epsilon"] != [wanted]]
         detail = f"first {show(odd[0].name)}" if odd else f"{len(nodes)} norms"
-        other = other_settings(self.folder, read_config(self.folder))
+        folders = [self.folder, self.folder / DRAFT] if has_draft(self.folder) else [self.folder]
+        other = [one for folder in folders for one in other_settings(folder, read_config(folder))]
         checks = [
             Check("norms with another epsilon", len(odd), 0, detail),
             Check("settings of genai_config.json that are not the model's", len(other), 0, other[0] if other else ""),
@@ -140,6 +146,8 @@ class OrtHost(Host):
             checks.append(adapters_check(self.folder, names, prompt))
         if checks_guesses(graph):
             checks.append(guesses_check(self.folder, prompt))
+        if has_draft(self.folder):
+            checks.append(draft_check(self.folder, prompt))
         if (self.folder / ORT_FILE).is_file() and is_compared(self.folder):
             with refused_by("ONNX Runtime", self.folder / ORT_FILE):
                 checks.append(ort_file_check(self.folder))
@@ -173,6 +181,7 @@ class OrtHost(Host):
             kv_cache=kv_cache_of(graph),
             windowed_cache=is_windowed(graph),
             drafts=checks_guesses(graph),
+            draft_size=held_draft(self.folder),
         )
 
     def said(self, program: Program, asked: Asked, notes: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
@@ -180,7 +189,7 @@ class OrtHost(Host):
         return made.operators, made.notes
 
     def files(self) -> Collection[str]:
-        return FILES
+        return {*FILES, *DRAFT_FILES} if has_draft(self.folder) else FILES
 
     def details(self, program: Program) -> Mapping[str, Any]:
         return details(self._options(), program.config)
@@ -409,6 +418,26 @@ def guesses_check(folder: Path, prompt: torch.Tensor) -> Check:
     p, q = (torch.from_numpy(one[first:]).double().log_softmax(-1) for one in (wanted, came))
     worst = float((p.exp() * (p - q)).sum(-1).max()) if not came[:first].any() else math.inf
     return Check("KL of the tokens that check guesses", worst, Host.exact_bound, f"{length - first} of {length} tokens")
+
+
+def held_draft(folder: Path) -> DraftSize | None:
+    """What the draft model in a bundle takes, None where it has none."""
+    if not has_draft(folder):
+        return None
+    held = folder / DRAFT
+    files = sum(size_inside(folder, name) for name in DRAFT_FILES)
+    return DraftSize(files, KV_CACHES[kv_cache_of(read_graph(held))].bytes(read_config(held)))
+
+
+def draft_check(folder: Path, prompt: torch.Tensor) -> Check:
+    """The draft model in a bundle reads the text, and gives as many logits as the model.
+
+    prompt: int64 [1, S], of which as much is run as goes through at once
+    """
+    tokens = prompt[:, : chunk_size(folder) or prompt.shape[1]]
+    logits = OrtRunner(folder / DRAFT, tokens.shape[1]).step(tokens)
+    wrong = int((~logits.isfinite()).sum()) + abs(logits.shape[-1] - read_config(folder).vocab_size)
+    return Check("logits of the draft model that are no numbers, or too many", wrong, 0)
 
 
 def all_logits(model: onnx.ModelProto) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from pocketphi.artifacts.manifest import MANIFEST
 from pocketphi.graph.config import ModelConfig
 from pocketphi.graph.options import option
 from pocketphi.targets.kv_cache import kv_cache_option
+from pocketphi.targets.ort_mobile.draft import DraftSize, draft_size
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES
 from pocketphi.targets.target import TargetOptions
 
@@ -19,7 +22,7 @@ CHECKED = 17
 
 @dataclass(frozen=True, kw_only=True)
 class OrtMobile(TargetOptions):
-    """Options of `--target ort-mobile`."""
+    """Options of `--target ort-mobile`. draft_size: of `draft`, or of the draft model that a bundle has."""
 
     target = "ort-mobile"
 
@@ -35,10 +38,25 @@ class OrtMobile(TargetOptions):
         "onnxruntime-genai guesses tokens from the text and checks several at once: what repeats itself comes faster",
     )
 
+    draft: Path | None = option(
+        None,
+        "a smaller bundle with the same tokenizer, which onnxruntime-genai asks for guesses in place of the text",
+        metavar="BUNDLE",
+        stands=MANIFEST,
+    )
+
+    draft_size: DraftSize | None = None
+
     windowed_cache: bool = option(
         False,
         "keep keys and values of the model's window alone: memory stops growing there, and no token can be taken back",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draft is not None:
+            object.__setattr__(self, "drafts", True)
+            object.__setattr__(self, "draft_size", draft_size(self.draft))
 
     @property
     def calibrates(self) -> bool:

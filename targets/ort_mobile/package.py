@@ -5,6 +5,7 @@ model.onnx.data             every weight at a planned offset; large ones page-al
 genai_config.json           for onnxruntime-genai, the runtime that iOS and Android apps use
 required_operators.config   for a reduced build of ONNX Runtime
 adapters/NAME.onnx_adapter  each adapter that an app switches
+draft/                      on request: a smaller bundle's model.onnx, its data and config.json
 model.ort                   on request: one file for minimal builds, where it fits under 2 GiB
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from pocketphi.passes.cache_scales import Measured
 from pocketphi.passes.choices import BLOCKS
 from pocketphi.targets import find_target
 from pocketphi.targets.base import Packaged, Prepared
+from pocketphi.targets.ort_mobile import draft
 from pocketphi.targets.ort_mobile.adapter_file import write_adapter
 from pocketphi.targets.ort_mobile.codecs import CODECS, encode, stored
 from pocketphi.targets.ort_mobile.experts import paired, why_not
@@ -89,6 +92,9 @@ class OrtBundle(Prepared):
             )
         if options.drafts and not any(op_name(node) == "edge.last_token" for node in program.graph.nodes):
             raise InputError("--drafts gives the logits of the last tokens, --all-logits those of all; leave one out")
+        self._draft = (
+            draft.open_draft(options.draft, program.config, asked.vocabulary, context) if options.draft else None
+        )
         self.lowered = lower(program, options.accuracy_level, cache, options.windowed_cache, options.drafts)
         self.cache_bits = cache.bits if cache.rounds else None
         spec = PartSpec((program.config.kv_heads, program.config.head_dim), torch.float32)
@@ -102,6 +108,7 @@ class OrtBundle(Prepared):
         if adapters:
             find_target("ort-mobile").require("onnxruntime")  # which writes their files
         self.bytes = self._layout.size + adapters + (single if options.ort_file else 0)
+        self.bytes += options.draft_size.bytes if options.draft_size else 0
         slow = lint(self.lowered)
         if asked.strict and slow:
             raise InputError(f"ort-mobile: {slow[0]}; without --strict this is only reported")
@@ -133,6 +140,9 @@ class OrtBundle(Prepared):
             path.parent.mkdir(exist_ok=True)
             write_adapter(path, factors)
         settings = genai_config(program, lowered, self._asked.context, self._options)
+        if self._draft:
+            settings = with_draft(settings, draft.decoder(self._draft))
+            draft.copy(self._draft, folder)
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         (folder / OPERATORS_FILE).write_text(required_operators(lowered.nodes))
         if self._options.ort_file:
@@ -164,6 +174,8 @@ def details(options: OrtMobile, config: ModelConfig) -> dict[str, Any]:
         said["windowed_cache"] = True
     if options.drafts:
         said["drafts"] = True
+    if options.draft_size:
+        said["draft"] = asdict(options.draft_size)
     return said
 
 
@@ -279,6 +291,11 @@ def genai_settings(
         },
         **({"speculative": GUESSES} if drafts else {}),
     }
+
+
+def with_draft(settings: dict[str, Any], decoder: dict[str, Any]) -> dict[str, Any]:
+    """`genai_config.json` where a draft model guesses. decoder: what it says of that one"""
+    return {**settings, "model": {**settings["model"], "draft": decoder}, "speculative": draft.GUESSES}
 
 
 def unnoticed_switch(config: ModelConfig, context: int) -> int | None:

@@ -14,6 +14,7 @@ from pocketphi.graph.errors import InputError
 from pocketphi.graph.reading import typed
 from pocketphi.targets.memory import Runtime
 from pocketphi.targets.ort_mobile.codecs import CODECS, FAST
+from pocketphi.targets.ort_mobile.draft import DraftSize
 from pocketphi.targets.ort_mobile.kv_cache import windowed_rows
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.prefill import chunk_of
@@ -33,6 +34,7 @@ class _Details:
     kv_cache: str = "fp32"
     windowed_cache: bool = False
     drafts: bool = False
+    draft: DraftSize | None = None
 
 
 class OrtMobileTarget(Target[OrtMobile]):
@@ -58,11 +60,14 @@ class OrtMobileTarget(Target[OrtMobile]):
     )
 
     def runtime(self, config: ModelConfig, options: OrtMobile, longest: int, held: int) -> Runtime:
+        draft = options.draft_size or DraftSize(0, 0)
         return Runtime(
             float_bytes=4,
             activation_bytes=4,
             buffers=1.9,
             fixed=22_500_000
+            + draft.bytes
+            + draft.kv_per_token * held
             + (8 * config.vocab_size * (chunk_of(config, longest) or longest) if options.drafts else 0),
             chunk=chunk_of(config, longest),
             kv_per_token=options.kv_cache_bytes(config),
@@ -86,7 +91,9 @@ class OrtMobileTarget(Target[OrtMobile]):
 
     def options_of(self, record: TargetRecord) -> OrtMobile:
         said = typed(_Details, record.details, "manifest.json: targets.ort-mobile")
-        return OrtMobile(kv_cache=said.kv_cache, windowed_cache=said.windowed_cache, drafts=said.drafts)
+        return OrtMobile(
+            kv_cache=said.kv_cache, windowed_cache=said.windowed_cache, drafts=said.drafts, draft_size=said.draft
+        )
 
     def kit_values(self, record: TargetRecord) -> Mapping[str, Any]:
         if self.options_of(record).windowed_cache:

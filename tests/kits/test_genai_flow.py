@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,18 @@ from pocketphi.compiler.options import compile_options
 from pocketphi.targets.ort_mobile.host import OrtRunner
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["", "drafts"])
+@pytest.fixture(scope="module", params=["", "text", "right model", "wrong model"])
 def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """Without tokens that the runtime guesses, and with them."""
-    out = tmp_path_factory.mktemp("genai") / "bundle"
+    """Without tokens that the runtime guesses, with those of the text, and of draft models."""
+    folder = tmp_path_factory.mktemp("genai")
     # blocks of 32: with these weights the answers go on
-    options = {"recipe": "rtn", "block": 32, "accuracy_level": 0, "verify": "never", "drafts": request.param}
-    compile_model(compile_options("random:tiny", out, **options))
-    return out
+    options: dict[str, Any] = {"recipe": "rtn", "block": 32, "accuracy_level": 0, "verify": "never"}
+    if "model" in request.param:
+        small = "random:tiny" if request.param == "right model" else "random:tiny@1"
+        options["draft"] = compile_model(compile_options(small, folder / "small", **options)).path
+    return compile_model(
+        compile_options("random:tiny", folder / "bundle", drafts=request.param == "text", **options)
+    ).path
 
 
 class Model:

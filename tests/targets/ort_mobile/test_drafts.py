@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,21 +19,26 @@ import torch
 pytest.importorskip("onnxruntime_genai")
 import hf_folders
 import onnxruntime_genai as genai
-from tiny_phi3 import SWITCH
+from tiny_phi3 import SWITCH, TINY
 
-from pocketphi.artifacts.bundle import Bundle
+from pocketphi.artifacts.bundle import Bundle, write_manifest
 from pocketphi.compiler.bench import bench
 from pocketphi.compiler.compile import compile_model
+from pocketphi.compiler.files_check import files_check
+from pocketphi.compiler.footprint import bundle_footprint
 from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.plan import plan
 from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.targets import guessing
 from pocketphi.targets.base import Runner
 from pocketphi.targets.guessing import DraftModel, Guessing
+from pocketphi.targets.ort_mobile.draft import open_draft
 from pocketphi.targets.ort_mobile.host import OrtHost, OrtRunner
 from pocketphi.targets.ort_mobile.options import CHECKED
 
 GUESSED = "KL of the tokens that check guesses"
+DRAFT_LOGITS = "logits of the draft model that are no numbers, or too many"
 OFF = {"ngram_size": 0, "ngram_chained_lookup": False, "min_adaptive_k": 0, "cooldown": False}
 TEXT = [(5, 11, 17, 23, 40)[i % 5] for i in range(150)]
 """Longer than what goes through at once."""
@@ -82,22 +87,114 @@ def test_without_them_it_refuses_to_guess(bundles: tuple[Path, Path]) -> None:
         answer(bundles[1], {"ngram_size": 3})
 
 
-def test_a_draft_model_beside_it(bundles: tuple[Path, Path], tmp_path: Path) -> None:
-    """As docs/ort-mobile.md says: its own weights are always right."""
-    drafts, plain = bundles
-    folder = tmp_path / "both"
-    shutil.copytree(drafts, folder)
-    shutil.copytree(plain, folder / "draft")
-    settings, other = (json.loads((one / "genai_config.json").read_text()) for one in (folder, folder / "draft"))
-    settings["model"]["draft"] = {**other["model"]["decoder"], "filename": "draft/model.onnx"}
-    settings["speculative"] = {"max_draft_tokens": 4}
-    (folder / "genai_config.json").write_text(json.dumps(settings))
-    got, counted = answer(folder, None)
-    assert got == answer(plain, None)[0]
+@pytest.fixture(scope="module")
+def with_model(bundles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft model whose guesses are always right: the model itself."""
+    out = tmp_path_factory.mktemp("model") / "bundle"
+    return compiled(out, "always", draft=bundles[1]).path
+
+
+def test_a_draft_model(bundles: tuple[Path, Path], with_model: Path, tmp_path: Path) -> None:
+    plain, manifest = bundles[1], Bundle.open(with_model).manifest
+    wanted = answer(plain, None)[0]
+    got, counted = answer(with_model, None)
+    assert got == wanted
     assert counted["acceptance_rate"] == 1
     assert counted["target_forward_passes"] <= 21
-    shutil.copy(plain / "model.onnx", folder)  # the logits of the last token alone: checked one by one
-    assert answer(folder, None)[0] == got
+    held = [name for name in manifest.files if name.startswith("draft/")]
+    assert {name: manifest.files[name].sha256 for name in held} == {
+        f"draft/{name}": Bundle.open(plain).manifest.files[name].sha256
+        for name in ("config.json", "genai_config.json", "model.onnx", "model.onnx.data")
+    }
+    runner = OrtHost(with_model).talker(256)  # with the model in the bundle, which is too large to be worth its time
+    assert isinstance(runner, Guessing)
+    assert said(runner) == said(OrtHost(with_model).talker(256, draft="none"))
+    shutil.copytree(with_model, tmp_path / "last")
+    shutil.copy(plain / "model.onnx", tmp_path / "last")  # the logits of the last token alone: checked one by one
+    assert answer(tmp_path / "last", None)[0] == wanted
+
+
+def test_what_a_draft_model_takes(bundles: tuple[Path, Path], with_model: Path) -> None:
+    """Its files and its cache, in the plan, in what the bundle says, and in what a budget counts."""
+    plain, both = (Bundle.open(path) for path in (bundles[0], with_model))
+    size = sum(both.manifest.files[name].bytes for name in both.manifest.files if name.startswith("draft/"))
+    more = size + 256 * 768
+    assert both.manifest.targets["ort-mobile"].details["draft"] == {"bytes": size, "kv_per_token": 768}
+    assert bundle_footprint(both, "ort-mobile").fixed - bundle_footprint(plain, "ort-mobile").fixed == more
+    asked = [
+        compile_options("random:tiny", Path("-"), ("ort-mobile",), recipe="rtn", **given)
+        for given in ({"drafts": True}, {"draft": bundles[1]})
+    ]
+    plans = [plan(options) for options in asked]
+    assert plans[1].artifact - plans[0].artifact == size
+    assert asked[1].of("ort-mobile").deciding()["draft"] == (bundles[1] / "manifest.json").read_bytes()
+
+
+def test_files_of_a_draft_model_that_are_others(bundles: tuple[Path, Path], with_model: Path, tmp_path: Path) -> None:
+    """By the manifest, and where that says the same: a setting, a graph without numbers, a file that none has."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(with_model, folder)
+    manifest, settings = Bundle.open(folder).manifest, (folder / "draft/genai_config.json").read_text()
+    (folder / "draft/genai_config.json").write_text(settings.replace('"head_size": 16', '"head_size": 32'))
+    with pytest.raises(InputError, match=r"draft/genai_config.json: content differs from its SHA-256"):
+        Bundle.open(folder)
+    found = {check.name: check for check in OrtHost(folder).own_checks(torch.tensor([TEXT]))}
+    odd = found["settings of genai_config.json that are not the model's"]
+    assert (odd.ok, odd.detail) == (False, "model.decoder.head_size is 32, expected 16")
+    (folder / "draft/genai_config.json").write_text(settings)
+    settings = (folder / "genai_config.json").read_text()
+    (folder / "genai_config.json").write_text(settings.replace('"filename": "draft/model.onnx"', '"filename": "x"'))
+    odd = {check.name: check for check in OrtHost(folder).own_checks(torch.tensor([TEXT]))}[odd.name]
+    assert odd.detail == "model.draft.filename is 'x', expected 'draft/model.onnx'"
+    (folder / "genai_config.json").write_text(settings)
+    data = folder / "draft/model.onnx.data"
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    odd = {check.name: check for check in OrtHost(folder).own_checks(torch.tensor([TEXT]))}[DRAFT_LOGITS]
+    assert not odd.ok
+    (folder / "draft/more").write_text("")
+    written = write_manifest(folder, manifest)
+    assert files_check(folder, written, [OrtHost(folder)]).detail == "first draft/more"
+
+
+def test_models_that_cannot_guess(bundles: tuple[Path, Path], with_model: Path, tmp_path: Path) -> None:
+    """Nothing is written."""
+    (tmp_path / "model").mkdir()
+    changing = hf_folders.save(tmp_path / "model", hf_folders.tensors("longrope"), "longrope")
+    made = {
+        "windowed": compiled(tmp_path / "windowed", windowed_cache=True),
+        "short": compiled(tmp_path / "short", context=100),
+        "changing": compiled(tmp_path / "changing", model=str(changing)),
+        "core": compile_model(
+            compile_options("random:tiny", tmp_path / "core", ("coreml",), recipe="rtn", verify="never")
+        ),
+    }
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(bundles[1], tmp_path / "damaged")
+    with (tmp_path / "damaged/model.onnx.data").open("r+b") as file:
+        file.write(b"xxxx")
+    refused = {
+        with_model: "has a draft model of its own; name that one's bundle, or one without",
+        made["windowed"].path: "has a windowed cache, which forgets no guesses; compile it without that",
+        made[
+            "short"
+        ].path: "holds 100 tokens, the model 256; onnxruntime-genai guesses to the end: compile the model with "
+        "--context 100",
+        made[
+            "changing"
+        ].path: "changes LongRoPE's factors after 64 tokens, where guesses cannot be taken back; compile "
+        "the model with --context 64",
+        made["core"].path: "holds coreml; compile it with --target ort-mobile",
+        tmp_path / "empty": "not a bundle: it has no manifest.json",
+        tmp_path / "damaged": "content differs from its SHA-256 in the manifest",
+    }
+    for path, message in refused.items():
+        with pytest.raises(InputError, match=re.escape(message)):
+            compiled(tmp_path / "out", draft=path)
+    with pytest.raises(InputError, match=r"--draft .*: has another tokenizer than the model \(256 tokens, and 300\)"):
+        open_draft(bundles[1], replace(TINY, vocab_size=300), "", 256)
+    with pytest.raises(InputError, match="has another tokenizer than the model"):
+        open_draft(bundles[1], TINY, "another", 256)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(autouse=True)
