@@ -62,6 +62,7 @@ NEEDS: dict[str, list[Need]] = {
     "busy_cpu.py": [TVM, COMPILER],
     "sparse_attention.py": [TVM],
     "caches.py": [ORT, TVM],
+    "long_context.py": [ORT, TVM, COREML, COMPILER],
     "drafts.py": [TVM, COMPILER],
     "drafts_genai.py": [GENAI],
     "prefix.py": [TVM, COMPILER],

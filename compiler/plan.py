@@ -36,8 +36,10 @@ from pocketphi.passes import cache_scales, learn, output_moments
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.calibrate import AT_ONCE, WINDOW
 from pocketphi.passes.carry_adapters import projections
+from pocketphi.passes.choices import FILE_BLOCK
 from pocketphi.passes.equal import working_bytes
 from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantizers import RoundToNearest
 from pocketphi.passes.weight_cache import MAX_VALUES
 from pocketphi.targets import TARGETS, find_target, packages_of
 from pocketphi.targets.base import Prepared, check_formats
@@ -49,6 +51,8 @@ _WEIGHED_COPIES = 6
 """Float32 copies of a weight that rounding it by `two-sided` holds at once."""
 _ROUNDING_COPIES = 8
 """Float32 copies of its rows that a worker of `search` holds at once."""
+_FEWER_TOKENS = (4096, 2048, 1024, 512)
+"""Of a calibration text, where that many more take too much memory."""
 _MANIFEST_BYTES, _RULE_BYTES, _DIGEST_BYTES = 12_000, 200, 130
 """Of a manifest, with the model's settings; of a rule in it; of the digest of a weight of a target."""
 
@@ -329,5 +333,24 @@ def check_plan(
     if options.max_bytes is not None and needed > options.max_bytes:
         over = needed - options.max_bytes
         raise CheckFailed(f"the bundle would take {needed:,} bytes, {over:,} over --max-bytes; choose a larger --block")
-    options.check_memory(compile_memory(program.config, options, policy), "try --recipe rtn")
+    options.check_memory(compile_memory(program.config, options, policy), lighter(program.config, options, policy))
     return needed
+
+
+def lighter(config: ModelConfig, options: CompileOptions, policy: Policy) -> str:
+    """What a compile that takes too much memory could do in place of what is asked: the first way that is enough."""
+    plain, unlearned = Policy.of(RoundToNearest(FILE_BLOCK)), replace(options, learn=None, compute="cpu")
+    fewer = replace(unlearned, verify="never")
+    ways = {
+        **{
+            f"try --calibration-tokens {count}": (replace(options, calibration_tokens=count), policy)
+            for count in _FEWER_TOKENS
+            if policy.calibrates and count < options.calibration_tokens
+        },
+        "try --recipe rtn": (unlearned, plain),
+        "try --recipe rtn and --verify never": (fewer, plain),
+    }
+    for way, (asked, like) in ways.items():
+        if compile_memory(config, asked, like) <= (options.max_memory or 0):
+            return way
+    return f"the least that any recipe takes is {compile_memory(config, fewer, plain):,}"

@@ -195,11 +195,12 @@ class CoreMLRunner:
         first = next(iter(interpreter.package.states.values()))
         rows = first.fixed_shape[3]
         ring = form.ring if form else 0
-        self._most = form.positions if form and ring else rows
-        if max_tokens > self._most:
-            raise InputError(f"{interpreter.package.path}: its cache holds {self._most} tokens, not {max_tokens}")
+        held = form.positions if form and ring else rows
+        if max_tokens > held:
+            raise InputError(f"{interpreter.package.path}: its cache holds {held} tokens, not {max_tokens}")
+        self._most = max_tokens
         chunk = 0 if "main" in self._functions else self._functions["prefill"].inputs["inputIds"].fixed_shape[1]
-        self._rules = Rules(self._most, chunk, rows, long_after, frozenset(), ring)
+        self._rules = Rules(held, chunk, rows, long_after, frozenset(), ring)
         self.reset()
 
     def reset(self) -> None:

@@ -13,6 +13,7 @@ from pocketphi.compiler.candidates import candidates_of
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.known_graphs import KnownGraphs
 from pocketphi.compiler.options import compile_options
+from pocketphi.compiler.plan import compile_memory, lighter
 from pocketphi.compiler.smoothing import smoothed, smoothing_bytes
 from pocketphi.compiler.spend import known_costs, measuring_bytes
 from pocketphi.compiler.ui import Ui
@@ -22,6 +23,8 @@ from pocketphi.graph.program import Program
 from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.random_weights import RandomWeights
 from pocketphi.graph.resident import forget_peak, give_back, resident_now, resident_peak
+from pocketphi.passes.policy import Policy
+from pocketphi.passes.quantizers import ScaleSearch
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
@@ -80,6 +83,23 @@ def test_a_budget_is_refused_before_its_measuring_where_memory_is_short(tmp_path
     ):
         compile_model(options)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (0.75, "try --calibration-tokens 4096"),
+        (0.12, "try --recipe rtn"),
+        (0.001, "the least that any recipe takes is "),
+    ],
+)
+def test_a_refusal_says_what_would_be_enough(factor: float, said: str) -> None:
+    config, policy = PUBLISHED["phi-3-mini-4k"], Policy.of(ScaleSearch(64))
+    now = resident_now()
+    options = compile_options("random:phi-3-mini-4k", Path("-"), calibration_tokens=16384, verify="never")
+    needed = compile_memory(config, options, policy) - now
+    limited = replace(options, max_memory=now + int(factor * needed))
+    assert lighter(config, limited, policy).startswith(said)
 
 
 def test_smoothing_is_refused_where_memory_is_short(tmp_path: Path) -> None:
