@@ -17,12 +17,11 @@ METHODS = {
     "awq": "pocketphi.graph.packed.awq",
     "compressed-tensors": "pocketphi.graph.packed.compressed_tensors",
     "mlx": "pocketphi.graph.packed.mlx",
+    "auto-round": "pocketphi.graph.packed.auto_round",
 }
 """The `quant_method` of a quantization → the module of its reader. What MLX writes names none."""
 
 _INSTEAD = {
-    "auto-round": "export it in the format auto_gptq",
-    "intel/auto-round": "export it in the format auto_gptq",
     "gguf": "name the .gguf file itself",
 }
 KEYS = ("quantization_config", "compression_config", "quantization")
@@ -46,6 +45,8 @@ def read_packing(data: Mapping[str, Any], where: str) -> Packing | None:
     method = settings.get("quant_method")
     if method is None and {"bits", "group_size"} <= settings.keys():
         method = "mlx"
+    if method == "intel/auto-round":  # of its first versions
+        method = "auto-round"
     if not isinstance(method, str) or method not in METHODS:
         instead = _INSTEAD.get(str(method), OTHERWISE)
         known = ", ".join(METHODS)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.kept import Grouped
+from pocketphi.graph.packed import auto_round
 from pocketphi.graph.packed.base import (
     OTHERWISE,
     ROUND_AGAIN,
@@ -92,7 +93,9 @@ class Gptq(Packing):
 
     @staticmethod
     def read(data: Mapping[str, Any], where: str) -> Gptq:
-        return Gptq(settings(_Settings, data, where, _ONLY, _HARMLESS), where)
+        return Gptq(
+            settings(_Settings, data, where, {**_ONLY, **auto_round.ONLY}, _HARMLESS | auto_round.HARMLESS), where
+        )
 
     def in_float(self, module: str) -> bool:
         listed = self.said.modules_to_not_convert or ()

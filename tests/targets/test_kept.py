@@ -47,6 +47,7 @@ from pocketphi.targets.tvm_arm.params import read_weights as read_params
 DATA = Path(__file__).parents[1] / "data/packed"
 NAMES = [
     *("gptq-4-sym-llama", "gptq-4-asym-phi3", "gptq-8-asym-llama", "awq-gemm-llama", "awq-gemv-phi3"),
+    *("auto-round-gptq-phi3", "auto-round-mixed-llama", "auto-round-asym-phi3"),
     *("ct-4-sym-llama", "ct-8-channel-llama", "ct-8-asym-phi3", "mlx-mixed-llama", "mlx-3-phi3"),
 ]
 
@@ -94,7 +95,7 @@ def test_weights_are_bit_equal_in_the_files_of_every_target(name: str, tmp_path:
     source = open_checkpoint(DATA / name)
     program = kept(source)
     matrices = [weight for weight in source.config.tensors() if source.kept(weight)]
-    assert len(matrices) >= 8
+    assert len(matrices) >= 7
     for target in TARGETS:
         weights = saved(target, program, tmp_path / target)
         for weight in matrices:

@@ -21,6 +21,7 @@ from pocketphi.passes.quantizers import Keep
 DATA = Path(__file__).parents[2] / "data/packed"
 Tensors = dict[str, torch.Tensor]
 GPTQ, AWQ, CT, MLX = "gptq-4-sym-llama", "awq-gemm-llama", "ct-4-sym-llama", "mlx-mixed-llama"
+ROUND = "auto-round-mixed-llama"
 DOWN = "model.layers.1.mlp.down_proj"
 
 
@@ -53,7 +54,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fp8": (
         GPTQ,
         {"quant_method": "fp8"},
-        f"quant_method is 'fp8', expected one of gptq, awq, compressed-tensors, mlx; {FLOAT}",
+        f"quant_method is 'fp8', expected one of gptq, awq, compressed-tensors, mlx, auto-round; {FLOAT}",
     ),
     "bitsandbytes": (
         GPTQ,
@@ -63,9 +64,37 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "hqq": (GPTQ, {"quant_method": "hqq"}, "quant_method is 'hqq', expected one of gptq"),
     "aqlm": (GPTQ, {"quant_method": "aqlm"}, "quant_method is 'aqlm', expected one of gptq"),
     "auto-round": (
-        GPTQ,
-        {"quant_method": "auto-round"},
-        "quant_method is 'auto-round', .*; export it in the format auto_gptq$",
+        ROUND,
+        {"packing_format": "auto_round:llm_compressor"},
+        "packing_format is 'auto_round:llm_compressor', expected one of auto_round:auto_gptq, auto_round:gptqmodel, "
+        f"auto_round:auto_awq; {FLOAT}",
+    ),
+    "auto-round, no packing": (
+        ROUND,
+        {"packing_format": ...},
+        "packing_format is '', expected one of auto_round:auto_gptq",
+    ),
+    "auto-round's floats": (ROUND, {"data_type": "mx_fp"}, f"data_type is 'mx_fp', expected 'int' or None; {FLOAT}"),
+    "auto-round's activations": (GPTQ, {"act_bits": 8}, f"act_bits is 8, expected 16 or 32 or None; {FLOAT}"),
+    "auto-round's rotation": (
+        ROUND,
+        {"rotation_config": {"block": 32}},
+        "rotation_config is {'block': 32}, expected None or {}",
+    ),
+    "auto-round's layer": (
+        ROUND,
+        {"extra_config": {"model.layers.0.mlp.down_proj": {"bits": 8, "how": 1}}},
+        "extra_config: model.layers.0.mlp.down_proj: nobody here knows what 'how' = 1 means",
+    ),
+    "auto-round's three bits": (
+        ROUND,
+        {"extra_config": {"model.layers.0.mlp.down_proj": {"bits": 3}}},
+        "bits is 3, expected 2, 4 or 8: values of other widths lie across words",
+    ),
+    "auto-round's awq": (
+        "auto-round-asym-phi3",
+        {"extra_config": {"model.layers.0.mlp.down_proj": {"bits": 8}}},
+        f"extra_config has other settings for 'model.layers.0.mlp.down_proj', which AWQ cannot; {FLOAT}",
     ),
     "no method": (CT, {"quant_method": ...}, "quant_method is None, expected one of gptq"),
     "3 bits": (
