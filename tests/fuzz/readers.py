@@ -373,7 +373,7 @@ _adapters = one_of(
 )
 _parts = one_of(**{f"m-0000{i}-of-00003__gguf": m.header(4000) for i in (1, 2, 3)})
 _TOOLS = {"GPTQ": "gptq-4-desc_act-llama", "AWQ": "awq-gemm-llama", "compressed-tensors": "ct-4-asym-phi3"}
-_TOOLS |= {"MLX": "mlx-mixed-llama"}
+_TOOLS |= {"MLX": "mlx-mixed-llama", "auto-round": "auto-round-mixed-llama"}
 _ORT, _TVM, _COREML = ("onnxruntime",), ("tvm",), ("coremltools",)
 READERS = [
     Reader("manifest, inspect", seeds.stub, manifests, lambda folder: command("inspect", folder)),
