@@ -269,8 +269,8 @@ def _draft_argument(p: argparse.ArgumentParser, default: str) -> None:
         type=lambda text: text if text in ("auto", "none") else Path(text),
         metavar="auto|none|BUNDLE",
         default=default,
-        help="whether a bundle that can guesses what comes next, or a smaller model with the same tokenizer that does so too: "
-        "tvm-arm, where it changes no answer, and ort-mobile compiled with --drafts (default %(default)s)",
+        help="whether what comes next is guessed, where a bundle's files can check guesses: from the text, or by a smaller model "
+        "with the same tokenizer too; docs/ tells where it changes no answer (default %(default)s)",
     )
 
 

@@ -1,7 +1,7 @@
 """auto-round's own method (https://github.com/intel/auto-round): weights packed as GPTQ's or AWQ's, with settings of its own.
 
 `packing_format` says as whose, `extra_config` what is otherwise for some weights: those of 16 bits are floats. What it exports
-as `gptq` or `awq` has such settings among theirs, `ONLY` and `HARMLESS`. A symmetric scale may be negative.
+as `gptq` or `awq` has such settings among theirs (`auto_round_keys.py`). A symmetric scale may be negative.
 """
 
 from __future__ import annotations
@@ -12,28 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.packed.auto_round_keys import HARMLESS, ONLY
+from pocketphi.graph.packed.awq import Awq
 from pocketphi.graph.packed.base import OTHERWISE, Packing, settings
+from pocketphi.graph.packed.gptq import Gptq
 from pocketphi.graph.reading import show
 
-ONLY: dict[str, tuple[object, ...]] = {
-    "data_type": ("int", None),
-    "act_bits": (16, 32, None),
-    "super_bits": (None,),
-    "super_group_size": (None,),
-    "rotation_config": (None, {}),
-    "rotation_configs": (None, []),
-    "enable_norm_bias_tuning": (False, None),
-    "static_kv_dtype": (None,),
-    "static_attention_dtype": (None,),
-}
-HARMLESS = frozenset(
-    """
-    act_data_type act_dynamic act_group_size act_sym amp autoround_version batch_size block_name_to_quantize dataset
-    enable_minmax_tuning enable_quanted_input gradient_accumulate_steps iters low_cpu_mem_usage low_gpu_mem_usage lr minmax_lr
-    nsamples provider quant_block_list quant_lm_head quant_method scale_dtype seqlen static_attention_granularity
-    static_kv_granularity supported_types to_quant_block_names
-    """.split()  # noqa: SIM905 - a list would take a line for each
-)
 _FORMS = {
     "auto_gptq": "gptq",
     "gptq": "gptq",
@@ -61,9 +45,6 @@ class AutoRound:
     @staticmethod
     def read(data: Mapping[str, Any], where: str) -> Packing:
         """As the method whose packing it has. Raises InputError for another one, and for what that cannot be."""
-        from pocketphi.graph.packed.awq import Awq
-        from pocketphi.graph.packed.gptq import Gptq
-
         said = settings(_Settings, data, where, ONLY, HARMLESS)
         form = said.packing_format or said.backend or ""
         kind = _FORMS.get(re.sub("^auto_?round:", "", form))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.kept import Grouped
-from pocketphi.graph.packed import auto_round
+from pocketphi.graph.packed import auto_round_keys
 from pocketphi.graph.packed.base import OTHERWISE, PackedMatrix, Packing, Part, group_of, settings, words
 from pocketphi.graph.packing import rounded_up
 from pocketphi.graph.reading import named
@@ -85,7 +85,8 @@ class Awq(Packing):
     @staticmethod
     def read(data: Mapping[str, Any], where: str) -> Awq:
         return Awq(
-            settings(_Settings, data, where, {**_ONLY, **auto_round.ONLY}, _HARMLESS | auto_round.HARMLESS), where
+            settings(_Settings, data, where, {**_ONLY, **auto_round_keys.ONLY}, _HARMLESS | auto_round_keys.HARMLESS),
+            where,
         )
 
     def in_float(self, module: str) -> bool:

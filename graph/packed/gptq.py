@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.kept import Grouped
-from pocketphi.graph.packed import auto_round
+from pocketphi.graph.packed import auto_round_keys
 from pocketphi.graph.packed.base import (
     OTHERWISE,
     ROUND_AGAIN,
@@ -94,7 +94,8 @@ class Gptq(Packing):
     @staticmethod
     def read(data: Mapping[str, Any], where: str) -> Gptq:
         return Gptq(
-            settings(_Settings, data, where, {**_ONLY, **auto_round.ONLY}, _HARMLESS | auto_round.HARMLESS), where
+            settings(_Settings, data, where, {**_ONLY, **auto_round_keys.ONLY}, _HARMLESS | auto_round_keys.HARMLESS),
+            where,
         )
 
     def in_float(self, module: str) -> bool:
