@@ -269,7 +269,7 @@ def _draft_argument(p: argparse.ArgumentParser, default: str) -> None:
         type=lambda text: text if text in ("auto", "none") else Path(text),
         metavar="auto|none|BUNDLE",
         default=default,
-        help="whether what comes next is guessed, where a bundle's files can check guesses: from the text, or by a smaller model "
+        help="whether what comes next is guessed, where a bundle can check guesses: from the text, or by a smaller model "
         "with the same tokenizer too; docs/ tells where it changes no answer (default %(default)s)",
     )
 
