@@ -11,7 +11,8 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from pocketphi.targets.ort_mobile.host import OrtHost  # noqa: E402
 OFF = {"ngram_size": 0, "ngram_chained_lookup": False, "min_adaptive_k": 0, "cooldown": False}
 
 
-def answer(model: Any, prompt: list[int], most: int, options: dict[str, Any]) -> tuple[list[int], int, float]:
+def answer(options: dict[str, Any], prompt: list[int], model: Any, most: int) -> tuple[list[int], int, float]:
     """Greedy tokens, passes of the model for them, and milliseconds of CPU time."""
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(max_length=len(prompt) + most, do_sample=False)
@@ -83,11 +84,10 @@ def main() -> int:
     if a.alone:
         eos, host = read_config(a.bundle).eos, OrtHost(a.bundle)
         off, on = (host.talker(2048, a.threads, draft) for draft in ("none", "auto"))
-        take = lambda one, prompt: answer_alone(one, prompt, a.tokens, eos)  # noqa: E731
+        take: Callable[..., tuple[list[int], int, float]] = partial(answer_alone, most=a.tokens, eos=eos)
     else:
-        model = genai_model(a.bundle, a.threads)
         off, on = OFF, json.loads((a.bundle / "genai_config.json").read_text("utf-8"))["speculative"]
-        take = lambda one, prompt: answer(model, prompt, a.tokens, one)  # noqa: E731
+        take = partial(answer, model=genai_model(a.bundle, a.threads), most=a.tokens)
     asked = list(requests())[:: a.every]
     sums: dict[str, Sum] = defaultdict(Sum)
     for number, (kind, text) in enumerate(asked):

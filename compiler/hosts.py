@@ -11,6 +11,7 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import named
 from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Draft, Host, Runner, switch
+from pocketphi.targets.draft_bundle import check_tokens, open_draft
 from pocketphi.targets.target import TargetOptions
 
 
@@ -47,16 +48,8 @@ def check_draft(draft: Draft, host: Host, bundle: Bundle, target: str | None) ->
         return
     check_guesses(draft, host, bundle)
     name = target or next(iter(bundle.manifest.targets))
-    other = Bundle.open(draft)
-    if name not in other.manifest.targets:
-        raise InputError(f"--draft {draft}: holds {', '.join(other.manifest.targets)}; compile it with --target {name}")
-    texts = [vocabulary_of(one.manifest.text) for one in (bundle, other)]
-    sizes = [read_config(one.path).vocab_size for one in (bundle, other)]
-    if texts[0] != texts[1] or sizes[0] != sizes[1]:
-        raise InputError(
-            f"--draft {draft}: has another tokenizer than {bundle.path} ({sizes[1]:,} tokens, and {sizes[0]:,}); only a model "
-            "with the same tokens can guess for it: take a smaller one of the same family"
-        )
+    vocabulary = vocabulary_of(bundle.manifest.text)
+    check_tokens(open_draft(draft, name), read_config(bundle.path).vocab_size, vocabulary, str(bundle.path))
 
 
 def runner_of(host: Host, manifest: Manifest, adapter: str | None, max_tokens: int) -> Runner:

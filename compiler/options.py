@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -328,11 +328,13 @@ class CompileOptions(RecipeOptions, ProgramOptions, Limits):
         """What every target wants to know."""
         return Asked(context=self.context, strict=self.strict, version=__version__, recipe=self.described())
 
-    def check_memory(self, needed: int, instead: str) -> None:
-        """Raise CheckFailed where a step would take more bytes than --max-memory. instead: what would work."""
+    def check_memory(self, needed: int, instead: Callable[[int], str]) -> None:
+        """Raise CheckFailed where a step would take more bytes than --max-memory. instead: limit → what would work."""
         if self.max_memory is not None and needed > self.max_memory:
             over = needed - self.max_memory
-            raise CheckFailed(f"compiling would take {needed:,} bytes of memory, {over:,} over --max-memory; {instead}")
+            raise CheckFailed(
+                f"compiling would take {needed:,} bytes of memory, {over:,} over --max-memory; {instead(self.max_memory)}"
+            )
 
     def described(self) -> str:
         """How the weights are quantized, in a few words."""

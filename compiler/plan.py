@@ -333,24 +333,21 @@ def check_plan(
     if options.max_bytes is not None and needed > options.max_bytes:
         over = needed - options.max_bytes
         raise CheckFailed(f"the bundle would take {needed:,} bytes, {over:,} over --max-bytes; choose a larger --block")
-    options.check_memory(compile_memory(program.config, options, policy), lighter(program.config, options, policy))
+    needed_memory = compile_memory(program.config, options, policy)
+    options.check_memory(needed_memory, lambda limit: lighter(program.config, options, policy, limit))
     return needed
 
 
-def lighter(config: ModelConfig, options: CompileOptions, policy: Policy) -> str:
-    """What a compile that takes too much memory could do in place of what is asked: the first way that is enough."""
-    plain, unlearned = Policy.of(RoundToNearest(FILE_BLOCK)), replace(options, learn=None, compute="cpu")
-    fewer = replace(unlearned, verify="never")
-    ways = {
-        **{
-            f"try --calibration-tokens {count}": (replace(options, calibration_tokens=count), policy)
-            for count in _FEWER_TOKENS
-            if policy.calibrates and count < options.calibration_tokens
-        },
-        "try --recipe rtn": (unlearned, plain),
-        "try --recipe rtn and --verify never": (fewer, plain),
-    }
-    for way, (asked, like) in ways.items():
-        if compile_memory(config, asked, like) <= (options.max_memory or 0):
-            return way
-    return f"the least that any recipe takes is {compile_memory(config, fewer, plain):,}"
+def lighter(config: ModelConfig, options: CompileOptions, policy: Policy, limit: int) -> str:
+    """What a compile that takes too much memory could do in place of what is asked: the first way that keeps to the limit."""
+    if policy.calibrates:
+        for count in _FEWER_TOKENS:
+            if count < options.calibration_tokens:
+                fewer = replace(options, calibration_tokens=count)
+                if compile_memory(config, fewer, policy) <= limit:
+                    return f"try --calibration-tokens {count}"
+    nearest, plain = Policy.of(RoundToNearest(FILE_BLOCK)), replace(options, learn=None, compute="cpu")
+    if compile_memory(config, plain, nearest) <= limit:
+        return "try --recipe rtn"
+    least = compile_memory(config, replace(plain, verify="never"), nearest)
+    return "try --recipe rtn and --verify never" if least <= limit else f"the least that any recipe takes is {least:,}"

@@ -57,7 +57,7 @@ def _known_exponents(source: HashedCheckpoint, program: Program, options: Compil
     if found is not None and all(_fits(source.config, norm, values) for norm, values in found.items()):
         return {norm: torch.tensor(values, dtype=torch.int32) for norm, values in found.items()}
     needed = resident_now() + smoothing_bytes(source.config)
-    options.check_memory(needed, "leave out smooth = true, which measures channels")
+    options.check_memory(needed, lambda limit: "leave out smooth = true, which measures channels")
     with ui.task("measure channels", program.operators()["linear"], "layers") as advance:
         exponents = smoothing(program, tokens, lambda: advance(1))
     known.keep(about, {norm: values.tolist() for norm, values in exponents.items()})

@@ -165,7 +165,8 @@ def _nearest_costs(
         if found is not None and _fits(found, candidates):
             return _by_form(described, found)
     needed = resident_now() + measuring_bytes(source.config)
-    options.check_memory(needed, "a budget measures sensitivities; say the format yourself, such as --block 32")
+    instead = "a budget measures sensitivities; say the format yourself, such as --block 32"
+    options.check_memory(needed, lambda limit: instead)
     program = traced()
     fisher = Fisher(program, tokens)
     stopped = _Stopped(about, candidates, options)

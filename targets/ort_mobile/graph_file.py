@@ -21,7 +21,8 @@ from pocketphi.graph.hf_config import read_config
 from pocketphi.graph.reading import file_inside, read_json, read_whole, show, size_inside, typed
 from pocketphi.targets.ort_mobile import draft
 from pocketphi.targets.ort_mobile.lower import CHECKED_LOGITS, Lowered
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GENAI_FILE, GRAPH_FILE, genai_settings, with_draft
+from pocketphi.targets.ort_mobile.names import DATA_FILE, GENAI_FILE, GRAPH_FILE
+from pocketphi.targets.ort_mobile.package import genai_settings, with_draft
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32,

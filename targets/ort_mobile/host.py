@@ -46,14 +46,11 @@ from pocketphi.targets.ort_mobile.graph_file import (
 )
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
 from pocketphi.targets.ort_mobile.lower import CHECKED_LOGITS, K_SCALE
+from pocketphi.targets.ort_mobile.names import DATA_FILE, GRAPH_FILE, OPERATORS_FILE, ORT_FILE
 from pocketphi.targets.ort_mobile.options import CHECKED, INT8_ACTIVATIONS, OrtMobile
 from pocketphi.targets.ort_mobile.ort_file_check import is_compared, ort_file_check
 from pocketphi.targets.ort_mobile.package import (
-    DATA_FILE,
     FILES,
-    GRAPH_FILE,
-    OPERATORS_FILE,
-    ORT_FILE,
     OrtBundle,
     details,
     required_operators,

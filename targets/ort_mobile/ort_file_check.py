@@ -14,7 +14,8 @@ import onnx
 
 from pocketphi.graph.reading import file_inside, show
 from pocketphi.targets.base import Check
-from pocketphi.targets.ort_mobile.package import GRAPH_FILE, ORT_FILE, write_ort_file
+from pocketphi.targets.ort_mobile.names import GRAPH_FILE, ORT_FILE
+from pocketphi.targets.ort_mobile.package import write_ort_file
 
 COMPARED = 1 << 28
 """Bytes of the largest file that is compared: both are held in memory, twice."""

@@ -5,7 +5,7 @@ model.onnx.data             every weight at a planned offset; large ones page-al
 genai_config.json           for onnxruntime-genai, the runtime that iOS and Android apps use
 required_operators.config   for a reduced build of ONNX Runtime
 adapters/NAME.onnx_adapter  each adapter that an app switches
-draft/                      on request: a smaller bundle's model.onnx, its data and config.json
+draft/                      on request: the same of a smaller bundle, and its config.json
 model.ort                   on request: one file for minimal builds, where it fits under 2 GiB
 """
 
@@ -41,16 +41,12 @@ from pocketphi.targets.ort_mobile.experts import paired, why_not
 from pocketphi.targets.ort_mobile.kv_cache import KV_CACHES, scale_names, windowed_rows
 from pocketphi.targets.ort_mobile.lint import lint
 from pocketphi.targets.ort_mobile.lower import Lowered, Placed, lower
+from pocketphi.targets.ort_mobile.names import DATA_FILE, GENAI_FILE, GRAPH_FILE, OPERATORS_FILE, ORT_FILE
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.ort_mobile.pairs import ByExpert, in_turns
 from pocketphi.targets.ort_mobile.prefill import chunk_of
 from pocketphi.targets.target import Asked
 
-GRAPH_FILE = "model.onnx"
-GENAI_FILE = "genai_config.json"
-DATA_FILE = "model.onnx.data"
-ORT_FILE = "model.ort"
-OPERATORS_FILE = "required_operators.config"
 FILES = frozenset({GRAPH_FILE, DATA_FILE, GENAI_FILE, OPERATORS_FILE, ORT_FILE})
 ORT_LIMIT = 2**31
 """A flatbuffer's size: ONNX Runtime writes no .ort beyond it, and leaves an empty file when asked to."""
@@ -92,9 +88,10 @@ class OrtBundle(Prepared):
             )
         if options.drafts and not any(op_name(node) == "edge.last_token" for node in program.graph.nodes):
             raise InputError("--drafts gives the logits of the last tokens, --all-logits those of all; leave one out")
-        self._draft = (
-            draft.open_draft(options.draft, program.config, asked.vocabulary, context) if options.draft else None
-        )
+        self._draft = None
+        if options.draft and (manifest := options.content("draft")):
+            tokens = asked.vocabulary or None
+            self._draft = draft.fitting_draft(options.draft, manifest, program.config, tokens, context)
         self.lowered = lower(program, options.accuracy_level, cache, options.windowed_cache, options.drafts)
         self.cache_bits = cache.bits if cache.rounds else None
         spec = PartSpec((program.config.kv_heads, program.config.head_dim), torch.float32)

@@ -98,8 +98,7 @@ def test_a_refusal_says_what_would_be_enough(factor: float, said: str) -> None:
     now = resident_now()
     options = compile_options("random:phi-3-mini-4k", Path("-"), calibration_tokens=16384, verify="never")
     needed = compile_memory(config, options, policy) - now
-    limited = replace(options, max_memory=now + int(factor * needed))
-    assert lighter(config, limited, policy).startswith(said)
+    assert lighter(config, options, policy, now + int(factor * needed)).startswith(said)
 
 
 def test_smoothing_is_refused_where_memory_is_short(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from pocketphi.graph.random_weights import PUBLISHED
 from pocketphi.passes.base import PassReport
 from pocketphi.passes.fuse_residual_norm import FuseResidualNorm
 from pocketphi.targets.ort_mobile.host import OrtHost, OrtRunner
-from pocketphi.targets.ort_mobile.package import DATA_FILE, GRAPH_FILE
+from pocketphi.targets.ort_mobile.names import DATA_FILE, GRAPH_FILE
 
 pytestmark = pytest.mark.usefixtures("whole_decode")
 

@@ -95,7 +95,7 @@ def test_weights_are_bit_equal_in_the_files_of_every_target(name: str, tmp_path:
     source = open_checkpoint(DATA / name)
     program = kept(source)
     matrices = [weight for weight in source.config.tensors() if source.kept(weight)]
-    assert len(matrices) >= 7
+    assert len(matrices) >= 8 - (name == "auto-round-mixed-llama")  # which has one in float
     for target in TARGETS:
         weights = saved(target, program, tmp_path / target)
         for weight in matrices:

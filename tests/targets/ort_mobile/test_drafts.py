@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,8 +31,9 @@ from pocketphi.compiler.ui import Ui
 from pocketphi.graph.errors import InputError
 from pocketphi.targets import guessing
 from pocketphi.targets.base import Runner
+from pocketphi.targets.draft_bundle import check_tokens
 from pocketphi.targets.guessing import DraftModel, Guessing
-from pocketphi.targets.ort_mobile.draft import open_draft
+from pocketphi.targets.ort_mobile.draft import copy, draft_size, fitting_draft
 from pocketphi.targets.ort_mobile.host import OrtHost, OrtRunner
 from pocketphi.targets.ort_mobile.options import CHECKED
 
@@ -156,6 +156,31 @@ def test_files_of_a_draft_model_that_are_others(bundles: tuple[Path, Path], with
     assert files_check(folder, written, [OrtHost(folder)]).detail == "first draft/more"
 
 
+def test_a_draft_model_is_hashed_once_and_looked_at_again_when_it_is_copied(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget plans many bundles; and what changes meanwhile is in none."""
+    small = tmp_path / "small"
+    shutil.copytree(bundles[1], small)
+    looked: list[Path] = []
+    real = Bundle._check_files
+    monkeypatch.setattr(Bundle, "_check_files", lambda bundle: (looked.append(bundle.path), real(bundle))[1])
+    manifest = (small / "manifest.json").read_bytes()
+    made = [fitting_draft(small, manifest, TINY, None, 256) for _ in range(3)]
+    assert looked == [small]
+    (tmp_path / "out").mkdir()
+    data = (small / "model.onnx.data").read_bytes()
+    (small / "model.onnx.data").write_bytes(data[:-1] + b"x")
+    with pytest.raises(InputError, match="content differs from its SHA-256 in the manifest"):
+        copy(made[0], tmp_path / "out")
+    shutil.rmtree(small)
+    shutil.copytree(bundles[0], small)
+    with pytest.raises(InputError, match=r"--draft .*small: was replaced while this compiled; compile again"):
+        copy(made[0], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert draft_size(small).kv_per_token == 768
+
+
 def test_models_that_cannot_guess(bundles: tuple[Path, Path], with_model: Path, tmp_path: Path) -> None:
     """Nothing is written."""
     (tmp_path / "model").mkdir()
@@ -172,17 +197,15 @@ def test_models_that_cannot_guess(bundles: tuple[Path, Path], with_model: Path, 
     shutil.copytree(bundles[1], tmp_path / "damaged")
     with (tmp_path / "damaged/model.onnx.data").open("r+b") as file:
         file.write(b"xxxx")
+    short = (
+        "holds 100 tokens, the model 256; onnxruntime-genai guesses to the end: compile the model with --context 100"
+    )
+    change = "changes LongRoPE's factors after 64 tokens, where guesses cannot be taken back"
     refused = {
         with_model: "has a draft model of its own; name that one's bundle, or one without",
         made["windowed"].path: "has a windowed cache, which forgets no guesses; compile it without that",
-        made[
-            "short"
-        ].path: "holds 100 tokens, the model 256; onnxruntime-genai guesses to the end: compile the model with "
-        "--context 100",
-        made[
-            "changing"
-        ].path: "changes LongRoPE's factors after 64 tokens, where guesses cannot be taken back; compile "
-        "the model with --context 64",
+        made["short"].path: short,
+        made["changing"].path: f"{change}; compile the model with --context 64",
         made["core"].path: "holds coreml; compile it with --target ort-mobile",
         tmp_path / "empty": "not a bundle: it has no manifest.json",
         tmp_path / "damaged": "content differs from its SHA-256 in the manifest",
@@ -191,9 +214,9 @@ def test_models_that_cannot_guess(bundles: tuple[Path, Path], with_model: Path, 
         with pytest.raises(InputError, match=re.escape(message)):
             compiled(tmp_path / "out", draft=path)
     with pytest.raises(InputError, match=r"--draft .*: has another tokenizer than the model \(256 tokens, and 300\)"):
-        open_draft(bundles[1], replace(TINY, vocab_size=300), "", 256)
+        check_tokens(Bundle.open(bundles[1]), 300, None, "the model")
     with pytest.raises(InputError, match="has another tokenizer than the model"):
-        open_draft(bundles[1], TINY, "another", 256)
+        check_tokens(Bundle.open(bundles[1]), TINY.vocab_size, "another", "the model")
     assert not (tmp_path / "out").exists()
 
 
