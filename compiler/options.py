@@ -68,7 +68,8 @@ class StorageOptions(Options):
 
     format: str = option(
         "int4",
-        "of weights: int4 (default), other widths, or nl3 and nl4, whose levels lie closer together near zero",
+        "of weights: int4 (default), other widths, nl3 and nl4, whose levels lie closer together near zero, or affine4, whose "
+        "blocks have an offset",
         choices=tuple(name for name, form in FORMATS.items() if issubclass(form, Blocks)),
         metavar="NAME",
     )
@@ -81,7 +82,10 @@ class StorageOptions(Options):
     )
     symmetric: bool = option(True, "a zero point for each block", flag="asymmetric")
     scale_bits: int = option(
-        16, "of a block's scale: 16 (default), or 8 and one of 16 for each row", choices=(8, 16), metavar="BITS"
+        16,
+        "of a block's scale and offset: 16 (default), or 8 and one of 16 for each row",
+        choices=(8, 16),
+        metavar="BITS",
     )
     palette: int | None = option(
         None,

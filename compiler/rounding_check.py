@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.formats import Blocks, Format, Levels, Tables, format_of, rows_together
+from pocketphi.graph.formats import Affine, Blocks, Format, Levels, Tables, format_of, rows_together
 from pocketphi.graph.formats.blocks import row_scales
 from pocketphi.graph.lazy_weights import Constant, Dequantized, LazyWeight
 from pocketphi.passes.policy import Policy
@@ -116,13 +116,17 @@ def _not_nearest(pieces: Pieces, weight: LazyWeight, form: type[Format]) -> str:
         return ""
     shape, middle = (len(came), weight.parts["scale"].shape[1], -1), form.reach()
     error, value = (came - expected).view(shape).abs(), expected.view(shape)
-    largest, symmetric = value.abs().amax(-1, keepdim=True), "zero" not in weight.parts
+    largest = value.abs().amax(-1, keepdim=True)
+    symmetric = "zero" not in weight.parts and not issubclass(form, Affine)
     if issubclass(form, Levels):
         step = largest / middle
         bound = _to_levels(value, form)
     elif symmetric:  # beyond the last level on one side, up to a step is cut off
         step = largest / middle
         bound = (value.abs() - (middle - 1) * step).maximum(step / 2)
+    elif issubclass(form, Affine):
+        step = (value.amax(-1, keepdim=True) - value.amin(-1, keepdim=True)) / (2 * middle - 1)
+        bound = step / 2
     else:
         step = (value.amax(-1, keepdim=True).relu() + (-value).amax(-1, keepdim=True).relu()) / (2 * middle - 1)
         bound = step / 2
@@ -130,6 +134,8 @@ def _not_nearest(pieces: Pieces, weight: LazyWeight, form: type[Format]) -> str:
     if "row_scale" in weight.parts:
         rounding = rounding + row_scales(step.amax(1)).unsqueeze(1) / 2
     slack = 2 * middle * rounding
+    if issubclass(form, Affine):
+        slack = slack + _rounded_offset(largest + step, "row_offset" in weight.parts)
     if not bool((error <= bound + slack).all()):
         return f"off by {float((error / (step + slack)).nan_to_num(torch.inf).max()):.2g} steps"
     if symmetric:  # the value of largest magnitude has the lowest level to itself
@@ -137,6 +143,12 @@ def _not_nearest(pieces: Pieces, weight: LazyWeight, form: type[Format]) -> str:
         if not bool((least <= slack).all()):
             return "off in its largest values"
     return ""
+
+
+def _rounded_offset(largest: torch.Tensor, by_row: bool) -> torch.Tensor:
+    """By how much an offset of such a magnitude may be off: float32 [R, blocks, 1]."""
+    half = _HALF_STEP * largest + _SMALLEST_HALF
+    return half + row_scales(largest.amax(1)).unsqueeze(1) / 2 if by_row else half
 
 
 def _to_levels(value: torch.Tensor, form: type[Levels]) -> torch.Tensor:

@@ -92,7 +92,7 @@ class Footprint:
 @dataclass(frozen=True)
 class Matrix:
     """A quantized weight as a target keeps it: bytes in its file, bytes of the values alone, how many scales it has, and how
-    many of them are multiples of their row's."""
+    many scales and offsets are multiples of their row's."""
 
     bytes: int
     values: int
@@ -103,7 +103,8 @@ class Matrix:
     def of(layout: Layout, held: int) -> Matrix:
         """held: what it takes in the file."""
         scales = math.prod(layout["scale"].shape) if "scale" in layout else 0
-        return Matrix(held, next(iter(layout.values())).bytes, scales, scales if "row_scale" in layout else 0)
+        by_row = scales * sum(unit in layout for unit in ("row_scale", "row_offset"))
+        return Matrix(held, next(iter(layout.values())).bytes, scales, by_row)
 
 
 def footprint_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pocketphi.graph.formats.affine import Affine, Affine4
 from pocketphi.graph.formats.base import HINTS, Format, Layout, PartSpec, Values, bytes_of, specs
 from pocketphi.graph.formats.blocks import Blocks
 from pocketphi.graph.formats.int4 import Int4
@@ -14,7 +15,7 @@ from pocketphi.graph.formats.palette import Palette, Palette2, Palette3, Palette
 
 FORMATS: dict[str, type[Format]] = {
     form.name: form
-    for form in (Int4, Int2, Int3, Int5, Int6, Int8, Levels3, Levels4, Palette, Palette2, Palette3, Palette6)
+    for form in (Int4, Int2, Int3, Int5, Int6, Int8, Levels3, Levels4, Affine4, Palette, Palette2, Palette3, Palette6)
 }
 
 
@@ -49,6 +50,8 @@ def rows_together(parts: Mapping[str, Any]) -> int:
 __all__ = [
     "FORMATS",
     "HINTS",
+    "Affine",
+    "Affine4",
     "Blocks",
     "Format",
     "Int2",

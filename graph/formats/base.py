@@ -54,7 +54,7 @@ class Values:
         return PartSpec((*self.shape[:-1], math.ceil(self.shape[-1] * self.bits / 8)), torch.uint8)
 
 
-HINTS = frozenset({"row_scale"})
+HINTS = frozenset({"row_scale", "row_offset"})
 """Parts that say how a file may hold the others, and nothing of what the weight is: a target may leave them out."""
 
 Layout = dict[str, Values]

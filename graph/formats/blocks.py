@@ -82,12 +82,13 @@ class Blocks(Format):
         zero: torch.Tensor | None = None,
         row_scale: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
+        row_offset: torch.Tensor | None = None,
     ) -> Self:
         """From unpacked integers: values [N, K], zero [N, K/block] or None."""
-        more = {} if zero is None else {"zero": pack_bits(zero, cls.bits)}
-        more |= {} if offset is None else {"offset": offset}
-        more |= {} if row_scale is None else {"row_scale": row_scale}
-        return cls(**{cls.part_names()[0]: pack_bits(values, cls.bits), "scale": scale, **more})
+        more = {"offset": offset, "row_scale": row_scale, "row_offset": row_offset}
+        more["zero"] = None if zero is None else pack_bits(zero, cls.bits)
+        given = {part: tensor for part, tensor in more.items() if tensor is not None}
+        return cls(**{cls.part_names()[0]: pack_bits(values, cls.bits), "scale": scale, **given})
 
     def values(self) -> torch.Tensor:
         """Unpacked integers: uint8 [N, K]."""
@@ -133,4 +134,5 @@ def scale_codes(scale: torch.Tensor, row_scale: torch.Tensor) -> torch.Tensor:
     Shapes: any that broadcast."""
     import torch
 
-    return torch.where(row_scale > 0, scale / row_scale, scale * 0).round().clamp(-_MOST, _MOST)
+    # adding zero takes the sign off a zero, which int8 does not have
+    return torch.where(row_scale > 0, scale / row_scale, scale * 0).round().clamp(-_MOST, _MOST) + 0.0

@@ -8,6 +8,7 @@ from typing import Any
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Int2, Int3, Int5, Int6, Int8, Levels3, Levels4, Palette2, Palette3, Palette6
 from pocketphi.graph.reading import named
+from pocketphi.passes.quantizers.affine import AffineNearest, AffineSearch
 from pocketphi.passes.quantizers.base import (
     SCALE_BITS,
     ExpertInputs,
@@ -21,7 +22,7 @@ from pocketphi.passes.quantizers.keep import Keep
 from pocketphi.passes.quantizers.palette import KMeans, WeightedKMeans
 from pocketphi.passes.quantizers.rtn import LevelNearest, RoundToNearest
 from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
-from pocketphi.passes.quantizers.two_sided import LevelTwoSided, TwoSided
+from pocketphi.passes.quantizers.two_sided import AffineTwoSided, LevelTwoSided, TwoSided
 
 EightBits = RoundToNearest.to(Int8)
 
@@ -37,6 +38,9 @@ QUANTIZERS: list[type[Quantizer]] = [
     *(made.to(Int8) for made in (ScaleSearch, TwoSided)),
     *(Keep.to(form) for form in (Int2, Int8)),
     *(made.to(form) for made in (LevelSearch, LevelTwoSided, LevelNearest) for form in (Levels3, Levels4)),
+    AffineSearch,
+    AffineTwoSided,
+    AffineNearest,
     *(made.to(form) for made in (WeightedKMeans, KMeans) for form in (Palette2, Palette3, Palette6)),
 ]
 

@@ -371,12 +371,12 @@ class BlockQuantizer(Quantizer):
     def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
         return self.format.layout(shape, self.block, self.symmetric, self.scale_bits < 16)
 
-    def row_scale(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor | None:
-        """What the scales of a row are multiples of, by the extremes of its blocks: float32 [N, K/block] each → [N, 1]. None
-        where they are not."""
+    def units(self, low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By part, what the scales of a row are multiples of, by the extremes of its blocks: float32 [N, K/block] each →
+        [N, 1]. Nothing where they are not."""
         if self.scale_bits == 16:
-            return None
-        return row_scales(self._span(low, high).abs().amax(1, keepdim=True))
+            return {}
+        return {"row_scale": row_scales(self._span(low, high).abs().amax(1, keepdim=True))}
 
     def levels(
         self, low: torch.Tensor, high: torch.Tensor, row_scale: torch.Tensor | None = None

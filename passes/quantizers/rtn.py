@@ -26,10 +26,10 @@ class RoundToNearest(BlockQuantizer):
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         blocks = w.view(w.shape[0], -1, self.block or w.shape[1])
         low, high = blocks.amin(-1), blocks.amax(-1)  # aminmax takes four times as long
-        row_scale = self.row_scale(low, high)
-        scale, zero = self.levels(low, high, row_scale)
+        units = self.units(low, high)
+        scale, zero = self.levels(low, high, **units)
         q = self._nearest(blocks.mul(reciprocal(scale)[..., None]), zero)
-        return self.format.pack(q.view(w.shape), scale, zero, row_scale)
+        return self.format.pack(q.view(w.shape), scale, zero, **units)
 
     def _nearest(self, steps: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
         """The integers for values in units of their scale [N, K/block, block], overwritten. zero: [N, K/block]."""

@@ -50,32 +50,41 @@ class ScaleSearch(BlockQuantizer):
 
         rows, columns = w.shape
         block = self.block or columns
-        scales, zeros = torch.empty(2, rows, columns // block)
+        scales, shifts = torch.empty(2, rows, columns // block)
         order = torch.arange(columns) if feedback is None else feedback.order
         if (order.view(-1, block) // block).diff(dim=1).any():
             raise CompilerBug(f"feedback rounds columns in another order than blocks of {block}")
         blocks = iter(order.view(-1, block))
         whole = w.view(rows, -1, block)
-        row_scale = self.row_scale(whole.amin(-1), whole.amax(-1))
-        by_part = [None] * -(-rows // _ROWS) if row_scale is None else row_scale.flatten().split(_ROWS)
+        units = self.units(whole.amin(-1), whole.amax(-1))
+        by_part = [
+            {name: unit[start : start + _ROWS].flatten() for name, unit in units.items()}
+            for start in range(0, rows, _ROWS)
+        ]
 
         def levels(met: torch.Tensor) -> Nearest:
             these = next(blocks)
             i = int(these[0]) // block
             cost = torch.ones(block) if feedback is None else feedback.cost[these]
-            parts = [self._search(part, cost, row) for part, row in zip(met.split(_ROWS, 1), by_part, strict=True)]
-            scales[:, i], zeros[:, i] = (torch.cat(of) for of in zip(*parts, strict=True))
-            return self._to_levels(scales[:, i].clone(), zeros[:, i].clone())
+            parts = [self._search(part, cost, **of) for part, of in zip(met.split(_ROWS, 1), by_part, strict=True)]
+            scales[:, i], shifts[:, i] = (torch.cat(of) for of in zip(*parts, strict=True))
+            return self._to_levels(scales[:, i].clone(), shifts[:, i].clone())
 
         if feedback is None:
             met = w.T.contiguous()
             values = torch.cat([levels(part)(part)[0].to(torch.uint8) for part in met.split(block)]).T
         else:
             values = round_in_turn(w, feedback, block, levels)
-        return self.format.pack(values, scales, None if self.symmetric else zeros, row_scale)
+        return self._packed(values, scales, shifts, units)
+
+    def _packed(
+        self, values: torch.Tensor, scales: torch.Tensor, shifts: torch.Tensor, units: dict[str, torch.Tensor]
+    ) -> Blocks:
+        """A weight of what was found. shifts: of `_search`, float32 [N, K/block]."""
+        return self.format.pack(values, scales, None if self.symmetric else shifts, **units)
 
     def _search(
-        self, columns: torch.Tensor, cost: torch.Tensor, row_scale: torch.Tensor | None
+        self, columns: torch.Tensor, cost: torch.Tensor, row_scale: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best scale for each block alone, and its zero point: columns float32 [block, N], cost [block], row_scale [N] or
         None → [N] each."""

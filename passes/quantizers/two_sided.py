@@ -12,13 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pocketphi.graph.formats import Blocks, specs
+from pocketphi.passes.quantizers.affine import AffineSearch
 from pocketphi.passes.quantizers.base import WORTH_A_PROCESS, BlockQuantizer
 from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
 
 if TYPE_CHECKING:
     import torch
 
-    from pocketphi.passes.quantizers.base import Feedback
+    from pocketphi.passes.quantizers.affine import AffineSearch
+from pocketphi.passes.quantizers.base import Feedback
 
 _TOGETHER = 128
 """Rows of a block that are rounded together. With a quarter of it, and twice the gradients, the sample was closer on one
@@ -44,6 +46,17 @@ class LevelTwoSided(LevelSearch):
     does = TwoSided.does
     weighs_outputs = True
     version = TwoSided.version
+
+    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
+        return _by_rows(self, super().quantize, w, feedback)
+
+
+class AffineTwoSided(AffineSearch):
+    """The same with an offset for each block."""
+
+    recipe = TwoSided.recipe
+    does = TwoSided.does
+    weighs_outputs = True
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
         return _by_rows(self, super().quantize, w, feedback)

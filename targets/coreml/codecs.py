@@ -8,6 +8,8 @@
     offset                        float16 [N, K/block]       offset - 8 · scale, the value of q = 0: exact, or bad input
     q8                            int8 [N, K]                q8 ^ 0x80: 128 lower, in two's complement
     q8, with zero or offset       uint8 [N, K]               as it is; the offset as above, with 128 for 8
+    a4                            int4 [N, K]                packed ^ 0x88, as of q
+    offset, of a4                 float16 [N, K/block]       exact, or a bug of the quantizer
     index, of a palette           uint2 … uint6 [N, K]       as it is
     lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
 
@@ -36,14 +38,16 @@ Importing this loads neither torch nor coremltools.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.formats import (
     HINTS,
+    Affine4,
     Blocks,
     Format,
     Int2,
@@ -122,8 +126,8 @@ class Codec(ABC):
 
     @abstractmethod
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        """Whether the parameters of an operator of a package are a weight in this format; with those of another one, where that
-        gives the operator its data."""
+        """Whether the parameters of an operator of a package may be those of a weight in this format; where another one gives
+        the operator its data, with its parameters."""
 
     @abstractmethod
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
@@ -191,7 +195,8 @@ class BlocksCodec(Codec):
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
         shape, more = raw[self.values].shape, {"offset": True} if "offset" in raw else {}
         blocks = raw["scale"].shape[1]
-        return self.format.layout(shape, shape[1] // blocks, "zero" not in raw, "row_scale" in raw, **more)
+        found = self.format.layout(shape, shape[1] // blocks, "zero" not in raw, "row_scale" in raw, **more)
+        return {part: values for part, values in found.items() if part in raw}
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
         q = raw[self.values].rows(start, stop)
@@ -233,6 +238,26 @@ class OffsetCodec(BlocksCodec):
 
     def _offset(self, node: fx.Node) -> fx.Node | None:
         return dict(zip(self.format.part_names(), node.args[1:])).get("offset")  # type: ignore[return-value]
+
+
+class AffineCodec(OffsetCodec):
+    """The same where the offset is what the middle level stands for: values in two's complement, and the offset as it is."""
+
+    def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
+        values = (BlobType[self.signed.upper()], self.format.shape_of(parts))
+        return {self.values: values, **_scale_blobs(parts), "offset": (BlobType.FLOAT16, parts["offset"].shape)}
+
+    def encode(self, name: str, rows: Rows) -> Rows:
+        offset = _half(rows["offset"], f"{name}: an offset")
+        return {self.values: rows[self.values] ^ self.highest, **_stored_scales(name, rows), "offset": offset}
+
+    def holds(self, stored: Mapping[str, Raw]) -> bool:
+        return "data" in stored and stored["data"].dtype == self.signed
+
+    def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
+        values = raw[self.values].rows(start, stop).data.view(stop - start, -1) ^ self.highest
+        offset = raw["offset"].rows(start, stop).tensor().float()
+        return {self.values: values, **_scales(raw, start, stop), "offset": offset}
 
 
 class PaletteCodec(Codec):
@@ -333,14 +358,34 @@ class TableCodec(Codec):
 CODECS: dict[str, Codec] = {
     "int4": OffsetCodec(Int4),
     "int8": OffsetCodec(Int8),
+    "affine4": AffineCodec(Affine4),
     **{form.name: TableCodec(form) for form in (Int2, Int3, Int6, Levels3, Levels4)},
     **{form.name: PaletteCodec(form) for form in (Palette, Palette2, Palette3, Palette6)},
 }
 
 
+def find_codec(stored: Mapping[str, Raw], constant: Callable[[str], Raw]) -> tuple[Codec, dict[str, Raw]] | None:
+    """The codec of a weight, and what its parts are: of several that might be, the one that needs the most of what there is.
+
+    stored: the parameters of its operator; constant: a part that is a constant of its own, or InputError
+    """
+    found: list[tuple[int, Codec, dict[str, Raw]]] = []
+    for codec in (codec for codec in CODECS.values() if codec.holds(stored)):
+        form = codec.format
+        raw = {part: stored[parameter] for parameter, part in codec.parameters.items() if parameter in stored}
+        for part in set(form.part_names()) - set(codec.parameters.values()):
+            with contextlib.suppress(InputError):
+                raw[part] = constant(part)
+        needed = set(form.part_names()) - form.optional()
+        if needed <= raw.keys():
+            found.append((len(needed), codec, raw))
+    return max(found, key=lambda one: one[0])[1:] if found else None
+
+
 def held(parts: Mapping[str, P], ios: int) -> dict[str, P]:
     """The parts of a weight that a package for a release holds."""
-    return {part: one for part, one in parts.items() if part not in HINTS or ios >= CHAINS}
+    left_out = {"row_offset"} if ios >= CHAINS else HINTS
+    return {part: one for part, one in parts.items() if part not in left_out}
 
 
 def is_chain(parts: Mapping[str, PartSpec]) -> bool:

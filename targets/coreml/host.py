@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from pocketphi.graph.lazy_weights import LazyWeight, row_chunks
 from pocketphi.graph.program import Program
 from pocketphi.graph.reading import file_inside, read_whole
 from pocketphi.targets.base import Check, Host
-from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec
+from pocketphi.targets.coreml.codecs import Codec, TableCodec, find_codec
 from pocketphi.targets.coreml.constant_check import constant_check
 from pocketphi.targets.coreml.epsilons import epsilon_check
 from pocketphi.targets.coreml.form import Form, make_form
@@ -265,13 +264,10 @@ def _saved(package: MLPackage, function: str, name: str) -> SavedFloat | None:
         stored = {**stored, "scale": numbers["data"], "row_scale": numbers["scale"]}
     if not all(isinstance(one, Raw) for one in stored.values()):
         return None
-    codec = next((codec for codec in CODECS.values() if codec.holds(stored)), None)
-    if codec is None:
+    made = find_codec(stored, lambda part: package.parts(function, f"{name}_{part}")[""])
+    if made is None:
         return None
-    raw = {part: stored[parameter] for parameter, part in codec.parameters.items() if parameter in stored}
-    for part in set(codec.format.part_names()) - set(codec.parameters.values()):
-        with contextlib.suppress(InputError):
-            raw[part] = package.parts(function, f"{name}_{part}")[""]
+    codec, raw = made
     table = [stored["lut"]] if isinstance(codec, TableCodec) else []
     saved = Saved(raw, codec, (*raw.values(), *table))
     shapes = {part: shape for part, (_, shape) in codec.blobs(saved.parts).items()}

@@ -1,7 +1,7 @@
 """How ONNX Runtime's files hold each format: as blocks that `MatMulNBits` and `GatherBlockQuantized` read.
 
 Both read scales in float32. Where rows have scales too, the file holds those of blocks as int8, in units of their row's, and
-the graph multiplies them: ONNX Runtime does that once, when it loads the model.
+the graph multiplies them: ONNX Runtime does that once, when it loads the model. The same holds of offsets.
 
 Importing this loads neither torch nor onnx.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pocketphi.graph.formats import Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of, format_of
+from pocketphi.graph.formats import Affine4, Format, Int2, Int4, Int8, Layout, PartSpec, bytes_of, format_of
 from pocketphi.graph.formats.blocks import scale_codes
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ to four times slower than blocks of 32. Others give the same values some 200 tim
 blocks of 16 take 518 ms, of 32 1.8 ms; onnxruntime 1.32, one core of an x86 machine)."""
 
 
+_UNITS = {"scale": "row_scale", "offset": "row_offset"}
+"""Parts that may lie in the file as whole numbers, and the part that these are multiples of."""
+
+
 class Blocks:
     """A format in blocks: values, scales and perhaps zero points, which lie in the file in canonical form (but see `stored`).
 
@@ -41,7 +45,7 @@ class Blocks:
 
     def bytes_of(self, layout: Layout) -> int:
         """What a weight takes in the file."""
-        return bytes_of(layout, {"scale": 8} if "row_scale" in layout else None)
+        return bytes_of(layout, {part: 8 for part, unit in _UNITS.items() if unit in layout})
 
     def held(self, node: fx.Node) -> dict[str, Any]:
         """What an operator reads of a weight: the node of each part, None for one that is not there."""
@@ -69,9 +73,13 @@ class Blocks:
 
     def scales(self, e: Emitter, held: dict[str, Any]) -> list[str]:
         """The names of the scales, and of zero points where there are some."""
-        scale, row_scale, zero = e.name(held["scale"]), held.get("row_scale"), held.get("zero")
-        found = [scale if row_scale is None else e.multiplied(scale, e.name(row_scale))]
+        zero, found = held.get("zero"), [self.floats(e, held, "scale")]
         return [*found, e.name(zero)] if zero is not None else found
+
+    def floats(self, e: Emitter, held: dict[str, Any], part: str) -> str:
+        """The name of a part in float32, whose file may hold it in units of its row's."""
+        name, unit = e.name(held[part]), held.get(_UNITS[part])
+        return name if unit is None else e.multiplied(name, e.name(unit))
 
     def block(self, e: Emitter, node: fx.Node) -> int:
         """Values that share a scale."""
@@ -85,23 +93,23 @@ class OffsetBlocks(Blocks):
 
     def lower_matmul(self, e: Emitter, node: fx.Node) -> None:
         """x · (offset repeated over its block)ᵀ = (sums of x over blocks) · offsetᵀ: a float product of 1/block of the size."""
-        x, offset = node.args[0], self.held(node)["offset"]
-        if offset is None:
+        x, held = node.args[0], self.held(node)
+        if held["offset"] is None:
             super().lower_matmul(e, node)
             return
-        scaled, name, block = self.product(e, node, f"{node.name}_scaled"), e.name(offset), self.block(e, node)
-        blocks = self._in_blocks(e, node, e.name(x), block)
+        scaled, block = self.product(e, node, f"{node.name}_scaled"), self.block(e, node)
+        name, blocks = self.floats(e, held, "offset"), self._in_blocks(e, node, e.name(x), block)
         sums = e.emit("ReduceSum", [blocks, e.constant("axis_last", [-1])], [f"{node.name}_sums"], keepdims=0)
         lowest = e.emit("MatMul", [sums, e.turned(name)], [f"{node.name}_offsets"])
         e.emit("Add", [scaled, lowest], [e.result(node)])
 
     def lower_embedding(self, e: Emitter, node: fx.Node) -> None:
-        ids, offset, name = node.args[0], self.held(node)["offset"], node.name
-        if offset is None:
+        ids, held, name = node.args[0], self.held(node), node.name
+        if held["offset"] is None:
             super().lower_embedding(e, node)
             return
         blocks = self._in_blocks(e, node, self.rows(e, node, f"{name}_scaled"), self.block(e, node))
-        rows = e.emit("Gather", [e.name(offset), e.name(ids)], [f"{name}_offsets"], axis=0)
+        rows = e.emit("Gather", [self.floats(e, held, "offset"), e.name(ids)], [f"{name}_offsets"], axis=0)
         column = e.emit("Unsqueeze", [rows, e.constant("axis_last", [-1])], [f"{name}_offset_column"])
         total = e.emit("Add", [blocks, column], [f"{name}_sum"])
         e.emit("Reshape", [total, e.constant("rows", [0, 0, -1])], [e.result(node)])
@@ -116,6 +124,7 @@ CODECS: dict[str, Blocks] = {
     "int2": Blocks(Int2),
     "int4": OffsetBlocks(Int4),
     "int8": OffsetBlocks(Int8),
+    "affine4": OffsetBlocks(Affine4),
 }
 
 
@@ -126,18 +135,19 @@ def stored(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
 
     form = format_of(parts)
     ordered = {part: parts[part] for part in form.part_names() if part in parts} if form else dict(parts)
-    if "row_scale" in parts:
-        ordered["scale"] = replace(ordered["scale"], dtype=torch.int8)
+    for part, unit in _UNITS.items():
+        if unit in parts:
+            ordered[part] = replace(ordered[part], dtype=torch.int8)
     return ordered
 
 
 def encode(name: str, rows: Rows) -> Rows:
     """Rows of a weight's parts as they are written."""
-    if "row_scale" not in rows:
-        return rows
-    return rows | {"scale": scale_codes(rows["scale"], rows["row_scale"]).char()}
+    whole = {part: scale_codes(rows[part], rows[unit]).char() for part, unit in _UNITS.items() if unit in rows}
+    return {**rows, **whole}
 
 
 def decode(rows: Rows) -> Rows:
     """The inverse."""
-    return rows | {"scale": rows["scale"] * rows["row_scale"]} if "row_scale" in rows else rows
+    floats = {part: rows[part] * rows[unit] for part, unit in _UNITS.items() if unit in rows}
+    return {**rows, **floats}

@@ -555,7 +555,7 @@ def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[st
         return dict(held)
     # the graph may say another shape
     flat = {part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in held.items()}
-    found = flat | ({"scale": replace(flat["scale"], dtype=torch.float32)} if "scale" in flat else {})
+    found = flat | {part: replace(flat[part], dtype=torch.float32) for part in ("scale", "offset") if part in flat}
     if stored(found) != flat:
         raise InputError(f"{folder / GRAPH_FILE}: {show(name)} has scales of another type; copy or compile it again")
     return found

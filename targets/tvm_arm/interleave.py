@@ -9,8 +9,8 @@ Where a matrix is `signed`, values are q - middle in two's complement: their hig
 they are: a kernel looks the levels up, and multiplies those, or levels + middle where unsigned.
 
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Where a
-weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]. Rows beyond N, up to the
-last group's end, are zeros, and so are their scales.
+weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]; `codecs.held` says of
+which weights that is so. Rows beyond N, up to the last group's end, are zeros, and so are their scales.
 
 Example: 4 lanes, step 16, 4 bits, row 0 = 0 1 2 … 15: the two vectors begin with the bytes 0x80 0x91 0xA2 0xB3 and
 0xC4 0xD5 0xE6 0xF7. In 5 bits, row 0 = 0 2 4 … 30: the same two, and a half of one with the lowest bits, all 0.
@@ -26,6 +26,7 @@ import torch
 from pocketphi.graph.formats import Blocks, Int4, Levels, PartSpec, known_format
 from pocketphi.graph.formats.blocks import scale_codes
 from pocketphi.graph.packing import pack_bits, unpack_bits
+from pocketphi.targets.tvm_arm.codecs import held
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.planes import Plane, planes_of
 
@@ -33,7 +34,6 @@ STEP = 32
 
 _STORED = {"scale": torch.float16, "offset": torch.float32, "row_scale": torch.float16}
 """Types of parts; the others are uint8."""
-
 
 _WIDTH_OF_LEVELS = 7
 
@@ -63,7 +63,7 @@ class Interleaved:
         rows, columns = form.shape_of(parts)
         block = columns // parts["scale"].shape[1]
         return Interleaved(
-            rows, columns, block, isa.lanes, isa.pairs, _is_signed(form, isa), form, "row_scale" in parts
+            rows, columns, block, isa.lanes, isa.pairs, _is_signed(form, isa), form, "row_scale" in held(parts)
         )
 
     @property
@@ -126,14 +126,14 @@ class Interleaved:
 
     def specs(self, parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
         """The stored parts."""
-        return {part: self.spec(part) for part in parts}
+        return {part: self.spec(part) for part in held(parts)}
 
     def store(self, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Canonical parts of whole groups of rows (but for the last of all) → the parts as stored."""
         made = {}
         if self.by_row:
             rows = {**rows, "scale": scale_codes(rows["scale"], rows["row_scale"])}
-        for part, tensor in rows.items():
+        for part, tensor in held(rows).items():
             missing = -tensor.shape[0] % self.lanes
             padded = torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
             made[part] = self._store_values(padded) if part == self.values else self._store_blocks(part, padded)

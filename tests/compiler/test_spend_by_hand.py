@@ -120,9 +120,9 @@ def test_a_budget_smooths_and_names_each_weight() -> None:
 
 CARRIED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {
     # blocks of 16 are slow there, and so is every block of 3, 5 and 6 bits
-    ("ort-mobile",): {"int2": (32, 64), "int4": (32, 64, 128, 256), "int8": (32, 64, 128, 256)},
+    ("ort-mobile",): {"int2": (32, 64), **dict.fromkeys(("int4", "affine4", "int8"), (32, 64, 128, 256))},
     ("coreml",): {
-        **dict.fromkeys(("int4", "int8"), (16, 32, 64, 128, 256)),
+        **dict.fromkeys(("int4", "affine4", "int8"), (16, 32, 64, 128, 256)),
         **dict.fromkeys(("palette", "palette2", "palette3", "palette6"), (1, 4, 16, 64)),
     },
     # levels are in place of even steps of 3 and 4 bits
@@ -134,7 +134,7 @@ CARRIED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {
         "int6": (32, 64, 128),
         "int8": (16, 32, 64, 128, 256),
     },
-    BOTH: {"int4": (32, 64, 128, 256), "int8": (32, 64, 128, 256)},
+    BOTH: dict.fromkeys(("int4", "affine4", "int8"), (32, 64, 128, 256)),
 }
 ZEROS = {"int2", "int4"}
 """Of which there are some with zero points too."""

@@ -13,6 +13,8 @@ from tiny_phi3 import normal
 from pocketphi.graph.edge_ops import operators_of
 from pocketphi.graph.formats import (
     FORMATS,
+    Affine,
+    Affine4,
     Blocks,
     Format,
     Int3,
@@ -28,6 +30,7 @@ from pocketphi.graph.formats import (
     shape_of_parts,
     weight_of,
 )
+from pocketphi.graph.formats import affine as affine_module
 from pocketphi.graph.formats import blocks as blocks_module
 from pocketphi.graph.formats import levels as levels_module
 from pocketphi.graph.formats import palette as palette_module
@@ -43,7 +46,8 @@ def random_blocks(form: type[Blocks], rows: int, columns: int, block: int, zeros
     generator = torch.Generator().manual_seed(rows)
     q = torch.randint(0, 1 << form.bits, (rows, columns), generator=generator)
     zero = torch.randint(0, 1 << form.bits, (rows, columns // block), generator=generator) if zeros else None
-    return form.pack(q, normal(rows, columns // block), zero)
+    offset = {"offset": normal(rows + 1, columns // block)[:rows]} if issubclass(form, Affine) else {}
+    return form.pack(q, normal(rows, columns // block), zero, **offset)
 
 
 def random_tables(form: type[Tables], groups: int, rows: int, columns: int) -> Tables:
@@ -69,9 +73,11 @@ def unpacked(packed: torch.Tensor, bits: int, count: int) -> list[list[int]]:
     return (each.reshape(len(packed), count, bits) @ (1 << np.arange(bits))).tolist()
 
 
-@pytest.mark.parametrize(("module", "examples"), [(blocks_module, 2), (levels_module, 2), (palette_module, 2)])
+@pytest.mark.parametrize(
+    ("module", "examples"), [(blocks_module, 2), (levels_module, 2), (affine_module, 2), (palette_module, 2)]
+)
 def test_the_worked_examples_run(module: object, examples: int) -> None:
-    results = doctest.testmod(module, extraglobs={"torch": torch, "Int3": Int3, "Levels4": Levels4})  # type: ignore[arg-type]
+    results = doctest.testmod(module, extraglobs={"torch": torch, "Int3": Int3, "Levels4": Levels4, "Affine4": Affine4})  # type: ignore[arg-type]
     assert (results.attempted, results.failed) == (examples, 0)
 
 
@@ -88,7 +94,8 @@ def test_blocks_by_their_definition(form: type[Blocks], zeros: bool, block: int)
     for n in range(3):
         for k in range(64):
             level = levels[values[n][k]] if levels else values[n][k] - zero[n][k // block]
-            assert made[n, k] == level * weight.scale[n, k // block]
+            value = level * weight.scale[n, k // block]
+            assert made[n, k] == (value + weight.offset[n, k // block] if issubclass(form, Affine) else value)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("form", [Levels3, Levels4], ids=lambda form: form.name)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pocketphi.graph.cpu import cpu_flags
-from pocketphi.graph.formats import FORMATS, Blocks, Int4, PartSpec
+from pocketphi.graph.formats import FORMATS, Affine, Blocks, Int4, PartSpec
 from pocketphi.graph.formats.blocks import row_scales, scale_codes
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS, LINUX_NAMES, Isa
@@ -83,8 +83,13 @@ def random_weight(
     values = torch.randint(0, most, (rows, columns), generator=generator, dtype=torch.uint8)
     row_scale = row_scales(scale.abs().amax(1, keepdim=True)) if by_row else None
     scale = scale.half().float() if row_scale is None else scale_codes(scale, row_scale) * row_scale
+    offsets = torch.randn(rows, blocks, generator=generator)
+    if issubclass(form, Affine):
+        unit = row_scales(offsets.abs().amax(1, keepdim=True)) if by_row else None
+        offsets = offsets.half().float() if unit is None else scale_codes(offsets, unit) * unit
+        return form.pack(values, scale, None, row_scale, offsets, unit)
     made = form.pack(values, scale, zeros, row_scale)
-    return replace(made, offset=torch.randn(rows, blocks, generator=generator)) if offset else made
+    return replace(made, offset=offsets) if offset else made
 
 
 def placed(weight: Blocks, isa: Isa) -> Interleaved:

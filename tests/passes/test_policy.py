@@ -142,8 +142,8 @@ def test_nothing_heavy_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "[2304, 2560, 2304]",
-        "[['int4', 'int8', 'int2', 'int3', 'int6', 'nl3', 'nl4', 'palette', 'palette2', 'palette3', 'palette6'], "
-        "['int2', 'int4', 'int8'], "
-        "['int2', 'int3', 'int4', 'int5', 'int6', 'int8', 'nl3', 'nl4']]",
+        "[['int4', 'int8', 'affine4', 'int2', 'int3', 'int6', 'nl3', 'nl4', 'palette', 'palette2', 'palette3', 'palette6'], "
+        "['int2', 'int4', 'int8', 'affine4'], "
+        "['int2', 'int3', 'int4', 'int5', 'int6', 'int8', 'nl3', 'nl4', 'affine4']]",
         "[]",
     ]

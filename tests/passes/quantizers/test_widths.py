@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_phi3 import normal
 
-from pocketphi.graph.formats import FORMATS, Blocks, Levels
+from pocketphi.graph.formats import FORMATS, Affine, Blocks, Levels
 from pocketphi.passes.quantizers import Feedback, RoundToNearest, Statistics, make_quantizer
 
 SLACK = 256 * float(torch.finfo(torch.float32).eps)
 FORMS = [form for form in FORMATS.values() if issubclass(form, Blocks)]
-EVEN = [form for form in FORMS if not issubclass(form, Levels)]
+EVEN = [form for form in FORMS if not issubclass(form, Levels | Affine)]
 
 
 @pytest.mark.parametrize("block", [0, 16, 64])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pocketphi.graph.formats import FORMATS, Blocks, PartSpec, specs
+from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import FORMATS, Affine, Blocks, PartSpec, specs
 from pocketphi.graph.packing import pack_bits
-from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec
+from pocketphi.targets.coreml.codecs import CODECS, Codec, TableCodec, find_codec
 from pocketphi.targets.coreml.raw import Raw
 
 ROWS, COLUMNS, BLOCK = 16, 96, 32  # three blocks: a row of nibbles ends in the middle of a byte
@@ -18,7 +19,11 @@ BLOCKS = [
     (name, extra)
     for name, codec in CODECS.items()
     if issubclass(codec.format, Blocks)
-    for extra in ["", *(["zero"] if codec.format.has_zeros() else []), *(["offset"] if name == "int4" else [])]
+    for extra in (
+        ["offset"]
+        if issubclass(codec.format, Affine)
+        else ["", *(["zero"] if codec.format.has_zeros() else []), *(["offset"] if name == "int4" else [])]
+    )
 ]
 
 
@@ -98,7 +103,13 @@ def check_the_way_back(codec: Codec, raw: dict[str, Raw], parts: dict[str, torch
     told = {parameter: raw[part] for parameter, part in codec.parameters.items() if part in raw}
     for table in codec.constants().values():
         told["lut"] = Raw("int8", table.shape, torch.from_numpy(table.view(np.uint8).ravel()))
-    assert [other for other in CODECS.values() if other.holds(told)] == [codec]
+
+    def constant(part: str) -> Raw:
+        if part in raw:
+            return raw[part]
+        raise InputError(part)
+
+    assert find_codec(told, constant) == (codec, raw)
     for parameter in codec.parameters.keys() & {"data", "indices", "lut"}:
         assert not codec.holds({name: one for name, one in told.items() if name != parameter})
     assert specs(codec.layout(raw)) == specs_of(parts)

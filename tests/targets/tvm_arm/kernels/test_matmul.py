@@ -10,7 +10,7 @@ from tvm_kernels import WIDTHS, here, placed, random_weight, run
 
 pytest.importorskip("tvm")
 
-from pocketphi.graph.formats import Blocks, Int4, Int5, Levels4
+from pocketphi.graph.formats import Affine, Blocks, Int4, Int5, Levels4
 from pocketphi.targets.tvm_arm.interleave import Interleaved, step_of
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 from pocketphi.targets.tvm_arm.kernels.dots import dots_of
@@ -89,7 +89,8 @@ def test_the_largest_sums(isa: Isa, form: type[Blocks]) -> None:
     """Every value at an end of its range, and every activation rounded to 127 or -127: no sum of few bits overflows."""
     most = (1 << form.bits) - 1
     q = torch.tensor([0, most]).repeat(8)[:, None].repeat(1, 64)
-    weight = form.pack(q, torch.full((16, 2), 0.5))
+    more = {"offset": torch.full((16, 2), -0.25)} if issubclass(form, Affine) else {}
+    weight = form.pack(q, torch.full((16, 2), 0.5), **more)
     x = torch.tensor([[1.0], [-1.0]]).repeat(1, 64)
     expected = x.double() @ weight.dequantize().double().T
     assert torch.all((product(isa, weight, x, exact=False) - expected).abs() <= float_bound(weight, x))
