@@ -15,6 +15,7 @@ from pathlib import Path
 import preflight
 from common import POCKETPHI, Bar, StepError, judge, print_table, run, size_of, with_llama_tokenizer
 from llama_cpp import MATRICES, importance_of, quantized
+from off_grid import take_off_grid
 
 TYPES = ("Q3_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
 TARGETS = {
@@ -61,6 +62,8 @@ class Benchmark:
         if not self.checkpoint.exists():
             folded = ["--fold-norms", "--dtype", "fp32", "-o", str(self.checkpoint)]
             run([*POCKETPHI, "make-checkpoint", a.model, *folded])
+            if a.off_grid:
+                take_off_grid(self.checkpoint)
 
     def bundles(self, targets: list[str], budgets: list[str], recipes: bool) -> Iterator[Row]:
         for target in targets:
@@ -166,6 +169,11 @@ def main() -> int:
         help="text to measure on; may be repeated (default: documentation of Python's library)",
     )
     p.add_argument("--tokens", type=int, default=8192, help="of each text (default %(default)s)")
+    p.add_argument(
+        "--off-grid",
+        action="store_true",
+        help="of a model from a quantized file: the same function, on no grid of that file",
+    )
     p.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS))
     p.add_argument("--budgets", nargs="*", default=list(BUDGETS), metavar="SIZE", help="default: %(default)s")
     p.add_argument("--no-recipes", action="store_true", help="budgets only")
