@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import FORMATS, Affine
 from pocketphi.graph.lora.named import NAME
 from pocketphi.graph.reading import named, parse_object, show, typed
 
@@ -129,7 +130,10 @@ class RecipeRecord:
         if self.palette:
             how = f"palettes of {self.palette} rows"
         else:
-            how = f"block {self.block or 'row'}, {'symmetric' if self.symmetric else 'asymmetric'}"
+            form = FORMATS.get(self.format)
+            zeros = "symmetric" if self.symmetric else "asymmetric"
+            kind = "with offsets" if form and issubclass(form, Affine) else zeros
+            how = f"block {self.block or 'row'}, {kind}"
             how += f", scales of {self.scale_bits} bits" if self.scale_bits != 16 else ""
         eight = [what for what, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)) if bits == 8]
         return f"{self.format} {self.name}, {how}" + (f", int8 {' and '.join(eight)}" if eight else "") + self._learned

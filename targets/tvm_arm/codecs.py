@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import (
-    HINTS,
     Affine4,
     Blocks,
     Int2,
@@ -24,6 +23,7 @@ from pocketphi.graph.formats import (
     Values,
     bytes_of,
 )
+from pocketphi.targets.tvm_arm.held import held
 
 if TYPE_CHECKING:
     from torch import fx
@@ -31,14 +31,6 @@ if TYPE_CHECKING:
     from pocketphi.targets.tvm_arm.description import Matrix
     from pocketphi.targets.tvm_arm.kernels.matmul import Form
     from pocketphi.targets.tvm_arm.lower import Function
-
-P = TypeVar("P")
-
-
-def held(parts: Mapping[str, P]) -> dict[str, P]:
-    """The parts of a weight that a file holds. A kernel multiplies a sum by its row's scale at its end, offsets and all: where
-    they are not in that unit, scales stay as they are."""
-    return {part: one for part, one in parts.items() if part not in HINTS or "row_offset" not in parts}
 
 
 @dataclass(frozen=True)

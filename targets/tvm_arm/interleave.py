@@ -9,7 +9,7 @@ Where a matrix is `signed`, values are q - middle in two's complement: their hig
 they are: a kernel looks the levels up, and multiplies those, or levels + middle where unsigned.
 
 Scales are float16 [groups, K/block, lanes], zero points uint8 and offsets float32 of the same shape: one load a step. Where a
-weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]; `codecs.held` says of
+weight has row scales, its scales are int8, as multiples of them, and they are float16 [groups, lanes]; `held.py` says of
 which weights that is so. Rows beyond N, up to the last group's end, are zeros, and so are their scales.
 
 Example: 4 lanes, step 16, 4 bits, row 0 = 0 1 2 … 15: the two vectors begin with the bytes 0x80 0x91 0xA2 0xB3 and
@@ -26,7 +26,7 @@ import torch
 from pocketphi.graph.formats import Blocks, Int4, Levels, PartSpec, known_format
 from pocketphi.graph.formats.blocks import scale_codes
 from pocketphi.graph.packing import pack_bits, unpack_bits
-from pocketphi.targets.tvm_arm.codecs import held
+from pocketphi.targets.tvm_arm.held import held
 from pocketphi.targets.tvm_arm.isa import Isa
 from pocketphi.targets.tvm_arm.planes import Plane, planes_of
 

@@ -7,7 +7,7 @@ import torch
 from tvm_kernels import WIDTHS, placed, random_weight
 
 from pocketphi.graph.formats import FORMATS, Blocks, Int5, Int8, Levels, PartSpec
-from pocketphi.targets.tvm_arm.codecs import held
+from pocketphi.targets.tvm_arm.held import held
 from pocketphi.targets.tvm_arm.interleave import Interleaved
 from pocketphi.targets.tvm_arm.isa import ISAS, Isa
 
