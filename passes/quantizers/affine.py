@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _REFINED = 3
 """Times that a scale and an offset are refined. With one the sample's error is a tenth larger, with two a fiftieth."""
-_ALIKE = 1e-9
+_ALIKE = 1e-6
 """Part of Σ h · Σ h q² below which the levels of a block are one and the same, and say nothing of a scale."""
 
 PARAMETERS: Mapping[str, Parameter] = {"block": BLOCK, "scale_bits": SCALE_BITS}
@@ -52,9 +52,9 @@ class AffineBlocks(BlockQuantizer):
         row_offset: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scale and the offset with which the lowest level is at `low` and the highest at `high`: float32, all of one
-        shape, to which the units of rows broadcast."""
+        shape, to which the units of rows broadcast. Where no such scale is stored, each end is missed by as much."""
         scale = stored_scale(self._span(low, high), row_scale)
-        return scale, stored_scale(low + self.middle * scale, row_offset)
+        return scale, stored_scale((low + high + scale) / 2, row_offset)
 
     def units(self, low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the scales and the offsets of a row are multiples of, by the extremes of its blocks: float32 [N, K/block] each →
@@ -62,7 +62,7 @@ class AffineBlocks(BlockQuantizer):
         if self.scale_bits == 16:
             return {}
         scale = self._span(low, high)
-        found = {"row_scale": scale, "row_offset": low + self.middle * scale}
+        found = {"row_scale": scale, "row_offset": (low + high + scale) / 2}
         return {part: row_scales(values.abs().amax(1, keepdim=True)) for part, values in found.items()}
 
     def _span(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,8 @@ class AffineSearch(AffineBlocks, ScaleSearch):
         centre, span = (low + high) / 2, high - low
         best_scale, best_offset = torch.full((2, *span.shape), torch.nan)  # where none is finite: refused later
         least = torch.full_like(span, torch.inf)
-        weight, mean = cost.sum(), cost @ columns / cost.sum()
+        near = columns - centre
+        weight, mean = cost.sum(), cost @ near / cost.sum()
         for shrink in self.shrink:
             half = shrink * span / 2
             scale, offset = self.ends(centre - half, centre + half, row_scale, row_offset)
@@ -114,10 +115,10 @@ class AffineSearch(AffineBlocks, ScaleSearch):
                 level = self._level(columns, scale, offset)
                 average, square = cost @ level / weight, cost @ level.square() / weight
                 spread = square - average.square()
-                slope = (cost @ level.mul_(columns) / weight - average * mean) / spread.clamp(min=1e-30)
+                slope = (cost @ level.mul_(near) / weight - average * mean) / spread.clamp(min=1e-30)
                 better = (spread > _ALIKE * square) & (slope > 0)
                 scale = stored_scale(torch.where(better, slope, scale), row_scale)
-                offset = stored_scale(mean - scale * average, row_offset)
+                offset = stored_scale(centre + mean - scale * average, row_offset)
             error = cost @ self._level(columns, scale, offset).mul_(scale).add_(offset).sub_(columns).square_()
             less = error < least
             least = torch.where(less, error, least)

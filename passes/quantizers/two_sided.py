@@ -19,8 +19,7 @@ from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
 if TYPE_CHECKING:
     import torch
 
-    from pocketphi.passes.quantizers.affine import AffineSearch
-from pocketphi.passes.quantizers.base import Feedback
+    from pocketphi.passes.quantizers.base import Feedback
 
 _TOGETHER = 128
 """Rows of a block that are rounded together. With a quarter of it, and twice the gradients, the sample was closer on one

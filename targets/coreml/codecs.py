@@ -252,7 +252,7 @@ class AffineCodec(OffsetCodec):
         return {self.values: rows[self.values] ^ self.highest, **_stored_scales(name, rows), "offset": offset}
 
     def holds(self, stored: Mapping[str, Raw]) -> bool:
-        return "data" in stored and stored["data"].dtype == self.signed
+        return "data" in stored and stored["data"].dtype == self.signed and "offset" not in stored
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
         values = raw[self.values].rows(start, stop).data.view(stop - start, -1) ^ self.highest

@@ -29,7 +29,7 @@ to four times slower than blocks of 32. Others give the same values some 200 tim
 blocks of 16 take 518 ms, of 32 1.8 ms; onnxruntime 1.32, one core of an x86 machine)."""
 
 
-_UNITS = {"scale": "row_scale", "offset": "row_offset"}
+UNITS = {"scale": "row_scale", "offset": "row_offset"}
 """Parts that may lie in the file as whole numbers, and the part that these are multiples of."""
 
 
@@ -45,7 +45,7 @@ class Blocks:
 
     def bytes_of(self, layout: Layout) -> int:
         """What a weight takes in the file."""
-        return bytes_of(layout, {part: 8 for part, unit in _UNITS.items() if unit in layout})
+        return bytes_of(layout, {part: 8 for part, unit in UNITS.items() if unit in layout})
 
     def held(self, node: fx.Node) -> dict[str, Any]:
         """What an operator reads of a weight: the node of each part, None for one that is not there."""
@@ -78,7 +78,7 @@ class Blocks:
 
     def floats(self, e: Emitter, held: dict[str, Any], part: str) -> str:
         """The name of a part in float32, whose file may hold it in units of its row's."""
-        name, unit = e.name(held[part]), held.get(_UNITS[part])
+        name, unit = e.name(held[part]), held.get(UNITS[part])
         return name if unit is None else e.multiplied(name, e.name(unit))
 
     def block(self, e: Emitter, node: fx.Node) -> int:
@@ -112,7 +112,7 @@ class OffsetBlocks(Blocks):
         rows = e.emit("Gather", [self.floats(e, held, "offset"), e.name(ids)], [f"{name}_offsets"], axis=0)
         column = e.emit("Unsqueeze", [rows, e.constant("axis_last", [-1])], [f"{name}_offset_column"])
         total = e.emit("Add", [blocks, column], [f"{name}_sum"])
-        e.emit("Reshape", [total, e.constant("rows", [0, 0, -1])], [e.result(node)])
+        e.emit("Reshape", [total, e.constant("joined_blocks", [0, 0, -1])], [e.result(node)])
 
     @staticmethod
     def _in_blocks(e: Emitter, node: fx.Node, x: str, block: int) -> Any:
@@ -135,7 +135,7 @@ def stored(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
 
     form = format_of(parts)
     ordered = {part: parts[part] for part in form.part_names() if part in parts} if form else dict(parts)
-    for part, unit in _UNITS.items():
+    for part, unit in UNITS.items():
         if unit in parts:
             ordered[part] = replace(ordered[part], dtype=torch.int8)
     return ordered
@@ -143,11 +143,11 @@ def stored(parts: Mapping[str, PartSpec]) -> dict[str, PartSpec]:
 
 def encode(name: str, rows: Rows) -> Rows:
     """Rows of a weight's parts as they are written."""
-    whole = {part: scale_codes(rows[part], rows[unit]).char() for part, unit in _UNITS.items() if unit in rows}
+    whole = {part: scale_codes(rows[part], rows[unit]).char() for part, unit in UNITS.items() if unit in rows}
     return {**rows, **whole}
 
 
 def decode(rows: Rows) -> Rows:
     """The inverse."""
-    floats = {part: rows[part] * rows[unit] for part, unit in _UNITS.items() if unit in rows}
+    floats = {part: rows[part] * rows[unit] for part, unit in UNITS.items() if unit in rows}
     return {**rows, **floats}

@@ -27,7 +27,7 @@ from pocketphi.targets import find_target, packages_of
 from pocketphi.targets.base import Check, Draft, Host, Runner
 from pocketphi.targets.guessing import DraftModel, Guessing
 from pocketphi.targets.ort_mobile.adapter_file import load_parameters, read_adapter
-from pocketphi.targets.ort_mobile.codecs import CODECS, decode, stored
+from pocketphi.targets.ort_mobile.codecs import CODECS, UNITS, decode, stored
 from pocketphi.targets.ort_mobile.draft import FILES as DRAFT_FILES
 from pocketphi.targets.ort_mobile.draft import FOLDER as DRAFT
 from pocketphi.targets.ort_mobile.draft import DraftSize
@@ -551,12 +551,19 @@ def _in_rows(held: Mapping[str, PartSpec], folder: Path, name: str) -> tuple[dic
 
 def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[str, PartSpec]:
     """The parts that stored ones stand for. Raises InputError for what no weight is stored as."""
-    if not format_of(held):
+    form = format_of(held)
+    if not form:
         return dict(held)
     # the graph may say another shape
-    flat = {part: replace(s, shape=(s.shape[0], math.prod(s.shape[1:]))) for part, s in held.items()}
-    found = flat | {part: replace(flat[part], dtype=torch.float32) for part in ("scale", "offset") if part in flat}
-    if stored(found) != flat:
+    flat = {part: replace(s, shape=((*s.shape, 1)[0], math.prod(s.shape[1:]))) for part, s in held.items()}
+    needed, lengths = set(form.part_names()) - form.optional(), {spec.shape[0] for spec in flat.values()}
+    if not needed <= flat.keys() or len(lengths) > 1:
+        raise InputError(
+            f"{folder / GRAPH_FILE}: {show(name)} has the parts {', '.join(sorted(flat))} in rows of "
+            f"{' and '.join(map(str, sorted(lengths)))}, which is no {form.words}; copy or compile it again"
+        )
+    found = flat | {part: replace(flat[part], dtype=torch.float32) for part in UNITS if part in flat}
+    if any(unit in flat and part not in flat for part, unit in UNITS.items()) or stored(found) != flat:
         raise InputError(f"{folder / GRAPH_FILE}: {show(name)} has scales of another type; copy or compile it again")
     return found
 

@@ -7,6 +7,7 @@ Longer than a rule file should be only because every operator of the vocabulary 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from torch import fx
 
 from pocketphi.graph.adapters import weight_of_input
 from pocketphi.graph.edge_ops import QUICK_GELU
+from pocketphi.graph.errors import CompilerBug
 from pocketphi.graph.formats import PartSpec
 from pocketphi.graph.program import Program, op_name, shape_of, split_target
 from pocketphi.targets.lowering import Rule, lower_calls, once
@@ -159,6 +161,14 @@ class Emitter:
             self.lowered.constants.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
+    def _check_names(self) -> None:
+        """ONNX Runtime loads no graph in which two values have one name."""
+        made = [name for node in self.lowered.nodes for name in node.output if name]
+        made += [one.name for one in (*self.lowered.constants, *self.lowered.weights)]
+        twice = {name for name, count in Counter(made).items() if count > 1}
+        if twice:
+            raise CompilerBug(f"two values of the graph are called {min(twice)}")
+
     @once
     def multiplied(self, scale: str, row_scale: str) -> str:
         """Scales of blocks int8 [N, blocks], in units of their row's [N, 1], by their ONNX names: as float32."""
@@ -173,6 +183,7 @@ class Emitter:
     def finish(self) -> None:
         if self.drafts:
             self.place_checked()
+        self._check_names()
         used = {name for node in self.lowered.nodes for name in node.input}
         config = self.program.config
         sizes: dict[str, list[Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pocketphi.artifacts.bundle import Bundle
 from pocketphi.compiler.compile import compile_model
 from pocketphi.compiler.options import compile_options
 from pocketphi.compiler.rounding_check import rounding_check
+from pocketphi.graph.errors import CompilerBug, InputError
 from pocketphi.graph.lazy_weights import Constant
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.passes.policy import Policy
@@ -24,6 +26,7 @@ pytest.importorskip("coremltools")
 pytest.importorskip("tvm")
 
 from pocketphi.targets.ort_mobile.host import read_weights  # noqa: E402 - only where onnx is installed
+from pocketphi.targets.ort_mobile.lower import Emitter  # noqa: E402
 
 TARGETS = ("ort-mobile", "coreml", "tvm-arm")
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -87,6 +90,50 @@ def test_a_changed_offset_is_found(bundle: Path, tmp_path: Path) -> None:
     found = rounding_check(weights, source, policy)
     assert not found.ok
     assert DOWN in found.detail
+
+
+def renamed(graph: Any, part: str) -> None:
+    for tensor in graph.graph.initializer:
+        tensor.name = tensor.name.replace(f"{DOWN}.{part}", f"{DOWN}.other")
+    for node in graph.graph.node:
+        names = [name.replace(f"{DOWN}.{part}", f"{DOWN}.other") for name in node.input]
+        del node.input[:]
+        node.input.extend(names)
+
+
+def turned(graph: Any, part: str) -> None:
+    tensor = next(t for t in graph.graph.initializer if t.name == f"{DOWN}.{part}")
+    tensor.dims.reverse()
+
+
+@pytest.mark.parametrize("change", [renamed, turned])
+@pytest.mark.parametrize("part", ["scale", "offset", "row_scale", "row_offset"])
+def test_parts_that_are_no_weight_are_refused(
+    bundle: Path, part: str, change: Callable[[Any, str], None], tmp_path: Path
+) -> None:
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    if f"{DOWN}.{part}" not in {tensor.name for tensor in graph.graph.initializer}:
+        pytest.skip("scales of 16 bits have no units")
+    change(graph, part)
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    (tmp_path / "model.onnx.data").write_bytes((bundle / "model.onnx.data").read_bytes())
+    with pytest.raises(InputError, match=r"down_proj.weight' has .*; copy or compile it again"):
+        read_weights(tmp_path)
+
+
+def test_an_embedding_with_offsets_beside_guesses(tmp_path: Path) -> None:
+    """Both make values of their own in the graph, whose names must differ."""
+    said: dict[str, Any] = {"recipe": "rtn", "format": "affine4", "block": 32, "drafts": True}
+    made = compile_model(compile_options("random:tiny", tmp_path / "b", ("ort-mobile",), **said, verify="always"))
+    assert made.manifest.verified
+
+
+def test_two_values_of_one_name_are_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Emitter, "turned", lambda self, weight: self.emit("Transpose", [weight], ["same"], perm=[1, 0]))
+    said: dict[str, Any] = {"recipe": "rtn", "format": "affine4", "block": 32, "verify": "never"}
+    with pytest.raises(CompilerBug, match="two values of the graph are called same"):
+        compile_model(compile_options("random:tiny", tmp_path / "b", ("ort-mobile",), **said))
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("ios", [18, 26])

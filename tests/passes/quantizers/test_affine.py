@@ -108,6 +108,17 @@ def test_what_float16_does_not_have_is_odd_in_its_scale() -> None:
         assert quantized(w, recipe).scale.isfinite().all(1).tolist() == [True, True, False, True]
 
 
+@pytest.mark.parametrize("recipe", ["rtn", "search"])
+@pytest.mark.parametrize("wider", [20, 300, 1000])
+def test_blocks_much_narrower_than_another_of_their_row(recipe: str, wider: int) -> None:
+    """What a byte has no scale for is no worse than a block of its centre, which is nearly zeros."""
+    w = normal(64, 256)
+    w[:, :32] *= wider
+    made = quantized(w, recipe, scale_bits=8).dequantize()
+    lost = float((made - w)[:, 32:].square().sum() / w[:, 32:].square().sum())
+    assert lost < (0.01 if wider == 20 else 1.1)
+
+
 def test_there_are_no_zero_points() -> None:
     with pytest.raises(InputError, match="rtn of affine4: symmetric is False, expected block, scale_bits only"):
         make_quantizer("rtn", "affine4", {"symmetric": False})
