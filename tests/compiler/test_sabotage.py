@@ -20,7 +20,7 @@ from pocketphi.compiler.source_check import reading_checks
 from pocketphi.graph import gguf_file, gguf_rope, gguf_tokenizer, gguf_vocabulary, hf_folder, hf_weights
 from pocketphi.graph.checkpoint import Checkpoint
 from pocketphi.graph.errors import PocketphiError
-from pocketphi.graph.formats import Tables, format_of
+from pocketphi.graph.formats import Affine, Tables, format_of
 from pocketphi.graph.gguf_file import GgufFile
 from pocketphi.graph.kept import Grouped
 from pocketphi.graph.opening import open_checkpoint
@@ -293,7 +293,8 @@ def values_changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[
 
     def changed(made: Any) -> Any:
         more = [made.lut] if isinstance(made, Tables) else [made.scale, made.zeros()]
-        return type(made).pack(change(made.values()), *more)
+        offset = {"offset": made.offset} if isinstance(made, Affine) else {}
+        return type(made).pack(change(made.values()), *more, **offset)
 
     return changed
 

@@ -213,7 +213,7 @@ RULE = '[[rules]]\npattern = "*"\nformat = "int4"\nrecipe = "search"\n'
         (RULE + "block = 31\n", "rule 1: search of int4: block is 31, expected one of 0, 16"),
         (
             RULE.replace("int4", "int3"),
-            r"is to be int3, which .* cannot hold; choose another format \(it holds int2, int4, int8\)",
+            r"is to be int3, which .* cannot hold; choose another format \(it holds int2, int4, int8, affine4\)",
         ),
         (RULE.replace('"*"', '"head*"'), r"head\* matches no weight; there is model.embed_tokens.weight"),
         (RULE.replace('"*"', '"lm_head*"'), "no rule matches model.embed_tokens.weight"),

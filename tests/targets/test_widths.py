@@ -58,12 +58,16 @@ def test_core_ml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "how", "message"),
     [
-        ("ort-mobile", ("int3", {"block": 32}), r"is int3, .*; choose another format \(it holds int2, int4, int8\)$"),
+        (
+            "ort-mobile",
+            ("int3", {"block": 32}),
+            r"is int3, .*; choose another format \(it holds affine4, int2, int4, int8\)$",
+        ),
         ("ort-mobile", ("palette3", {"group": 16}), "is a palette of 3 bits, .*, or compile it for coreml alone"),
         (
             "coreml",
             ("int2", {"block": 32}),
-            r"is int2, .*; add --ios 26 \(it holds int4, int8, palette, palette2, palette3, palette6\)$",
+            r"is int2, .*; add --ios 26 \(it holds affine4, int4, int8, palette, palette2, palette3, palette6\)$",
         ),
     ],
 )

@@ -287,7 +287,7 @@ def levels(folder: Path, table: Any) -> list[int]:
 
 @pytest.mark.parametrize("form", NAMES)
 def test_ios_18_refuses_and_says_what_would_do(tmp_path: Path, form: str) -> None:
-    with pytest.raises(InputError, match=rf"^coreml: .* is {form}, .*; add --ios 26 \(it holds int4, int8, palette, "):
+    with pytest.raises(InputError, match=rf"^coreml: .* is {form}, .*; add --ios 26 \(it holds affine4, int4, int8, "):
         compile_model(options(tmp_path / "b", form, ios=18))
     assert list(tmp_path.iterdir()) == []
 
