@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,14 +57,18 @@ class Benchmark:
     """One checkpoint in a work folder, and the texts."""
 
     def __init__(self, a: argparse.Namespace) -> None:
-        self.work, self.texts, self.tokens = a.work.resolve(), a.text, a.tokens
+        self.work = a.work.resolve() / "off-grid" if a.off_grid else a.work.resolve()
+        self.texts, self.tokens = a.text, a.tokens
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.work / "checkpoint"
         if not self.checkpoint.exists():
-            folded = ["--fold-norms", "--dtype", "fp32", "-o", str(self.checkpoint)]
+            made = self.work / "checkpoint-not-done"
+            shutil.rmtree(made, ignore_errors=True)
+            folded = ["--fold-norms", "--dtype", "fp32", "-o", str(made)]
             run([*POCKETPHI, "make-checkpoint", a.model, *folded])
             if a.off_grid:
-                take_off_grid(self.checkpoint)
+                take_off_grid(made)
+            made.rename(self.checkpoint)
 
     def bundles(self, targets: list[str], budgets: list[str], recipes: bool) -> Iterator[Row]:
         for target in targets:

@@ -82,10 +82,7 @@ class StorageOptions(Options):
     )
     symmetric: bool = option(True, "a zero point for each block", flag="asymmetric")
     scale_bits: int = option(
-        16,
-        "of a block's scale: 16 (default), or 8 and one of 16 for each row",
-        choices=(8, 16),
-        metavar="BITS",
+        16, "of a block's scale: 16 (default), or 8 and one of 16 for each row", choices=(8, 16), metavar="BITS"
     )
     palette: int | None = option(
         None,

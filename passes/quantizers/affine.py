@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from pocketphi.graph.formats import Affine, Affine4, Blocks
-from pocketphi.graph.formats.blocks import row_scales
 from pocketphi.passes.quantizers.base import (
     BLOCK,
     SCALE_BITS,
@@ -35,14 +34,12 @@ _REFINED = 3
 _ALIKE = 1e-6
 """Part of Σ h · Σ h q² below which the levels of a block are one and the same, and say nothing of a scale."""
 
-PARAMETERS: Mapping[str, Parameter] = {"block": BLOCK, "scale_bits": SCALE_BITS}
-
 
 class AffineBlocks(BlockQuantizer):
     """What all of these have in common. scale_bits: of offsets too."""
 
     format: ClassVar[type[Affine]]
-    parameters = PARAMETERS
+    parameters: ClassVar[Mapping[str, Parameter]] = {"block": BLOCK, "scale_bits": SCALE_BITS}
 
     def ends(
         self,
@@ -56,17 +53,21 @@ class AffineBlocks(BlockQuantizer):
         scale = stored_scale(self._span(low, high), row_scale)
         return scale, stored_scale((low + high + scale) / 2, row_offset)
 
-    def units(self, low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the scales and the offsets of a row are multiples of, by the extremes of its blocks: float32 [N, K/block] each →
-        [N, 1]. None where they are not."""
-        if self.scale_bits == 16:
-            return {}
+    def _reached(self, low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.Tensor]:
         scale = self._span(low, high)
-        found = {"row_scale": scale, "row_offset": (low + high + scale) / 2}
-        return {part: row_scales(values.abs().amax(1, keepdim=True)) for part, values in found.items()}
+        return {"row_scale": scale, "row_offset": (low + high + scale) / 2}
 
     def _span(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return (high - low) / self.most
+
+    def _packed(
+        self, values: torch.Tensor, scales: torch.Tensor, shifts: torch.Tensor, units: dict[str, torch.Tensor]
+    ) -> Blocks:
+        """As of `ScaleSearch`. A scale is no number where its offset is none: that is what is looked at."""
+        import torch
+
+        odd = torch.where(shifts.isfinite(), scales, torch.nan)
+        return self.format.pack(values, odd, offset=shifts, **units)
 
 
 class AffineNearest(AffineBlocks):
@@ -83,7 +84,7 @@ class AffineNearest(AffineBlocks):
         scale, offset = self.ends(low, high, **units)
         steps = (blocks - offset[..., None]).mul_(reciprocal(scale)[..., None])
         q = steps.add_(self.middle).round_().clamp_(0, self.most).nan_to_num_(0)
-        return self.format.pack(q.byte().view(w.shape), _odd_where(offset, scale), offset=offset, **units)
+        return self._packed(q.byte().view(w.shape), scale, offset, units)
 
 
 class AffineSearch(AffineBlocks, ScaleSearch):
@@ -138,15 +139,3 @@ class AffineSearch(AffineBlocks, ScaleSearch):
             return level + self.middle, level.mul_(scale).add_(shift)
 
         return nearest
-
-    def _packed(
-        self, values: torch.Tensor, scales: torch.Tensor, shifts: torch.Tensor, units: dict[str, torch.Tensor]
-    ) -> Blocks:
-        return self.format.pack(values, _odd_where(shifts, scales), offset=shifts, **units)
-
-
-def _odd_where(offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The scale, which is no number where the offset is none: that is what is looked at."""
-    import torch
-
-    return torch.where(offset.isfinite(), scale, torch.nan)

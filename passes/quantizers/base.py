@@ -376,7 +376,11 @@ class BlockQuantizer(Quantizer):
         [N, 1]. Nothing where they are not."""
         if self.scale_bits == 16:
             return {}
-        return {"row_scale": row_scales(self._span(low, high).abs().amax(1, keepdim=True))}
+        return {part: row_scales(one.abs().amax(1, keepdim=True)) for part, one in self._reached(low, high).items()}
+
+    def _reached(self, low: torch.Tensor, high: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By the part that is a row's unit, what it has to reach."""
+        return {"row_scale": self._span(low, high)}
 
     def levels(
         self, low: torch.Tensor, high: torch.Tensor, row_scale: torch.Tensor | None = None

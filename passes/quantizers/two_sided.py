@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pocketphi.graph.formats import Blocks, specs
+from pocketphi.graph.formats import Affine, Affine4, Blocks, Levels, specs
 from pocketphi.passes.quantizers.affine import AffineSearch
 from pocketphi.passes.quantizers.base import WORTH_A_PROCESS, BlockQuantizer
 from pocketphi.passes.quantizers.search import LevelSearch, ScaleSearch
@@ -38,27 +38,16 @@ class TwoSided(ScaleSearch):
         return _by_rows(self, super().quantize, w, feedback)
 
 
-class LevelTwoSided(LevelSearch):
+class LevelTwoSided(TwoSided, LevelSearch):
     """The same to levels that a format says."""
 
-    recipe = TwoSided.recipe
-    does = TwoSided.does
-    weighs_outputs = True
-    version = TwoSided.version
-
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-        return _by_rows(self, super().quantize, w, feedback)
+    format: ClassVar[type[Levels]]
 
 
-class AffineTwoSided(AffineSearch):
+class AffineTwoSided(TwoSided, AffineSearch):
     """The same with an offset for each block."""
 
-    recipe = TwoSided.recipe
-    does = TwoSided.does
-    weighs_outputs = True
-
-    def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Blocks:
-        return _by_rows(self, super().quantize, w, feedback)
+    format: ClassVar[type[Affine]] = Affine4
 
 
 def _by_rows(

@@ -556,14 +556,14 @@ def _canonical(held: Mapping[str, PartSpec], folder: Path, name: str) -> dict[st
         return dict(held)
     # the graph may say another shape
     flat = {part: replace(s, shape=((*s.shape, 1)[0], math.prod(s.shape[1:]))) for part, s in held.items()}
-    needed, lengths = set(form.part_names()) - form.optional(), {spec.shape[0] for spec in flat.values()}
-    if not needed <= flat.keys() or len(lengths) > 1:
+    names, lengths = set(form.part_names()), {spec.shape[0] for spec in flat.values()}
+    if not names - form.optional() <= flat.keys() <= names or len(lengths) > 1:
         raise InputError(
             f"{folder / GRAPH_FILE}: {show(name)} has the parts {', '.join(sorted(flat))} in rows of "
             f"{' and '.join(map(str, sorted(lengths)))}, which is no {form.words}; copy or compile it again"
         )
     found = flat | {part: replace(flat[part], dtype=torch.float32) for part in UNITS if part in flat}
-    if any(unit in flat and part not in flat for part, unit in UNITS.items()) or stored(found) != flat:
+    if stored(found) != flat:
         raise InputError(f"{folder / GRAPH_FILE}: {show(name)} has scales of another type; copy or compile it again")
     return found
 
