@@ -37,7 +37,7 @@ from pocketphi.passes.quantizers import Quantizer, make_quantizer
 from pocketphi.passes.sensitivity import sensitivities
 from pocketphi.passes.weight_cache import WeightCache
 
-_FORMATS = [("int3", 32), ("int4", 64), ("int4", 32), ("int5", 64), ("int6", 64), ("int8", 64)]
+_FORMATS = [("int3", 32), ("int4", 64), ("int4", 32), ("affine4", 32), ("int5", 64), ("int6", 64), ("int8", 64)]
 _SCALE_BITS = 16
 _CHOSEN = (3.8, 4.5, 5.25)
 _RANDOM = 2

@@ -15,6 +15,8 @@ from pocketphi.passes.quantizers import Quantizer, make_quantizer, quantizer_cla
 
 _FORMATS = {8: "int8"}
 """Of the embedding and the head, by the bits that a user asks for."""
+_FLAGS = {"symmetric": "--asymmetric", "scale_bits": "--scale-bits"}
+"""By parameter of a quantizer: the option that says another than the default."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def policy_of(
     }
     if palette is None:
         zeros = {} if symmetric else {"symmetric": False}
+        for name in {**zeros, **scales}.keys() - quantizer_class(recipe, form).parameters.keys():
+            raise InputError(f"{_FLAGS[name]}: --recipe {recipe} of {form} leaves no such choice; leave it out")
         return Policy.of(make_quantizer(recipe, form, {"block": block, **zeros, **scales}), more)
     made = make_quantizer(recipe, "palette", {"group": palette})
     if not symmetric:

@@ -124,12 +124,15 @@ def footprint_of(
     piece = min(prompt, held, runtime.chunk or held)
     per_token = sum(int(matrix.bytes * _share(config, name)) for name, matrix in read.items())
     scales = sum(matrix.scales for matrix in read.values()) * runtime.float_bytes
-    expanded = sum(matrix.by_row for matrix in read.values()) * runtime.float_bytes if runtime.scale_copies else 0
+    expanded, expanded_of_read = (
+        sum(matrix.by_row for matrix in some.values()) * runtime.float_bytes if runtime.scale_copies else 0
+        for some in (matrices, read)
+    )
     return Footprint(
         files=files,
         weights=files - looked_up + runtime.scale_copies * scales + expanded,
         packing=max(matrix.values for matrix in read.values()) if runtime.scale_copies else 0,
-        read_per_token=per_token + norms + expanded,
+        read_per_token=per_token + norms + expanded_of_read,
         kv_per_token=runtime.kv_per_token,
         kv_multiple=runtime.kv_multiple,
         activations=_activations(config, piece, runtime) + piece * held * runtime.mask_bytes,

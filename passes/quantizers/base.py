@@ -342,7 +342,8 @@ class Quantizer(ABC):
             odd = ~torch.isfinite(made.half_values).all(1)
             source.refuse_odd(w, start)
             row = start + self.group * int(odd.int().argmax())
-            raise InputError(f"{source.tensor}: row {row} holds values too large for a float16 scale")
+            kept = "scales and offsets" if "offset" in made.tensors() else "a scale"
+            raise InputError(f"{source.tensor}: row {row} holds values too large for {kept} in float16")
         return made
 
     def describe(self) -> str:

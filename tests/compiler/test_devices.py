@@ -21,7 +21,7 @@ from pocketphi.compiler.options import CompileOptions, compile_options
 from pocketphi.compiler.pipeline import fusions, quantization, run_passes
 from pocketphi.compiler.plan import plan, prepare
 from pocketphi.compiler.precision import asked_policy
-from pocketphi.graph.config import LongRope
+from pocketphi.graph.config import EMBEDDING, HEAD, LongRope
 from pocketphi.graph.errors import CheckFailed, InputError
 from pocketphi.graph.opening import open_checkpoint
 from pocketphi.graph.program import Program
@@ -29,6 +29,7 @@ from pocketphi.graph.published import PUBLISHED
 from pocketphi.graph.trace import trace
 from pocketphi.targets import TARGETS, find_target
 from pocketphi.targets.coreml.options import CoreML
+from pocketphi.targets.memory import Matrix, footprint_of
 from pocketphi.targets.ort_mobile.options import OrtMobile
 from pocketphi.targets.tvm_arm.options import TvmArm
 
@@ -159,6 +160,19 @@ def test_the_weights_of_each_option_are_as_planned(stored: str, shape: str, monk
     options = compile_options(f"random:{shape}", Path("x"), (target,), recipe="rtn", **chosen)
     planned, tensors = planned_weights(options)
     assert 0 <= planned - footprint(SHAPES[shape], target, options).files <= tensors
+
+
+def test_a_table_whose_scales_are_multiplied_when_it_is_loaded_is_in_memory() -> None:
+    """Of an embedding that is not the head, tokens read some rows of the mapped file. What is multiplied is whole in memory."""
+    config, runtime = PUBLISHED["tiny"], find_target("ort-mobile").runtime(PUBLISHED["tiny"], OrtMobile(), 64, 64)
+    head = Matrix(1000, 900, 10, 0)
+    plain, by_row = (
+        footprint_of(config, runtime, {HEAD: head, EMBEDDING: Matrix(1000, 900, 10, count)}, 64, 64, 64)
+        for count in (0, 10)
+    )
+    assert not config.tied_embeddings
+    assert by_row.weights - plain.weights == 10 * runtime.float_bytes
+    assert by_row.read_per_token == plain.read_per_token
 
 
 @functools.cache

@@ -89,11 +89,18 @@ def test_levels_on_the_target_that_has_them(tmp_path: Path) -> None:
         ),
         (("--format", "nl9"), "--format nl9: expected one of int4, int2, int3, int5, int6, int8, nl3, nl4"),
         (("--format", "int5", "--recipe", "keep"), "--format int5: --recipe keep keeps the file's blocks; choose"),
-        (("--format", "nl4", "--asymmetric"), "search of nl4: symmetric is False, expected block, scale_bits only"),
+        (
+            ("--format", "nl4", "--asymmetric"),
+            "--asymmetric: --recipe search of nl4 leaves no such choice; leave it out",
+        ),
+        (("--format", "affine4", "--asymmetric"), "--asymmetric: --recipe search of affine4 leaves no such choice"),
         (("--format", "int8", "--palette"), "--palette: tables are in place of blocks; leave out --format"),
         (("--scale-bits", "8", "--palette"), "--palette: tables are in place of blocks; leave out --scale-bits"),
         (("--scale-bits", "4"), "--scale-bits 4: expected 8 or 16"),
-        (("--scale-bits", "8", "--recipe", "keep"), "keep of int4: scale_bits is 8, expected block, symmetric only"),
+        (
+            ("--scale-bits", "8", "--recipe", "keep"),
+            "--scale-bits: --recipe keep of int4 leaves no such choice; leave it out",
+        ),
         (("--scale-bits", "8", "--bits", "5"), "--bits and --scale-bits: each decides the formats of weights"),
     ],
 )

@@ -133,11 +133,18 @@ def test_refuses_what_is_not_finite(value: float, recipe: str, symmetric: bool) 
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "search"])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_refuses_a_scale_that_float16_does_not_hold(recipe: str, symmetric: bool) -> None:
+@pytest.mark.parametrize(
+    ("form", "more", "kept"),
+    [
+        ("int4", {}, "a scale"),
+        ("int4", {"symmetric": False}, "a scale"),
+        ("affine4", {}, "scales and offsets"),
+    ],
+)
+def test_refuses_a_scale_that_float16_does_not_hold(recipe: str, form: str, more: dict[str, bool], kept: str) -> None:
     source = FloatWeight(Large(1), "lm_head.weight")
-    with pytest.raises(InputError, match=r"lm_head.weight: row 5 holds values too large for a float16 scale$"):
-        make_quantizer(recipe, "int4", {"block": 32, "symmetric": symmetric}).quantize_rows(source, 5, 9, None)
+    with pytest.raises(InputError, match=f"^lm_head.weight: row 5 holds values too large for {kept} in float16$"):
+        make_quantizer(recipe, form, {"block": 32, **more}).quantize_rows(source, 5, 9, None)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
