@@ -6,7 +6,10 @@ import functools
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pocketphi.graph.program import Program
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
@@ -138,11 +141,17 @@ def package() -> Path:
     return _compiled("coreml", chunk=16)
 
 
-def _compiled(target: str, **options: Any) -> Path:
+@functools.cache
+def offsets() -> Path:
+    """The first of these with a scale and an offset for each block, in units of rows."""
+    return _compiled("ort-mobile", "-offsets", format="affine4", block=32, scale_bits=8)
+
+
+def _compiled(target: str, kind: str = "", **options: Any) -> Path:
     from pocketphi.compiler.compile import compile_model
     from pocketphi.compiler.options import compile_options
 
-    folder = Path(_root().name) / f"bundle-{target}"
+    folder = Path(_root().name) / f"bundle-{target}{kind}"
     compile_model(compile_options(str(checkpoint()), folder, (target,), recipe="rtn", verify="never", **options))
     return folder
 
@@ -150,8 +159,23 @@ def _compiled(target: str, **options: Any) -> Path:
 @functools.cache
 def parameters() -> Path:
     """A bundle for TVM without its library, which takes long to build: model.json and the parameters that it names."""
-    from manifests import a_manifest
     from tiny_phi3 import quantized
+
+    return _described("parameters", quantized(symmetric=False))
+
+
+@functools.cache
+def parameters_with_offsets() -> Path:
+    """The same in another format."""
+    from tiny_phi3 import quantized_by
+
+    from pocketphi.passes.quantizers import make_quantizer
+
+    return _described("parameters-offsets", quantized_by(make_quantizer("rtn", "affine4", {"block": 32})))
+
+
+def _described(name: str, program: Program) -> Path:
+    from manifests import a_manifest
 
     from pocketphi.artifacts.bundle import write_manifest
     from pocketphi.targets.target import Asked
@@ -161,7 +185,7 @@ def parameters() -> Path:
     from pocketphi.targets.tvm_arm.params import ParamsFile
     from pocketphi.targets.tvm_arm.platform import Platform
 
-    folder, program, platform = place("parameters"), quantized(symmetric=False), Platform.of("linux", "dotprod")
+    folder, platform = place(name), Platform.of("linux", "dotprod")
     plan = ParamsFile.plan(program, platform.isa)
     written = plan.write(folder / PARAMS_FILE, lambda count: None)
     described = describe(program, platform, plan, written.sha256, Asked(), KV_CACHES["fp16"])
