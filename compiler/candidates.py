@@ -15,7 +15,10 @@ from pocketphi.passes.quantizers import SCALE_BITS, Quantizer, make_quantizer, r
 from pocketphi.targets import find_target
 from pocketphi.targets.target import TargetOptions
 
-_GROUPS = (1, 4, 16, 64)
+_TABLES = ((1, 0), (4, 0), (16, 0), (64, 0))
+_TILED = ((16, 64), (64, 32))
+"""Rows and columns that share a table, 0 for all columns. The second are for up to four bits: six bits have tables of 64, which
+take as much as they gain."""
 _BLOCKS = {2: (16, 32, 64), 3: (16, 32, 64, 128), 5: (32, 64, 128), 6: (32, 64, 128)}
 """By width, where not all serve: small blocks cost as much as the next width, and large ones lose what that has gained."""
 
@@ -68,7 +71,8 @@ def _quantizers(forms: Sequence[type[Format]], recipe: str) -> Iterator[Quantize
         if made_by not in able:
             continue
         if not issubclass(form, Blocks):
-            yield from (make_quantizer(made_by, form.name, {"group": group}) for group in _GROUPS)
+            for group, block in (*_TABLES, *(_TILED if form.bits <= 4 else ())):
+                yield make_quantizer(made_by, form.name, {"group": group, "block": block})
             continue
         for block, scale_bits in itertools.product(_BLOCKS.get(form.bits, BLOCKS), SCALE_BITS.choices):
             chosen = {"block": block, "scale_bits": scale_bits}

@@ -6,6 +6,7 @@ Of a weight that was rounded to nearest each value is checked: by how much it ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -108,8 +109,8 @@ def _not_nearest(pieces: Pieces, weight: LazyWeight, form: type[Format]) -> str:
     """How rows that were rounded to nearest are off, empty if they are not."""
     came, expected = _joined(pieces)
     if issubclass(form, Tables):
-        group = min(rows_together(weight.parts), _ROWS)
-        parts = [part for piece in pieces for part in zip(*(rows.split(group) for rows in piece))]
+        group, blocks = min(rows_together(weight.parts), _ROWS), math.prod(weight.parts["lut"].shape[1:-1])
+        parts = [part for piece in pieces for part in zip(*(_tiles(rows, group, blocks) for rows in piece))]
         odd = any(not _nearest_entries(*part) for part in parts)
         return "not rounded to the nearest entries of its tables" if odd else ""
     if not issubclass(form, Blocks):
@@ -156,6 +157,11 @@ def _to_levels(value: torch.Tensor, form: type[Levels]) -> torch.Tensor:
     low, high = value.amin(-1, keepdim=True), value.amax(-1, keepdim=True)
     levels = torch.tensor(form.levels) * (torch.where(high > -low, high, low) / form.levels[0])
     return (levels.unsqueeze(-2) - value.unsqueeze(-1)).abs().amin(-1)
+
+
+def _tiles(rows: torch.Tensor, group: int, blocks: int) -> list[torch.Tensor]:
+    """Rows [R, K] in parts that share a table: of `group` rows and of one of so many blocks of columns."""
+    return [part for some in rows.split(group) for part in some.chunk(blocks, 1)]
 
 
 def _nearest_entries(came: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -9,3 +9,5 @@ FILE_BLOCK = 32
 
 GROUPS = (1, 2, 4, 8, 16, 32, 64)
 """Rows that may share a lookup table."""
+TABLE_BLOCKS = (32, 64)
+"""Columns that may share one too, beside whole rows."""

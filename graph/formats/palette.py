@@ -1,4 +1,4 @@
-"""palette: indices of few bits into lookup tables, a table for every few rows of a matrix.
+"""palette: indices of few bits into lookup tables, a table for every few rows of a matrix, or of a block of its columns.
 
 Example, one table for two rows of K = 2 values:
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 
 class Tables(Format):
-    """A matrix [G·R, K] in groups of R rows that share a table: w = lut[group, index]. A subclass is a width.
+    """A matrix [G·R, K] in groups of R rows that share a table: w = lut[group, index]. Where blocks of columns have tables of
+    their own, w = lut[group, block, index]. A subclass is a width.
 
     Its first part holds the indices, uint8 [G, R, ceil(K · bits / 8)] as `pack_bits` lays them out. The other:
 
-    lut: float32 [G, 2^bits], every one a value that float16 has too
+    lut: float32 [G, 2^bits], or [G, blocks, 2^bits], every one a value that float16 has too
 
     A group is one row of both parts, so that whoever streams rows streams groups.
     """
@@ -44,12 +45,13 @@ class Tables(Format):
         return int(1 << cls.bits)
 
     @classmethod
-    def layout(cls, shape: tuple[int, ...], group: int) -> Layout:
-        """group: rows of the matrix that share a table."""
+    def layout(cls, shape: tuple[int, ...], group: int, block: int = 0) -> Layout:
+        """group, block: rows and columns of the matrix that share a table; 0: all columns."""
         rows, columns = shape
         groups = rows // group
+        tables = (groups, columns // block) if 0 < block < columns else (groups,)
         indices = Values((groups, group, columns), cls.bits)
-        return {cls.part_names()[0]: indices, "lut": Values((groups, cls.entries()), 32)}
+        return {cls.part_names()[0]: indices, "lut": Values((*tables, cls.entries()), 32)}
 
     @classmethod
     def shape_of(cls, parts: Mapping[str, Any]) -> tuple[int, int]:
@@ -75,13 +77,20 @@ class Tables(Format):
 
     def dequantize(self) -> torch.Tensor:
         values = self.values()
-        flat = values.view(values.shape[0], -1).long()
-        return self.lut.gather(1, flat).view(-1, values.shape[2])
+        return self._looked_up(self.lut, values).view(-1, values.shape[2])
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         group, row = rows // self.indices.shape[1], rows % self.indices.shape[1]
         packed = self.indices[group, row]
-        return self.lut[group].gather(1, unpack_bits(packed, self.bits, 8 * packed.shape[1] // self.bits).long())
+        values = unpack_bits(packed, self.bits, 8 * packed.shape[1] // self.bits)
+        return self._looked_up(self.lut[group], values[:, None])[:, 0]
+
+    @staticmethod
+    def _looked_up(lut: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What indices [G, R, K] stand for in the tables of their groups: float32 of that shape."""
+        groups, rows, columns = values.shape
+        tables = lut.view(groups, 1, -1, lut.shape[-1]).expand(-1, rows, -1, -1)
+        return tables.gather(3, values.view(groups, rows, tables.shape[2], -1).long()).view(groups, rows, columns)
 
 
 @dataclass(frozen=True)

@@ -339,7 +339,7 @@ class Quantizer(ABC):
         made = self.quantize(feedback.target(w) if feedback else w, feedback)
         # an odd value makes the scale of its block odd, in every quantizer
         if not torch.isfinite(made.half_values.sum()):
-            odd = ~torch.isfinite(made.half_values).all(1)
+            odd = ~torch.isfinite(made.half_values).flatten(1).all(1)
             source.refuse_odd(w, start)
             row = start + self.group * int(odd.int().argmax())
             kept = "scales and offsets" if "offset" in made.tensors() else "a scale"

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pocketphi.graph.errors import InputError
 from pocketphi.graph.formats import Layout, Palette, Tables
 from pocketphi.graph.packing import half_precision
-from pocketphi.passes.choices import GROUPS
-from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer
+from pocketphi.passes.choices import GROUPS, TABLE_BLOCKS
+from pocketphi.passes.quantizers.base import Feedback, Parameter, Quantizer, check_block
 from pocketphi.passes.quantizers.in_turn import round_in_turn
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ class KMeans(Quantizer):
     format: ClassVar[type[Tables]] = Palette
     does = "rounds to nearest"
     version = 2
-    parameters: ClassVar[Mapping[str, Parameter]] = {"group": Parameter(GROUPS, 16)}
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "group": Parameter(GROUPS, 16),
+        "block": Parameter((0, *TABLE_BLOCKS), 0),
+    }
 
-    def __init__(self, group: int) -> None:
-        super().__init__(0)
+    def __init__(self, group: int, block: int = 0) -> None:
+        super().__init__(block)
         self.group = group
 
     def check(self, name: str, rows: int, columns: int) -> None:
@@ -53,24 +56,40 @@ class KMeans(Quantizer):
         if rows % self.group:
             fitting = ", ".join(str(g) for g in GROUPS if rows % g == 0)
             raise InputError(f"{name}: N={rows} is not a multiple of --palette {self.group}; choose one of {fitting}")
+        if self.block:
+            check_block(name, columns, self.block)
 
     def layout(self, shape: tuple[int, ...], stored: Kept | None = None) -> Layout:
-        return self.format.layout(shape, self.group)
+        return self.format.layout(shape, self.group, self.block)
 
     def quantize(self, w: torch.Tensor, feedback: Feedback | None = None) -> Tables:
+        import torch
+
         columns = w.shape[1]
-        groups = w.view(-1, self.group * columns)
-        cost = None if feedback is None else feedback.cost.repeat(self.group)
-        lut = tables(groups, cost, self.format.entries())
+        block, entries = self.block or columns, self.format.entries()
+        lut = torch.empty(w.shape[0] // self.group, columns // block, entries)
         if feedback is None:
-            index = nearest(groups, lut)
+            by_table = w.view(-1, self.group, columns // block, block).transpose(1, 2)
+            flat = by_table.reshape(-1, self.group * block)
+            lut.view(-1, entries).copy_(tables(flat, None, entries))
+            index = nearest(flat, lut.view(-1, entries)).view(by_table.shape).transpose(1, 2)
         else:
-            to_entry = _to_entries(lut.repeat_interleave(self.group, 0))
-            index = round_in_turn(w, feedback, columns, lambda _: to_entry)
-        return self.format.pack(index.view(-1, self.group, columns), lut)
+            met_blocks = iter(feedback.order.split(block))
+            cost = feedback.cost
+
+            def levels(met: torch.Tensor) -> Nearest:
+                these = next(met_blocks)
+                groups = met.T.reshape(-1, self.group * block)
+                found = tables(groups, cost[these].repeat(self.group), entries)
+                lut[:, int(these[0]) // block] = found
+                return _to_entries(found.repeat_interleave(self.group, 0))
+
+            index = round_in_turn(w, feedback, block, levels)
+        return self.format.pack(index.reshape(-1, self.group, columns), lut if block < columns else lut[:, 0])
 
     def describe(self) -> str:
-        return f"int{self.format.bits} palette {self.recipe}, a table for {self.group} rows"
+        columns = f" and {self.block} columns" if self.block else ""
+        return f"int{self.format.bits} palette {self.recipe}, a table for {self.group} rows{columns}"
 
 
 class WeightedKMeans(KMeans):
@@ -79,7 +98,7 @@ class WeightedKMeans(KMeans):
     recipe = "search"
     does = "searches tables for the inputs that calibration measures"
     calibrates = True
-    version = 4
+    version = 5
 
 
 def tables(w: torch.Tensor, cost: torch.Tensor | None = None, entries: int = 16) -> torch.Tensor:

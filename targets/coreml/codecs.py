@@ -11,7 +11,7 @@
     a4                            int4 [N, K]                packed ^ 0x88, as of q
     offset, of a4                 float16 [N, K/block]       exact, or a bug of the quantizer
     index, of a palette           uint2 … uint6 [N, K]       as it is
-    lut                           float16 [N/R, 1, 2^bits, 1]  exact, or a bug of the quantizer
+    lut                           float16 [N/R, B, 2^bits, 1]  exact, or a bug of the quantizer; B: 1, or blocks of columns
 
 Blocks of other widths, and levels, take two operators, one behind the other: a table of whole numbers, then scales.
 
@@ -272,7 +272,8 @@ class PaletteCodec(Codec):
         self.parameters = {"indices": self.indices, "lut": "lut"}
 
     def blobs(self, parts: Mapping[str, PartSpec]) -> Blobs:
-        tables = (parts["lut"].shape[0], 1, self.entries, 1)
+        groups, *blocks, _ = parts["lut"].shape
+        tables = (groups, *(blocks or [1]), self.entries, 1)
         indices = (BlobType[f"UINT{self.bits}"], self.format.shape_of(parts))
         return {self.indices: indices, "lut": (BlobType.FLOAT16, tables)}
 
@@ -284,14 +285,15 @@ class PaletteCodec(Codec):
         return known and stored["indices"].dtype == f"uint{self.bits}"
 
     def layout(self, raw: Mapping[str, Raw]) -> Layout:
-        shape = raw[self.indices].shape
-        return self.format.layout(shape, shape[0] // raw["lut"].shape[0])
+        (rows, columns), (groups, blocks, *_) = raw[self.indices].shape, raw["lut"].shape
+        return self.format.layout((rows, columns), rows // groups, columns // blocks if blocks > 1 else 0)
 
     def decode(self, raw: Mapping[str, Raw], start: int, stop: int) -> Rows:
-        (rows, _), groups = raw[self.indices].shape, raw["lut"].shape[0]
+        (rows, _), (groups, blocks, *_) = raw[self.indices].shape, raw["lut"].shape
         group = rows // groups
         packed = raw[self.indices].rows(start * group, stop * group).data.view(stop - start, group, -1)
-        return {self.indices: packed, "lut": raw["lut"].rows(start, stop).tensor().float().view(stop - start, -1)}
+        tables = raw["lut"].rows(start, stop).tensor().float().view(stop - start, blocks, -1)
+        return {self.indices: packed, "lut": tables if blocks > 1 else tables[:, 0]}
 
 
 class TableCodec(Codec):

@@ -129,9 +129,9 @@ class Lut(Weight):
         sizes = list(indices.shape)
         sizes[self.axis] *= self.vector
         self.shape = tuple(sizes)
-        self._by_rows = rank == 2 and lut.shape[1] == 1 and self.vector == 1
+        self._by_rows = rank == 2 and self.vector == 1
         by_bytes = isinstance(indices, Stored) and indices.raw.dtype == "uint4" and not self.shape[-1] % 2
-        self._by_bytes = self._by_rows and by_bytes and lut.shape[2] == 16
+        self._by_bytes = self._by_rows and by_bytes and lut.shape[1] == 1 and lut.shape[2] == 16
 
     @property
     def key(self) -> Hashable:
@@ -148,13 +148,15 @@ class Lut(Weight):
         return self._decode(slice(0, self.indices.shape[0]))
 
     def _decode_rows(self, rows: Rows) -> Tensor:
-        """A matrix with a table for every few rows. Two values at a time, as a byte, where they have four bits."""
+        """A matrix with tables for every few rows. Two values at a time, as a byte, where they have four bits and one table."""
         numbers = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         used, place = (numbers // (self.shape[0] // self.lut.shape[0])).unique(return_inverse=True)
         tables = self.lut.pick(used).view(len(used), -1)
         if not self._by_bytes:
-            index = self.indices.pick(rows).int() + (tables.shape[1] * place.int())[:, None]
-            return tables.view(-1).index_select(0, index.view(-1)).view(index.shape)
+            _, blocks, entries, _ = self.lut.shape
+            first = tables.shape[1] * place.int()[:, None] + entries * torch.arange(blocks, dtype=torch.int32)
+            index = self.indices.pick(rows).int().view(len(numbers), blocks, -1) + first[..., None]
+            return tables.view(-1).index_select(0, index.view(-1)).view(len(numbers), -1)
         assert isinstance(self.indices, Stored)
         picked = self.indices.raw.pick(rows)
         pairs = torch.stack((tables.repeat(1, 16), tables.repeat_interleave(16, 1)), -1)  # byte 16 · high + low

@@ -5,7 +5,6 @@ The text is shorter than in a real verification: what is seen here is seen there
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +220,7 @@ recipe = "rtn"
 pattern = "*qkv*"
 format = "palette3"
 recipe = "rtn"
+block = 32
 [[rules]]
 pattern = "*down*"
 format = "palette2"
@@ -291,7 +291,6 @@ def test_tables_that_are_written_and_read_otherwise_are_seen(
 
 def test_tables_of_another_shape_are_named(tables: dict[str, Any], wrong: Callable[..., list[str]]) -> None:
     (said,) = wrong(a_table_for_columns, **tables)
-    assert re.search(
-        r"model_embed_tokens_weight is stored as index6 .*, lut \[1, 4, 64, 1\], which is not how a palette of 6 bits is held",
-        said,
+    assert said == (
+        "model.embed_tokens.weight is saved in other blocks, or with other zero points or scales, than its recipe makes"
     )

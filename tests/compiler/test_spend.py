@@ -22,6 +22,7 @@ from pocketphi.compiler.policy_file import check_policy, read_policy
 from pocketphi.compiler.precision import policy_of_bundle, recorded_policy, records
 from pocketphi.compiler.spend import _fitted, measured_on
 from pocketphi.graph.errors import InputError
+from pocketphi.graph.formats import Blocks
 from pocketphi.graph.random_weights import PUBLISHED, RandomWeights
 from pocketphi.graph.write_checkpoint import write_checkpoint
 from pocketphi.passes.allocate import Choice, allocate, smallest
@@ -100,7 +101,7 @@ def test_no_format_is_chosen_that_a_target_runs_slowly(model: str) -> None:
     blocks = {}
     for targets in (("ort-mobile",), ("coreml",), BOTH):
         found = candidates_of(SHAPE, options(model, targets, bits=5.0))
-        blocks[targets] = {one.block for made in found.values() for one in made if "block" in one.parameters}
+        blocks[targets] = {one.block for made in found.values() for one in made if issubclass(one.format, Blocks)}
     assert blocks[("ort-mobile",)] == blocks[BOTH] == {32, 64, 128, 256}
     assert blocks[("coreml",)] == {16, 32, 64, 128, 256}
 

@@ -118,12 +118,13 @@ def test_a_budget_smooths_and_names_each_weight() -> None:
     assert [(rule.pattern, rule.quantizer.block) for rule in policy.rules] == [(QKV, 32), (DOWN, 16)]
 
 
-CARRIED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {
+CARRIED: dict[tuple[str, ...], dict[str, tuple[Any, ...]]] = {
     # blocks of 16 are slow there, and so is every block of 3, 5 and 6 bits
     ("ort-mobile",): {"int2": (32, 64), **dict.fromkeys(("int4", "affine4", "int8"), (32, 64, 128, 256))},
     ("coreml",): {
         **dict.fromkeys(("int4", "affine4", "int8"), (16, 32, 64, 128, 256)),
-        **dict.fromkeys(("palette", "palette2", "palette3", "palette6"), (1, 4, 16, 64)),
+        **dict.fromkeys(("palette", "palette2", "palette3"), ((1, 0), (4, 0), (16, 0), (64, 0), (16, 64), (64, 32))),
+        "palette6": ((1, 0), (4, 0), (16, 0), (64, 0)),
     },
     # levels are in place of even steps of 3 and 4 bits
     ("tvm-arm",): {
@@ -144,7 +145,7 @@ ONLY_SYMMETRIC = {"int5", "int6"}
 
 @pytest.mark.parametrize("targets", CARRIED, ids="+".join)
 def test_the_candidates_of_each_target(targets: tuple[str, ...]) -> None:
-    """Every block in both widths of scales; tables by the rows that share one."""
+    """Every block in both widths of scales; tables by the rows and the columns that share one."""
     wide = dataclasses.replace(CONFIG, intermediate_size=256, hidden_size=256)
     made = candidates_of(wide, options(targets, bits=5.0, recipe="rtn"))[DOWN]
     found = [(one.format.name, *sorted((key, int(getattr(one, key))) for key in one.parameters)) for one in made]
@@ -152,7 +153,7 @@ def test_the_candidates_of_each_target(targets: tuple[str, ...]) -> None:
     for form, sizes in CARRIED[targets].items():
         for size in sizes:
             if form.startswith("palette"):
-                want.append((form, ("group", size)))
+                want.append((form, ("block", size[1]), ("group", size[0])))
                 continue
             for scale_bits in (8, 16):
                 both = (("symmetric", 1),), (("symmetric", 0),)
@@ -163,8 +164,8 @@ def test_the_candidates_of_each_target(targets: tuple[str, ...]) -> None:
 
 def test_a_block_that_divides_no_row_is_no_candidate() -> None:
     made = candidates_of(CONFIG, options(("coreml",), bits=5.0))
-    assert {one.block for one in made[DOWN] if "block" in one.parameters} == {16, 32}  # of 96 columns
-    assert {one.block for one in made[QKV] if "block" in one.parameters} == {16, 32, 64}
+    assert {one.block for one in made[DOWN]} == {0, 16, 32}  # of 96 columns
+    assert {one.block for one in made[QKV]} == {0, 16, 32, 64}
 
 
 def test_slow_blocks_where_no_others_fit() -> None:

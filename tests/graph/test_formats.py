@@ -50,10 +50,11 @@ def random_blocks(form: type[Blocks], rows: int, columns: int, block: int, zeros
     return form.pack(q, normal(rows, columns // block), zero, **offset)
 
 
-def random_tables(form: type[Tables], groups: int, rows: int, columns: int) -> Tables:
+def random_tables(form: type[Tables], groups: int, rows: int, columns: int, blocks: int = 0) -> Tables:
+    """blocks: of columns that have tables of their own; 0: a group has one table."""
     generator = torch.Generator().manual_seed(rows)
     indices = torch.randint(0, form.entries(), (groups, rows, columns), generator=generator)
-    return form.pack(indices, normal(groups, form.entries()))
+    return form.pack(indices, normal(groups, *([blocks] if blocks else []), form.entries()))
 
 
 WEIGHTS: dict[str, Format] = {
@@ -134,6 +135,22 @@ def test_a_palette_by_its_definition(form: type[Tables]) -> None:
             assert made[n, k] == weight.lut[n // 4, values[n][k]]
     numbers = torch.tensor([11, 0, 5, 5])
     assert torch.equal(weight.take(numbers), made[numbers])
+
+
+@pytest.mark.parametrize("form", TABLES, ids=lambda form: form.name)
+def test_tables_of_blocks_of_columns(form: type[Tables]) -> None:
+    weight = random_tables(form, 3, 4, 24, blocks=3)
+    made, values = weight.dequantize(), unpacked(weight.indices.flatten(0, 1), form.bits, 24)
+    for n in range(12):
+        for k in range(24):
+            assert made[n, k] == weight.lut[n // 4, k // 8, values[n][k]]
+    numbers = torch.tensor([11, 0, 5, 5])
+    assert torch.equal(weight.take(numbers), made[numbers])
+    planned = specs_of(form.layout((12, 24), 4, 8))
+    assert {part: spec.shape for part, spec in planned.items()} == {
+        p: tuple(t.shape) for p, t in weight.tensors().items()
+    }
+    assert form.layout((12, 24), 4, 24) == form.layout((12, 24), 4)  # one block is all of a row
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

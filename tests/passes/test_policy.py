@@ -104,7 +104,7 @@ def test_a_manifest_holds_rules_only_where_its_fields_cannot_say_them() -> None:
         (RuleRecord("*", "int7", "rtn", {}), "--format int7: --recipe rtn rounds to nearest; choose another"),
         (RuleRecord("*", "int4", "x\ny", {}), "expected one of search, two-sided, rtn, keep"),
         (RuleRecord("*", "int4", "rtn", {"block": True}), "block is True, expected one of 0, 16"),
-        (RuleRecord("*", "palette", "rtn", {"symmetric": True}), "symmetric is True, expected group only"),
+        (RuleRecord("*", "palette", "rtn", {"symmetric": True}), "symmetric is True, expected group, block only"),
     ],
 )
 def test_rules_of_a_manifest_that_cannot_be(rule: RuleRecord, message: str) -> None:

@@ -16,7 +16,7 @@ QUANTIZERS = {
     "rows": (RoundToNearest(0, symmetric=False), {}),
     "int8": (RoundToNearest(32), {EMBEDDING: EightBits(32)}),
     "palette": (KMeans(8), {EMBEDDING: EightBits(0)}),
-    "palettes": (KMeans.to(Palette3)(8), {EMBEDDING: KMeans.to(Palette6)(16), HEAD: KMeans.to(Palette2)(16)}),
+    "palettes": (KMeans.to(Palette3)(8), {EMBEDDING: KMeans.to(Palette6)(16), HEAD: KMeans.to(Palette2)(16, 32)}),
     "int2": (RoundToNearest.to(Int2)(32), {EMBEDDING: RoundToNearest.to(Int2)(16, symmetric=False)}),
 }
 

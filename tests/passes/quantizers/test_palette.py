@@ -61,13 +61,14 @@ def test_few_values_are_met_exactly(values: list[float]) -> None:
         assert float((made - w).abs().max()) <= (max(values) - min(values)) / 2048 + 2**-11 * max(map(abs, values))
 
 
+@pytest.mark.parametrize("block", [0, 32])
 @pytest.mark.parametrize("group", [1, 4, 16])
-def test_groups_are_independent(group: int) -> None:
+def test_groups_are_independent(group: int, block: int) -> None:
     """Any range of groups gives the same bytes: a target may ask for chunks of any size."""
-    w, feedback = normal(32, 96), Feedback.of(Statistics(torch.eye(96) + 0.5))
+    w, feedback = normal(32, 96), Feedback.of(Statistics(torch.eye(96) + 0.5), block)
     for given in (None, feedback):
-        whole = WeightedKMeans(group).quantize(w, given)
-        part = WeightedKMeans(group).quantize(w[16:], given)
+        whole = WeightedKMeans(group, block).quantize(w, given)
+        part = WeightedKMeans(group, block).quantize(w[16:], given)
         assert torch.equal(part.index, whole.index[16 // group :])
         assert torch.equal(part.lut, whole.lut[16 // group :])
 
@@ -82,6 +83,36 @@ def test_feedback_lowers_the_error_of_the_outputs() -> None:
         return float((fresh @ (made - w).T).square().mean())
 
     assert output_error(feedback) < output_error(None)
+
+
+def test_each_block_of_columns_has_a_table_of_its_own() -> None:
+    w = normal(32, 96)
+    whole = KMeans(8, 32).quantize(w)
+    assert whole.lut.shape == (4, 3, 16)
+    for block in range(3):
+        columns = slice(32 * block, 32 * block + 32)
+        alone = KMeans(8).quantize(w[:, columns])
+        assert torch.equal(whole.lut[:, block], alone.lut)
+        assert torch.equal(whole.dequantize()[:, columns], alone.dequantize())
+    assert torch.equal(
+        KMeans(8, 32).quantize(w[:, :32].contiguous()).lut, KMeans(8).quantize(w[:, :32].contiguous()).lut
+    )
+
+
+def test_tables_of_blocks_follow_the_columns() -> None:
+    """Columns in blocks of very different sizes, met in another order than theirs."""
+    size = torch.logspace(-2, 1, 4).repeat_interleave(32)
+    energy = torch.cat((torch.full((64,), 0.1), torch.full((64,), 3.0))) ** 2
+    w, moment = normal(64, 128) * size, torch.diag(energy)
+    feedback = Feedback.of(Statistics(moment), 32)
+    assert feedback.order[0] >= 64
+    made = WeightedKMeans(16, 32).quantize(w, feedback)
+    for block in range(4):  # the inputs are independent: no column has to make up for another
+        alone = tables(w[:, 32 * block : 32 * block + 32].reshape(4, -1), torch.ones(512))
+        assert torch.allclose(made.lut[:, block], alone, rtol=2**-10)  # neighbours in float16
+    lost = ((made.dequantize() - w) / size).square()
+    whole = WeightedKMeans(16).quantize(w, Feedback.of(Statistics(moment)))
+    assert float(((whole.dequantize() - w) / size).square().mean()) > 10 * float(lost.mean())
 
 
 def test_a_weight_streams_group_by_group() -> None:
@@ -111,6 +142,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         KMeans(16).check("w", 100, 64)
     with pytest.raises(InputError, match=r"^w: K=65: a row of 4-bit indices has to end with a byte$"):
         KMeans(1).check("w", 100, 65)
+    with pytest.raises(InputError, match=r"^w: K=96 is not a multiple of block 64; choose --block 16 or 32$"):
+        KMeans(1, 64).check("w", 100, 96)
 
 
 def test_recipes_that_cannot_be_palettes() -> None:

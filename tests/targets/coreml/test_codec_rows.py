@@ -27,12 +27,15 @@ BLOCKS = [
 ]
 
 
-def weight(name: str, extra: str) -> Any:
-    """Random parts. Zero points and values go from the smallest to the largest that there is."""
+def weight(name: str, extra: str, block: int = 0) -> Any:
+    """Random parts. Zero points and values go from the smallest to the largest that there is.
+
+    block: of columns with a table of their own; 0: all of them
+    """
     form: Any = FORMATS[name]
     draw = np.random.default_rng(len(name + extra))
     if not issubclass(form, Blocks):
-        parts = specs(form.layout((ROWS, COLUMNS), 4))
+        parts = specs(form.layout((ROWS, COLUMNS), 4, block))
         indices, lut = (parts[part].shape for part in form.part_names())
         return form(torch.from_numpy(draw.integers(0, 256, indices, np.uint8)), torch.randn(lut).half().float())
     numbers = torch.from_numpy(draw.integers(0, 2**form.bits, (ROWS, COLUMNS)))
@@ -88,13 +91,17 @@ def test_blocks(name: str, extra: str) -> None:
     check_the_way_back(codec, raw, made.tensors())
 
 
+@pytest.mark.parametrize("block", [0, 16])
 @pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if not issubclass(codec.format, Blocks)])
-def test_palettes(name: str) -> None:
+def test_palettes(name: str, block: int) -> None:
     codec: Any = CODECS[name]
-    made = weight(name, "")
+    made = weight(name, "", block)
     raw = stored(codec, made.tensors())
-    groups = raw["lut"].tensor().float().view(-1, 1, codec.entries).expand(-1, 4, -1).reshape(ROWS, -1)
-    assert torch.equal(groups.gather(1, raw[codec.indices].tensor().long()), made.dequantize())
+    index = raw[codec.indices].tensor().long()
+    width = block or COLUMNS
+    assert raw["lut"].shape == (ROWS // 4, COLUMNS // width, codec.entries, 1)
+    tables = raw["lut"].tensor().float()[..., 0].repeat_interleave(4, 0).repeat_interleave(width, 1)
+    assert torch.equal(tables.gather(2, index[..., None])[..., 0], made.dequantize())
     check_the_way_back(codec, raw, made.tensors())
 
 

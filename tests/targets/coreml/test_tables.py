@@ -91,6 +91,24 @@ def test_the_values_that_coremltools_decodes(tmp_path: Path, form: str, symmetri
     check_blobs(tmp_path, made, symmetric)
 
 
+@pytest.mark.parametrize("form", ["palette", "palette2", "palette3", "palette6"])
+def test_tables_of_blocks_of_columns_as_coremltools_decodes_them(tmp_path: Path, form: str) -> None:
+    """Of a package for iOS 18: one operator, to the bit."""
+    made = quantized_by(make_quantizer("rtn", form, {"group": 8, "block": 32}))
+    LastLogits()(made)
+    package(made, tmp_path)
+    model = spec(tmp_path)
+    assert model.specificationVersion == 9
+    weights = loader.load(model, 9, str(tmp_path / PACKAGE / "Data/com.apple.CoreML/weights"))
+    tables = [op for op in weights.functions["decode"].operations if op.op_type == "constexpr_lut_to_dense"]
+    found = {op.outputs[0].name: op.materialized_val_inference() for op in tables}
+    for name, recipe in made.weights.items():
+        if format_of(recipe.parts):
+            expected = weight_of(materialize(recipe)).dequantize().half()
+            assert torch.equal(torch.from_numpy(found.pop(identifier(name))), expected)
+    assert found == {}
+
+
 def check_blobs(folder: Path, made: Program, symmetric: bool) -> None:
     weight = weight_of(materialize(made.weights[MATRIX]))
     assert isinstance(weight, Blocks)
