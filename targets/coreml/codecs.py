@@ -21,7 +21,8 @@ Blocks of other widths, and levels, take two operators, one behind the other: a 
     the levels, of the format     int8 [1, 1, 2^bits, 1]     one constant for all weights in it
 
 For iOS 18 coremltools turns that order round (its pass `canonicalize_quantized_lut_pattern`: an issue, "fixed in iOS26"), and
-then every block has a table of its own: 3 bits in blocks of 64 would take what int4 takes. So a package has to be made for
+then every block has a table of its own: 3 bits in blocks of 64 would take what int4 takes. A palette's tables of tiles are such
+tables too, each for several rows. So a package has to be made for
 iOS 26. There is no index of 5 bits.
 
 Scales that are whole numbers times their row's lie as these numbers in a package for iOS 26, and as floats in one for iOS 18:
