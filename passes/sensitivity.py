@@ -47,7 +47,7 @@ def sensitivities(
         picked = {group: (w[rows], found.fisher(rows), mass) for group, (rows, mass) in of_groups.items()}
         for i, quantizer in enumerate(candidates[found.name]):
             cost = _nearest_cost(*picked[quantizer.group], nearest(quantizer))
-            costs[found.name][i] += left_of(quantizer) * total * cost
+            costs[found.name][i] += left_of(quantizer, found.name) * total * cost
         del found, w, picked  # as large as the weight: the next part of the model is run without them
     return costs
 
