@@ -123,7 +123,7 @@ CARRIED: dict[tuple[str, ...], dict[str, tuple[Any, ...]]] = {
     ("ort-mobile",): {"int2": (32, 64), **dict.fromkeys(("int4", "affine4", "int8"), (32, 64, 128, 256))},
     ("coreml",): {
         **dict.fromkeys(("int4", "affine4", "int8"), (16, 32, 64, 128, 256)),
-        **dict.fromkeys(("palette", "palette2", "palette3"), ((1, 0), (4, 0), (16, 0), (64, 0), (16, 64), (64, 32))),
+        **dict.fromkeys(("palette", "palette2", "palette3"), ((1, 0), (4, 0), (16, 0), (64, 0), (16, 64))),
         "palette6": ((1, 0), (4, 0), (16, 0), (64, 0)),
     },
     # levels are in place of even steps of 3 and 4 bits
