@@ -22,7 +22,7 @@ from pocketphi.compiler.spend import measured_on
 from pocketphi.compiler.text import tokens_of, windows
 from pocketphi.compiler.text_check import check_text
 from pocketphi.graph.checkpoint import Checkpoint
-from pocketphi.graph.formats import weight_of
+from pocketphi.graph.formats import Affine, weight_of
 from pocketphi.graph.hashed import HashedCheckpoint
 from pocketphi.graph.lazy_weights import LazyWeight, materialize
 from pocketphi.graph.opening import open_checkpoint
@@ -134,7 +134,8 @@ def _chosen(
 
 
 def _bits(quantizer: Quantizer) -> float:
-    return quantizer.format.bits + _SCALE_BITS / quantizer.block
+    numbers = 2 if issubclass(quantizer.format, Affine) else 1
+    return quantizer.format.bits + numbers * _SCALE_BITS / quantizer.block
 
 
 def _quantized(
